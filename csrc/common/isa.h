@@ -1,0 +1,34 @@
+// Which instruction set the CPU kernels run with. Every file of csrc/cpu is compiled once per level
+// into a namespace of that name; the choice is made at run time.
+#pragma once
+
+namespace fastvision {
+
+// levels in ascending order: 0 baseline, 1 avx2 (with FMA and F16C), 2 avx512 (F, BW, CD, DQ, VL)
+__attribute__((visibility("default"))) int cpu_level();
+__attribute__((visibility("default"))) int cpu_level_supported();
+// Lowers (or restores) the level; a level above what this CPU has is clamped to it.
+__attribute__((visibility("default"))) void set_cpu_level(int level);
+
+}  // namespace fastvision
+
+#if defined(FASTVISION_HAS_AVX512)
+#define FASTVISION_SELECT(function)                                     \
+  (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function    \
+   : ::fastvision::cpu_level() == 1 ? ::fastvision::avx2::function      \
+                                    : ::fastvision::baseline::function)
+#else
+#define FASTVISION_SELECT(function) ::fastvision::baseline::function
+#endif
+
+// Declares one kernel in the namespace of every level.
+#define FASTVISION_DECLARE_CPU(result, function, ...) \
+  namespace baseline {                                \
+  result function(__VA_ARGS__);                       \
+  }                                                   \
+  namespace avx2 {                                    \
+  result function(__VA_ARGS__);                       \
+  }                                                   \
+  namespace avx512 {                                  \
+  result function(__VA_ARGS__);                       \
+  }

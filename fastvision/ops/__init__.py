@@ -1,0 +1,15 @@
+"""The ops, under torchvision.ops' names where it has them."""
+
+from .nms import batched_nms, batched_nms_padded, nms
+from .poolers import MultiScaleRoIAlign
+from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+
+__all__ = [
+    "MultiScaleRoIAlign",
+    "RoIAlign",
+    "batched_nms",
+    "batched_nms_padded",
+    "multiscale_roi_align",
+    "nms",
+    "roi_align",
+]

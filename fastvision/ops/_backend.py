@@ -1,0 +1,56 @@
+"""Which implementation of an op runs: the first that nothing speaks against, or the one asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from torch import Tensor
+
+from .. import _device, _extension
+
+Backend = Literal["cuda", "triton", "cpp", "reference"]
+BACKENDS: tuple[Backend, ...] = ("cuda", "triton", "cpp", "reference")
+_ORDER: dict[str, tuple[Backend, ...]] = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+}
+
+requested_by_environment = os.environ.get("FASTVISION_BACKEND") or None
+
+
+def unsupported(backend: str, device_type: str, device_index: int | None) -> str | None:
+    """Why ``backend`` cannot run on that device, or None."""
+    if backend == "reference":
+        return None
+    if backend == "cpp":
+        return _extension.missing if device_type == "cpu" else "cpp runs on CPU tensors"
+    if backend == "cuda":
+        if device_type != "cuda":
+            return "cuda runs on CUDA tensors"
+        return _device.cuda_kernels_missing(device_index or 0)
+    if backend == "triton":
+        if _device.triton_missing() is not None:
+            return _device.triton_missing()
+        if device_type == "cuda" or (device_type == "cpu" and _device.triton_interpreted()):
+            return None
+        return "triton runs on CUDA tensors (on CPU tensors only in its interpreter)"
+    return f"unknown backend, expected one of {', '.join(BACKENDS)}"
+
+
+def choose(tensor: Tensor, requested: str | None) -> str:
+    """The backend for ops on ``tensor``.
+
+    Raises:
+        ValueError: ``requested`` (or FASTVISION_BACKEND) names a backend that cannot run here.
+    """
+    device = tensor.device
+    if requested is None:
+        requested = requested_by_environment
+    if requested is None:
+        for backend in _ORDER.get(device.type, ("reference",)):
+            if unsupported(backend, device.type, device.index) is None:
+                return backend
+    elif (reason := unsupported(requested, device.type, device.index)) is not None:
+        raise ValueError(f"backend={requested!r} cannot run on {device}: {reason}")
+    return requested or "reference"

@@ -1,0 +1,25 @@
+"""Argument checks shared by the ops; each message names the argument and what it got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(tensor: object, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+
+
+def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
+    if tensor.dtype not in FLOATING:
+        raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def check_same_device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}"
+        )

@@ -1,0 +1,209 @@
+"""Greedy non-maximum suppression: one set of boxes, per class, or a padded batch of images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ._backend import choose
+from ._checks import FLOATING
+
+_SCHEMA = "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor"
+_PADDED_SCHEMA = (
+    "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float? score_threshold, "
+    "SymInt max_output) -> (Tensor, Tensor)"
+)
+for _suffix in ("", "_triton"):
+    torch.library.define(f"fastvision::nms{_suffix}", _SCHEMA)
+    torch.library.define(f"fastvision::nms_padded{_suffix}", _PADDED_SCHEMA)
+
+
+def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    kept = torch.library.get_ctx().new_dynamic_size(min=0)
+    return boxes.new_empty(kept, dtype=torch.int64)
+
+
+def _fake_nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    images = boxes.shape[0]
+    return (
+        boxes.new_empty((images, max_output), dtype=torch.int64),
+        boxes.new_empty((images,), dtype=torch.int64),
+    )
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"fastvision::nms{_suffix}", _fake_nms)
+    torch.library.register_fake(f"fastvision::nms_padded{_suffix}", _fake_nms_padded)
+
+
+def _nms_triton(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    from ..kernels.nms import launch_nms  # triton is imported only where it runs
+
+    return launch_nms(boxes, scores, idxs, iou_threshold)
+
+
+def _nms_padded_triton(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    from ..kernels.nms import launch_nms_padded
+
+    return launch_nms_padded(boxes, scores, idxs, iou_threshold, score_threshold, max_output)
+
+
+torch.library.impl("fastvision::nms_triton", ("CPU", "CUDA"), _nms_triton)
+torch.library.impl("fastvision::nms_padded_triton", ("CPU", "CUDA"), _nms_padded_triton)
+
+# the op handles, looked up once: every attribute access on torch.ops costs time
+_NMS = {
+    "cpp": torch.ops.fastvision.nms.default,
+    "cuda": torch.ops.fastvision.nms.default,
+    "triton": torch.ops.fastvision.nms_triton.default,
+    "reference": reference.nms,
+}
+_NMS_PADDED = {
+    "cpp": torch.ops.fastvision.nms_padded.default,
+    "cuda": torch.ops.fastvision.nms_padded.default,
+    "triton": torch.ops.fastvision.nms_padded_triton.default,
+    "reference": reference.nms_padded,
+}
+
+
+def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -> None:
+    # torchvision raises RuntimeError for these, and callers rely on it
+    if boxes.dim() != dim or boxes.shape[-1] != 4:
+        shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
+        raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
+    if scores.shape != boxes.shape[:-1]:
+        raise RuntimeError(
+            f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
+            f"got {list(scores.shape)}"
+        )
+    if boxes.dtype not in FLOATING:
+        raise RuntimeError(f"boxes must be of a floating-point type, got {boxes.dtype}")
+    if scores.dtype != boxes.dtype:
+        raise RuntimeError(f"scores must have the type of boxes, {boxes.dtype}, got {scores.dtype}")
+    if scores.device != boxes.device:
+        raise RuntimeError(f"scores must be on {boxes.device} as boxes, got {scores.device}")
+    if idxs is not None:
+        if idxs.shape != scores.shape:
+            raise RuntimeError(
+                f"idxs must have shape {list(scores.shape)} to match scores, got {list(idxs.shape)}"
+            )
+        if idxs.device != boxes.device:
+            raise RuntimeError(f"idxs must be on {boxes.device} as boxes, got {idxs.device}")
+
+
+def _class_ids(idxs: Tensor) -> Tensor:
+    """Class labels of any dtype as int64, distinct labels staying distinct."""
+    if idxs.dtype == torch.int64:
+        return idxs
+    if idxs.is_floating_point():
+        return torch.unique(idxs, return_inverse=True)[1]
+    return idxs.to(torch.int64)
+
+
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | None = None
+) -> Tensor:
+    """Greedy non-maximum suppression.
+
+    Goes through the boxes by falling score and drops each one whose intersection over union with an
+    earlier kept box is greater than ``iou_threshold``.
+
+    Args:
+        boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64.
+        scores: [N], of the boxes' dtype. Equal scores go by index, NaN comes first.
+        iou_threshold: compared with the IoU in float32 (float64 for float64 boxes).
+        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        int64 indices of the kept boxes, by falling score. A box with a NaN or infinite coordinate
+        has no IoU with any other: it is kept and drops none, and the others are not disturbed.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit (torchvision's error type).
+        ValueError: ``backend`` cannot run here.
+
+    The answer is torchvision's, ties included; memory is O(N).
+    """
+    _check_boxes(boxes, scores, None, 2)
+    return _NMS[choose(boxes, backend)](boxes, scores, None, iou_threshold)
+
+
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    iou_threshold: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`nms` within each class.
+
+    Args:
+        boxes: [N, 4] corners (x1, y1, x2, y2).
+        scores: [N].
+        idxs: [N] class of each box; any integer or floating-point dtype, any values.
+        iou_threshold: see :func:`nms`.
+        backend: see :func:`nms`.
+
+    Returns:
+        int64 indices of the kept boxes of all classes, by falling score.
+
+    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and NaN
+    coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
+    """
+    if boxes.numel() == 0:  # torchvision takes None for scores and idxs here
+        return torch.empty(0, dtype=torch.int64, device=boxes.device)
+    _check_boxes(boxes, scores, idxs, 2)
+    return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
+
+
+def batched_nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    *,
+    score_threshold: float | None = None,
+    max_output: int,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`batched_nms` of several images in one call, with results of a fixed size.
+
+    Args:
+        boxes: [B, N, 4] corners (x1, y1, x2, y2).
+        scores: [B, N].
+        idxs: [B, N] class of each box, or None for one class.
+        iou_threshold: see :func:`nms`.
+        score_threshold: boxes whose score is not greater take no part.
+        max_output: how many boxes to keep per image at most, the best ones.
+        backend: see :func:`nms`.
+
+    Returns:
+        indices [B, max_output] into each image's boxes, by falling score, padded with -1, and
+        counts [B], both int64. Nothing waits for the device, so a CUDA graph can hold the call.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`nms`; ValueError for a negative ``max_output``.
+    """
+    if max_output < 0:
+        raise ValueError(f"max_output must not be negative, got {max_output}")
+    _check_boxes(boxes, scores, idxs, 3)
+    if idxs is not None:
+        idxs = _class_ids(idxs)
+    run = _NMS_PADDED[choose(boxes, backend)]
+    return run(boxes, scores, idxs, iou_threshold, score_threshold, max_output)

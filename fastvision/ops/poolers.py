@@ -1,0 +1,77 @@
+"""Pooling of boxes from a dictionary of feature maps, as torchvision's detectors do it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .roi_align import multiscale_roi_align
+
+
+def _infer_scale(size: int, image_size: int) -> float:
+    """The power of two nearest to the ratio of a feature map's height and the image's."""
+    return 2.0 ** round(math.log2(size / image_size))
+
+
+class MultiScaleRoIAlign(nn.Module):
+    """:func:`multiscale_roi_align` whose scales are inferred from the sizes of maps and images.
+
+    Args:
+        featmap_names: which of the maps passed to forward to pool from.
+        output_size: bins (PH, PW), or one number for both.
+        sampling_ratio: see :func:`roi_align`.
+        canonical_scale, canonical_level: see :func:`multiscale_roi_align`.
+
+    torchvision's module keeps the scales of its first call; this one infers them in every call.
+    """
+
+    def __init__(
+        self,
+        featmap_names: list[str],
+        output_size: int | Sequence[int],
+        sampling_ratio: int,
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__()
+        if isinstance(output_size, int):
+            output_size = (output_size, output_size)
+        self.featmap_names = featmap_names
+        self.sampling_ratio = sampling_ratio
+        self.output_size = tuple(output_size)
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
+
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Pooled boxes of all images, [sum of L, C, PH, PW].
+
+        Args:
+            x: feature maps [N, C, H_l, W_l] by name, finest first.
+            boxes: [L, 4] (x1, y1, x2, y2) per image, in image coordinates.
+            image_shapes: (height, width) of each image.
+        """
+        if not image_shapes:
+            raise ValueError("image_shapes must not be empty")
+        features = [feature for name, feature in x.items() if name in self.featmap_names]
+        height = max(shape[0] for shape in image_shapes)
+        scales = [_infer_scale(feature.shape[-2], height) for feature in features]
+        return multiscale_roi_align(
+            features,
+            boxes,
+            self.output_size,
+            scales,
+            self.sampling_ratio,
+            canonical_scale=self.canonical_scale,
+            canonical_level=self.canonical_level,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(featmap_names={self.featmap_names}, "
+            f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio})"
+        )

@@ -1,0 +1,366 @@
+"""RoIAlign over one feature map or a pyramid of them; one op serves both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .. import reference
+from ..reference.roi_align import is_channels_last
+from ._backend import choose
+from ._checks import FLOATING, check_floating, check_tensor
+
+_SCHEMA = (
+    "(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, "
+    "SymInt pooled_width, int sampling_ratio, bool aligned, float canonical_scale, "
+    "float canonical_level, int min_level) -> Tensor"
+)
+# sizes: N, then H and W of each level
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor rois, SymInt[] sizes, float[] spatial_scales, int sampling_ratio, "
+    "bool aligned, float canonical_scale, float canonical_level, int min_level, "
+    "bool channels_last) -> Tensor[]"
+)
+MAX_LEVELS = 8  # kMaxLevels of csrc/ops/roi_align.h
+
+for _suffix in ("", "_triton"):
+    torch.library.define(f"fastvision::roi_align{_suffix}", _SCHEMA)
+    torch.library.define(f"fastvision::roi_align_backward{_suffix}", _BACKWARD_SCHEMA)
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _fake(
+    features: list[Tensor],
+    rois: Tensor,
+    spatial_scales: list[float],
+    pooled_height: int,
+    pooled_width: int,
+    *_: Any,
+) -> Tensor:
+    shape = (rois.shape[0], features[0].shape[1], pooled_height, pooled_width)
+    return (
+        features[0].new_empty(shape).to(memory_format=_memory_format(is_channels_last(features[0])))
+    )
+
+
+def _fake_backward(grad: Tensor, rois: Tensor, sizes: list[int], *rest: Any) -> list[Tensor]:
+    channels_last = rest[-1]
+    N, C = sizes[0], grad.shape[1]
+    return [
+        grad.new_empty((N, C, H, W)).to(memory_format=_memory_format(channels_last))
+        for H, W in zip(sizes[1::2], sizes[2::2], strict=True)
+    ]
+
+
+def _triton(*args: Any) -> Tensor:
+    from ..kernels.roi_align import launch_roi_align  # triton is imported only where it runs
+
+    return launch_roi_align(*args)
+
+
+def _triton_backward(*args: Any) -> list[Tensor]:
+    from ..kernels.roi_align import launch_roi_align_backward
+
+    return launch_roi_align_backward(*args)
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"fastvision::roi_align{_suffix}", _fake)
+    torch.library.register_fake(f"fastvision::roi_align_backward{_suffix}", _fake_backward)
+torch.library.impl("fastvision::roi_align_triton", ("CPU", "CUDA"), _triton)
+torch.library.impl("fastvision::roi_align_backward_triton", ("CPU", "CUDA"), _triton_backward)
+
+_OPS = torch.ops.fastvision
+_FORWARD = {
+    "cpp": _OPS.roi_align.default,
+    "cuda": _OPS.roi_align.default,
+    "triton": _OPS.roi_align_triton.default,
+}
+_BACKWARD = {
+    "cpp": _OPS.roi_align_backward.default,
+    "cuda": _OPS.roi_align_backward.default,
+    "triton": _OPS.roi_align_backward_triton.default,
+}
+
+
+class _RoIAlign(torch.autograd.Function):
+    """Linear in the features, so its derivative is its transpose and the second derivative itself."""
+
+    @staticmethod
+    def forward(backend: str, rois: Tensor, options: tuple[Any, ...], *features: Tensor) -> Tensor:
+        return _FORWARD[backend](list(features), rois, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        backend, rois, options, *features = inputs
+        ctx.save_for_backward(rois)
+        ctx.save_for_forward(rois)
+        ctx.backend, ctx.options = backend, options
+        ctx.sizes = [features[0].shape[0]]
+        for feature in features:
+            ctx.sizes += feature.shape[2:]
+        ctx.channels_last = is_channels_last(features[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (rois,) = ctx.saved_tensors
+        needs_grad = torch.is_grad_enabled() and grad.requires_grad
+        run = _RoIAlignBackward.apply if needs_grad else _run_backward
+        grads = run(ctx.backend, rois, ctx.options, ctx.sizes, ctx.channels_last, grad)
+        return (None, None, None, *grads)
+
+
+class _RoIAlignDual(_RoIAlign):
+    """With forward-mode derivatives; apart, because torch.compile refuses a Function that has a jvp."""
+
+    @staticmethod
+    def jvp(ctx: Any, _backend: None, _rois: None, _options: None, *tangents: Tensor) -> Tensor:
+        (rois,) = ctx.saved_tensors
+        shape = (ctx.sizes[0], next(t for t in tangents if t is not None).shape[1])
+        filled = [
+            tangent if tangent is not None else rois.new_zeros((*shape, H, W))
+            for tangent, H, W in zip(tangents, ctx.sizes[1::2], ctx.sizes[2::2], strict=True)
+        ]
+        return _run(ctx.backend, rois, ctx.options, filled)
+
+
+class _RoIAlignBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(_run_backward(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.backend, rois, ctx.options = inputs[:3]
+        ctx.save_for_backward(rois)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (rois,) = ctx.saved_tensors
+        return (None, None, None, None, None, _run(ctx.backend, rois, ctx.options, list(grads)))
+
+
+def _run_backward(
+    backend: str,
+    rois: Tensor,
+    options: tuple[Any, ...],
+    sizes: list[int],
+    channels_last: bool,
+    grad: Tensor,
+) -> list[Tensor]:
+    spatial_scales, _, _, sampling_ratio, aligned, *level_rule = options
+    return _BACKWARD[backend](
+        grad, rois, sizes, spatial_scales, sampling_ratio, aligned, *level_rule, channels_last
+    )
+
+
+def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Tensor]) -> Tensor:
+    """The op, through autograd only where a derivative is wanted: that costs microseconds."""
+    if backend == "reference":
+        return reference.multiscale_roi_align(features, rois, *options)
+    if forward_ad._current_level >= 0:
+        return _RoIAlignDual.apply(backend, rois, options, *features)
+    if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
+        return _RoIAlign.apply(backend, rois, options, *features)
+    return _FORWARD[backend](features, rois, *options)
+
+
+def _check_feature(feature: object, name: str) -> None:
+    check_tensor(feature, name)
+    assert isinstance(feature, Tensor)
+    if feature.dim() != 4:
+        raise ValueError(f"{name} must have shape [N, C, H, W], got {list(feature.shape)}")
+    check_floating(feature, name)
+
+
+def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
+    """[K, 5] in float32, or in float64 beside float64 features."""
+    dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
+    if isinstance(boxes, Tensor):
+        # torchvision raises AssertionError for the shape of boxes
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            raise AssertionError(f"boxes must have shape [K, 5], got {list(boxes.shape)}")
+        rois = boxes
+    elif isinstance(boxes, (list, tuple)) and all(isinstance(box, Tensor) for box in boxes):
+        for i, box in enumerate(boxes):
+            if box.dim() != 2 or box.shape[1] != 4:
+                raise AssertionError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
+        if len(boxes) != feature.shape[0]:
+            raise ValueError(
+                f"boxes must be one Tensor per image, {feature.shape[0]}, got {len(boxes)}"
+            )
+        # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
+        parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
+        rois = torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
+    else:
+        raise AssertionError(
+            f"boxes must be a Tensor or a list of them, got {type(boxes).__name__}"
+        )
+    if rois.dtype not in FLOATING:
+        raise TypeError(f"boxes must be of a floating-point type, got {rois.dtype}")
+    if rois.device != feature.device:
+        raise ValueError(f"boxes must be on {feature.device} as the features, got {rois.device}")
+    return rois if rois.dtype == dtype else rois.to(dtype)
+
+
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or pair[0] < 0 or pair[1] < 0:
+        raise ValueError(f"{name} must be one or two non-negative integers, got {value}")
+    return pair
+
+
+@torch.fx.wrap
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Average of bilinear samples in each bin of each box (Mask R-CNN, section 3).
+
+    Args:
+        input: [N, C, H, W] features; float16, bfloat16, float32 or float64, contiguous or
+            channels_last.
+        boxes: [K, 5] (batch index, x1, y1, x2, y2), or one [L, 4] per image.
+        output_size: bins (PH, PW), or one number for both.
+        spatial_scale: from the boxes' coordinates to those of ``input``.
+        sampling_ratio: samples per bin and axis; adaptive, ``ceil(roi size / bins)``, if <= 0.
+        aligned: shifts the coordinates by half a pixel; without it (the first version's behaviour)
+            a box is at least one pixel wide and high.
+        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates, weights and sums are
+        float32 (float64 for float64 features), also under autocast and for 16-bit features.
+
+    Differentiable in ``input``, any number of times and in forward mode; the gradient is
+    deterministic. The boxes get no gradient.
+
+    ===============================================  ===============================  ============
+    input                                            CPU                              CUDA
+    ===============================================  ===============================  ============
+    batch index outside [0, N), or NaN               RuntimeError                     zeros
+    NaN or infinite coordinate                       zeros                            zeros
+    more than 2**20 samples per bin and axis         RuntimeError                     zeros
+    sample beyond one pixel outside the map          counts as 0                      counts as 0
+    x2 < x1 or y2 < y1, aligned, adaptive sampling   zeros                            zeros
+    K, N, C, PH or PW of 0                           empty result of that shape       the same
+    H or W of 0                                      zeros                            zeros
+    more than 2**31 elements                         works                            works
+    ===============================================  ===============================  ============
+
+    Raises:
+        AssertionError: shape of ``boxes`` (torchvision's error type).
+        TypeError, ValueError: other arguments that do not fit; ``backend`` cannot run here.
+    """
+    _check_feature(input, "input")
+    pooled = _pair(output_size, "output_size")
+    rois = _as_rois(boxes, input)
+    options = ([spatial_scale], *pooled, sampling_ratio, aligned, 0.0, 0.0, 0)
+    return _run(choose(input, backend), rois, options, [input])
+
+
+def multiscale_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    canonical_scale: float = 224,
+    canonical_level: float = 4,
+    min_level: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`roi_align` from a feature pyramid, each box from the level of its size, in one launch.
+
+    A box of area A is taken from level ``floor(canonical_level + log2(sqrt(A) / canonical_scale))``
+    (Feature Pyramid Networks, equation 1), or the nearest one there is.
+
+    Args:
+        features: up to 8 maps [N, C, H_l, W_l] of one dtype, finest first.
+        boxes: [K, 5] or one [L, 4] per image, in image coordinates.
+        output_size: bins (PH, PW), or one number for both.
+        spatial_scales: of each level.
+        sampling_ratio, aligned, backend: see :func:`roi_align`.
+        canonical_scale: size in pixels of the boxes that belong to ``canonical_level``.
+        canonical_level: see above.
+        min_level: number of the first level, ``-log2(spatial_scales[0])`` if None.
+
+    Returns:
+        [K, C, PH, PW] in the dtype and memory format of ``features[0]``.
+
+    Raises:
+        AssertionError, TypeError, ValueError: as :func:`roi_align`.
+    """
+    if not 1 <= len(features) <= MAX_LEVELS:
+        raise ValueError(f"features must be 1 to {MAX_LEVELS} levels, got {len(features)}")
+    if len(spatial_scales) != len(features):
+        raise ValueError(
+            f"spatial_scales must be one per level, {len(features)}, got {len(spatial_scales)}"
+        )
+    first = features[0]
+    for level, feature in enumerate(features):
+        _check_feature(feature, f"features[{level}]")
+        if feature.shape[:2] != first.shape[:2] or feature.device != first.device:
+            raise ValueError(
+                f"features[{level}] must be [{first.shape[0]}, {first.shape[1]}, H, W] on "
+                f"{first.device} as features[0], got {list(feature.shape)} on {feature.device}"
+            )
+    if min_level is None:
+        min_level = int(-torch.log2(torch.tensor(spatial_scales[0])).item())
+    # autocast may give the levels different dtypes: the first one's wins, as in torchvision
+    maps = [f if f.dtype == first.dtype else f.to(first.dtype) for f in features]
+    options = (
+        [float(scale) for scale in spatial_scales],
+        *_pair(output_size, "output_size"),
+        sampling_ratio,
+        aligned,
+        float(canonical_scale),
+        float(canonical_level),
+        min_level,
+    )
+    return _run(choose(first, backend), _as_rois(boxes, first), options, maps)
+
+
+class RoIAlign(nn.Module):
+    """See :func:`roi_align`."""
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = False,
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        return roi_align(
+            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )

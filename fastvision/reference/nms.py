@@ -1,0 +1,54 @@
+"""Greedy non-maximum suppression, box by box."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    """Indices of the kept boxes by falling score; ``idxs`` separates classes. See ops.nms."""
+    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()  # exact for 16-bit boxes
+    order = scores.argsort(descending=True, stable=True)
+    x1, y1, x2, y2 = boxes[order].unbind(1)
+    area = (x2 - x1) * (y2 - y1)
+    classes = None if idxs is None else idxs[order]
+    alive = torch.ones_like(order, dtype=torch.bool)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        rest = slice(i + 1, None)
+        # fmax and fmin leave out NaN, as the kernels' comparisons do; the area carries it on
+        width = (x2[rest].fmin(x2[i]) - x1[rest].fmax(x1[i])).clamp(min=0)
+        height = (y2[rest].fmin(y2[i]) - y1[rest].fmax(y1[i])).clamp(min=0)
+        inter = width * height
+        iou = inter / (area[i] + area[rest] - inter)
+        dropped = iou.double() > iou_threshold  # the threshold is not rounded to float32
+        if classes is not None:
+            dropped &= classes[rest] == classes[i]
+        alive[rest] &= ~dropped
+    return order[alive]
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`nms` per image, as [B, max_output] indices padded with -1 and [B] counts."""
+    images = boxes.shape[0]
+    indices = boxes.new_full((images, max_output), -1, dtype=torch.int64)
+    counts = boxes.new_zeros(images, dtype=torch.int64)
+    for image in range(images):
+        taking_part = torch.arange(boxes.shape[1], device=boxes.device)
+        if score_threshold is not None:
+            taking_part = taking_part[scores[image] > score_threshold]
+        classes = None if idxs is None else idxs[image][taking_part]
+        kept = nms(boxes[image][taking_part], scores[image][taking_part], classes, iou_threshold)
+        kept = taking_part[kept[:max_output]]
+        indices[image, : len(kept)] = kept
+        counts[image] = len(kept)
+    return indices, counts

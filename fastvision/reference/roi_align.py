@@ -1,0 +1,145 @@
+"""RoIAlign by gathering every tap of every sample (Mask R-CNN, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_GRID = 1 << 20  # samples per bin and axis; more can only come from a nonsensical box
+_CHUNK_ELEMENTS = 1 << 24  # gathered at a time
+
+
+def _axis_taps(
+    start: Tensor,  # [K]
+    size: Tensor,  # [K]
+    bins: int,
+    extent: int,
+    sampling_ratio: int,
+) -> tuple[Tensor, Tensor]:
+    """Pixel indices and weights of all samples along one axis, [K, bins, taps] each."""
+    bin_size = size / bins
+    if sampling_ratio > 0:
+        grid = torch.full_like(size, sampling_ratio)
+    else:
+        grid = torch.ceil(bin_size).clamp(min=0)
+    samples = int(grid.max()) if grid.numel() else 0
+    if samples > MAX_GRID:
+        raise RuntimeError(
+            f"rois: {samples} samples per bin, more than {MAX_GRID}; pass a sampling_ratio"
+        )
+    sample = torch.arange(samples, device=size.device)
+    grid, width = grid[:, None, None], bin_size[:, None, None]
+    bin_start = start[:, None, None] + torch.arange(bins, device=size.device)[:, None] * width
+    position = bin_start + (sample + 0.5).to(size.dtype) * width / grid.clamp(min=1)
+    valid = (position >= -1) & (position <= extent) & (sample < grid)
+    position = position.clamp(min=0)
+    low = position.floor().clamp(max=extent - 1).to(torch.int64)
+    high = (low + 1).clamp(max=extent - 1)
+    fraction = torch.where(low == extent - 1, 0, position - low)
+    indices = torch.cat([low, high], -1)
+    weights = torch.cat([1 - fraction, fraction], -1) * torch.cat([valid, valid], -1)
+    return indices, weights / grid.clamp(min=1)
+
+
+def roi_align(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5] (batch, x1, y1, x2, y2)
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """[K, C, PH, PW] averages of bilinear samples. See ops.roi_align."""
+    N, C, H, W = input.shape
+    K = rois.shape[0]
+    compute = torch.float64 if input.dtype == torch.float64 else torch.float32
+    features = input.to(compute)
+    rois = rois.to(compute)
+    if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
+        return (
+            features.new_zeros((K, C, pooled_height, pooled_width)).to(input.dtype)
+            + 0 * input.sum()
+        )
+
+    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N)
+    if input.device.type == "cpu" and not bool(in_range.all()):
+        raise RuntimeError(f"rois: batch index must be in [0, {N})")
+    usable = rois.isfinite().all(1) & in_range
+    batch = torch.where(usable, rois[:, 0], 0).to(torch.int64)
+    boxes = torch.where(usable[:, None], rois[:, 1:], 0)
+    corners = boxes * spatial_scale - (0.5 if aligned else 0.0)
+    sizes = corners[:, 2:] - corners[:, :2]
+    if not aligned:
+        sizes = sizes.clamp(min=1)
+    x_index, x_weight = _axis_taps(corners[:, 0], sizes[:, 0], pooled_width, W, sampling_ratio)
+    y_index, y_weight = _axis_taps(corners[:, 1], sizes[:, 1], pooled_height, H, sampling_ratio)
+    y_weight = y_weight * usable[:, None, None]
+
+    pooled = []
+    per_roi = max(y_index[0].numel() * x_index[0].numel() * C, 1)
+    for part in torch.arange(K, device=input.device).split(max(_CHUNK_ELEMENTS // per_roi, 1)):
+        y, x = y_index[part], x_index[part]
+        weight = y_weight[part][:, :, :, None, None] * x_weight[part][:, None, None]
+        taps = features.permute(0, 2, 3, 1)[
+            batch[part, None, None, None, None], y[:, :, :, None, None], x[:, None, None]
+        ]  # [k, PH, taps, PW, taps, C]
+        # a tap without weight must not carry a NaN or an infinity in
+        taps = torch.where(weight[..., None] == 0, 0, taps * weight[..., None])
+        pooled.append(taps.sum((2, 4)).permute(0, 3, 1, 2))
+    output = torch.cat(pooled).to(input.dtype)
+    if is_channels_last(input):
+        return output.contiguous(memory_format=torch.channels_last)
+    return output.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Channels vary fastest; where both formats describe the strides, it is not."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def assign_levels(
+    rois: Tensor,  # [K, 5]
+    num_levels: int,
+    canonical_scale: float,
+    canonical_level: float,
+    min_level: int,
+) -> Tensor:
+    """Index of the pyramid level of each roi (Feature Pyramid Networks, equation 1)."""
+    size = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
+    level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
+    level = level.nan_to_num(nan=float(min_level))
+    return level.clamp(min_level, min_level + num_levels - 1).to(torch.int64) - min_level
+
+
+def multiscale_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,  # [K, 5]
+    spatial_scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: float,
+    min_level: int,
+) -> Tensor:
+    """:func:`roi_align` of each roi from the pyramid level of its size."""
+
+    def pool(feature: Tensor, part: Tensor, scale: float) -> Tensor:
+        return roi_align(feature, part, scale, pooled_height, pooled_width, sampling_ratio, aligned)
+
+    if len(features) == 1:
+        return pool(features[0], rois, spatial_scales[0])
+    levels = assign_levels(rois, len(features), canonical_scale, canonical_level, min_level)
+    by_level = [torch.where(levels == level)[0] for level in range(len(features))]
+    parts = [
+        pool(feature, rois[index], scale)
+        for feature, index, scale in zip(features, by_level, spatial_scales, strict=True)
+    ]
+    output = torch.cat(parts)[torch.argsort(torch.cat(by_level))]
+    if is_channels_last(features[0]):
+        return output.contiguous(memory_format=torch.channels_last)
+    return output

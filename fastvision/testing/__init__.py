@@ -1,0 +1,1 @@
+"""Sample inputs and error budgets, shared by the tests and the benchmarks."""

@@ -1,0 +1,25 @@
+"""How far a result may be from the reference in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# a few roundings of the result's own type, per unit of magnitude: sums are done in float32 or better
+TOLERANCES = {
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+    torch.float32: 2e-5,
+    torch.float64: 1e-12,
+}
+
+
+def assert_matches(actual: Tensor, expected: Tensor, *, scale: float = 1.0) -> None:
+    """``actual`` is within its dtype's tolerance of ``expected`` (any dtype), NaN matching NaN.
+
+    ``scale`` widens the budget for results that sum many terms, as gradients do.
+    """
+    tolerance = TOLERANCES[actual.dtype] * scale
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
