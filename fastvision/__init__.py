@@ -1,6 +1,6 @@
 """Vision kernels for PyTorch: a faster drop-in for torchvision.ops on CPU and GPU."""
 
-from . import _extension, ops
+from . import ops
 from ._version import __version__
 
 __all__ = ["__version__", "ops"]
