@@ -22,24 +22,9 @@ from .common.scalars import as_double, double_bits
 
 # A larger block means fewer launches, but more pairs for the one program that settles it.
 BLOCK = 512
-TILE = 128
+TILE = 64
 COMPACT = 2048
 LAST_CLASS = tl.constexpr(2**63 - 1)
-
-
-@triton.jit
-def _overlaps(
-    a_ptr,  # [TILE, 4]
-    a_mask,
-    b_ptr,  # [TILE, 4]
-    b_mask,
-    iou_threshold,
-):
-    """[TILE, TILE] whether box a suppresses box b if it is kept."""
-    ax1, ay1, ax2, ay2 = load_box(a_ptr, a_mask)
-    bx1, by1, bx2, by2 = load_box(b_ptr, b_mask)
-    iou = intersection_over_union(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
-    return (iou > as_double(iou_threshold).to(iou.dtype)) & a_mask[:, None]
 
 
 @triton.jit
@@ -60,6 +45,7 @@ def _nms_suppress_kernel(
     TILE: tl.constexpr,
 ):
     """Drop from a tile what the boxes kept in the step before suppress."""
+    threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
     block = step + tl.program_id(1) * TILE // BLOCK
@@ -78,18 +64,18 @@ def _nms_suppress_kernel(
             label = tl.load(classes_ptr + block * BLOCK)
             alive &= tl.load(classes_ptr + target, mask=alive, other=0) == label
         if _any(alive, 0):
-            dropped = tl.zeros([TILE], tl.int1)
+            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            suppressed = tl.zeros([TILE, TILE], tl.int1)
             for tile in range(BLOCK // TILE):
                 source = source_block * BLOCK + tile * TILE + tl.arange(0, TILE)
                 kept = tl.load(alive_ptr + source) != 0
                 if classes_ptr is not None:
                     kept &= tl.load(classes_ptr + source) == label
                 if _any(kept, 0):
-                    overlaps = _overlaps(
-                        boxes_ptr + source * 4, kept, boxes_ptr + target * 4, alive, iou_threshold
-                    )
-                    dropped |= _any(overlaps, 0)
-            tl.store(alive_ptr + target, 0, mask=alive & dropped)
+                    source_boxes = load_box(boxes_ptr + source * 4, kept)
+                    iou = intersection_over_union(source_boxes, target_boxes)
+                    suppressed |= (iou > threshold.to(iou.dtype)) & kept[:, None]
+            tl.store(alive_ptr + target, 0, mask=alive & _any(suppressed, 0))
 
 
 @triton.jit(do_not_specialize=["N", "step", "iou_threshold"])
@@ -105,6 +91,7 @@ def _nms_settle_kernel(
     TILE: tl.constexpr,
 ):
     """Suppression within a block among the boxes whose class started ``step`` blocks before."""
+    threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     block = step + tl.program_id(1)
     boxes_ptr += image * N * 4
@@ -124,7 +111,8 @@ def _nms_settle_kernel(
             if classes_ptr is not None:
                 target_class = tl.load(classes_ptr + target, mask=target < N, other=LAST_CLASS)
                 alive &= tl.where(target_class == label, depth == step, step == 0)
-            before = alive
+            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            suppressed = tl.zeros([TILE, TILE], tl.int1)
             for earlier in range(tile):
                 source = block * BLOCK + earlier * TILE + tl.arange(0, TILE)
                 kept = tl.load(alive_ptr + source) != 0
@@ -132,29 +120,27 @@ def _nms_settle_kernel(
                     source_class = tl.load(classes_ptr + source)
                     kept &= source_class >= tl.min(target_class, 0)
                 if _any(kept, 0):
-                    overlaps = _overlaps(
-                        boxes_ptr + source * 4, kept, boxes_ptr + target * 4, alive, iou_threshold
-                    )
+                    source_boxes = load_box(boxes_ptr + source * 4, kept)
+                    iou = intersection_over_union(source_boxes, target_boxes)
+                    overlaps = (iou > threshold.to(iou.dtype)) & kept[:, None]
                     if classes_ptr is not None:
                         overlaps &= source_class[:, None] == target_class[None, :]
-                    alive &= ~_any(overlaps, 0)
+                    suppressed |= overlaps
 
-            overlaps = _overlaps(
-                boxes_ptr + target * 4, alive, boxes_ptr + target * 4, alive, iou_threshold
-            )
-            overlaps &= target[:, None] < target[None, :]
+            iou = intersection_over_union(target_boxes, target_boxes)
+            overlaps = (iou > threshold.to(iou.dtype)) & (target[:, None] < target[None, :])
             if classes_ptr is not None:
                 overlaps &= target_class[:, None] == target_class[None, :]
             # A box is kept if no kept box suppresses it. Repeated from all kept, this gets one more
             # link of each chain of suppressions right every time, up to the greedy result.
-            kept = alive
-            changed = _any(alive, 0)
+            open_boxes = alive & ~_any(suppressed, 0)
+            kept = open_boxes
+            changed = _any(kept, 0)
             while changed:
-                suppressed = _any(overlaps & kept[:, None], 0)
-                survivors = alive & ~suppressed
+                survivors = open_boxes & ~_any(overlaps & kept[:, None], 0)
                 changed = _any(survivors != kept, 0)
                 kept = survivors
-            tl.store(alive_ptr + target, 0, mask=before & ~kept)
+            tl.store(alive_ptr + target, 0, mask=alive & ~kept)
             tl.debug_barrier()  # the next tile reads what was stored
 
 
@@ -190,6 +176,8 @@ def _nms_compact_kernel(
 @functools.lru_cache(maxsize=64)
 def _threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
     """The largest number of ``dtype`` up to the threshold: IoUs exceed both or neither."""
+    if iou_threshold < 0:  # below the -1 of boxes that do not meet, whose IoU is 0
+        return double_bits(-2.0)
     rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
     if rounded.item() > iou_threshold:
         rounded = torch.nextafter(rounded, torch.tensor(-torch.inf, dtype=dtype))
@@ -238,7 +226,7 @@ def launch_nms_padded(
                 _nms_suppress_kernel[(B, tiles)](*args, num_warps=4, enable_fp_fusion=False)
             # without classes all boxes start in block 0, and only one block is due
             due = 1 if classes is None else blocks - step
-            _nms_settle_kernel[(B, due)](*args, num_warps=8, enable_fp_fusion=False)
+            _nms_settle_kernel[(B, due)](*args, num_warps=4, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
         _nms_compact_kernel[(B,)](
             kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=8

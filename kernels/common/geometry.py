@@ -22,17 +22,21 @@ def load_box(ptr, mask):
 
 
 @triton.jit
-def intersection_over_union(
-    ax1, ay1, ax2, ay2,  # [M]
-    bx1, by1, bx2, by2,  # [N]
-):  # fmt: skip
-    """[M, N]; NaN where a box is not finite, or both are empty."""
+def intersection_over_union(a, b):
+    """[M, N] of boxes a, four [M], and b, four [N].
+
+    Where the boxes do not meet it is -1: a numerator of 0 takes the slow path of the division. NaN
+    where one is not finite, or both are empty.
+    """
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
     area_a = (ax2 - ax1) * (ay2 - ay1)
     area_b = (bx2 - bx1) * (by2 - by1)
     width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
     height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
     inter = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
-    return divide(inter, area_a[:, None] + area_b[None, :] - inter)
+    union = area_a[:, None] + area_b[None, :] - inter
+    return divide(tl.where(inter > 0, inter, -union), union)
 
 
 @triton.jit
