@@ -138,7 +138,9 @@ inline void store(half_t* p, float_v v) {
 template <typename T>
 inline auto load_partial(const T* p, int count) {
   T buffer[kVectorBytes / sizeof(accumulate_t<T>)] = {};
-  memcpy(buffer, p, count * sizeof(T));
+  if (count > 0) {  // of an empty tensor p is null
+    memcpy(buffer, p, count * sizeof(T));
+  }
   return load(buffer);
 }
 
