@@ -163,10 +163,11 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes, by falling score.
 
-    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and NaN
-    coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
+    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and
+    NaN coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
     """
-    if boxes.numel() == 0:  # torchvision takes None for scores and idxs here
+    # torchvision takes None for scores and idxs here; when compiling the size may not be known yet
+    if not torch.compiler.is_compiling() and boxes.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_boxes(boxes, scores, idxs, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
