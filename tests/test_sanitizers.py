@@ -77,7 +77,7 @@ def run_sanitized(package: Path, *arguments: str) -> subprocess.CompletedProcess
 
 
 def test_fuzz(sanitized_package: Path) -> None:
-    run = run_sanitized(sanitized_package, str(ROOT / "tests/sanitizer/fuzz.py"), "--seconds", "20")
+    run = run_sanitized(sanitized_package, str(ROOT / "tests/sanitizer/fuzz.py"), "--seconds", "12")
     last_input = "\n".join(run.stdout.splitlines()[-1:])
     assert run.returncode == 0, f"{last_input}\n{run.stderr[:4000]}"
     assert "ERROR: AddressSanitizer" not in run.stderr
