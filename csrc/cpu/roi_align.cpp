@@ -203,18 +203,20 @@ struct Planes {
   }
 };
 
-// [channels][n] in planes to [n][lanes] in `out`, and back.
+// [channels][n] in planes to [n][lanes] in `out`, and back. The last block overlaps the one before
+// it rather than being partial.
 template <typename T, typename A, int kLanes>
 inline void interleave(
     const Planes<const T, kLanes>& from, int64_t offset, int64_t n, const T* tensor_end, A* out
 ) {
   for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
-    from.load_all(offset + i, least(kLanes, n - i), tensor_end, block);
+    from.load_all(offset + begin, least(kLanes, n), tensor_end, block);
     transpose(block);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      store(out + (i + j) * kLanes, block[j]);
+      store(out + (begin + j) * kLanes, block[j]);
     }
   }
 }
@@ -222,18 +224,22 @@ inline void interleave(
 template <typename T, typename A, int kLanes>
 inline void deinterleave(const A* in, const Planes<T, kLanes>& to, int64_t offset, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      block[j] = load(in + (i + j) * kLanes);
+      block[j] = load(in + (begin + j) * kLanes);
     }
     transpose(block);
-    const int count = static_cast<int>(least(kLanes, n - i));
-    for (int c = 0; c < to.count; ++c) {
-      if (count == kLanes) {
-        store(to[c] + offset + i, block[c]);
-      } else {
-        store_partial(to[c] + offset + i, block[c], count);
+    T* out = to.first + offset + begin;
+    if (to.count == kLanes && n >= kLanes) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes; ++c, out += to.stride) {
+        store(out, block[c]);
+      }
+    } else {
+      for (int c = 0; c < to.count; ++c, out += to.stride) {
+        store_partial(out, block[c], static_cast<int>(least(kLanes, n)));
       }
     }
   }
