@@ -86,7 +86,7 @@ def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -
     if boxes.dim() != dim or boxes.shape[-1] != 4:
         shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
         raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
-    if scores.shape != boxes.shape[:-1]:
+    if boxes.shape != (*scores.shape, 4):
         raise RuntimeError(
             f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
             f"got {list(scores.shape)}"
