@@ -1,10 +1,10 @@
 """Unchanged torchvision code on fastvision's kernels: enable(), disable(), enabled().
 
-Two layers, both undone by disable(). The operators ``torchvision::nms`` and ``torchvision::roi_align``
-get our kernels in the dispatcher, which reaches every caller: eager, TorchScript, autocast,
-torch.compile. What torchvision does around the operators in Python (a loop over classes, a loop over
-pyramid levels) is replaced by name, in the module whose globals its own functions look up, so that
-names bound elsewhere and modules already built are reached too.
+Two layers, both undone by disable(). The operators ``torchvision::nms`` and
+``torchvision::roi_align`` get our kernels in the dispatcher, which reaches every caller: eager,
+TorchScript, autocast, torch.compile. What torchvision does around the operators in Python (a loop
+over classes, a loop over pyramid levels) is replaced by name, in the module whose globals its own
+functions look up, so that names bound elsewhere and modules already built are reached too.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def enable() -> None:
     """Makes torchvision.ops, and all code that uses it, run on fastvision's kernels.
 
     Reaches nms, batched_nms, roi_align, RoIAlign and MultiScaleRoIAlign, forward and backward, in
-    eager mode, torch.jit.script, torch.compile and autocast, for names bound and models built before
-    as well. The answers are torchvision's, with these differences:
+    eager mode, torch.jit.script, torch.compile and autocast; names bound and models built before
+    take part. The answers are torchvision's, with these differences:
 
     - float16 and bfloat16 work on the CPU, and features may be of lower precision than the boxes;
       autocast leaves the features as they are instead of converting them to float32.
@@ -166,6 +166,7 @@ def _load_or_define(package: Path) -> None:
 
 
 def _register(undo: contextlib.ExitStack, devices: tuple[str, ...], complete: bool) -> None:
+    undo.callback(_forget_dispatch)
     library = torch.library.Library("torchvision", "IMPL")
     undo.callback(library._destroy)
     for key in (device.upper() for device in devices):
@@ -179,12 +180,19 @@ def _register(undo: contextlib.ExitStack, devices: tuple[str, ...], complete: bo
     library.impl("roi_align", _fake_roi_align, "Meta")
     library.impl("_roi_align_backward", _fake_roi_align_backward, "Meta")
     torch.library.register_fake("torchvision::nms", _fake_nms, lib=library, allow_override=True)
+    _forget_dispatch()
     if not complete:
         for device in devices:
             if torch.amp.is_autocast_available(device):
                 torch.library.register_autocast(
                     "torchvision::nms", device, torch.float32, lib=library
                 )
+
+
+def _forget_dispatch() -> None:
+    """torch.compile remembers which key serves an operator, and is not told of changes."""
+    for name in ("nms", "roi_align", "_roi_align_backward"):
+        getattr(torch.ops.torchvision, name).default._dispatch_cache.clear()
 
 
 def _roi_align(
@@ -299,11 +307,17 @@ def _assert_has_ops() -> None:
     pass
 
 
+def _is_exporting() -> bool:
+    """Exported programs hold torchvision's operators alone, so that they run without fastvision."""
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+
+
 def _keeping_torchscript(stock: Callable[..., Tensor]) -> Callable[[Any], Any]:
     """Decorates a replacement of ``stock``: torch.jit.script compiles ``stock`` in its place."""
 
     def decorate(replacement: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        replacement = functools.wraps(stock)(replacement)
+        # without stock's attributes: by them torch.compile would find stock
+        replacement = functools.update_wrapper(replacement, stock, updated=())
         replacement.__prepare_scriptable__ = lambda: stock  # type: ignore[attr-defined]
         return replacement
 
@@ -316,7 +330,7 @@ def _batched_nms_instead_of(
     @_keeping_torchscript(stock)
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         device = boxes.device.type
-        if torch.jit.is_tracing() or device not in devices or boxes.is_quantized:
+        if _is_exporting() or device not in devices or boxes.is_quantized:
             return stock(boxes, scores, idxs, iou_threshold)
         if boxes.numel() and idxs.device != boxes.device:
             idxs = idxs.to(boxes.device)
@@ -341,7 +355,7 @@ def _multiscale_roi_align_instead_of(
     ) -> Tensor:
         levels = len(x_filtered)
         if (
-            torch.jit.is_tracing()
+            _is_exporting()
             or scales is None
             or mapper is None
             or not 1 <= levels <= MAX_LEVELS
