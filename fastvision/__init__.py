@@ -3,5 +3,6 @@
 from . import ops
 from ._info import info
 from ._version import __version__
+from .torchvision_patch import disable, enable, enabled
 
-__all__ = ["__version__", "info", "ops"]
+__all__ = ["__version__", "disable", "enable", "enabled", "info", "ops"]

@@ -117,6 +117,18 @@ class _RoIAlign(torch.autograd.Function):
         return (None, None, None, *grads)
 
 
+class _RoIAlignEager(_RoIAlign):
+    """In one step: torch binds a signature in each call of a Function that has a setup_context."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _RoIAlign.forward(*inputs)
+        _RoIAlign.setup_context(ctx, inputs, output)
+        return output
+
+    setup_context = torch.autograd.Function.setup_context
+
+
 class _RoIAlignDual(_RoIAlign):
     """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
 
@@ -168,7 +180,10 @@ def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Te
     if forward_ad._current_level >= 0:
         return _RoIAlignDual.apply(backend, rois, options, *features)
     if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
-        return _RoIAlign.apply(backend, rois, options, *features)
+        # torch.func takes only a Function with a setup_context
+        transformed = torch._C._are_functorch_transforms_active()
+        function = _RoIAlign if transformed else _RoIAlignEager
+        return function.apply(backend, rois, options, *features)
     return _FORWARD[backend](features, rois, *options)
 
 
