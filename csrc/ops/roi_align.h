@@ -14,6 +14,8 @@
 
 #include "common/isa.h"
 
+struct CUstream_st;  // *cudaStream_t
+
 namespace fastvision {
 
 constexpr int kMaxLevels = 8;
@@ -44,5 +46,12 @@ struct RoIAlignArgs {
   double canonical_level;
   int64_t min_level;
 };
+
+// CUDA, of float, double, half_t and bfloat16_t. All pointers are to device memory; nothing is waited
+// for. The output, in backward the maps of all levels, is written in full; it must not be empty.
+template <typename T>
+void launch_roi_align_forward(const RoIAlignArgs& args, CUstream_st* stream);
+template <typename T>
+void launch_roi_align_backward(const RoIAlignArgs& args, CUstream_st* stream);
 
 }  // namespace fastvision

@@ -24,7 +24,13 @@ FLAGS = (
 )
 
 
-def build(output: Path, driver: Path, *kernels: Path, definitions: tuple[str, ...] = ()) -> Path:
+def build(
+    output: Path,
+    driver: Path,
+    *kernels: Path,
+    definitions: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+) -> Path:
     """Compiles ``driver`` and the .cu files ``kernels`` to the executable ``output``."""
     includes = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
     if (
@@ -33,7 +39,7 @@ def build(output: Path, driver: Path, *kernels: Path, definitions: tuple[str, ..
     ):
         includes.append("-fsanitize-sections=cuda_shared")  # bounds of __shared__ variables too
     sources = [HERE / "scheduler.cpp", driver, *kernels]
-    command = [COMPILER, *FLAGS, *(f"-D{d}" for d in definitions), *includes, "-o", output]
+    command = [COMPILER, *FLAGS, *options, *(f"-D{d}" for d in definitions), *includes, "-o", output]
     # "-x c++": .cu files are taken for C++
     result = subprocess.run([*command, "-x", "c++", *sources], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -16,6 +16,7 @@
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 constexpr int warpSize = cuda_emulation::kWarpSize;
 
