@@ -66,8 +66,9 @@ struct AxisTable {
       }
       bin_taps[count++] = {pixel, weight};
     });
+    const A scale = A(1) / axis.grid;
     for (int i = 0; i < count; ++i) {
-      bin_taps[i].weight /= axis.grid;
+      bin_taps[i].weight *= scale;
     }
     ranges[bin] = {static_cast<int>(bin_taps - taps), count};
   }
@@ -109,11 +110,10 @@ struct RoiTable {
     fits = plan.table_bytes > 0 && y.fits && x.fits;
     if (fits) {
       for (int i = threadIdx.x; i < roi.y.bins + roi.x.bins; i += kThreads) {
-        if (i < roi.y.bins) {
-          y.fill(roi.y, i);
-        } else {
-          x.fill(roi.x, i - roi.y.bins);
-        }
+        const bool is_y = i < roi.y.bins;
+        const AxisTable<A> table = is_y ? y : x;
+        const Axis<A> axis = is_y ? roi.y : roi.x;
+        table.fill(axis, is_y ? i : i - roi.y.bins);
       }
     }
     __syncthreads();
@@ -170,7 +170,7 @@ __device__ void sum_taps(
 }
 
 template <typename T, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) roi_align_channels_last_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_align_channels_last_kernel(
     const __grid_constant__ RoIAlignArgs args, const __grid_constant__ ForwardPlan plan
 ) {
   using A = accumulate_t<T>;
@@ -217,33 +217,6 @@ __global__ void __launch_bounds__(kThreads, 2) roi_align_channels_last_kernel(
       channels.store(pooled + static_cast<int64_t>(bin) * C, sum);
     }
   }
-}
-
-__device__ inline int warp_min(int value) {
-  for (int delta = 16; delta > 0; delta /= 2) {
-    const int other = __shfl_xor_sync(0xffffffffu, value, delta);
-    value = other < value ? other : value;
-  }
-  return value;
-}
-
-// The pixels of an axis that the roi touches; called by whole warps.
-template <typename A>
-__device__ TapRange pixels_of(const AxisTable<A>& table, int bins) {
-  int first = INT32_MAX;
-  int minus_last = INT32_MAX;
-  for (int bin = threadIdx.x % 32; bin < bins; bin += 32) {
-    const BinTaps<A> taps = table[bin];
-    if (taps.count > 0) {
-      const int lowest = taps.taps[0].pixel;
-      const int highest = taps.taps[taps.count - 1].pixel;
-      first = lowest < first ? lowest : first;
-      minus_last = -highest < minus_last ? -highest : minus_last;
-    }
-  }
-  first = warp_min(first);
-  minus_last = warp_min(minus_last);
-  return first == INT32_MAX ? TapRange{0, 0} : TapRange{first, 1 - minus_last - first};
 }
 
 // A few channels of a map, or of a copy of its part from (y_begin, x_begin) on.
@@ -307,26 +280,39 @@ struct Planes {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2) roi_align_planar_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_align_planar_kernel(
     const __grid_constant__ RoIAlignArgs args, const __grid_constant__ ForwardPlan plan
 ) {
   using A = accumulate_t<T>;
   constexpr int kPatch = kPatchBytes / sizeof(T);
+  __shared__ int limits[4];  // of the pixels that the roi touches: first and -last of y, of x
   FASTVISION_DYNAMIC_SHARED(memory);
 
   const int slab = blockIdx.x % plan.slabs;
   const int64_t k = blockIdx.x / plan.slabs;
   const Roi<A> roi = read_roi<A>(args, k);
+  if (threadIdx.x < 4) {
+    limits[threadIdx.x] = INT32_MAX;
+  }
   const RoiTable<A> table(roi, plan, memory + kWarps * kPatchBytes);
+  const int PH = static_cast<int>(args.PH);
+  const int PW = static_cast<int>(args.PW);
+  if (table.fits) {
+    for (int i = threadIdx.x; i < PH + PW; i += kThreads) {
+      const BinTaps<A> taps = i < PH ? table.y[i] : table.x[i - PH];
+      if (taps.count > 0) {
+        atomicMin(&limits[i < PH ? 0 : 2], taps.taps[0].pixel);
+        atomicMin(&limits[i < PH ? 1 : 3], -taps.taps[taps.count - 1].pixel);
+      }
+    }
+  }
+  __syncthreads();
+  const bool touches = limits[0] != INT32_MAX && limits[2] != INT32_MAX;
+  const TapRange ys = touches ? TapRange{limits[0], 1 - limits[1] - limits[0]} : TapRange{0, 0};
+  const TapRange xs = touches ? TapRange{limits[2], 1 - limits[3] - limits[2]} : TapRange{0, 0};
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  TapRange ys{0, 0};
-  TapRange xs{0, 0};
-  if (table.fits) {
-    ys = pixels_of(table.y, roi.y.bins);
-    xs = pixels_of(table.x, roi.x.bins);
-  }
   T* patch = reinterpret_cast<T*>(memory) + warp * kPatch;
   const int64_t patch_pixels = static_cast<int64_t>(ys.count) * xs.count;
   const bool staged = patch_pixels > 0 && patch_pixels <= kPatch;
@@ -336,8 +322,6 @@ __global__ void __launch_bounds__(kThreads, 2) roi_align_planar_kernel(
                                                       : 1;
 
   const int C = static_cast<int>(args.C);
-  const int PH = static_cast<int>(args.PH);
-  const int PW = static_cast<int>(args.PW);
   const int64_t row = roi.x.extent;
   const int64_t plane = roi.y.extent * row;
   const T* image = static_cast<const T*>(args.levels[roi.level].features) + roi.image * (C * plane);

@@ -27,28 +27,30 @@ struct BackwardPlan {
 
 struct Tile {
   int level;
-  int64_t image;
+  int image;
   int y;
   int x;
   int slice;
-
-  __device__ Tile(const RoIAlignArgs& args, const BackwardPlan& plan) {
-    level = 0;
-    while (blockIdx.x >= plan.first_block[level + 1]) {
-      ++level;
-    }
-    int64_t block = blockIdx.x - plan.first_block[level];
-    const int64_t columns = ceil_div(args.levels[level].W, plan.tile_width);
-    const int64_t rows = ceil_div(args.levels[level].H, plan.tile_height);
-    // neighbours in the order of blocks read the same rois' gradients
-    slice = static_cast<int>(block % plan.slices);
-    block /= plan.slices;
-    x = static_cast<int>(block % columns) * plan.tile_width;
-    block /= columns;
-    y = static_cast<int>(block % rows) * plan.tile_height;
-    image = block / rows;
-  }
 };
+
+__device__ inline Tile tile_of(const RoIAlignArgs& args, const BackwardPlan& plan, int64_t block) {
+  Tile tile;
+  tile.level = 0;
+  while (block >= plan.first_block[tile.level + 1]) {
+    ++tile.level;
+  }
+  block -= plan.first_block[tile.level];
+  const int64_t columns = ceil_div(args.levels[tile.level].W, plan.tile_width);
+  const int64_t rows = ceil_div(args.levels[tile.level].H, plan.tile_height);
+  // neighbours in the order of blocks read the same rois' gradients
+  tile.slice = static_cast<int>(block % plan.slices);
+  block /= plan.slices;
+  tile.x = static_cast<int>(block % columns) * plan.tile_width;
+  block /= columns;
+  tile.y = static_cast<int>(block % rows) * plan.tile_height;
+  tile.image = static_cast<int>(block / rows);
+  return tile;
+}
 
 // Of one axis of a roi, for a window of bins and the pixels of a tile, in shared memory.
 template <typename A>
@@ -70,9 +72,10 @@ struct TileWeights {
           }
         }
     );
+    const A scale = A(1) / axis.grid;
     for (int i = 0; i < pixels; ++i) {
       if (own[i] != 0) {
-        own[i] /= axis.grid;
+        own[i] *= scale;
         atomicOr(&bins[i], 1u << bin);
       }
     }
@@ -139,8 +142,10 @@ __device__ inline int compact(bool hit, int* list) {
 template <typename T, bool kVector>
 struct ChannelsLastSum {
   using A = accumulate_t<T>;
-  // 32 accumulators; 64 would halve the number of threads
+  // 32 accumulators; more would leave registers for fewer threads
   static constexpr int kWidth = sizeof(T) == 8 ? 2 : 4;
+  static constexpr int kInFlight = 4;  // bins loaded before the first is used
+  static constexpr int kMinBlocks = sizeof(T) == 8 ? 1 : 2;
   using Group = Channels<T, kWidth, kVector>;
 
   Group channels;
@@ -173,9 +178,8 @@ struct ChannelsLastSum {
     for (; y_bins != 0; y_bins &= y_bins - 1) {
       const int ph = __ffs(y_bins) - 1;
       const A y_weight = y.weights[ph * y.pixels + row];
-      const T* bins = pooled + ph * args.PW * args.C;
+      const int first_bin = ph * static_cast<int>(args.PW);
       for (unsigned x_bins = all_x_bins; x_bins != 0;) {
-        constexpr int kInFlight = 4;
         typename Group::Values values[kInFlight];
         int pw[kInFlight];
 #pragma unroll
@@ -183,7 +187,8 @@ struct ChannelsLastSum {
           pw[q] = __ffs(x_bins) - 1;
           x_bins &= x_bins - 1;
           if (pw[q] >= 0) {
-            values[q] = channels.load(bins + pw[q] * args.C);
+            values[q] =
+                channels.load(pooled + static_cast<int64_t>(first_bin + pw[q]) * channels.C);
           }
         }
 #pragma unroll
@@ -207,8 +212,9 @@ struct ChannelsLastSum {
     if (tile.y + row >= map.H || channels.empty()) {
       return;
     }
-    T* pixels = static_cast<T*>(map.features) +
-                ((tile.image * map.H + tile.y + row) * map.W + tile.x) * args.C;
+    T* pixels =
+        static_cast<T*>(map.features) +
+        ((static_cast<int64_t>(tile.image) * map.H + tile.y + row) * map.W + tile.x) * args.C;
 #pragma unroll
     for (int i = 0; i < kTileWidth; ++i) {
       if (tile.x + i < map.W) {
@@ -222,6 +228,7 @@ struct ChannelsLastSum {
 template <typename T>
 struct PlanarSum {
   using A = accumulate_t<T>;
+  static constexpr int kMinBlocks = sizeof(T) == 8 ? 1 : 3;
 
   int row;
   int column;
@@ -265,7 +272,8 @@ struct PlanarSum {
       return;
     }
     const int64_t plane = map.H * map.W;
-    T* pixel = static_cast<T*>(map.features) + (tile.image * args.C + first_channel) * plane +
+    T* pixel = static_cast<T*>(map.features) +
+               (static_cast<int64_t>(tile.image) * args.C + first_channel) * plane +
                (tile.y + row) * map.W + tile.x + column;
 #pragma unroll
     for (int c = 0; c < kPlanesPerTile; ++c) {
@@ -277,7 +285,7 @@ struct PlanarSum {
 };
 
 template <typename T, typename Sum>
-__global__ void __launch_bounds__(kThreads, 2) roi_align_backward_kernel(
+__global__ void __launch_bounds__(kThreads, Sum::kMinBlocks) roi_align_backward_kernel(
     const __grid_constant__ RoIAlignArgs args, const __grid_constant__ BackwardPlan plan
 ) {
   using A = accumulate_t<T>;
@@ -285,14 +293,19 @@ __global__ void __launch_bounds__(kThreads, 2) roi_align_backward_kernel(
   __shared__ int hits[kThreads];
   const BatchWeights<A> batch{plan, memory};
 
-  const Tile tile(args, plan);
+  __shared__ Tile tile;
+  if (threadIdx.x == 0) {
+    tile = tile_of(args, plan, blockIdx.x);
+  }
+  __syncthreads();
   Sum sum(args, plan, tile);
   const bool channels_last = args.channels_last;
-  const int64_t roi_size = args.C * args.PH * args.PW;
-  for (int64_t first = 0; first < args.K; first += kThreads) {
+  const int K = static_cast<int>(args.K);
+  for (int first = 0; first < K; first += kThreads) {
     bool hit = false;
-    if (first + threadIdx.x < args.K) {
-      const Roi<A> roi = read_roi<A>(args, first + threadIdx.x);
+    const int k = first + static_cast<int>(threadIdx.x);
+    if (k < K) {
+      const Roi<A> roi = read_roi<A>(args, k);
       hit = roi.level == tile.level && roi.image == tile.image &&
             roi.y.reaches(tile.y, tile.y + plan.tile_height - 1) &&
             roi.x.reaches(tile.x, tile.x + plan.tile_width - 1);
@@ -311,19 +324,20 @@ __global__ void __launch_bounds__(kThreads, 2) roi_align_backward_kernel(
             const int r = i / bins;
             const int bin = i - r * bins;
             const Roi<A> roi = read_roi<A>(args, first + hits[begin + r]);
-            if (bin >= plan.window_y) {
-              if (pw + bin - plan.window_y < roi.x.bins) {
-                batch.x(r).fill(roi.x, pw, bin - plan.window_y, tile.x);
-              }
-            } else if (ph + bin < roi.y.bins) {
-              batch.y(r).fill(roi.y, ph, bin, tile.y);
+            const bool is_x = bin >= plan.window_y;
+            const Axis<A> axis = is_x ? roi.x : roi.y;
+            const int axis_bin = is_x ? bin - plan.window_y : bin;
+            const int window = is_x ? pw : ph;
+            if (window + axis_bin < axis.bins) {
+              (is_x ? batch.x(r) : batch.y(r)).fill(axis, window, axis_bin, is_x ? tile.x : tile.y);
             }
           }
           __syncthreads();
           for (int r = 0; r < rois; ++r) {
+            const int64_t bin = ph * args.PW + pw;
             const T* pooled = static_cast<const T*>(args.pooled) +
-                              (first + hits[begin + r]) * roi_size +
-                              (ph * args.PW + pw) * (channels_last ? args.C : 1);
+                              (first + hits[begin + r]) * (args.C * args.PH * args.PW) +
+                              (channels_last ? bin * args.C : bin);
             sum.add(batch.y(r), batch.x(r), pooled, args);
           }
           __syncthreads();
