@@ -153,6 +153,7 @@ struct Roi {
   Axis<A> x;
 };
 
+// -1 for a roi of negative area, which has none.
 template <typename A>
 __device__ inline int level_of(const RoIAlignArgs& args, const A* roi) {
   if (args.num_levels == 1) {
@@ -162,7 +163,9 @@ __device__ inline int level_of(const RoIAlignArgs& args, const A* roi) {
   const A relative = log2(size / static_cast<A>(args.canonical_scale));
   const A level = floor(add(add(static_cast<A>(args.canonical_level), relative), A(1e-6))) -
                   static_cast<A>(args.min_level);
-  // the NaN of a negative area goes to the first level
+  if (isnan(level)) {
+    return -1;
+  }
   return level > 0 ? static_cast<int>(fmin(level, static_cast<A>(args.num_levels - 1))) : 0;
 }
 
@@ -199,8 +202,10 @@ __device__ inline Roi<A> read_roi(const RoIAlignArgs& args, int64_t k) {
     usable = usable && isfinite(roi[i]);
   }
   usable = usable && roi[0] > -1 && roi[0] < static_cast<A>(args.N);
+  const int level = usable ? level_of(args, roi) : -1;
+  usable = level >= 0;
   Roi<A> result;
-  result.level = usable ? level_of(args, roi) : 0;
+  result.level = usable ? level : 0;
   result.image = usable ? static_cast<int>(roi[0]) : 0;
   const RoIAlignLevel& map = args.levels[result.level];
   result.y = axis_of(args, roi[2], roi[4], map.spatial_scale, args.PH, map.H);
