@@ -9,6 +9,9 @@
 #include "common/parallel.h"
 #include "common/roi_taps.h"
 #include "common/torch.h"
+#ifdef USE_CUDA
+#include "common/cuda_stream.h"
+#endif
 
 namespace fastvision {
 namespace {
@@ -253,7 +256,56 @@ void backward(const RoIAlignArgs& args) {
   });
 }
 
-Tensor roi_align_cpu(
+struct Cpu {
+  static void run_forward(const RoIAlignArgs& args, const Tensor& like) {
+    FASTVISION_DISPATCH_FLOATING(like.scalar_type(), "features", [&] { forward<scalar_t>(args); });
+  }
+  static void run_backward(const RoIAlignArgs& args, const Tensor& like) {
+    FASTVISION_DISPATCH_FLOATING(like.scalar_type(), "grad", [&] { backward<scalar_t>(args); });
+  }
+};
+
+#ifdef USE_CUDA
+struct Cuda {
+  static void run_forward(const RoIAlignArgs& args, const Tensor& like) {
+    check_sizes(args);
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    const cudaStream_t stream = current_cuda_stream(like.get_device_index());
+    FASTVISION_DISPATCH_FLOATING(like.scalar_type(), "features", [&] {
+      launch_roi_align_forward<scalar_t>(args, stream);
+    });
+  }
+  static void run_backward(const RoIAlignArgs& args, const Tensor& like) {
+    check_sizes(args);
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    const cudaStream_t stream = current_cuda_stream(like.get_device_index());
+    FASTVISION_DISPATCH_FLOATING(like.scalar_type(), "grad", [&] {
+      launch_roi_align_backward<scalar_t>(args, stream);
+    });
+  }
+
+ private:
+  // the kernels' offsets are 64-bit, their sizes are not
+  static void check_sizes(const RoIAlignArgs& args) {
+    check_fits_int(args.N, "a batch size");
+    check_fits_int(args.C, "a number of channels");
+    check_fits_int(args.K, "a number of rois");
+    check_fits_int(args.PH, "an output height");
+    check_fits_int(args.PW, "an output width");
+    check_fits_int(args.PH * args.PW, "an output size");
+    for (int level = 0; level < args.num_levels; ++level) {
+      check_fits_int(args.levels[level].H, "a height");
+      check_fits_int(args.levels[level].W, "a width");
+    }
+  }
+  static void check_fits_int(int64_t size, const char* name) {
+    STD_TORCH_CHECK(size <= INT32_MAX, "CUDA kernels cannot handle ", name, " of ", size);
+  }
+};
+#endif
+
+template <typename Backend>
+Tensor roi_align(
     std::vector<Tensor> features,
     const Tensor& rois,
     std::vector<double> spatial_scales,
@@ -275,7 +327,10 @@ Tensor roi_align_cpu(
   for (size_t level = 0; level < features.size(); ++level) {
     Tensor& map = features[level];
     check_dim(map, 4, "features");
-    STD_TORCH_CHECK(map.scalar_type() == dtype, "features must all be of one dtype");
+    STD_TORCH_CHECK(
+        map.scalar_type() == dtype && map.device() == rois.device(),
+        "features must all be of one dtype, and on the device of rois"
+    );
     STD_TORCH_CHECK(
         map.size(0) == features[0].size(0) && map.size(1) == features[0].size(1),
         "features must all have the same batch size and channels"
@@ -301,12 +356,13 @@ Tensor roi_align_cpu(
       empty_in_format(features[0], args.K, args.C, args.PH, args.PW, args.channels_last);
   args.pooled = pooled.mutable_data_ptr();
   if (pooled.numel() > 0) {
-    FASTVISION_DISPATCH_FLOATING(dtype, "features", [&] { forward<scalar_t>(args); });
+    Backend::run_forward(args, features[0]);
   }
   return pooled;
 }
 
-std::vector<Tensor> roi_align_backward_cpu(
+template <typename Backend>
+std::vector<Tensor> roi_align_backward(
     const Tensor& grad,
     const Tensor& rois,
     std::vector<int64_t> sizes,
@@ -323,6 +379,7 @@ std::vector<Tensor> roi_align_backward_cpu(
   check_levels(sizes.size() / 2, spatial_scales.size());
   STD_TORCH_CHECK(*std::min_element(sizes.begin(), sizes.end()) >= 0, "sizes must not be negative");
   check_rois(rois, grad.scalar_type());
+  STD_TORCH_CHECK(grad.device() == rois.device(), "grad and rois must be on the same device");
   STD_TORCH_CHECK(
       grad.size(0) == rois.size(0), "grad must be of ", rois.size(0), " rois, got ", grad.size(0)
   );
@@ -355,7 +412,7 @@ std::vector<Tensor> roi_align_backward_cpu(
       torch::stable::zero_(g);
     }
   } else if (args.N > 0 && args.C > 0) {
-    FASTVISION_DISPATCH_FLOATING(grad.scalar_type(), "grad", [&] { backward<scalar_t>(args); });
+    Backend::run_backward(args, grad);
   }
   return grads;
 }
@@ -363,8 +420,15 @@ std::vector<Tensor> roi_align_backward_cpu(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
-  m.impl("roi_align", FASTVISION_BOX(&roi_align_cpu));
-  m.impl("roi_align_backward", FASTVISION_BOX(&roi_align_backward_cpu));
+  m.impl("roi_align", FASTVISION_BOX(&roi_align<Cpu>));
+  m.impl("roi_align_backward", FASTVISION_BOX(&roi_align_backward<Cpu>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CUDA, m) {
+  m.impl("roi_align", FASTVISION_BOX(&roi_align<Cuda>));
+  m.impl("roi_align_backward", FASTVISION_BOX(&roi_align_backward<Cuda>));
+}
+#endif
 
 }  // namespace fastvision

@@ -16,6 +16,8 @@
 #include "common/isa.h"
 #include "common/scalar.h"
 
+struct CUstream_st;  // *cudaStream_t
+
 namespace fastvision {
 
 constexpr int kMaxLevels = 8;
@@ -108,5 +110,13 @@ FASTVISION_DECLARE_ROI_ALIGN(double, double)
 FASTVISION_DECLARE_ROI_ALIGN(half_t, float)
 FASTVISION_DECLARE_ROI_ALIGN(bfloat16_t, float)
 #undef FASTVISION_DECLARE_ROI_ALIGN
+
+// CUDA, of float, double, half_t and bfloat16_t. All pointers are to device memory; nothing is
+// waited for. The output, in backward the maps of all levels, is written in full; it must not be
+// empty.
+template <typename T>
+void launch_roi_align_forward(const RoIAlignArgs& args, CUstream_st* stream);
+template <typename T>
+void launch_roi_align_backward(const RoIAlignArgs& args, CUstream_st* stream);
 
 }  // namespace fastvision

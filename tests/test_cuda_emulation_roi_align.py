@@ -1,0 +1,299 @@
+"""RoIAlign's CUDA kernels, run on the CPU by the emulation, against the reference in float64."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastvision import reference
+from fastvision.reference.roi_align import _axis_taps
+from fastvision.testing import cases
+from fastvision.testing.numerics import assert_matches
+
+sys.path.append(str(Path(__file__).parent))
+import cuda_emulation
+
+pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+
+
+@dataclass(frozen=True)
+class Case:
+    rois: Tensor  # [K, 5]
+    N: int = 2
+    C: int = 8
+    sizes: tuple[tuple[int, int], ...] = ((13, 18),)
+    scales: tuple[float, ...] = (0.25,)
+    PH: int = 3
+    PW: int = 4
+    sampling_ratio: int = 2
+    aligned: bool = True
+    canonical_scale: float = 32.0
+    canonical_level: float = 3.0
+    min_level: int = 2
+    offset: int = 0  # of the arrays, in elements from an aligned address
+    usable: Tensor | None = None  # [K] whether the reference takes the roi; others give zeros
+
+
+def random_rois(count: int, *, seed: int = 0, max_size: float = 48) -> Tensor:
+    """Of 13 x 18 pixels at a scale of 1/4; some reach over the right and lower borders."""
+    return cases.rois(count, 2, seed=seed, height=52, width=72, min_size=2, max_size=max_size)
+
+
+ODD_ROIS = torch.tensor(
+    [
+        [0, -30, -20, 40, 30],  # over the left and upper borders
+        [1, 60, 40, 200, 90],
+        [1, -500, -500, -400, -400],  # outside
+        [0, 40, 30, 10, 12],  # reversed
+        [1, 10, 30, 30, 12],  # reversed in y only
+        [0, 20, 20, 20, 20],  # empty
+        [0, -4, -4, 68, 48],  # samples exactly at -1 and at the extent
+        [1, 4, 8, 4.5, 8.25],
+        [0, -300, -200, 500, 400],  # most samples outside
+    ]
+)
+INF, NAN = float("inf"), float("nan")
+UNUSABLE_ROIS = torch.tensor(
+    [
+        [0, 4, 4, 30, 30],
+        [-1, 4, 4, 30, 30],
+        [2, 4, 4, 30, 30],
+        [1e30, 4, 4, 30, 30],
+        [NAN, 4, 4, 30, 30],
+        [0, NAN, 4, 30, 30],
+        [0, 4, 4, INF, 30],
+        [0, 4, -INF, 30, INF],
+        [1, 8, 8, 24, 40],
+        [0, -1e9, 4, 1e9, 30],  # too many samples, or its place is lost in rounding
+        [1, -3e38, 4, 3e38, 30],
+    ]
+)
+USABLE = torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
+PYRAMID = {"sizes": ((20, 28), (10, 14), (5, 7)), "scales": (0.25, 0.125, 0.0625)}
+
+CASES = {
+    "plain": Case(random_rois(5)),
+    "three_samples": Case(random_rois(5), sampling_ratio=3, C=5),
+    "adaptive": Case(random_rois(5), sampling_ratio=0, C=16),
+    "legacy": Case(random_rois(4), aligned=False, C=1),
+    "legacy_adaptive": Case(random_rois(4, max_size=12), aligned=False, sampling_ratio=-1, C=33),
+    "odd": Case(ODD_ROIS, C=4),
+    "odd_adaptive": Case(ODD_ROIS, sampling_ratio=0, C=4),
+    "odd_legacy": Case(ODD_ROIS, aligned=False, C=3),
+    "odd_legacy_adaptive": Case(ODD_ROIS, aligned=False, sampling_ratio=0, C=4),
+    "unusable": Case(UNUSABLE_ROIS, sampling_ratio=0, usable=USABLE),
+    "misaligned": Case(random_rois(3), offset=1),
+    "pyramid": Case(random_rois(8, max_size=100), C=8, **PYRAMID),
+    "pyramid_odd": Case(ODD_ROIS, C=2, **PYRAMID),
+    "many_channels": Case(random_rois(2), C=264, PH=1, PW=2),
+    "many_rois": Case(random_rois(260), C=2, PH=1, PW=1, sampling_ratio=1),
+    "one_pixel": Case(random_rois(3), sizes=((1, 1),)),
+    "empty_level": Case(random_rois(3, max_size=100), sizes=((4, 6), (0, 0)), scales=(0.25, 0.125)),
+    # larger than the tables in shared memory, the windows of bins and a warp's patch
+    "large_ratio": Case(random_rois(2), N=2, C=4, sampling_ratio=150, PH=2, PW=2),
+    "long_axes": Case(
+        torch.tensor([[0, 8, 2, 6600, 9], [0, 6600, 2, 3, 9]]),
+        N=1,
+        C=4,
+        sizes=((2, 1600),),
+        PH=2,
+        PW=3,
+        sampling_ratio=0,
+        aligned=False,
+    ),
+    "many_bins": Case(random_rois(2), C=4, PH=2, PW=1600, sampling_ratio=1),
+    "windows": Case(random_rois(3), C=4, PH=35, PW=37, sampling_ratio=1),
+}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kernels = cuda_emulation.ROOT / "csrc" / "cuda"
+    return cuda_emulation.build(
+        tmp_path_factory.mktemp("roi_align") / "roi_align",
+        cuda_emulation.HERE / "driver_roi_align.cpp",
+        kernels / "roi_align.cu",
+        kernels / "roi_align_backward.cu",
+        options=("-O0",),  # the cases are small: compiling takes longer
+    )
+
+
+def to_bytes(x: Tensor, channels_last: bool) -> np.ndarray:
+    return (x.permute(0, 2, 3, 1) if channels_last else x).reshape(-1).view(torch.uint8).numpy()
+
+
+def from_file(
+    path: Path, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    N, C, H, W = shape
+    data = torch.empty(math.prod(shape), dtype=dtype)
+    data.view(torch.uint8).copy_(torch.from_numpy(np.fromfile(path, np.uint8)))
+    return data.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else data.view(shape)
+
+
+class Kernel:
+    """Both directions of the kernels on one case."""
+
+    def __init__(self, program: Path, folder: Path, case: Case, dtype: torch.dtype, last: bool):
+        self.program, self.folder, self.case = program, folder, case
+        self.dtype, self.channels_last = dtype, last
+        self.rois = case.rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def _run(self, direction: str, inputs: dict[str, np.ndarray], reverse: bool) -> None:
+        case = self.case
+        maps = [
+            x for size, scale in zip(case.sizes, case.scales, strict=True) for x in (*size, scale)
+        ]
+        result = cuda_emulation.run(
+            self.program,
+            self.folder,
+            direction,
+            str(self.dtype).removeprefix("torch."),
+            *(case.N, case.C, len(case.rois), case.PH, case.PW, case.sampling_ratio),
+            *(int(case.aligned), int(self.channels_last), case.offset),
+            *(case.canonical_scale, case.canonical_level, case.min_level),
+            *maps,
+            inputs={"rois": self.rois.numpy(), **inputs},
+            reverse=reverse,
+        )
+        assert result.returncode == 0, result.stderr
+
+    def forward(self, features: list[Tensor], *, reverse: bool = False) -> Tensor:
+        inputs = {
+            f"features{level}": to_bytes(x, self.channels_last) for level, x in enumerate(features)
+        }
+        self._run("forward", inputs, reverse)
+        shape = (len(self.rois), self.case.C, self.case.PH, self.case.PW)
+        return from_file(self.folder / "pooled", shape, self.dtype, self.channels_last)
+
+    def backward(self, grad: Tensor, *, reverse: bool = False) -> list[Tensor]:
+        self._run("backward", {"pooled": to_bytes(grad, self.channels_last)}, reverse)
+        return [
+            from_file(
+                self.folder / f"features{level}",
+                (self.case.N, self.case.C, *size),
+                self.dtype,
+                self.channels_last,
+            )
+            for level, size in enumerate(self.case.sizes)
+        ]
+
+
+def expected_forward(case: Case, features: list[Tensor], rois: Tensor) -> Tensor:
+    usable = torch.ones(len(rois), dtype=torch.bool) if case.usable is None else case.usable
+    pooled = reference.multiscale_roi_align(
+        [x.double() for x in features],
+        rois[usable].double(),
+        list(case.scales),
+        case.PH,
+        case.PW,
+        case.sampling_ratio,
+        case.aligned,
+        case.canonical_scale,
+        case.canonical_level,
+        case.min_level,
+    )
+    return pooled.new_zeros(len(rois), *pooled.shape[1:]).index_put(
+        (torch.where(usable)[0],), pooled
+    )
+
+
+def feature_maps(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    return [
+        cases.feature_map(case.N, case.C, *size, seed=level, dtype=dtype)
+        for level, size in enumerate(case.sizes)
+    ]
+
+
+def check(program: Path, folder: Path, case: Case, dtype: torch.dtype, channels_last: bool) -> None:
+    kernel = Kernel(program, folder, case, dtype, channels_last)
+    features = feature_maps(case, dtype)
+    leaves = [x.double().requires_grad_() for x in features]
+    expected = expected_forward(case, leaves, kernel.rois)
+    assert_matches(kernel.forward(features), expected)
+
+    grad = cases.feature_map(*expected.shape, seed=9, dtype=dtype)
+    # a pixel sums the gradients of many bins
+    scale = max(1, math.prod(expected.shape[2:]) / 8)
+    grads = torch.autograd.grad(expected, leaves, grad.double())
+    for actual, wanted in zip(kernel.backward(grad), grads, strict=True):
+        assert_matches(actual, wanted, scale=scale)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("name", CASES)
+def test_cases(program: Path, tmp_path: Path, name: str, channels_last: bool) -> None:
+    dtype = DTYPES[list(CASES).index(name) % len(DTYPES)]
+    check(program, tmp_path, CASES[name], dtype, channels_last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(program: Path, tmp_path: Path, dtype: torch.dtype, channels_last: bool) -> None:
+    check(program, tmp_path, replace(CASES["adaptive"], C=20), dtype, channels_last)
+
+
+@LAYOUTS
+def test_deterministic(program: Path, tmp_path: Path, channels_last: bool) -> None:
+    case = Case(random_rois(40), C=4)
+    kernel = Kernel(program, tmp_path, case, torch.float32, channels_last)
+    features = feature_maps(case, torch.float32)
+    grad = cases.feature_map(len(case.rois), case.C, case.PH, case.PW)
+    assert torch.equal(kernel.forward(features), kernel.forward(features, reverse=True))
+    assert torch.equal(kernel.backward(grad)[0], kernel.backward(grad, reverse=True)[0])
+
+
+@LAYOUTS
+def test_no_rois(program: Path, tmp_path: Path, channels_last: bool) -> None:
+    case = Case(torch.zeros(0, 5))
+    kernel = Kernel(program, tmp_path, case, torch.float32, channels_last)
+    (grad,) = kernel.backward(torch.zeros(0, case.C, case.PH, case.PW))
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@LAYOUTS
+def test_huge_roi(program: Path, tmp_path: Path, channels_last: bool) -> None:
+    """125,000 samples per bin, nearly all of them outside the map."""
+    case = Case(torch.tensor([[0, -1e6, -9e5, 1e6, 1e6]]), N=1, C=3, sampling_ratio=0)
+    kernel = Kernel(program, tmp_path, case, torch.float64, channels_last)
+    (features,) = feature_maps(case, torch.float64)
+    (H, W), start, end = case.sizes[0], *(kernel.rois[0, 1:] * 0.25 - 0.5).view(2, 2, 1)
+
+    def matrix(axis: int, bins: int, extent: int) -> Tensor:
+        index, weight = _axis_taps(start[axis], (end - start)[axis], bins, extent, 0)
+        return weight.new_zeros(bins, extent).scatter_add(1, index[0], weight[0])
+
+    y, x = matrix(1, case.PH, H), matrix(0, case.PW, W)
+    assert_matches(kernel.forward([features]), y @ features @ x.T)
+    grad = cases.feature_map(1, case.C, case.PH, case.PW, dtype=torch.float64)
+    assert_matches(kernel.backward(grad)[0], y.T @ grad @ x)
+
+
+@LAYOUTS
+def test_untouched_nan(program: Path, tmp_path: Path, channels_last: bool) -> None:
+    """A tap without weight carries no NaN in, and no gradient that is one out."""
+    # samples at whole pixels: each has one tap
+    case = Case(
+        torch.tensor([[0.0, 1.5, 1.5, 5.5, 4.5]]), scales=(1.0,), sampling_ratio=1, aligned=False
+    )
+    case = replace(case, rois=torch.tensor([[0.0, 1.5, 1.5, 5.5, 4.5], [1.0, 1.5, 1.5, 5.5, 4.5]]))
+    kernel = Kernel(program, tmp_path, case, torch.float32, channels_last)
+    (features,) = feature_maps(case, torch.float32)
+    features[:, :, 5] = NAN
+    features[:, :, :, 6] = INF
+    assert_matches(kernel.forward([features]), expected_forward(case, [features], kernel.rois))
+    (grad,) = kernel.backward(torch.full((2, case.C, case.PH, case.PW), NAN))
+    touched = torch.zeros_like(grad, dtype=torch.bool)
+    touched[:, :, 2:5, 2:6] = True
+    assert torch.equal(grad.isnan(), touched)
+    assert not grad[~touched].any()
