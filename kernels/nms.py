@@ -24,6 +24,8 @@ from .common.scalars import as_double, double_bits
 BLOCK = 512
 TILE = 64
 COMPACT = 2048
+# settling holds a second tile of overlaps
+SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
 LAST_CLASS = tl.constexpr(2**63 - 1)
 
 
@@ -223,13 +225,15 @@ def launch_nms_padded(
             args = (in_blocks, classes, origins, alive, N, step, threshold, BLOCK, TILE)
             if step > 0:
                 tiles = triton.cdiv(N - step * BLOCK, TILE)
-                _nms_suppress_kernel[(B, tiles)](*args, num_warps=4, enable_fp_fusion=False)
+                _nms_suppress_kernel[(B, tiles)](
+                    *args, num_warps=SUPPRESS_WARPS, enable_fp_fusion=False
+                )
             # without classes all boxes start in block 0, and only one block is due
             due = 1 if classes is None else blocks - step
-            _nms_settle_kernel[(B, due)](*args, num_warps=4, enable_fp_fusion=False)
+            _nms_settle_kernel[(B, due)](*args, num_warps=SETTLE_WARPS, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
         _nms_compact_kernel[(B,)](
-            kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=8
+            kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=COMPACT_WARPS
         )
     return indices, counts
 

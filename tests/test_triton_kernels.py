@@ -183,7 +183,7 @@ def test_roi_align_opcheck_and_compile():
     rois = make_rois(2, images=1)
     options = (scales, 2, 2, 2, True, 16.0, 4.0, 2)
     opcheck(torch.ops.fastvision.roi_align_triton.default, (maps, rois, *options))
-    grad = torch.randn(3, 3, 2, 2, device=DEVICE)
+    grad = torch.randn(2, 3, 2, 2, device=DEVICE)
     sizes = [1, *maps[0].shape[2:], *maps[1].shape[2:]]
     opcheck(
         torch.ops.fastvision.roi_align_backward_triton.default,
