@@ -12,14 +12,19 @@ __attribute__((visibility("default"))) void set_cpu_level(int level);
 
 }  // namespace fastvision
 
+// Calls a kernel, which may be overloaded, at the level in use.
 #if defined(FASTVISION_HAS_AVX512)
-#define FASTVISION_SELECT(function)                                     \
-  (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function    \
-   : ::fastvision::cpu_level() == 1 ? ::fastvision::avx2::function      \
-                                    : ::fastvision::baseline::function)
+#define FASTVISION_CALL(function, ...)                                            \
+  (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function(__VA_ARGS__) \
+   : ::fastvision::cpu_level() == 1 ? ::fastvision::avx2::function(__VA_ARGS__)   \
+                                    : ::fastvision::baseline::function(__VA_ARGS__))
 #else
-#define FASTVISION_SELECT(function) ::fastvision::baseline::function
+#define FASTVISION_CALL(function, ...) ::fastvision::baseline::function(__VA_ARGS__)
 #endif
+#define FASTVISION_SELECT(function)                                  \
+  (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function \
+   : ::fastvision::cpu_level() == 1 ? ::fastvision::avx2::function   \
+                                    : ::fastvision::baseline::function)
 
 // Declares one kernel in the namespace of every level.
 #define FASTVISION_DECLARE_CPU(result, function, ...) \

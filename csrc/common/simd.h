@@ -1,7 +1,7 @@
 // Vectors of one register's width for the CPU kernels, on the compiler's vector extensions.
-// Included by files of csrc/cpu only: everything here is compiled once per level, so it has internal
-// linkage and no header with inline functions of external linkage (torch, the standard library) may
-// come in beside it: the linker could keep the copy that this CPU cannot run.
+// Included by files of csrc/cpu only: everything here is compiled once per level, so it has
+// internal linkage and no header with inline functions of external linkage (torch, the standard
+// library) may come in beside it: the linker could keep the copy that this CPU cannot run.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,8 @@ using vector_t = typename simd<T>::vector;
 template <typename T>
 constexpr int lanes_v = simd<T>::lanes;
 
-// ---- load a register of float or double from any storage type, and store it back (rounding to nearest even)
+// ---- load a register of float or double from any storage type, and store it back (rounding to
+// nearest even)
 
 inline float_v load(const float* p) {
   float_v v;
@@ -98,7 +99,8 @@ inline void store(half_t* p, float_v v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// no conversion instruction: the exponent is rebased by a float multiplication, exact also for subnormals
+// no conversion instruction: the exponent is rebased by a float multiplication, exact also for
+// subnormals
 inline float_v load(const half_t* p) {
   uint16_half_v raw;
   memcpy(&raw, p, sizeof raw);
@@ -107,7 +109,8 @@ inline float_v load(const half_t* p) {
   const uint32_v magnitude = wide & 0x7fff;
   const float_v scaled = (float_v)(magnitude << 13) * 0x1p112f;
   const uint32_v special = (uint32_v)(magnitude >= 0x7c00);  // infinity and NaN keep their mantissa
-  const uint32_v bits = (special & ((magnitude << 13) | 0x7f800000)) | (~special & (uint32_v)scaled);
+  const uint32_v bits =
+      (special & ((magnitude << 13) | 0x7f800000)) | (~special & (uint32_v)scaled);
   return (float_v)(bits | sign);
 }
 
@@ -209,6 +212,39 @@ inline uint32_t movemask(int64_v m) {
   }
   return bits;
 #endif
+}
+
+// Transposes the square of `lanes` vectors in place: off-diagonal blocks of 1, 2, 4, ... are
+// swapped.
+template <int... I>
+struct lane_list {};
+template <int N, int... I>
+struct make_lanes : make_lanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct make_lanes<0, I...> {
+  using type = lane_list<I...>;
+};
+
+template <int kBlock, typename V, int... I>
+inline void swap_blocks(V& a, V& b, lane_list<I...>) {
+  constexpr int n = sizeof...(I);
+  const V upper = __builtin_shufflevector(a, b, ((I & kBlock) ? n + I - kBlock : I)...);
+  const V lower = __builtin_shufflevector(a, b, ((I & kBlock) ? n + I : I + kBlock)...);
+  a = upper;
+  b = lower;
+}
+
+template <int kBlock = 1, typename V, int n>
+inline void transpose(V (&rows)[n]) {
+  if constexpr (kBlock < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if ((i & kBlock) == 0) {
+        swap_blocks<kBlock>(rows[i], rows[i + kBlock], typename make_lanes<n>::type{});
+      }
+    }
+    transpose<kBlock * 2>(rows);
+  }
 }
 
 }  // namespace

@@ -57,7 +57,8 @@ template <typename R, typename... A>
 constexpr void check_boxable(R (*)(A...)) {
   static_assert(
       boxable<R>::value && (boxable<std::remove_cv_t<std::remove_reference_t<A>>>::value && ...),
-      "a kernel takes and returns Tensor, int64_t, double, bool and vectors, optionals, tuples of them"
+      "a kernel takes and returns Tensor, int64_t, double, bool and vectors, optionals, tuples of "
+      "them"
   );
 }
 
@@ -76,12 +77,12 @@ inline void check_dim(const Tensor& t, int64_t dim, const char* name) {
     __VA_ARGS__();                                             \
     break;                                                     \
   }
-#define FASTVISION_DISPATCH_FLOATING(DTYPE, NAME, ...)                              \
-  switch (DTYPE) {                                                                  \
-    FASTVISION_DISPATCH_CASE(Float, float, __VA_ARGS__)                             \
-    FASTVISION_DISPATCH_CASE(Double, double, __VA_ARGS__)                           \
-    FASTVISION_DISPATCH_CASE(Half, ::fastvision::half_t, __VA_ARGS__)               \
-    FASTVISION_DISPATCH_CASE(BFloat16, ::fastvision::bfloat16_t, __VA_ARGS__)       \
-    default:                                                                        \
+#define FASTVISION_DISPATCH_FLOATING(DTYPE, NAME, ...)                                \
+  switch (DTYPE) {                                                                    \
+    FASTVISION_DISPATCH_CASE(Float, float, __VA_ARGS__)                               \
+    FASTVISION_DISPATCH_CASE(Double, double, __VA_ARGS__)                             \
+    FASTVISION_DISPATCH_CASE(Half, ::fastvision::half_t, __VA_ARGS__)                 \
+    FASTVISION_DISPATCH_CASE(BFloat16, ::fastvision::bfloat16_t, __VA_ARGS__)         \
+    default:                                                                          \
       STD_TORCH_CHECK(false, NAME, " must be float16, bfloat16, float32 or float64"); \
   }

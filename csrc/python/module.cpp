@@ -50,6 +50,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_levels", [] { return levels(); }, "Levels compiled in, lowest first.");
   m.def("cpu_capability", [] { return levels()[fastvision::cpu_level()]; }, "The level in use.");
   m.def("cpu_capability_supported", [] { return levels()[fastvision::cpu_level_supported()]; });
-  m.def("set_cpu_capability", &set_cpu_capability, py::arg("level"),
-        "Run the CPU kernels at a given level; ValueError where this CPU lacks it.");
+  m.def(
+      "set_cpu_capability",
+      &set_cpu_capability,
+      py::arg("level"),
+      "Run the CPU kernels at a given level; ValueError where this CPU lacks it."
+  );
 }
