@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,17 @@ def describe(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _best_seconds(call: Any, device: torch.device, seconds: float) -> float:
-    best, end = float("inf"), time.perf_counter() + seconds
+def _best_seconds(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     call()
-    while time.perf_counter() < end:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    wait()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def measure_limits(device: torch.device, *, seconds: float = 0.5) -> dict[str, Any]:
