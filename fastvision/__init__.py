@@ -2,5 +2,6 @@
 
 from . import _extension, ops
 from ._version import __version__
+from .torchvision_patch import disable, enable, enabled
 
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "disable", "enable", "enabled", "ops"]
