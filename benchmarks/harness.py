@@ -1,13 +1,14 @@
-"""Measures one case: every provider of an op on the same inputs, checked first, then interleaved."""
+"""Measures a case: every provider of an op on the same inputs, checked first, then interleaved."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ Providers = dict[str, Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """The least an implementation must do: bytes moved from and to memory, arithmetic operations."""
+    """The least an implementation must do: bytes from and to memory, arithmetic operations."""
 
     bytes: int
     flops: int
@@ -33,7 +34,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. Providers are called with the inputs; the baseline comes first."""
+    """What is measured. Providers are called with the inputs; the baseline comes first.
+
+    A provider may have ``around()``, a context of its calls that is not timed, and ``details()``,
+    plain data for the row once all is measured.
+    """
 
     op: str  # the file bench_<op>.py, and the record's name
     name: str
@@ -41,9 +46,12 @@ class Case:
     providers: Callable[[torch.device], Providers]
     check: Callable[[Any, Any], None]  # (actual, expected), raises AssertionError
     work: Callable[[Inputs, Any], Work] | None = None
-    expected: Callable[..., Any] | None = None  # called with the inputs; the baseline's result if None
+    expected: Callable[..., Any] | None = (
+        None  # called with the inputs; the baseline's result if None
+    )
     quick: bool = True  # part of a quick run
     peak_memory: bool = False  # on the CPU that takes a process per provider
+    least_rounds: int | None = None  # fewer than usual, for calls that take seconds
     note: str = ""
 
     def __str__(self) -> str:
@@ -57,11 +65,12 @@ class Effort:
     case_seconds: float
     round_seconds: float
     rounds: tuple[int, int]  # least, most
-    once_seconds: float = 5.0  # a provider slower than that is timed in one call
+    once_seconds: float = 5.0  # a peer slower than that is timed in one call
 
 
-FULL = Effort(case_seconds=4.0, round_seconds=2e-3, rounds=(5, 40))
-QUICK = Effort(case_seconds=0.6, round_seconds=1e-3, rounds=(3, 10))
+# short rounds and many of them: some are then undisturbed, even on a busy machine
+FULL = Effort(case_seconds=4.0, round_seconds=5e-4, rounds=(5, 200))
+QUICK = Effort(case_seconds=0.6, round_seconds=2e-4, rounds=(3, 50))
 
 
 def backends(function: Callable[..., Any], device: torch.device, *, reference: bool) -> Providers:
@@ -81,8 +90,9 @@ def backends(function: Callable[..., Any], device: torch.device, *, reference: b
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    torch.compiler.reset()  # an earlier case's graph would make this one's sizes dynamic
-    return torch.compile(function)
+    """``function`` compiled in its first calls, the inputs' sizes taken as constants."""
+    torch.compiler.reset()  # with the graphs of earlier cases the sizes would become dynamic
+    return torch.compile(function, dynamic=False)
 
 
 class CudaGraph:
@@ -134,35 +144,49 @@ def _cuda_seconds(call: Callable[[], Any], calls: int) -> float:
     return sum(start.elapsed_time(end) for start, end in events) / 1e3 / calls
 
 
-@dataclass
 class _Trial:
     """One provider under measurement."""
 
-    call: Callable[[], Any]
-    seconds_of: Callable[[Callable[[], Any], int], float]
-    seconds: float  # of one call, roughly
-    samples: list[float] = field(default_factory=list)
-    calls: int = 1
-    once: bool = False
+    def __init__(
+        self, name: str, provider: Callable[..., Any], inputs: Inputs, device: torch.device
+    ) -> None:
+        self.warm_up_calls = 1 if name == COMPILED else 0
+        self.call = functools.partial(provider, *inputs)
+        self.around = getattr(provider, "around", contextlib.nullcontext)
+        self.details = getattr(provider, "details", None)
+        self.seconds_of = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+        self.calls, self.once = 1, False
+        self.samples: list[float] = []
 
-    def prepare(self, effort: Effort) -> None:
-        if self.seconds > effort.once_seconds:
+    def time(self, call: Callable[[], Any], calls: int) -> float:
+        with self.around():
+            return self.seconds_of(call, calls)
+
+    def first_result(self) -> Any:
+        results = []
+        for _ in range(self.warm_up_calls + 1):
+            self.seconds = self.time(lambda: results.append(self.call()), 1)
+        return results[-1]
+
+    def prepare(self, effort: Effort, *, once: bool) -> None:
+        if once:
             self.once, self.samples = True, [self.seconds]
-            return
-        self.seconds = self.seconds_of(self.call, 1)  # the first call was cold
-        self.calls = min(max(math.ceil(effort.round_seconds / self.seconds), 1), 2000)
+        elif self.seconds < 0.5:
+            self.seconds = self.time(self.call, 1)  # the first call was cold
+            self.calls = min(max(math.ceil(effort.round_seconds / self.seconds), 1), 2000)
 
     def run(self) -> None:
         if not self.once:
-            self.samples.append(self.seconds_of(self.call, self.calls))
+            self.samples.append(self.time(self.call, self.calls))
 
     def summary(self) -> dict[str, Any]:
-        return {
+        summary = {
             "seconds": min(self.samples),
             "median_seconds": statistics.median(self.samples),
             "rounds": len(self.samples),
             "calls_per_round": self.calls,
         }
+        return summary | ({"details": self.details()} if self.details else {})
 
 
 def compare(
@@ -179,46 +203,37 @@ def compare(
     each of its rounds (A B A B ...), so that a change of the machine's load meets all of them.
 
     Returns:
-        A row for the report, plain data. Its "status" is "ok", or "wrong" or "failed" if that is what
-        a backend of fastvision is, and then no speed is in it. A peer that fails is only noted.
+        A row for the report, plain data. Its "status" is "ok", or "wrong" or "failed" if that is
+        what a backend of fastvision is, and then no speed is in it. A peer that fails is only noted.
     """
     effort = effort or (QUICK if quick else FULL)
+    row: dict[str, Any] = {"op": case.op, "case": case.name, "note": case.note, "status": "ok"}
+    row["providers"] = measured = {}
     inputs = case.inputs(device)
-    providers = case.providers(device)
-    calls = {name: functools.partial(run, *inputs) for name, run in providers.items()}
-    row: dict[str, Any] = {
-        "op": case.op,
-        "case": case.name,
-        "note": case.note,
-        "status": "ok",
-        "providers": {},
-    }
-    seconds_of = _cuda_seconds if device.type == "cuda" else _cpu_seconds
-
     expected = case.expected(*inputs) if case.expected else None
     trials: dict[str, _Trial] = {}
-    for name, call in calls.items():
-        outcome: list[Any] = []
+    for name, provider in case.providers(device).items():
+        trial = _Trial(name, provider, inputs, device)
         try:
-            seconds = seconds_of(lambda c=call, o=outcome: o.append(c()), 1)
+            result = trial.first_result()
             if expected is None:
-                expected = outcome[0]
+                expected = result
             elif name != BASELINE:
-                case.check(outcome[0], expected)
+                case.check(result, expected)
         except Exception as error:  # a kernel may fail in any way: the other cases still count
             status = "wrong" if isinstance(error, AssertionError) else "failed"
-            reason = f"{name}: {str(error).strip() or type(error).__name__}"
-            row["providers"][name] = {"status": status, "reason": reason}
+            reason = f"{name}: {_first_words(str(error) or type(error).__name__)}"
             if name not in PEERS or expected is None:
-                return {**row, "status": status, "reason": reason, "providers": {}}
-            continue
-        trials[name] = _Trial(call, seconds_of, seconds)
+                return row | {"status": status, "reason": reason, "providers": {}}
+            measured[name] = {"status": status, "reason": reason}
+        else:
+            trials[name] = trial
 
-    for trial in trials.values():
-        trial.prepare(effort)
+    for name, trial in trials.items():
+        trial.prepare(effort, once=name in PEERS and trial.seconds > effort.once_seconds)
     one_round = sum(t.calls * t.seconds for t in trials.values() if not t.once)
     least, most = effort.rounds
-    rounds = min(max(int(effort.case_seconds / one_round), least), most)
+    rounds = min(max(int(effort.case_seconds / one_round), case.least_rounds or least), most)
     ours, *others = (trials[name] for name in sorted(trials, key=lambda name: name in PEERS))
 
     def run_others() -> None:
@@ -228,12 +243,16 @@ def compare(
     benchmark.pedantic(ours.run, setup=run_others, rounds=rounds)
 
     for name, trial in trials.items():
-        row["providers"][name] = trial.summary()
-        if hasattr(providers[name], "details"):
-            row["providers"][name]["details"] = providers[name].details()
+        measured[name] = trial.summary()
         if case.peak_memory or device.type == "cuda":
-            row["providers"][name]["peak_bytes"] = memory.peak_bytes(case, name, device, calls[name])
+            with trial.around():
+                measured[name]["peak_bytes"] = memory.peak_bytes(case, name, device, trial.call)
     if case.work is not None:
         work = case.work(inputs, expected)
         row |= {"least_bytes": work.bytes, "least_flops": work.flops}
     return row
+
+
+def _first_words(text: str, length: int = 400) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + " ..."

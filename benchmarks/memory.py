@@ -18,7 +18,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def peak_bytes(case: Any, provider: str, device: torch.device, call: Callable[[], Any]) -> int | None:
+def peak_bytes(
+    case: Any, provider: str, device: torch.device, call: Callable[[], Any]
+) -> int | None:
     """Bytes, or None where they cannot be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize()

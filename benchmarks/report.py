@@ -12,13 +12,14 @@ from benchmarks.machine import floor_seconds
 Row = dict[str, Any]
 
 EXPLANATION = """\
-Every provider of a case runs on the same inputs. Results are checked before anything is timed: indices
-must be identical, features within the dtype's tolerance. Then the providers take turns, round by
-round; a time is the best round's time per call, and the speed-up is torchvision's time over it. `once`
-marks a provider so slow that it was timed in a single call. The floor is the time that the least bytes
-and operations any implementation needs would take at this machine's limits (`benchmarks/work.py` says how
-they are counted), and the share is the floor over the time. NMS is bound by sorting and by its chain
-of decisions, which the floor leaves out."""
+Every provider of a case runs on the same inputs. Results are checked before anything is timed:
+indices must be identical, features within the dtype's tolerance, and a case with a wrong result
+gets no times. Then the providers take turns, round by round. A time is the best round's time per
+call, the speed-up is torchvision's time over it; `once` marks what is so slow that it was timed
+in a single call. The floor is the time that the least bytes and operations of any implementation
+(`benchmarks/work.py` counts them) take at this machine's limits, the share is the floor over the
+time. NMS is bound by sorting and by its chain of decisions, which the floor leaves out. Memory is
+the peak beyond the inputs."""
 
 
 def save_records(folder: Path, rows: list[Row], machine: Row, limits: Row, *, quick: bool) -> None:
@@ -43,8 +44,8 @@ def format_seconds(seconds: float | None) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _ours(row: Row) -> list[str]:
-    return [name for name in row["providers"] if name not in PEERS]
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "<0.01 %"
 
 
 def speedup(row: Row, provider: str) -> float | None:
@@ -64,7 +65,7 @@ def _cells(row: Row, provider: str, limits: Row) -> list[str]:
         provider,
         format_seconds(entry["seconds"]) + once,
         f"{ratio:.3g}x" if ratio and provider != BASELINE else "",
-        f"{100 * floor / entry['seconds']:.2g} %" if floor else "",
+        _percent(floor / entry["seconds"]) if floor else "",
         f"{memory / 2**20:.1f} MiB" if memory is not None else "",
     ]
 
@@ -112,15 +113,20 @@ def _markdown(lines: list[list[str]]) -> str:
 
 
 def draw_speedups(path: Path, rows: list[Row]) -> bool:
-    """A bar per case and backend, in powers of two; False where there is nothing to draw with."""
+    """A bar per case and backend; False where there is nothing to draw with."""
     try:
         import matplotlib
     except ImportError:
         return False
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    bars = [(row, name, speedup(row, name)) for row in rows for name in _ours(row)]
+    bars = [
+        (row, name, speedup(row, name))
+        for row in rows
+        for name in row["providers"]
+        if name not in (*PEERS, "reference")  # the reference is not meant to be fast
+    ]
     bars = [bar for bar in bars if bar[2] is not None]
     if not bars:
         return False
@@ -128,13 +134,14 @@ def draw_speedups(path: Path, rows: list[Row]) -> bool:
     figure, axes = pyplot.subplots(figsize=(10, 0.8 + 0.25 * len(bars)), layout="constrained")
     for at, (_, name, ratio) in enumerate(bars):
         axes.barh(at, ratio - 1, left=1, color=f"C{names.index(name)}")
-        axes.annotate(f"{ratio:.3g}x", (max(ratio, 1), at), (3, 0), textcoords="offset points",
-                      va="center", fontsize=7)  # fmt: skip
+        axes.text(max(ratio, 1), at, f" {ratio:.3g}x", va="center", fontsize=7)
     labels = [row["case"] + (f" ({name})" if len(names) > 1 else "") for row, name, _ in bars]
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(x=0.12)
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.margins(x=0.12, y=0.01)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("speed-up over torchvision (longer is faster)")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import machine, report
+from benchmarks.harness import BASELINE
 from fastvision import _extension
 
 HERE = Path(__file__).resolve().parent
@@ -42,10 +43,10 @@ class Collector:
 
 def progress(row: report.Row) -> str:
     if row["status"] != "ok":
-        return f"{row['case']}: {row['status'].upper()}: {row['reason'].splitlines()[0]}"
+        return f"{row['case']}: {row['status'].upper()}: {row['reason']}"
     times = [
         f"{name} {report.format_seconds(entry.get('seconds')) or entry['status']}"
-        + (f" ({ratio:.3g}x)" if (ratio := report.speedup(row, name)) else "")
+        + (f" ({ratio:.3g}x)" if name != BASELINE and (ratio := report.speedup(row, name)) else "")
         for name, entry in row["providers"].items()
     ]
     return f"{row['case']}: {', '.join(times)}"

@@ -1,4 +1,4 @@
-"""roi_align, its gradient, and multiscale_roi_align against torchvision."""
+"""roi_align and its gradient against torchvision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ SCALE = 0.25
 GRADIENT_TERMS = 32  # a pixel's gradient sums the bins of many boxes
 
 
-def torchvision_roi_align(x: Tensor, rois: Tensor, bins: int, scale: float, sampling: int) -> Tensor:
+def torchvision_roi_align(
+    x: Tensor, rois: Tensor, bins: int, scale: float, sampling: int
+) -> Tensor:
     """16-bit features go through float32, as under autocast: bfloat16 kernels do not exist."""
     if x.element_size() == 2:
         x_float = x.float()
@@ -107,49 +109,6 @@ def roi_align_case(
     )
 
 
-def multiscale_case(dtype: torch.dtype, channels_last: bool, images: int = 2) -> Case:
-    names = ["0", "1", "2", "3"]
-    image_shapes = [(cases.IMAGE_HEIGHT, cases.IMAGE_WIDTH)] * images
-
-    def inputs(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        maps, _ = cases.pyramid(images, 256, dtype=dtype, channels_last=channels_last)
-        sizes = {"min_size": 16, "max_size": 640}  # boxes of every level
-        boxes = [cases.uniform_boxes(1000 // images, seed=i, **sizes) for i in range(images)]
-        return [m.to(device) for m in maps], [b.to(device) for b in boxes]
-
-    def baseline(maps: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        pool = torchvision.ops.MultiScaleRoIAlign(names, 7, 2)
-        if dtype != torch.float32:
-            maps = [m.float() for m in maps]
-        pooled = pool(dict(zip(names, maps, strict=True)), boxes, image_shapes)
-        return pooled.to(dtype)
-
-    def run(maps: list[Tensor], boxes: list[Tensor], backend: str) -> Tensor:
-        scales = [1 / (4 << level) for level in range(4)]
-        return fastvision.ops.multiscale_roi_align(maps, boxes, 7, scales, 2, backend=backend)
-
-    def least_work(tensors: tuple[list[Tensor], list[Tensor]], _: Tensor) -> work.Work:
-        maps, boxes = tensors
-        boxes = [b.cpu() for b in boxes]
-        image = torch.arange(images).repeat_interleave(1000 // images)[:, None]
-        level_of = torchvision.ops.poolers.LevelMapper(2, 5)(boxes)
-        rois = torch.cat([image, torch.cat(boxes)], 1)
-        return work.roi_align(maps, rois, level_of, [1 / (4 << k) for k in range(4)], 7, 2)
-
-    layout = "channels_last" if channels_last else "contiguous"
-    return Case(
-        "roi_align",
-        f"multiscale, 4 levels of {images}x256, 1000 boxes, 7x7 bins, 2x2 samples, "
-        f"{str(dtype).removeprefix('torch.')}, {layout}",
-        inputs=inputs,
-        providers=lambda device: {BASELINE: baseline} | backends(run, device, reference=False),
-        check=assert_matches,
-        work=least_work,
-        quick=False,
-        note="torchvision through float32" if dtype != torch.float32 else "",
-    )
-
-
 LAYOUTS = (False, True)  # channels_last
 HALVES = (torch.bfloat16, torch.float16)
 BOTH = "forward and backward"
@@ -167,8 +126,6 @@ CASES = [
     roi_align_case(14, dtype=torch.bfloat16, channels_last=True),
     roi_align_case(dtype=torch.bfloat16, channels_last=True, mode=BOTH),
     roi_align_case(dtype=torch.bfloat16, channels_last=True, mode="backward"),
-    *(multiscale_case(torch.float32, last) for last in LAYOUTS),
-    multiscale_case(torch.bfloat16, channels_last=True),
 ]
 
 
