@@ -204,7 +204,7 @@ def compare(
 
     Returns:
         A row for the report, plain data. Its "status" is "ok", or "wrong" or "failed" if that is
-        what a backend of fastvision is, and then no speed is in it. A peer that fails is only noted.
+        what a backend of fastvision is, and then it has no times. A peer's failure is only noted.
     """
     effort = effort or (QUICK if quick else FULL)
     row: dict[str, Any] = {"op": case.op, "case": case.name, "note": case.note, "status": "ok"}

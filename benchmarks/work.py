@@ -12,14 +12,13 @@ from benchmarks.harness import Work
 IOU_FLOPS = 12  # 4 min/max, 2 differences, 2 clamps, product, union (2), threshold times union
 
 
-def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, kept: int) -> Work:
+def nms(inputs: tuple[Tensor, ...], kept: int, dropped: int) -> Work:
     """Inputs read once, 8 bytes written per kept box, one IoU for each dropped box.
 
     A floor that no NMS comes near: sorting and the chain of decisions are not in it.
     """
-    inputs = [boxes, scores] if idxs is None else [boxes, scores, idxs]
     moved = sum(t.numel() * t.element_size() for t in inputs) + 8 * kept
-    return Work(moved, IOU_FLOPS * (scores.numel() - kept))
+    return Work(moved, IOU_FLOPS * dropped)
 
 
 def _axis(low: float, size: float, bins: int, samples: int, extent: int) -> tuple[np.ndarray, int]:

@@ -45,7 +45,7 @@ def nms_case(kind: str, count: int) -> Case:
         inputs=lambda device: (BOXES[kind](count).to(device), cases.scores(count).to(device)),
         providers=providers,
         check=check,
-        work=lambda inputs, kept: work.nms(*inputs, None, len(kept)),
+        work=lambda inputs, kept: work.nms(inputs, len(kept), count - len(kept)),
         quick=count <= 4000,
         peak_memory=count == 100_000,
     )
@@ -75,7 +75,7 @@ def batched_case(count: int, num_classes: int = 80) -> Case:
         providers=providers,
         check=check,
         expected=class_by_class,
-        work=lambda tensors, kept: work.nms(*tensors, len(kept)),
+        work=lambda tensors, kept: work.nms(tensors, len(kept), count - len(kept)),
         quick=count <= 4000,
     )
 
