@@ -16,6 +16,7 @@ import torchvision
 
 import fastvision
 from fastvision import _extension
+from fastvision.ops import _backend
 
 COPY_BYTES = {"cpu": [1 << 16, 1 << 20, 1 << 24, 1 << 28], "cuda": [1 << 31]}
 MATRIX = {"cpu": 2048, "cuda": 8192}
@@ -65,6 +66,10 @@ def describe(device: torch.device) -> dict[str, Any]:
         facts["compiler"] = _extension._C.compiler()
         if device.type == "cuda":
             facts["cuda"] = f"{torch.version.cuda}, kernels by {_extension._C.cuda_version()}"
+    for name in _backend._ORDER[device.type]:
+        reason = _backend.unsupported(name, device.type, device.index)
+        if reason is not None:
+            facts[f"backend {name}"] = f"left out: {reason}"
     return facts
 
 

@@ -99,7 +99,8 @@ def stage_tables(rows: list[Row]) -> str:
             lines = [["stage", *stages]]
             for stage in next(iter(stages.values())):
                 lines.append([stage, *(format_seconds(s.get(stage)) for s in stages.values())])
-            parts.append(f"{row['case']}, stages of the median run:\n\n{_markdown(lines)}")
+            remark = row["providers"][BASELINE]["details"]["remark"]
+            parts.append(f"{row['case']}: median of each stage. {remark}.\n\n{_markdown(lines)}")
     return "\n\n".join(parts)
 
 
@@ -150,17 +151,22 @@ def draw_speedups(path: Path, rows: list[Row]) -> bool:
     return True
 
 
-def _section(folder: Path, op: str, record: Row) -> str:
-    rows, limits, machine = record["rows"], record["limits"], record["machine"]
+def _conditions(record: Row) -> str:
+    limits = record["limits"]
     copy = ", ".join(
         f"{rate / 1e9:.1f} GB/s at {int(size) / 2**20:g} MiB"
         for size, rate in limits["copy_bytes_per_second"].items()
     )
-    parts = [
-        f"## {op}",
-        "\n".join(f"- {name}: {fact}" for name, fact in machine.items()),
-        f"Limits: copy {copy}; {limits['flops_per_second'] / 1e9:.0f} GFLOP/s. {limits['how']}.",
-    ]
+    facts = "\n".join(f"- {name}: {fact}" for name, fact in record["machine"].items())
+    return (
+        f"{facts}\n- limits: copy {copy}; arithmetic "
+        f"{limits['flops_per_second'] / 1e9:.0f} GFLOP/s ({limits['how']})"
+    )
+
+
+def _section(folder: Path, op: str, record: Row) -> str:
+    rows, limits = record["rows"], record["limits"]
+    parts = []
     if record["quick"]:
         parts.append("A quick run: few rounds and the small cases only.")
     if draw_speedups(folder / f"{op}.png", rows):
@@ -183,7 +189,13 @@ def write_report(folder: Path) -> Path:
     records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     device = next(iter(records.values()))["machine"]["device"]
     parts = [f"# fastvision and torchvision on {device}", EXPLANATION]
-    parts += [_section(folder, op, record) for op, record in records.items()]
+    conditions = ""
+    for op, record in records.items():
+        parts.append(f"## {op}")
+        if _conditions(record) != conditions:  # they hold for the next sections too
+            conditions = _conditions(record)
+            parts.append(conditions)
+        parts.append(_section(folder, op, record))
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path

@@ -35,10 +35,15 @@ class Collector:
         if report.when != "call":
             return
         self.done += 1
-        for name, row in report.user_properties:
-            if name == "row":
-                self.rows.append(row)
-                print(f"[{self.done}/{self.total}] {progress(row)}", flush=True)
+        row = dict(report.user_properties).get("row")
+        if row is not None:
+            self.rows.append(row)
+        text = progress(row) if row else f"{report.nodeid}\n{report.longreprtext}"
+        print(f"[{self.done}/{self.total}] {text}", flush=True)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            print(report.longreprtext, flush=True)
 
 
 def progress(row: report.Row) -> str:

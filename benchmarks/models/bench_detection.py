@@ -52,7 +52,8 @@ class Detector:
         return self.stages.run(lambda: self.model(list(images)))
 
     def details(self) -> dict[str, Any]:
-        return {"stages": self.stages.medians(), "nms_in_and_kept": self.stages.nms_sizes}
+        kept = ", ".join(f"{kept} of {count}" for count, kept in self.stages.nms_sizes)
+        return {"stages": self.stages.medians(), "remark": f"NMS keeps {kept} boxes"}
 
 
 def check(actual: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:

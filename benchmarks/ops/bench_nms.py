@@ -37,7 +37,7 @@ def nms_case(kind: str, count: int) -> Case:
         def run(b: Tensor, s: Tensor, backend: str) -> Tensor:
             return fastvision.ops.nms(b, s, THRESHOLD, backend=backend)
 
-        return baseline | backends(run, device, reference=count <= 1000)
+        return baseline | backends(run, device, reference=count <= 100)
 
     return Case(
         "nms",
@@ -66,7 +66,7 @@ def batched_case(count: int, num_classes: int = 80) -> Case:
         def run(b: Tensor, s: Tensor, c: Tensor, backend: str) -> Tensor:
             return fastvision.ops.batched_nms(b, s, c, THRESHOLD, backend=backend)
 
-        return baseline | backends(run, device, reference=count <= 1000)
+        return baseline | backends(run, device, reference=False)
 
     return Case(
         "nms",

@@ -95,9 +95,10 @@ def roi_align_case(
     kind = str(dtype).removeprefix("torch.")
     samples = f"{sampling}x{sampling} samples" if sampling else "adaptive samples"
     size = "x".join(map(str, shape))
+    boxes = "1 box" if count == 1 else f"{count} boxes"
     return Case(
         "roi_align",
-        f"{mode}, {size}, {count} boxes, {bins}x{bins} bins, {samples}, {kind}, {layout}",
+        f"{mode}, {size}, {boxes}, {bins}x{bins} bins, {samples}, {kind}, {layout}",
         inputs=inputs,
         providers=providers,
         check=lambda y, expected: assert_matches(
