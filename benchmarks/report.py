@@ -44,6 +44,10 @@ def format_seconds(seconds: float | None) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
+def format_ratio(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share >= 1e-4 else "<0.01 %"
 
@@ -64,7 +68,7 @@ def _cells(row: Row, provider: str, limits: Row) -> list[str]:
     return [
         provider,
         format_seconds(entry["seconds"]) + once,
-        f"{ratio:.3g}x" if ratio and provider != BASELINE else "",
+        format_ratio(ratio) if ratio and provider != BASELINE else "",
         _percent(floor / entry["seconds"]) if floor else "",
         f"{memory / 2**20:.1f} MiB" if memory is not None else "",
     ]
@@ -135,7 +139,7 @@ def draw_speedups(path: Path, rows: list[Row]) -> bool:
     figure, axes = pyplot.subplots(figsize=(10, 0.8 + 0.25 * len(bars)), layout="constrained")
     for at, (_, name, ratio) in enumerate(bars):
         axes.barh(at, ratio - 1, left=1, color=f"C{names.index(name)}")
-        axes.text(max(ratio, 1), at, f" {ratio:.3g}x", va="center", fontsize=7)
+        axes.text(max(ratio, 1), at, f" {format_ratio(ratio)}", va="center", fontsize=7)
     labels = [row["case"] + (f" ({name})" if len(names) > 1 else "") for row, name, _ in bars]
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.set_xscale("log")

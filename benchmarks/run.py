@@ -49,11 +49,12 @@ class Collector:
 def progress(row: report.Row) -> str:
     if row["status"] != "ok":
         return f"{row['case']}: {row['status'].upper()}: {row['reason']}"
-    times = [
-        f"{name} {report.format_seconds(entry.get('seconds')) or entry['status']}"
-        + (f" ({ratio:.3g}x)" if name != BASELINE and (ratio := report.speedup(row, name)) else "")
-        for name, entry in row["providers"].items()
-    ]
+    times = []
+    for name, entry in row["providers"].items():
+        text = f"{name} {report.format_seconds(entry.get('seconds')) or entry['status']}"
+        if name != BASELINE and (ratio := report.speedup(row, name)):
+            text += f" ({report.format_ratio(ratio)})"
+        times.append(text)
     return f"{row['case']}: {', '.join(times)}"
 
 
@@ -73,8 +74,9 @@ def measure(
     )
     if collector.rows:
         report.save_records(target, collector.rows, facts, limits, quick=quick)
-        print("\n" + report.table(collector.rows, limits))
-        print("\n" + report.stage_tables(collector.rows))
+        for op in dict.fromkeys(row["op"] for row in collector.rows):
+            rows = [row for row in collector.rows if row["op"] == op]
+            print(f"\n{op}\n\n{report.table(rows, limits)}\n\n{report.stage_tables(rows)}".rstrip())
         print(f"\n{report.write_report(target)}")
     return int(status)
 
