@@ -1,7 +1,8 @@
 """Vision kernels for PyTorch: a faster drop-in for torchvision.ops on CPU and GPU."""
 
-from . import _extension, ops
+from . import ops
+from ._info import info
 from ._version import __version__
 from .torchvision_patch import disable, enable, enabled
 
-__all__ = ["__version__", "disable", "enable", "enabled", "ops"]
+__all__ = ["__version__", "disable", "enable", "enabled", "info", "ops"]

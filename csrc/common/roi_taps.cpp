@@ -112,7 +112,8 @@ Refused axes_of(
   *footprint = {0, 0, 0, 0, 0, 0, 0};
   *y = {0, 0, 0, args.PH, 0};
   *x = {0, 0, 0, args.PW, 0};
-  if (!(roi[0] > -1 && roi[0] < static_cast<A>(args.N))) {
+  // written so that NaN is refused; without images every index is out of range, -0.5 too
+  if (!(roi[0] > -1 && roi[0] < static_cast<A>(args.N)) || args.N == 0) {
     return Refused::batch_index;
   }
   footprint->image = static_cast<int32_t>(roi[0]);

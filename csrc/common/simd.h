@@ -151,8 +151,16 @@ inline void store_partial(T* p, V v, int count) {
 
 // ---- arithmetic
 
-inline float_v broadcast(float x) { return float_v{} + x; }
-inline double_v broadcast(double x) { return double_v{} + x; }
+#if defined(__AVX512F__)
+inline float_v broadcast(float x) { return (float_v)_mm512_set1_ps(x); }
+inline double_v broadcast(double x) { return (double_v)_mm512_set1_pd(x); }
+#elif defined(__AVX2__)
+inline float_v broadcast(float x) { return (float_v)_mm256_set1_ps(x); }
+inline double_v broadcast(double x) { return (double_v)_mm256_set1_pd(x); }
+#else
+inline float_v broadcast(float x) { return float_v{x, x, x, x}; }
+inline double_v broadcast(double x) { return double_v{x, x}; }
+#endif
 
 // a * b + c with one rounding where the level has the instruction
 inline float_v multiply_add(float_v a, float_v b, float_v c) {

@@ -173,44 +173,50 @@ struct ScatterChannelsLast {
 
 // ---- NCHW
 
-// Reads `count` <= lanes values; the whole register where that stays inside the tensor.
-template <typename T>
-inline auto load_inside(const T* p, const T* tensor_end, int64_t count) {
-  constexpr int lanes = lanes_v<accumulate_t<T>>;
-  return p + lanes <= tensor_end ? load(p) : load_partial(p, static_cast<int>(count));
-}
-
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Pointers of one vector's worth of channel planes; channels past the end repeat the last one.
+// One vector's worth of channel planes; channels past the end repeat the last one.
 template <typename T, int kLanes>
 struct Planes {
-  T* plane[kLanes];
+  T* first;
+  int64_t stride;
   int count;
 
-  Planes(T* first, int64_t stride, int64_t channels) {
-    count = static_cast<int>(least(channels, kLanes));
-    for (int i = 0; i < kLanes; ++i) {
-      plane[i] = first + least(i, count - 1) * stride;
+  Planes(T* first, int64_t stride, int64_t channels)
+      : first(first), stride(stride), count(static_cast<int>(least(channels, kLanes))) {}
+  T* operator[](int i) const { return first + least(i, count - 1) * stride; }
+
+  // Loads `n` <= lanes values at `offset` of every plane.
+  template <typename V>
+  inline void load_all(int64_t offset, int64_t n, const T* tensor_end, V (&out)[kLanes]) const {
+    if (count == kLanes && (*this)[kLanes - 1] + offset + kLanes <= tensor_end) {
+      const T* p = first + offset;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i, p += stride) {
+        out[i] = load(p);
+      }
+    } else {
+      for (int i = 0; i < kLanes; ++i) {
+        out[i] = load_partial((*this)[i] + offset, static_cast<int>(n));
+      }
     }
   }
 };
 
-// [channels][n] in planes to [n][lanes] in `out`, and back.
+// [channels][n] in planes to [n][lanes] in `out`, and back. The last block overlaps the one before
+// it rather than being partial.
 template <typename T, typename A, int kLanes>
 inline void interleave(
     const Planes<const T, kLanes>& from, int64_t offset, int64_t n, const T* tensor_end, A* out
 ) {
   for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
-#pragma GCC unroll 16
-    for (int c = 0; c < kLanes; ++c) {
-      block[c] = load_inside(from.plane[c] + offset + i, tensor_end, least(kLanes, n - i));
-    }
+    from.load_all(offset + begin, least(kLanes, n), tensor_end, block);
     transpose(block);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      store(out + (i + j) * kLanes, block[j]);
+      store(out + (begin + j) * kLanes, block[j]);
     }
   }
 }
@@ -218,18 +224,22 @@ inline void interleave(
 template <typename T, typename A, int kLanes>
 inline void deinterleave(const A* in, const Planes<T, kLanes>& to, int64_t offset, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      block[j] = load(in + (i + j) * kLanes);
+      block[j] = load(in + (begin + j) * kLanes);
     }
     transpose(block);
-    const int count = static_cast<int>(least(kLanes, n - i));
-    for (int c = 0; c < to.count; ++c) {
-      if (count == kLanes) {
-        store(to.plane[c] + offset + i, block[c]);
-      } else {
-        store_partial(to.plane[c] + offset + i, block[c], count);
+    T* out = to.first + offset + begin;
+    if (to.count == kLanes && n >= kLanes) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes; ++c, out += to.stride) {
+        store(out, block[c]);
+      }
+    } else {
+      for (int c = 0; c < to.count; ++c, out += to.stride) {
+        store_partial(out, block[c], static_cast<int>(least(kLanes, n)));
       }
     }
   }
@@ -261,11 +271,11 @@ inline void pool_planar(
         for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
           const int64_t offset = y->index * W + roi.x_begin + i;
           const vector_t<A> weight = broadcast(y->weight);
+          vector_t<A> value[lanes];
+          maps.load_all(offset, least(lanes, width - i), tensor_end, value);
 #pragma GCC unroll 16
           for (int c = 0; c < lanes; ++c) {
-            const auto value =
-                load_inside(maps.plane[c] + offset, tensor_end, least(lanes, width - i));
-            column[c] = multiply_add(value, weight, column[c]);
+            column[c] = multiply_add(value[c], weight, column[c]);
           }
         }
         transpose(column);
@@ -335,7 +345,7 @@ inline void scatter_planar(
           const int64_t offset = (y->index - task.y_begin) * tile_width + roi.x_begin + i;
           const vector_t<A> weight = broadcast(y->weight);
           for (int c = 0; c < tile.count; ++c) {
-            A* row = tile.plane[c] + offset;
+            A* row = tile[c] + offset;
             store(row, multiply_add(column[c], weight, load(row)));
           }
         }

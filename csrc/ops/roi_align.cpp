@@ -5,6 +5,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/roi_taps.h"
 #include "common/torch.h"
@@ -14,8 +15,12 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
+// channels of a task in the NCHW format: one vector
+int64_t planar_step() { return cpu_level() == 2 ? kChannelsPlanar : kChannelsPlanar / 2; }
+
 constexpr int64_t kChannelsLast = 64;  // channels of a task: four cache lines of floats per pixel
 constexpr int64_t kRoisPerTask = 16;
+constexpr int64_t kSerialWork = 1 << 18;   // multiply-adds below which waking threads does not pay
 constexpr int64_t kTileBytes = 128 << 10;  // a gradient tile stays in the second-level cache
 
 bool is_channels_last(const Tensor& x) {
@@ -46,7 +51,7 @@ Tensor in_format(const Tensor& x, bool channels_last) {
 Tensor empty_in_format(
     const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last
 ) {
-  return torch::stable::empty(
+  Tensor x = torch::stable::empty(
       {N, C, H, W},
       like.scalar_type(),
       torch::headeronly::Layout::Strided,
@@ -54,6 +59,8 @@ Tensor empty_in_format(
       std::nullopt,
       format_of(channels_last)
   );
+  advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
+  return x;
 }
 
 void check_rois(const Tensor& rois, ScalarType features) {
@@ -111,13 +118,21 @@ std::vector<int32_t> order_of_work(const RoiTapsView<A>& taps, int64_t K) {
   return order;
 }
 
+int64_t work_of(const RoIAlignArgs& args) {
+  const int64_t taps = args.sampling_ratio > 0 ? std::min<int64_t>(args.sampling_ratio, 8) + 1 : 3;
+  return args.K * args.C * args.PH * args.PW * taps * taps;
+}
+
+// One chunk for all items where the work is small, else one each.
+int64_t chunk_of(int64_t work, int64_t items) { return work < kSerialWork ? items : 1; }
+
 template <typename scalar_t>
 void forward(const RoIAlignArgs& args) {
   using A = accumulate_t<scalar_t>;
   const RoiTaps<A> owner = build_taps<A>(args);
   const RoiTapsView<A> taps = owner.view();
   const std::vector<int32_t> order = order_of_work(taps, args.K);
-  const int64_t step = args.channels_last ? kChannelsLast : kChannelsPlanar;
+  const int64_t step = args.channels_last ? kChannelsLast : planar_step();
   const int64_t blocks = (args.C + step - 1) / step;
   const int64_t groups = (args.K + kRoisPerTask - 1) / kRoisPerTask;
   int64_t width = 0;
@@ -126,7 +141,7 @@ void forward(const RoIAlignArgs& args) {
   }
   const int64_t scratch_size = args.channels_last ? 0 : roi_align_scratch(args, width);
   // channel block outermost: one block of the whole map is more likely to stay in cache
-  parallel_chunks(blocks * groups, 1, [&] {
+  parallel_chunks(blocks * groups, chunk_of(work_of(args), blocks * groups), [&] {
     return [&, scratch = std::unique_ptr<A[]>(new A[scratch_size])](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t c = i / groups * step;
@@ -177,8 +192,9 @@ void backward(const RoIAlignArgs& args) {
   const RoiTaps<A> owner = build_taps<A>(args);
   const RoiTapsView<A> taps = owner.view();
   const RoisByMap<A> by_map(args, taps);
-  const int64_t c_step = args.channels_last ? kChannelsLast : kChannelsPlanar;
+  const int64_t c_step = args.channels_last ? kChannelsLast : planar_step();
   std::vector<RoIAlignBackwardTask> tasks;
+  int64_t work = work_of(args);
   int64_t scratch_size = 0;
   for (int level = 0; level < args.num_levels; ++level) {
     const int64_t H = args.levels[level].H;
@@ -186,6 +202,7 @@ void backward(const RoIAlignArgs& args) {
     if (H == 0 || W == 0) {
       continue;
     }
+    work += args.N * args.C * H * W / 8;
     // channels_last: squarish tiles; NCHW: whole rows, whose lines are contiguous
     const int64_t x_step = args.channels_last ? std::min<int64_t>(W, 32) : W;
     const int64_t row_bytes =
@@ -219,7 +236,8 @@ void backward(const RoIAlignArgs& args) {
       }
     }
   }
-  parallel_chunks(static_cast<int64_t>(tasks.size()), 1, [&] {
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  parallel_chunks(count, chunk_of(work, count), [&] {
     return [&, scratch = std::unique_ptr<A[]>(new A[scratch_size])](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         FASTVISION_CALL(

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: the first that nothing speaks against, or the one asked for."""
+"""Which implementation of an op runs: the first that can, or the one asked for."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ def choose(tensor: Tensor, requested: str | None) -> str:
     Raises:
         ValueError: ``requested`` (or FASTVISION_BACKEND) names a backend that cannot run here.
     """
-    device = tensor.device
     if requested is None:
         requested = requested_by_environment
+    if requested is None and tensor.is_cpu:  # asking tensor.device for its type is slow
+        return "cpp" if _extension.missing is None else "reference"
+    device = tensor.device
     if requested is None:
         for backend in _ORDER.get(device.type, ("reference",)):
             if unsupported(backend, device.type, device.index) is None:

@@ -86,7 +86,7 @@ def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -
     if boxes.dim() != dim or boxes.shape[-1] != 4:
         shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
         raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
-    if scores.shape != boxes.shape[:-1]:
+    if boxes.shape != (*scores.shape, 4):
         raise RuntimeError(
             f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
             f"got {list(scores.shape)}"
@@ -163,10 +163,11 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes, by falling score.
 
-    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and NaN
-    coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
+    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and
+    NaN coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
     """
-    if boxes.numel() == 0:  # torchvision takes None for scores and idxs here
+    # torchvision takes None for scores and idxs here; when compiling the size may not be known yet
+    if not torch.compiler.is_compiling() and boxes.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_boxes(boxes, scores, idxs, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)

@@ -1,0 +1,62 @@
+# Every target sets up what it needs: a virtual environment with the versions of constraints.txt, and
+# fastvision built into it from this tree. Only Python, a C++ compiler and make have to be there.
+#
+#   make test PYTHON=python3.12             with another Python, in an environment of its own
+#   make bench BENCH_ARGS="--op nms"        see python -m benchmarks.run --help
+#   make test-gpu PYTEST_ARGS="-k roi_align"
+#
+# nvcc is used where it is found; FASTVISION_CUDA=0 and FASTVISION_CUDA_ARCHS="80;90" are handed through.
+
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+VENV_PYTHON := $(VENV)/bin/python
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc csrc/* csrc/*/*)
+CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# the build calls cmake and ninja by name
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+
+.PHONY: help build bench test test-gpu wheel lint clean
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+	@echo "targets: build bench test test-gpu wheel lint clean"
+
+$(VENV)/.tools: constraints.txt
+	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install -c constraints.txt torch torchvision $(BUILD_TOOLS)
+	touch $@
+
+# no isolation: an isolated build would download a torch of its own for its headers
+$(VENV)/.built: $(VENV)/.tools $(SOURCES)
+	$(VENV_PYTHON) -m pip install -c constraints.txt --no-build-isolation -e ".[test,bench,dev]"
+	touch $@
+
+build: $(VENV)/.built
+
+bench: build
+	$(VENV_PYTHON) -m benchmarks.run $(BENCH_ARGS)
+
+test: build
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+test-gpu: build
+	$(VENV_PYTHON) scripts/test_gpu.py $(PYTEST_ARGS)
+
+wheel: build
+	rm -rf build/lib.* build/bdist.* dist wheelhouse
+	$(VENV_PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(VENV_PYTHON) -m auditwheel repair --exclude libtorch.so --wheel-dir wheelhouse dist/*.whl
+
+lint: build
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(VENV_PYTHON) -m mypy
+
+clean:
+	rm -rf build dist wheelhouse *.egg-info fastvision/*.so

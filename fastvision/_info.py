@@ -1,0 +1,79 @@
+"""What is installed, what this machine has, and which backends of the ops can run on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from . import _extension, ops
+from ._version import __version__
+from .ops._backend import BACKENDS, unsupported
+
+
+def _installed(distribution: str) -> str | None:
+    """Version of an installed distribution, without importing it."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _library() -> dict[str, Any]:
+    library = _extension._C
+    if library is None:
+        return {"missing": _extension.missing}
+    return {
+        "missing": None,
+        "compiler": library.compiler(),
+        "cpu_levels": library.cpu_levels(),
+        "cpu_level_supported": library.cpu_capability_supported(),
+        "cpu_level": library.cpu_capability(),
+        "cuda": library.cuda_version() or None,
+        "cuda_architectures": library.cuda_architectures(),
+    }
+
+
+def _gpus() -> list[dict[str, str]]:
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        gpus.append({"device": f"cuda:{index}", "name": name, "capability": f"{major}.{minor}"})
+    return gpus
+
+
+def _backends(device: str) -> dict[str, str | None]:
+    kind, _, index = device.partition(":")
+    return {backend: unsupported(backend, kind, int(index or 0)) for backend in BACKENDS}
+
+
+def info() -> dict[str, Any]:
+    """Versions, hardware and backends, as plain data.
+
+    Returns:
+        ``fastvision``, ``python``, ``platform``, ``torch``, ``torch_cuda``, ``torchvision`` and
+        ``triton``: versions, None for what is not there.
+        ``library``: how the compiled library was built and the CPU level it runs at; of a library
+        that cannot be used, ``missing`` says why and nothing else is there.
+        ``gpus``: device, name and compute capability of each.
+        ``ops``: for each op, device and backend None if it can run, or the reason why not.
+    """
+    gpus = _gpus()
+    backends = {device: _backends(device) for device in ("cpu", *(gpu["device"] for gpu in gpus))}
+    return {
+        "fastvision": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "torchvision": _installed("torchvision"),
+        "triton": _installed("triton"),
+        "library": _library(),
+        "gpus": gpus,
+        "ops": {
+            op: {device: dict(table) for device, table in backends.items()} for op in ops.__all__
+        },
+    }

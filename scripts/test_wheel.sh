@@ -1,0 +1,38 @@
+#!/bin/bash
+# Installs a wheel into a clean environment and runs the tests of the ops against what got installed,
+# away from the source tree.
+#
+#   scripts/test_wheel.sh WHEEL [TORCH_VERSION]    for example wheelhouse/*.whl 2.13.0
+#
+# PYTHON picks the interpreter; ENVIRONMENT names a folder to keep and reuse, with its torch.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+wheel=$(realpath "$1")
+torch=${2:-2.13.0}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+environment=${ENVIRONMENT:-$work/venv}
+
+if [ ! -x "$environment/bin/python" ]; then
+  "${PYTHON:-python3}" -m venv "$environment"
+fi
+python=$environment/bin/python
+"$python" -m pip install -q "torch==$torch" numpy pytest hypothesis
+"$python" -m pip install -q --no-deps --force-reinstall "$wheel"
+
+mkdir "$work/tests"
+cp -r "$root"/tests/ops "$work/tests/"
+[ ! -f "$root/tests/conftest.py" ] || cp "$root/tests/conftest.py" "$work/tests/"
+cp "$root/pyproject.toml" "$work/"  # pytest's settings
+cd "$work"
+"$python" -m fastvision info
+"$python" - "$environment" <<'PYTHON'
+import sys
+from pathlib import Path
+import fastvision
+from fastvision import _extension
+assert _extension.missing is None, _extension.missing
+assert Path(fastvision.__file__).is_relative_to(Path(sys.argv[1]).resolve()), fastvision.__file__
+PYTHON
+"$python" -m pytest -q -p no:cacheprovider tests

@@ -1,0 +1,148 @@
+"""Random and hostile inputs through the public ops, for a library built with sanitizers.
+
+A read or write outside a buffer and undefined behaviour end the process; all the ops may do with
+nonsense is to refuse it with an exception that names the argument. Run by tests/test_sanitizers.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+
+import torch
+from torch import Tensor
+
+from fastvision import _extension, ops
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HOSTILE = (float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e9, -1.0, -0.0, 1e-40, 65504.0)
+
+
+def random_boxes(rng: random.Random, count: int, extent: float) -> Tensor:
+    """[count, 4] boxes; some have sides that are negative, zero, huge or not a number."""
+    corner = torch.rand(count, 2) * extent * 1.5 - extent * 0.25
+    boxes = torch.cat([corner, corner + torch.rand(count, 2) * extent], 1)
+    kind = rng.choice(("ordinary", "degenerate", "reversed", "whole pixels", "hostile"))
+    if kind == "degenerate":
+        boxes[::2, 2:] = boxes[::2, :2]
+    elif kind == "reversed":
+        boxes[::3] = boxes[::3].flip(1)
+    elif kind == "whole pixels":
+        boxes = boxes.round()
+    elif kind == "hostile":
+        for _ in range(count):
+            boxes[rng.randrange(count), rng.randrange(4)] = rng.choice(HOSTILE)
+    return boxes
+
+
+def random_format(rng: random.Random, x: Tensor) -> Tensor:
+    kind = rng.choice(("contiguous", "channels_last", "strided"))
+    if kind == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.mT.contiguous().mT if kind == "strided" else x
+
+
+def fuzz_roi_align(rng: random.Random) -> None:
+    levels = rng.choice((1, 1, 2, 4))
+    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33, 64))
+    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((1, 2, 5, 16, 40))
+    dtype = rng.choice(DTYPES)
+    features = [
+        random_format(rng, torch.randn(images, channels, height >> i, max(width >> i, 1)).to(dtype))
+        for i in range(levels)
+    ]
+    for feature in features:
+        feature.requires_grad_(rng.random() < 0.8)
+    count = rng.choice((0, 1, 2, 9, 30))
+    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
+    image = torch.randint(0, max(images, 1), (count, 1)).float()
+    if count and rng.random() < 0.2:
+        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
+    rois = torch.cat([image, boxes], 1)
+    size = (rng.choice((0, 1, 2, 7, 14)), rng.choice((1, 3, 7)))
+    sampling_ratio, aligned = rng.choice((-1, 0, 1, 2, 5)), rng.random() < 0.5
+    scales = [2.0**-i / rng.choice((1, 8)) for i in range(levels)]
+    if levels == 1:
+        pooled = ops.roi_align(features[0], rois, size, scales[0], sampling_ratio, aligned)
+    else:
+        pooled = ops.multiscale_roi_align(
+            features, rois, size, scales, sampling_ratio, aligned, canonical_scale=32
+        )
+    assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
+    if pooled.requires_grad:
+        grad = random_format(rng, torch.randn(pooled.shape).to(dtype))
+        pooled.backward(grad)
+        for feature in features:
+            assert feature.grad is None or feature.grad.shape == feature.shape
+
+
+def fuzz_nms(rng: random.Random) -> None:
+    dtype = rng.choice(DTYPES)
+    count = rng.choice((0, 1, 2, 15, 16, 17, 65, 400, 1500))
+    boxes = random_boxes(rng, count, 60.0).to(dtype) if count else torch.zeros(0, 4, dtype=dtype)
+    scores = torch.rand(count).to(dtype)
+    if count and rng.random() < 0.3:
+        scores[torch.randint(0, count, (count // 3 + 1,))] = rng.choice(HOSTILE)
+    if rng.random() < 0.3:
+        scores = scores.round(decimals=1)  # ties
+    threshold = rng.choice((0.0, 0.3, 0.5, 0.9, 1.0, -1.0, 2.0, float("nan"), float("inf")))
+    labels = rng.choice((1, 2, 80, 1 << 62))
+    idxs = torch.randint(-labels, labels, (count,))
+    kind = rng.choice(("nms", "batched", "padded"))
+    if kind == "nms":
+        kept = ops.nms(boxes, scores, threshold)
+    elif kind == "batched":
+        kept = ops.batched_nms(boxes, scores, idxs, threshold)
+    else:
+        images, most = rng.randint(0, 3), rng.choice((0, 1, 5, 2000))
+        indices, counts = ops.batched_nms_padded(
+            boxes.expand(images, count, 4),
+            scores.expand(images, count),
+            idxs.expand(images, count) if rng.random() < 0.7 else None,
+            threshold,
+            score_threshold=rng.choice((None, 0.2, float("nan"))),
+            max_output=most,
+        )
+        assert indices.shape == (images, most) and counts.shape == (images,)
+        for row, number in zip(indices, counts.tolist(), strict=True):
+            assert (row[number:] == -1).all()
+            assert row[:number].unique().numel() == number
+            assert ((row[:number] >= 0) & (row[:number] < count)).all()
+        return
+    assert kept.unique().numel() == kept.numel() <= count
+    assert ((kept >= 0) & (kept < count)).all()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    library = _extension._C
+    assert library is not None, _extension.missing
+    supported = library.cpu_levels().index(library.cpu_capability_supported())
+    levels = library.cpu_levels()[: supported + 1]
+    torch.set_num_threads(2)
+
+    done = refused = 0
+    start = time.monotonic()
+    while done < 40 or time.monotonic() - start < options.seconds:
+        seed = options.seed + done
+        rng = random.Random(seed)
+        torch.manual_seed(seed)
+        library.set_cpu_capability(levels[done % len(levels)])
+        fuzz = rng.choice((fuzz_roi_align, fuzz_nms))
+        print(f"seed {seed} {fuzz.__name__} {levels[done % len(levels)]}", flush=True)
+        try:
+            fuzz(rng)
+        except (RuntimeError, ValueError) as error:
+            refused += 1
+            if "rois: " not in str(error):
+                raise
+        done += 1
+    print(f"fuzzed {done} inputs on {', '.join(levels)}; {refused} were refused")
+
+
+if __name__ == "__main__":
+    main()

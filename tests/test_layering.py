@@ -1,0 +1,99 @@
+"""Imports go one way: models, ops, then reference, kernels and torch.ops (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# from the bottom up; a part of the package imports itself and layers below its own. What is not
+# named here (models, the command line, ...) stands above the ops
+LAYERS = (
+    {"_C", "_version"},
+    {"_extension", "reference", "kernels"},
+    {"_device"},
+    {"ops"},
+)
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Dotted name and syntax tree of every module of the package."""
+    for package, folder in (("fastvision", "fastvision"), ("fastvision.kernels", "kernels")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if package == "fastvision" and parts[0] == "kernels":
+                continue  # the link to the other folder
+            yield ".".join((package, *parts)), ast.parse(path.read_text())
+
+
+MODULES = dict(modules())
+
+
+def imports(name: str, nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Absolute dotted names that the import statements among ``nodes`` bring in."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: -node.level] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            yield from (".".join([*module, alias.name]) for alias in node.names)
+
+
+def part(name: str) -> str:
+    return (name.split(".") + ["__init__"])[1]
+
+
+def layer(name: str) -> int:
+    return next((i for i, names in enumerate(LAYERS) if part(name) in names), len(LAYERS))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name: str) -> None:
+    for imported in imports(name, ast.walk(MODULES[name])):
+        if not imported.startswith("fastvision.") or part(imported) == part(name):
+            continue
+        below = layer(imported) < layer(name)
+        both_on_top = layer(imported) == layer(name) == len(LAYERS)
+        assert below or both_on_top, f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_kernels_know_only_common_and_configs(name: str) -> None:
+    if part(name) != "kernels":
+        return
+    for imported in imports(name, ast.walk(MODULES[name])):
+        if imported.startswith("fastvision.kernels."):
+            room = imported.split(".")[2]
+            assert room in ("common", "configs"), f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_optional_packages_are_not_imported_with_the_package(name: str) -> None:
+    """torchvision and Triton may be missing, and Triton is slow to import."""
+    if part(name) == "kernels":
+        return
+    at_import = [node for node in MODULES[name].body if not isinstance(node, ast.FunctionDef)]
+    for imported in imports(name, iter(at_import)):
+        top = imported.split(".")[0]
+        assert top not in ("torchvision", "triton"), f"{name} imports {top} when it is imported"
+        assert part(imported) != "kernels", f"{name} imports Triton kernels when it is imported"
+
+
+@pytest.mark.parametrize("folder", ["cpu", "cuda"])
+def test_kernel_sources_are_free_of_torch(folder: str) -> None:
+    waiting = sorted((ROOT / "csrc" / folder).glob("*"))
+    seen = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        for header in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', path.read_text(), re.MULTILINE):
+            assert not re.match(r"torch/|ATen/|c10/", header), f"{path.name} includes {header}"
+            inner = ROOT / "csrc" / header
+            if inner.exists() and inner not in seen:
+                seen.add(inner)
+                waiting.append(inner)

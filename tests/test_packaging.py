@@ -1,0 +1,130 @@
+"""What gets installed, what the compiled library depends on, and life without it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastvision
+from fastvision import _extension
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(fastvision.__file__).parent
+LIBRARY = PACKAGE / "libfastvision.so"
+
+needs_library = pytest.mark.skipif(_extension.missing is not None, reason=str(_extension.missing))
+
+
+def tool(*command: str | Path) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_version() -> None:
+    try:
+        installed = importlib.metadata.version("fastvision")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fastvision runs from the source tree, not installed")
+    assert installed == fastvision.__version__
+
+
+def test_changelog_has_the_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert fastvision.__version__ in headings or "Unreleased" in headings
+
+
+def test_types_are_declared() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert (PACKAGE / "_C.pyi").exists()
+
+
+def test_every_package_is_listed() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent for path in (ROOT / "fastvision").rglob("*.py")}
+    folders |= {path.parent for path in (ROOT / "kernels").rglob("*.py")}
+    names = set()
+    for folder in folders:
+        parts = folder.relative_to(ROOT).parts
+        names.add(".".join(parts if parts[0] == "fastvision" else ("fastvision", *parts)))
+    assert set(setuptools["packages"]) == names
+    for name, folder in setuptools["package-dir"].items():
+        assert (ROOT / folder / "__init__.py").exists(), name
+
+
+def test_kernels_only_go_by_their_full_name() -> None:
+    spec = importlib.util.spec_from_file_location("kernels", ROOT / "kernels" / "__init__.py")
+    with pytest.raises(ImportError, match=r"import fastvision\.kernels"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert importlib.util.find_spec("fastvision.kernels").name == "fastvision.kernels"
+
+
+@needs_library
+def test_library_depends_on_torch_and_the_system_only() -> None:
+    needed = set(re.findall(r"NEEDED.*\[(.+?)\]", tool("readelf", "-d", LIBRARY)))
+    system = r"lib(stdc\+\+|gcc_s|c|m|dl|rt|pthread|asan|ubsan)\.so\.\d+|ld-linux.*"
+    foreign = {name for name in needed if not re.fullmatch(system, name)}
+    assert foreign == {"libtorch.so"}
+
+
+@needs_library
+def test_library_uses_the_stable_interface_of_torch_only() -> None:
+    undefined = tool("nm", "-DC", "--undefined-only", LIBRARY)
+    assert "torch_library_impl" in undefined
+    assert not re.search(r"\b(c10|at|torch)::", undefined), "a C++ symbol of torch"
+    assert not re.search(r"\b_?Py[A-Z]", undefined), "a symbol of Python"
+
+
+@needs_library
+def test_kernels_of_one_cpu_level_stay_in_it() -> None:
+    # a weak symbol of a level's object could become everybody's copy, on a CPU that cannot run it
+    objects = sorted(ROOT.glob("build/cmake-*/CMakeFiles/cpu_*.dir/csrc/cpu/*.o"))
+    if not objects:
+        pytest.skip("no build folder")
+    for path in objects:
+        weak = re.findall(r"^\S+ [WVu] .+", tool("nm", "--defined-only", path), re.MULTILINE)
+        assert not weak, f"{path.parent.parent.parent.name}/{path.name}"
+
+
+WITHOUT_LIBRARY = """
+import sys, torch
+import fastvision
+from fastvision import _extension, ops
+assert fastvision.__file__.startswith(sys.argv[1]), fastvision.__file__
+assert "not installed" in _extension.missing, _extension.missing
+boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30.0]])
+scores = torch.tensor([0.5, 0.9, 0.1])
+assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
+assert ops.batched_nms(boxes, scores, torch.tensor([0, 1, 0]), 0.5).tolist() == [1, 0, 2]
+indices, counts = ops.batched_nms_padded(boxes[None], scores[None], None, 0.5, max_output=3)
+assert indices.tolist() == [[1, 2, -1]] and counts.tolist() == [2]
+features = torch.ones(1, 2, 16, 16, requires_grad=True)
+pooled = ops.roi_align(features, [boxes], 2, 0.5)
+assert pooled.shape == (3, 2, 2, 2) and torch.allclose(pooled, torch.ones(()))
+pooled.sum().backward()
+assert features.grad.sum().isclose(torch.tensor(24.0))
+pyramid = [torch.ones(1, 2, 8, 8), torch.ones(1, 2, 4, 4)]
+assert ops.multiscale_roi_align(pyramid, [boxes], 2, [0.25, 0.125]).shape == (3, 2, 2, 2)
+try:
+    ops.nms(boxes, scores, 0.5, backend="cpp")
+except ValueError as error:
+    assert "the compiled library is not installed" in str(error), error
+else:
+    raise AssertionError("backend='cpp' ran without the library")
+"""
+
+
+def test_without_the_library_every_op_runs(tmp_path: Path) -> None:
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "fastvision", ignore=without)
+    # -P would keep the source tree out too, but Python 3.10 has no -P
+    run = [sys.executable, "-c", WITHOUT_LIBRARY, str(tmp_path)]
+    subprocess.run(run, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
