@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_runner_writes_records_and_report(tmp_path):
         "output=Path(sys.argv[2])))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "bench_fake.py"), str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads wait long on a busy machine
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr  # one case is wrong
     assert "[2/2] wrong: WRONG" in done.stdout
 

@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, float]] = {
     "retinanet_resnet50_fpn": {"score_thresh": 0.02},
     "ssd300_vgg16": {},
 }
-# rounding differs in RoIAlign (1e-6 of a feature), and layers of random weights enlarge it
+# RoIAlign rounds differently in its last digits, and layers of random weights enlarge that
 PIXELS, SCORE, MASK = 0.1, 1e-3, 1e-2
 # scores that differ by rounding may change places at a threshold or at the limit of detections
 MATCHED = 0.97
