@@ -1,0 +1,258 @@
+"""Measures a case: every provider of an op on the same inputs, checked first, then interleaved."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import memory
+from fastvision.ops import _backend
+
+BASELINE = "torchvision"
+COMPILED = "torch.compile"  # of the baseline's function
+PEERS = (BASELINE, COMPILED)  # the other providers are fastvision's backends
+
+Inputs = tuple[Any, ...]
+Providers = dict[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least an implementation must do: bytes from and to memory, arithmetic operations."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured. Providers are called with the inputs; the baseline comes first.
+
+    A provider may have ``around()``, a context of its calls that is not timed, and ``details()``,
+    plain data for the row once all is measured.
+    """
+
+    op: str  # the file bench_<op>.py, and the record's name
+    name: str
+    inputs: Callable[[torch.device], Inputs]
+    providers: Callable[[torch.device], Providers]
+    check: Callable[[Any, Any], None]  # (actual, expected), raises AssertionError
+    work: Callable[[Inputs, Any], Work] | None = None
+    expected: Callable[..., Any] | None = (
+        None  # called with the inputs; the baseline's result if None
+    )
+    quick: bool = True  # part of a quick run
+    peak_memory: bool = False  # on the CPU that takes a process per provider
+    least_rounds: int | None = None  # fewer than usual, for calls that take seconds
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds for all rounds of a case, and the least length of one round."""
+
+    case_seconds: float
+    round_seconds: float
+    rounds: tuple[int, int]  # least, most
+    once_seconds: float = 5.0  # a peer slower than that is timed in one call
+
+
+# short rounds and many of them: some are then undisturbed, even on a busy machine
+FULL = Effort(case_seconds=4.0, round_seconds=5e-4, rounds=(5, 200))
+QUICK = Effort(case_seconds=0.6, round_seconds=2e-4, rounds=(3, 50))
+
+
+def backends(function: Callable[..., Any], device: torch.device, *, reference: bool) -> Providers:
+    """``function`` once per backend that can run on ``device``, the default backend first.
+
+    The reference is a specification, not an implementation to use: it is slow and only part of
+    small cases, or where there is nothing else.
+    """
+    names = [
+        name
+        for name in _backend._ORDER[device.type]
+        if _backend.unsupported(name, device.type, device.index) is None
+    ]
+    if not reference and len(names) > 1:
+        names.remove("reference")
+    return {name: functools.partial(function, backend=name) for name in names}
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled in its first calls, the inputs' sizes taken as constants."""
+    torch.compiler.reset()  # with the graphs of earlier cases the sizes would become dynamic
+    return torch.compile(function, dynamic=False)
+
+
+class CudaGraph:
+    """Captures ``function`` in its first call and replays it from then on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.graph is None:
+            self.function(*inputs)  # what is set up once must not be captured
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = self.function(*inputs)
+        self.graph.replay()
+        return self.output
+
+
+def _cpu_seconds(call: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+@functools.cache
+def _flush_buffer() -> torch.Tensor:
+    size = 4 * torch.cuda.get_device_properties(0).L2_cache_size
+    return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
+def _cuda_seconds(call: Callable[[], Any], calls: int) -> float:
+    """Device time per call, each with a cold L2: in a model, other layers have run in between.
+
+    The flush also hides the launch overhead of calls that do not wait for the device.
+    """
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(calls)
+    ]
+    for start, end in events:
+        _flush_buffer().zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return sum(start.elapsed_time(end) for start, end in events) / 1e3 / calls
+
+
+class _Trial:
+    """One provider under measurement."""
+
+    def __init__(
+        self, name: str, provider: Callable[..., Any], inputs: Inputs, device: torch.device
+    ) -> None:
+        self.warm_up_calls = 1 if name == COMPILED else 0
+        self.call = functools.partial(provider, *inputs)
+        self.around = getattr(provider, "around", contextlib.nullcontext)
+        self.details = getattr(provider, "details", None)
+        self.seconds_of = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+        self.calls, self.once = 1, False
+        self.samples: list[float] = []
+
+    def time(self, call: Callable[[], Any], calls: int) -> float:
+        with self.around():
+            return self.seconds_of(call, calls)
+
+    def first_result(self) -> Any:
+        results = []
+        for _ in range(self.warm_up_calls + 1):
+            self.seconds = self.time(lambda: results.append(self.call()), 1)
+        return results[-1]
+
+    def prepare(self, effort: Effort, *, once: bool) -> None:
+        if once:
+            self.once, self.samples = True, [self.seconds]
+        elif self.seconds < 0.5:
+            self.seconds = self.time(self.call, 1)  # the first call was cold
+            self.calls = min(max(math.ceil(effort.round_seconds / self.seconds), 1), 2000)
+
+    def run(self) -> None:
+        if not self.once:
+            self.samples.append(self.time(self.call, self.calls))
+
+    def summary(self) -> dict[str, Any]:
+        summary = {
+            "seconds": min(self.samples),
+            "median_seconds": statistics.median(self.samples),
+            "rounds": len(self.samples),
+            "calls_per_round": self.calls,
+        }
+        return summary | ({"details": self.details()} if self.details else {})
+
+
+def compare(
+    benchmark: Any,  # pytest-benchmark's fixture
+    case: Case,
+    device: torch.device,
+    *,
+    quick: bool = False,
+    effort: Effort | None = None,
+) -> dict[str, Any]:
+    """Checks and times the providers of ``case``; see the module's docstring.
+
+    pytest-benchmark times the first of fastvision's backends. All others run once in the set-up of
+    each of its rounds (A B A B ...), so that a change of the machine's load meets all of them.
+
+    Returns:
+        A row for the report, plain data. Its "status" is "ok", or "wrong" or "failed" if that is
+        what a backend of fastvision is, and then it has no times. A peer's failure is only noted.
+    """
+    effort = effort or (QUICK if quick else FULL)
+    row: dict[str, Any] = {"op": case.op, "case": case.name, "note": case.note, "status": "ok"}
+    row["providers"] = measured = {}
+    inputs = case.inputs(device)
+    expected = case.expected(*inputs) if case.expected else None
+    trials: dict[str, _Trial] = {}
+    for name, provider in case.providers(device).items():
+        trial = _Trial(name, provider, inputs, device)
+        try:
+            result = trial.first_result()
+            if expected is None:
+                expected = result
+            elif name != BASELINE:
+                case.check(result, expected)
+        except Exception as error:  # a kernel may fail in any way: the other cases still count
+            status = "wrong" if isinstance(error, AssertionError) else "failed"
+            reason = f"{name}: {_first_words(str(error) or type(error).__name__)}"
+            if name not in PEERS or expected is None:
+                return row | {"status": status, "reason": reason, "providers": {}}
+            measured[name] = {"status": status, "reason": reason}
+        else:
+            trials[name] = trial
+
+    for name, trial in trials.items():
+        trial.prepare(effort, once=name in PEERS and trial.seconds > effort.once_seconds)
+    one_round = sum(t.calls * t.seconds for t in trials.values() if not t.once)
+    least, most = effort.rounds
+    rounds = min(max(int(effort.case_seconds / one_round), case.least_rounds or least), most)
+    ours, *others = (trials[name] for name in sorted(trials, key=lambda name: name in PEERS))
+
+    def run_others() -> None:
+        for trial in others:
+            trial.run()
+
+    benchmark.pedantic(ours.run, setup=run_others, rounds=rounds)
+
+    for name, trial in trials.items():
+        measured[name] = trial.summary()
+        if case.peak_memory or device.type == "cuda":
+            with trial.around():
+                measured[name]["peak_bytes"] = memory.peak_bytes(case, name, device, trial.call)
+    if case.work is not None:
+        work = case.work(inputs, expected)
+        row |= {"least_bytes": work.bytes, "least_flops": work.flops}
+    return row
+
+
+def _first_words(text: str, length: int = 400) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + " ..."

@@ -1,0 +1,121 @@
+"""What this machine is, and the most it can do: the measure for every share of the limit."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import fastvision
+from fastvision import _extension
+from fastvision.ops import _backend
+
+COPY_BYTES = {"cpu": [1 << 16, 1 << 20, 1 << 24, 1 << 28], "cuda": [1 << 31]}
+MATRIX = {"cpu": 2048, "cuda": 8192}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.machine()
+
+
+def _isa_level() -> str:
+    if _extension._C is not None:
+        return _extension._C.cpu_capability()
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def slug(device: torch.device) -> str:
+    """The folder of a device's records, such as amd-epyc-2-cores-avx2."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        model = re.sub(r"\((R|TM)\)|\bCPU\b|@.*", "", _cpu_model())
+        name = f"{model} {cores()} cores {_isa_level()}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    facts = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "cpu": f"{_cpu_model()}, {cores()} cores, {torch.get_num_threads()} threads used",
+        "isa level": f"{_isa_level()} (torch: {torch.backends.cpu.get_cpu_capability()})",
+        "load before the run": f"{os.getloadavg()[0]:.1f} processes wanting a core",
+        "fastvision": fastvision.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    if _extension._C is not None:
+        facts["compiler"] = _extension._C.compiler()
+        if device.type == "cuda":
+            facts["cuda"] = f"{torch.version.cuda}, kernels by {_extension._C.cuda_version()}"
+    for name in _backend._ORDER[device.type]:
+        reason = _backend.unsupported(name, device.type, device.index)
+        if reason is not None:
+            facts[f"backend {name}"] = f"left out: {reason}"
+    return facts
+
+
+def _best_seconds(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    call()
+    wait()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_limits(device: torch.device, *, seconds: float = 0.5) -> dict[str, Any]:
+    """Copy bandwidth by bytes moved, and float32 multiply-add rate: the best of repeated calls."""
+    copy = {}
+    for moved in COPY_BYTES[device.type]:
+        source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        best = _best_seconds(lambda t=target, s=source: t.copy_(s), device, seconds)
+        copy[str(moved)] = moved / best
+    a = torch.ones(MATRIX[device.type], MATRIX[device.type], device=device)
+    product = torch.empty_like(a)
+    best = _best_seconds(lambda: torch.mm(a, a, out=product), device, 2 * seconds)
+    return {
+        "copy_bytes_per_second": copy,
+        "flops_per_second": 2 * a.shape[0] ** 3 / best,
+        "how": (
+            "copy: torch's copy_ of one buffer to another, bytes read and written counted; "
+            f"arithmetic: torch.mm of {a.shape[0]}x{a.shape[0]} float32 matrices; "
+            f"{torch.get_num_threads()} threads, best of {seconds} s of calls each"
+        ),
+    }
+
+
+def floor_seconds(row: dict[str, Any], limits: dict[str, Any]) -> float | None:
+    """The time the least bytes or the least arithmetic take at the limits, whichever is longer.
+
+    The bandwidth is the best copy of at least that many bytes: what fits in a cache may use it.
+    """
+    if "least_bytes" not in row:
+        return None
+    copy = {int(size): rate for size, rate in limits["copy_bytes_per_second"].items()}
+    least = min(row["least_bytes"], max(copy))
+    rate = max(rate for size, rate in copy.items() if size >= least)
+    return max(row["least_bytes"] / rate, row["least_flops"] / limits["flops_per_second"])

@@ -1,0 +1,101 @@
+"""Where a detector's time goes: stages by hooks on modules and by wrapping batched_nms."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torchvision
+from torch import nn
+
+# modules that are stages where a model has them; a stage within another counts for itself only
+MODULES = {
+    "backbone": "backbone",
+    "rpn": "proposals without NMS",
+    "roi_heads.box_roi_pool": "RoIAlign of boxes",
+    "roi_heads.mask_roi_pool": "RoIAlign of masks",
+    "roi_heads.mask_head": "mask head",
+    "roi_heads": "RoI heads, rest",
+    "head": "head",
+}
+NMS, REST = "NMS", "rest"
+
+
+class Stages:
+    """Records runs of ``model`` on one device."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.cuda = model, device.type == "cuda"
+        self.runs: list[list[tuple[str, Any]]] = []  # (stage from here on, time or event) per run
+        self.open: list[str] = []
+        self.nms_sizes: list[tuple[int, int]] = []  # boxes in and kept, per call of the last run
+
+    def _mark(self) -> None:
+        if self.cuda:  # an event does not make the host wait, which would slow the run itself
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        self.runs[-1].append((self.open[-1] if self.open else "", now))
+
+    def _enter(self, stage: str) -> None:
+        self.open.append(stage)
+        self._mark()
+
+    def _leave(self) -> None:
+        self.open.pop()
+        self._mark()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks are in place; NMS is whatever torchvision.ops.boxes.batched_nms is at this time."""
+        modules = dict(self.model.named_modules())
+        handles = []
+        for path, stage in MODULES.items():
+            if path in modules:
+                enter = lambda *_, s=stage: self._enter(s)  # noqa: E731
+                handles.append(modules[path].register_forward_pre_hook(enter))
+                handles.append(modules[path].register_forward_hook(lambda *_: self._leave()))
+        inner = torchvision.ops.boxes.batched_nms
+
+        def batched_nms(boxes: torch.Tensor, *arguments: Any) -> torch.Tensor:
+            self._enter(NMS)
+            kept = inner(boxes, *arguments)
+            self._leave()
+            self.nms_sizes.append((len(boxes), len(kept)))
+            return kept
+
+        try:
+            with mock.patch.object(torchvision.ops.boxes, "batched_nms", batched_nms):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        self.runs.append([])
+        self.nms_sizes.clear()
+        self._enter(REST)
+        result = call()
+        self._leave()
+        return result
+
+    def _seconds(self, run: list[tuple[str, Any]]) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for (stage, start), (_, end) in zip(run, run[1:], strict=False):
+            passed = start.elapsed_time(end) / 1e3 if self.cuda else end - start
+            seconds[stage] = seconds.get(stage, 0) + passed
+        return seconds
+
+    def medians(self) -> dict[str, float]:
+        """Median seconds of each stage over all runs but the first, which warmed up."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        runs = [self._seconds(run) for run in self.runs[1:] or self.runs]
+        order = [*MODULES.values(), NMS, REST]
+        return {s: statistics.median(r[s] for r in runs) for s in order if s in runs[0]}

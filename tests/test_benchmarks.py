@@ -1,0 +1,171 @@
+"""The benchmark harness measures, pairs, refuses wrong results and writes its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision")
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+LIMITS = {"copy_bytes_per_second": {"1024": 1e9}, "flops_per_second": 1e9, "how": "made up"}
+
+FAKE_CASES = """
+import time
+import pytest, torch
+from benchmarks.harness import Case, Work
+
+def times_two(seconds, result=2):
+    def run(x):
+        time.sleep(seconds)
+        return result * x
+    return run
+
+def case(name, result):
+    return Case(
+        "fake", name,
+        inputs=lambda device: (torch.ones(3, device=device),),
+        providers=lambda device: {"torchvision": times_two(4e-3), "cpp": times_two(1e-4, result)},
+        check=torch.testing.assert_close,
+        work=lambda inputs, expected: Work(24, 3),
+    )
+
+CASES = [case("right", 2), case("wrong", 3)]
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fake(case, compare):
+    compare(case)
+"""
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    pytest.importorskip("pytest_benchmark")
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import harness, report, work
+
+    return SimpleNamespace(harness=harness, report=report, work=work)
+
+
+class Rounds:
+    """Stands for pytest-benchmark's fixture."""
+
+    def pedantic(self, target, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            target()
+
+
+def fake_case(bench, providers, **options):
+    return bench.harness.Case(
+        "fake",
+        "one",
+        inputs=lambda device: (torch.ones(3),),
+        providers=lambda device: providers,
+        check=torch.testing.assert_close,
+        **options,
+    )
+
+
+def test_providers_take_turns(bench):
+    order = []
+
+    def provider(name):
+        def run(x):
+            if order[-1:] != [name]:
+                order.append(name)
+            return 2 * x
+
+        return run
+
+    effort = bench.harness.Effort(case_seconds=0.0, round_seconds=1e-5, rounds=(4, 4))
+    case = fake_case(bench, {"torchvision": provider("A"), "cpp": provider("B")})
+    row = bench.harness.compare(Rounds(), case, CPU, effort=effort)
+    assert row["status"] == "ok"
+    # the check, the estimate, and four rounds
+    assert order == ["A", "B"] * 6
+    for entry in row["providers"].values():
+        assert entry["rounds"] == 4
+        assert 0 < entry["seconds"] <= entry["median_seconds"]
+
+
+def test_no_speed_for_a_wrong_or_failing_backend(bench):
+    def fails(x):
+        raise RuntimeError("no kernel")
+
+    for ours, status in ((lambda x: 3 * x, "wrong"), (fails, "failed")):
+        case = fake_case(bench, {"torchvision": lambda x: 2 * x, "cpp": ours})
+        row = bench.harness.compare(Rounds(), case, CPU, quick=True)
+        assert row["status"] == status
+        assert row["providers"] == {}
+        assert "cpp" in row["reason"]
+        assert status.upper() in bench.report.table([row], LIMITS)
+
+
+def test_failing_peer_is_noted(bench):
+    def fails(x):
+        raise RuntimeError("does not compile")
+
+    providers = {"torchvision": lambda x: 2 * x, "torch.compile": fails, "cpp": lambda x: x + x}
+    row = bench.harness.compare(Rounds(), fake_case(bench, providers), CPU, quick=True)
+    assert row["status"] == "ok"
+    assert "does not compile" in row["providers"]["torch.compile"]["reason"]
+    assert row["providers"]["cpp"]["seconds"] > 0
+
+
+def test_share_of_the_limit(bench):
+    entries = {
+        "torchvision": {"seconds": 8e-6, "rounds": 3},
+        "cpp": {"seconds": 2e-6, "rounds": 3},
+    }
+    row = {"case": "one", "status": "ok", "providers": entries}
+    row |= {"least_bytes": 1000, "least_flops": 10}  # 1 us of copying
+    line = bench.report.table([row], LIMITS).splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[2:6]] == ["cpp", "2 us", "4x", "50 %"]
+
+
+def test_least_work_of_roi_align(bench):
+    # one sample, at pixel (1, 1): bilinear interpolation takes rows 1 and 2 and columns 1 and 2
+    rois = torch.tensor([[0.0, 0.0, 0.0, 2.0, 2.0]])
+    x, level = torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
+    least = bench.work.roi_align([x], rois, level, [1.0], bins=1, sampling_ratio=1)
+    assert least == bench.harness.Work(bytes=4 * (4 + 1 + 5), flops=2 * 4)
+    # two samples per axis, at 0.5 and 1.5, share pixel 1: nine pixels, all weighted at once
+    least = bench.work.roi_align([x], rois, level, [1.0], bins=1, sampling_ratio=2)
+    assert least == bench.harness.Work(bytes=4 * (9 + 1 + 5), flops=2 * 9)
+
+
+def test_runner_writes_records_and_report(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "bench_fake.py").write_text(FAKE_CASES)
+    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *")
+    output = tmp_path / "report"
+    program = (
+        "import sys; from pathlib import Path; import torch; from benchmarks.run import measure; "
+        "sys.exit(measure([Path(sys.argv[1])], torch.device('cpu'), quick=True, "
+        "output=Path(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "bench_fake.py"), str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads wait long on a busy machine
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # one case is wrong
+    assert "[2/2] wrong: WRONG" in done.stdout
+
+    record = json.loads((output / "fake.json").read_text())
+    right, wrong = record["rows"]
+    assert right["status"] == "ok"
+    assert right["providers"]["cpp"]["seconds"] < right["providers"]["torchvision"]["seconds"]
+    assert wrong["status"] == "wrong"
+    assert wrong["providers"] == {}
+    assert record["machine"]["torch"] == torch.__version__
+    assert all(rate > 0 for rate in record["limits"]["copy_bytes_per_second"].values())
+    report = (output / "report.md").read_text()
+    assert "| right" in report
+    assert "WRONG" in report
