@@ -1,4 +1,4 @@
-"""Bridge from setuptools to CMakeLists.txt, which describes the build; metadata is in pyproject.toml."""
+"""Bridge from setuptools to CMakeLists.txt, which describes the build."""
 
 from __future__ import annotations
 

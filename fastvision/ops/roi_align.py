@@ -91,7 +91,7 @@ _BACKWARD = {
 
 
 class _RoIAlign(torch.autograd.Function):
-    """Linear in the features, so its derivative is its transpose and the second derivative itself."""
+    """Linear in the features: its derivative is its transpose, the second derivative itself."""
 
     @staticmethod
     def forward(backend: str, rois: Tensor, options: tuple[Any, ...], *features: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _RoIAlign(torch.autograd.Function):
 
 
 class _RoIAlignDual(_RoIAlign):
-    """With forward-mode derivatives; apart, because torch.compile refuses a Function that has a jvp."""
+    """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
 
     @staticmethod
     def jvp(ctx: Any, _backend: None, _rois: None, _options: None, *tangents: Tensor) -> Tensor:
@@ -244,8 +244,8 @@ def roi_align(
         backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
 
     Returns:
-        [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates, weights and sums are
-        float32 (float64 for float64 features), also under autocast and for 16-bit features.
+        [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates, weights and sums
+        are float32 (float64 for float64 features), also under autocast and for 16-bit features.
 
     Differentiable in ``input``, any number of times and in forward mode; the gradient is
     deterministic. The boxes get no gradient.

@@ -15,7 +15,7 @@ def generator(seed: int) -> torch.Generator:
 def uniform_boxes(
     count: int, *, seed: int = 0, min_size: float = 8, max_size: float = 128
 ) -> Tensor:
-    """[count, 4] corners spread evenly over an 800x1216 image, sides uniform in a range of pixels."""
+    """[count, 4] corners spread evenly over an 800x1216 image, sides uniform in a range."""
     g = generator(seed)
     corner = torch.rand(count, 2, generator=g) * torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
     size = min_size + torch.rand(count, 2, generator=g) * (max_size - min_size)
@@ -61,7 +61,7 @@ def rois(
     min_size: float = 16,
     max_size: float = 256,
 ) -> Tensor:
-    """[count, 5] (image, x1, y1, x2, y2) of uniform sides; some reach over the right or lower border."""
+    """[count, 5] (image, x1, y1, x2, y2) of uniform sides; some reach over the border."""
     g = generator(seed)
     image = torch.randint(0, images, (count, 1), generator=g).float()
     corner = torch.rand(count, 2, generator=g) * torch.tensor([width, height]) * 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# a few roundings of the result's own type, per unit of magnitude: sums are done in float32 or better
+# a few roundings of the result's own type, per unit of magnitude: sums are in float32 or better
 TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
