@@ -1,4 +1,4 @@
-"""Bridge from setuptools to CMakeLists.txt, which describes the build."""
+"""Bridge from setuptools to CMakeLists.txt, the description of the build."""
 
 from __future__ import annotations
 

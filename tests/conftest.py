@@ -67,6 +67,16 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return Backend(name, device)
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are full of NaN (or the largest integer): what a kernel forgets shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(scope="session")
 def torchvision():
     """The installed torchvision, or a skip."""

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: the first nothing speaks against, or the one asked for."""
+"""Which implementation of an op runs: the first that can, or the one asked for."""
 
 from __future__ import annotations
 

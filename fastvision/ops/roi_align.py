@@ -91,7 +91,7 @@ _BACKWARD = {
 
 
 class _RoIAlign(torch.autograd.Function):
-    """Linear in the features: its derivative is its transpose, the second derivative itself."""
+    """Linear in the features: the derivative is its transpose, and that one's is the op itself."""
 
     @staticmethod
     def forward(backend: str, rois: Tensor, options: tuple[Any, ...], *features: Tensor) -> Tensor:

@@ -107,11 +107,14 @@ def assign_levels(
     canonical_level: float,
     min_level: int,
 ) -> Tensor:
-    """Index of the pyramid level of each roi (Feature Pyramid Networks, equation 1)."""
+    """Index of the pyramid level of each roi (Feature Pyramid Networks, equation 1).
+
+    -1 where the area is negative or NaN: such a roi belongs to no level and gives zeros.
+    """
     size = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
     level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
-    level = level.nan_to_num(nan=float(min_level))
-    return level.clamp(min_level, min_level + num_levels - 1).to(torch.int64) - min_level
+    index = level.clamp(min_level, min_level + num_levels - 1) - min_level
+    return index.nan_to_num(nan=-1.0).to(torch.int64)
 
 
 def multiscale_roi_align(
@@ -134,12 +137,12 @@ def multiscale_roi_align(
     if len(features) == 1:
         return pool(features[0], rois, spatial_scales[0])
     levels = assign_levels(rois, len(features), canonical_scale, canonical_level, min_level)
-    by_level = [torch.where(levels == level)[0] for level in range(len(features))]
-    parts = [
-        pool(feature, rois[index], scale)
-        for feature, index, scale in zip(features, by_level, spatial_scales, strict=True)
-    ]
-    output = torch.cat(parts)[torch.argsort(torch.cat(by_level))]
+    output = 0
+    for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
+        index = torch.where(levels == level)[0]
+        pooled = pool(feature, rois[index], scale)
+        zeros = pooled.new_zeros((rois.shape[0], *pooled.shape[1:]))
+        output = output + zeros.index_copy(0, index, pooled)
     if is_channels_last(features[0]):
         return output.contiguous(memory_format=torch.channels_last)
     return output

@@ -61,7 +61,7 @@ def rois(
     min_size: float = 16,
     max_size: float = 256,
 ) -> Tensor:
-    """[count, 5] (image, x1, y1, x2, y2) of uniform sides; some reach over the border."""
+    """[count, 5] (image, x1, y1, x2, y2) of uniform sides, some over the right or lower border."""
     g = generator(seed)
     image = torch.randint(0, images, (count, 1), generator=g).float()
     corner = torch.rand(count, 2, generator=g) * torch.tensor([width, height]) * 0.9

@@ -1,0 +1,129 @@
+"""Boxes, rois and bilinear samples. Compiled without contraction, so that borders stay exact."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .scalars import divide, is_finite, square_root
+
+# more samples per bin and axis can only come from a nonsensical box
+MAX_GRID = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def load_box(ptr, mask):
+    """x1, y1, x2, y2 at ``ptr``; anything where not ``mask``."""
+    x1 = tl.load(ptr, mask=mask)
+    y1 = tl.load(ptr + 1, mask=mask)
+    x2 = tl.load(ptr + 2, mask=mask)
+    y2 = tl.load(ptr + 3, mask=mask)
+    return x1, y1, x2, y2
+
+
+@triton.jit
+def intersection_over_union(a, b):
+    """[M, N] of boxes a, four [M], and b, four [N].
+
+    Where the boxes do not meet it is -1: a numerator of 0 takes the slow path of the division. NaN
+    where one is not finite, or both are empty.
+    """
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
+    area_a = (ax2 - ax1) * (ay2 - ay1)
+    area_b = (bx2 - bx1) * (by2 - by1)
+    width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
+    height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
+    inter = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
+    union = area_a[:, None] + area_b[None, :] - inter
+    return divide(tl.where(inter > 0, inter, -union), union)
+
+
+@triton.jit
+def pyramid_level(
+    x1, y1, x2, y2, canonical_scale, canonical_level, min_level, LEVELS: tl.constexpr
+):  # fmt: skip
+    """Index of the level of a roi of that size (Feature Pyramid Networks, equation 1)."""
+    size = square_root((x2 - x1) * (y2 - y1))
+    level = canonical_level.to(size.dtype) + tl.log2(divide(size, canonical_scale.to(size.dtype)))
+    level = tl.floor(level + 1e-6) - min_level
+    level = tl.where(level == level, level, 0.0)  # negative area
+    return tl.minimum(tl.maximum(level, 0.0), LEVELS - 1.0).to(tl.int32)
+
+
+@triton.jit
+def is_usable(batch, x1, y1, x2, y2, N):
+    """The roi is finite and of an image that there is."""
+    finite = is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
+    return finite & (batch > -1) & (batch < N)
+
+
+@triton.jit
+def roi_axis(low, high, spatial_scale, bins, sampling_ratio, ALIGNED: tl.constexpr):
+    """Start, bin size and samples per bin of a roi along one axis, all of its own type."""
+    scale = spatial_scale.to(low.dtype)
+    start = low * scale
+    end = high * scale
+    if ALIGNED:
+        start -= 0.5
+        end -= 0.5
+    size = end - start
+    if not ALIGNED:
+        size = tl.maximum(size, 1.0)
+    bin_size = divide(size, bins.to(low.dtype) + tl.zeros_like(size))
+    grid = tl.where(sampling_ratio > 0, sampling_ratio.to(low.dtype), tl.ceil(bin_size))
+    grid = tl.where(grid <= MAX_GRID, tl.maximum(grid, 0.0), 0.0)  # none if NaN, too
+    return start, bin_size, grid
+
+
+@triton.jit
+def sample_offset(sample, bin_size, grid):
+    """From the start of a bin to one of its samples."""
+    return divide((sample + 0.5) * bin_size, grid)
+
+
+@triton.jit
+def in_map(position, extent):
+    """A sample counts up to one pixel outside the map."""
+    return (position >= -1) & (position <= extent) & (extent > 0)
+
+
+@triton.jit
+def bilinear_taps(position, extent):
+    """The two pixels around each position and their weights."""
+    valid = in_map(position, extent)
+    position = tl.where(valid, tl.maximum(position, 0.0), 0.0)
+    low = tl.minimum(position.to(tl.int32), extent - 1)
+    high = tl.minimum(low + 1, extent - 1)
+    fraction = tl.where(low == high, 0.0, position - low)
+    return low, high, tl.where(valid, 1 - fraction, 0.0), tl.where(valid, fraction, 0.0)
+
+
+@triton.jit
+def touching(start, step, count, low, high):
+    """Range of the ``count`` steps whose samples may touch pixels [low, high)."""
+    # a pixel is reached from one pixel away; the rest is room for rounding
+    slack = 2 + 1e-6 * (tl.abs(start) + tl.abs(count * step))
+    first = tl.floor(divide(low - slack - start, step))
+    last = tl.floor(divide(high + slack - start, step)) + 1
+    forward = step > 0
+    first = tl.where(forward, tl.minimum(tl.maximum(first, 0.0), count), 0.0)
+    last = tl.where(forward, tl.minimum(tl.maximum(last, 0.0), count), count)
+    return first.to(tl.int32), last.to(tl.int32)
+
+
+@triton.jit
+def pixel_weights(
+    pixel,  # consecutive pixels from `low` to below `high`, of any shape
+    low, high, bin_start, bin_size, grid, extent
+):  # fmt: skip
+    """Sum of the bilinear weights at each pixel of one bin's samples along an axis."""
+    first, last = touching(bin_start, divide(bin_size, grid), grid, low, high)
+    weights = tl.zeros_like(pixel)
+    for sample in range(first, last):
+        position = bin_start + sample_offset(sample, bin_size, grid)
+        valid = in_map(position, extent)
+        position = tl.minimum(tl.maximum(position, 0.0), extent - 1.0)
+        position = tl.where(valid, position, -2.0)  # near no pixel
+        weights += tl.maximum(1 - tl.abs(pixel - position), 0.0)
+    return weights

@@ -1,0 +1,50 @@
+"""Exact scalar arguments and IEEE arithmetic, which Triton's defaults do not give."""
+
+from __future__ import annotations
+
+import struct
+
+import triton
+import triton.language as tl
+
+
+def double_bits(value: float) -> int:
+    """``value`` for :func:`as_double`: Triton passes a Python float as a float32."""
+    return struct.unpack("q", struct.pack("d", value))[0]
+
+
+@triton.jit
+def as_double(bits):
+    # 0.0 arrives as an int32
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def select(values, index):
+    """Entry ``index`` of a tuple, which cannot be indexed at run time."""
+    chosen = values[0]
+    for i in tl.static_range(1, len(values)):
+        chosen = tl.where(index == i, values[i], chosen)
+    return chosen
+
+
+@triton.jit
+def divide(x, y):
+    # `/` is approximate in float32
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def square_root(x):
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def is_finite(x):
+    return tl.abs(x) < float("inf")

@@ -1,0 +1,1 @@
+"""Tile sizes and warps of the Triton kernels, one module per op."""

@@ -1,0 +1,248 @@
+"""Greedy non-maximum suppression of several images at once, exact per class.
+
+The boxes of each image are sorted by class, then score, and cut into blocks. Step ``s`` decides in
+all classes at once the ``s``-th block that a class reaches into: one kernel drops what the block
+before it suppresses, in it and in all later blocks, in parallel; the next one settles the block.
+Only the block is settled by one program, all other pairs of boxes are spread over the device, and
+beyond the boxes there is one byte of memory for each. The number of launches depends on N alone, so
+the host waits for nothing: steps that no class needs any more end at once.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common.geometry import intersection_over_union, load_box
+from .common.scalars import as_double, double_bits
+
+# A larger block means fewer launches, but more pairs for the one program that settles it.
+BLOCK = 512
+TILE = 64
+COMPACT = 2048
+LAST_CLASS = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def _any(x, axis: tl.constexpr):
+    return tl.max(x.to(tl.int32), axis) > 0
+
+
+@triton.jit(do_not_specialize=["N", "step", "iou_threshold"])
+def _nms_suppress_kernel(
+    boxes_ptr,  # [B, N, 4] sorted
+    classes_ptr,  # [B, N] sorted, or None
+    origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
+    alive_ptr,  # [B, N] changed in place
+    N,
+    step,
+    iou_threshold,  # bits of a double
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Drop from a tile what the boxes kept in the step before suppress."""
+    threshold = as_double(iou_threshold)
+    image = tl.program_id(0).to(tl.int64)
+    target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
+    block = step + tl.program_id(1) * TILE // BLOCK
+    boxes_ptr += image * N * 4
+    alive_ptr += image * N
+    source_block = step - 1
+    if classes_ptr is not None:
+        classes_ptr += image * N
+        origin = tl.load(origins_ptr + image * tl.cdiv(N, BLOCK) + block)
+        source_block += origin.to(tl.int32) // BLOCK
+    # later steps have nothing to do with this class
+    if source_block < block:
+        alive = tl.load(alive_ptr + target, mask=target < N, other=0) != 0
+        if classes_ptr is not None:
+            # only the class that the block begins with comes from an earlier block
+            label = tl.load(classes_ptr + block * BLOCK)
+            alive &= tl.load(classes_ptr + target, mask=alive, other=0) == label
+        if _any(alive, 0):
+            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            suppressed = tl.zeros([TILE, TILE], tl.int1)
+            for tile in range(BLOCK // TILE):
+                source = source_block * BLOCK + tile * TILE + tl.arange(0, TILE)
+                kept = tl.load(alive_ptr + source) != 0
+                if classes_ptr is not None:
+                    kept &= tl.load(classes_ptr + source) == label
+                if _any(kept, 0):
+                    source_boxes = load_box(boxes_ptr + source * 4, kept)
+                    iou = intersection_over_union(source_boxes, target_boxes)
+                    suppressed |= (iou > threshold.to(iou.dtype)) & kept[:, None]
+            tl.store(alive_ptr + target, 0, mask=alive & _any(suppressed, 0))
+
+
+@triton.jit(do_not_specialize=["N", "step", "iou_threshold"])
+def _nms_settle_kernel(
+    boxes_ptr,  # [B, N, 4] sorted
+    classes_ptr,  # [B, N] sorted, or None
+    origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
+    alive_ptr,  # [B, N] changed in place
+    N,
+    step,
+    iou_threshold,  # bits of a double
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Suppression within a block among the boxes whose class started ``step`` blocks before."""
+    threshold = as_double(iou_threshold)
+    image = tl.program_id(0).to(tl.int64)
+    block = step + tl.program_id(1)
+    boxes_ptr += image * N * 4
+    alive_ptr += image * N
+    depth = block
+    if classes_ptr is not None:
+        classes_ptr += image * N
+        origin = tl.load(origins_ptr + image * tl.cdiv(N, BLOCK) + block)
+        depth -= origin.to(tl.int32) // BLOCK
+        label = tl.load(classes_ptr + block * BLOCK)
+    # classes that start within the block are settled in step 0
+    if (depth == step) | (step == 0):
+        tiles = tl.cdiv(tl.minimum(N - block * BLOCK, BLOCK), TILE)
+        for tile in range(tiles):
+            target = block * BLOCK + tile * TILE + tl.arange(0, TILE)
+            alive = tl.load(alive_ptr + target, mask=target < N, other=0) != 0
+            if classes_ptr is not None:
+                target_class = tl.load(classes_ptr + target, mask=target < N, other=LAST_CLASS)
+                alive &= tl.where(target_class == label, depth == step, step == 0)
+            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            suppressed = tl.zeros([TILE, TILE], tl.int1)
+            for earlier in range(tile):
+                source = block * BLOCK + earlier * TILE + tl.arange(0, TILE)
+                kept = tl.load(alive_ptr + source) != 0
+                if classes_ptr is not None:
+                    source_class = tl.load(classes_ptr + source)
+                    kept &= source_class >= tl.min(target_class, 0)
+                if _any(kept, 0):
+                    source_boxes = load_box(boxes_ptr + source * 4, kept)
+                    iou = intersection_over_union(source_boxes, target_boxes)
+                    overlaps = (iou > threshold.to(iou.dtype)) & kept[:, None]
+                    if classes_ptr is not None:
+                        overlaps &= source_class[:, None] == target_class[None, :]
+                    suppressed |= overlaps
+
+            iou = intersection_over_union(target_boxes, target_boxes)
+            overlaps = (iou > threshold.to(iou.dtype)) & (target[:, None] < target[None, :])
+            if classes_ptr is not None:
+                overlaps &= target_class[:, None] == target_class[None, :]
+            # A box is kept if no kept box suppresses it. Repeated from all kept, this gets one more
+            # link of each chain of suppressions right every time, up to the greedy result.
+            open_boxes = alive & ~_any(suppressed, 0)
+            kept = open_boxes
+            changed = _any(kept, 0)
+            while changed:
+                survivors = open_boxes & ~_any(overlaps & kept[:, None], 0)
+                changed = _any(survivors != kept, 0)
+                kept = survivors
+            tl.store(alive_ptr + target, 0, mask=alive & ~kept)
+            tl.debug_barrier()  # the next tile reads what was stored
+
+
+@triton.jit(do_not_specialize=["N", "max_output"])
+def _nms_compact_kernel(
+    kept_ptr,  # [B, N] by falling score
+    order_ptr,  # [B, N] index of each box
+    indices_ptr,  # [B, max_output]
+    counts_ptr,  # [B]
+    N,
+    max_output,
+    BLOCK: tl.constexpr,
+):
+    image = tl.program_id(0).to(tl.int64)
+    kept_ptr += image * N
+    order_ptr += image * N
+    indices_ptr += image * max_output
+    count = 0
+    for first in range(0, N, BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        kept = tl.load(kept_ptr + position, mask=position < N, other=0).to(tl.int32)
+        slot = count + tl.cumsum(kept, 0) - kept
+        mask = (kept != 0) & (slot < max_output)
+        tl.store(indices_ptr + slot, tl.load(order_ptr + position, mask=mask), mask=mask)
+        count += tl.sum(kept, 0)
+    count = tl.minimum(count, max_output)
+    for first in range(0, max_output, BLOCK):
+        slot = first + tl.arange(0, BLOCK)
+        tl.store(indices_ptr + slot, -1, mask=(slot >= count) & (slot < max_output))
+    tl.store(counts_ptr + image, count.to(tl.int64))
+
+
+@functools.lru_cache(maxsize=64)
+def _threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
+    """The largest number of ``dtype`` up to the threshold: IoUs exceed both or neither."""
+    if iou_threshold < 0:  # below the -1 of boxes that do not meet, whose IoU is 0
+        return double_bits(-2.0)
+    rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
+    if rounded.item() > iou_threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(-torch.inf, dtype=dtype))
+    return double_bits(rounded.item())
+
+
+def _gather_boxes(boxes: Tensor, order: Tensor) -> Tensor:
+    return boxes.gather(1, order[..., None].expand(-1, -1, 4))
+
+
+def launch_nms_padded(
+    boxes: Tensor,  # [B, N, 4]
+    scores: Tensor,  # [B, N]
+    idxs: Tensor | None,  # [B, N]
+    iou_threshold: float,
+    score_threshold: float | None,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """Indices [B, max_output] by falling score, padded with -1, and counts [B]."""
+    B, N = scores.shape
+    indices = boxes.new_empty((B, max_output), dtype=torch.int64)
+    counts = boxes.new_empty((B,), dtype=torch.int64)
+    if B * N * max_output == 0:
+        return indices.fill_(-1), counts.zero_()
+
+    order = by_class = scores.argsort(descending=True, stable=True)
+    classes = origins = rank = None
+    if idxs is not None:
+        classes, rank = idxs.gather(1, order).sort(stable=True)
+        origins = torch.searchsorted(classes, classes[:, ::BLOCK].contiguous())
+        by_class = order.gather(1, rank)
+    compute_type = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    in_blocks = _gather_boxes(boxes.to(compute_type), by_class)
+    if score_threshold is None:
+        alive = torch.ones_like(by_class, dtype=torch.int8)
+    else:
+        alive = (scores > score_threshold).gather(1, by_class).to(torch.int8)
+
+    blocks = triton.cdiv(N, BLOCK)
+    threshold = _threshold_bits(iou_threshold, compute_type)
+    with torch.cuda.device_of(boxes):
+        for step in range(blocks):
+            args = (in_blocks, classes, origins, alive, N, step, threshold, BLOCK, TILE)
+            if step > 0:
+                tiles = triton.cdiv(N - step * BLOCK, TILE)
+                _nms_suppress_kernel[(B, tiles)](*args, num_warps=4, enable_fp_fusion=False)
+            # without classes all boxes start in block 0, and only one block is due
+            due = 1 if classes is None else blocks - step
+            _nms_settle_kernel[(B, due)](*args, num_warps=4, enable_fp_fusion=False)
+        kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
+        _nms_compact_kernel[(B,)](
+            kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=8
+        )
+    return indices, counts
+
+
+def launch_nms(
+    boxes: Tensor,  # [N, 4]
+    scores: Tensor,  # [N]
+    idxs: Tensor | None,  # [N]
+    iou_threshold: float,
+) -> Tensor:
+    """Indices of the kept boxes by falling score. See ops.nms."""
+    idxs = None if idxs is None else idxs[None]
+    indices, counts = launch_nms_padded(
+        boxes[None], scores[None], idxs, iou_threshold, None, len(boxes)
+    )
+    return indices[0, : int(counts)]

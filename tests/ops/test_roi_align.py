@@ -1,0 +1,463 @@
+"""RoIAlign of one map and of a pyramid: every backend against the reference in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from fastvision import ops, reference
+from fastvision.testing import cases
+from fastvision.testing.numerics import assert_matches
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def id_of(value) -> str | None:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+def small_rois(count: int, images: int, height: int, width: int, scale: float, seed: int = 4):
+    """Boxes from a fraction of a pixel to most of the map, some over its borders on all sides."""
+    rois = cases.rois(
+        count,
+        images,
+        seed=seed,
+        height=height / scale,
+        width=width / scale,
+        min_size=0.5 / scale,
+        max_size=0.8 * min(height, width) / scale,
+    )
+    rois[::3, 1:] -= 4 / scale
+    return rois
+
+
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().requires_grad_()
+
+
+# the sizes: channels below, at and above the width of a vector and of a block of vectors
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
+@pytest.mark.parametrize(
+    ("channels", "bins", "sampling_ratio", "aligned"),
+    [(1, (1, 1), 1, False), (5, (7, 7), 2, True), (37, (3, 2), 0, True), (150, (2, 9), 3, False)],
+)
+def test_forward_and_backward(
+    backend, channels_last, dtype, channels, bins, sampling_ratio, aligned
+):
+    if backend.interpreted and channels == 150:
+        pytest.skip("too slow in Triton's interpreter")
+    count = 4 if backend.interpreted else 40
+    x = cases.feature_map(2, channels, 13, 21, dtype=dtype, channels_last=channels_last)
+    x = leaf(x.to(backend.device))
+    rois = small_rois(count, 2, 13, 21, 0.25).to(backend.device)
+    args = (bins, 0.25, sampling_ratio, aligned)
+    pooled = ops.roi_align(x, rois, *args, backend=backend.name)
+    assert pooled.dtype == dtype
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    assert pooled.is_contiguous(memory_format=format)
+    grad = torch.randn(pooled.shape, generator=cases.generator(6)).to(pooled)
+    pooled.backward(grad)
+
+    exact = leaf(x.double())
+    # the boxes keep their values: only the rounding of sample positions differs
+    expected = reference.roi_align(exact, rois.double(), 0.25, *bins, sampling_ratio, aligned)
+    expected.backward(grad.double())
+    assert_matches(pooled, expected, scale=2)
+    assert x.grad.is_contiguous(memory_format=format)
+    assert_matches(x.grad, exact.grad, scale=4)
+
+
+def test_hand_checked(backend):
+    """f(y, x) = x + 10 y is linear, so a bin's average is its value at the bin's centre."""
+    ramp = torch.arange(6.0) + 10 * torch.arange(5.0)[:, None]
+    x, rois = ramp[None, None].to(backend.device), torch.tensor([[0, 1.0, 1, 3, 3]])
+    rois = rois.to(backend.device)
+    for sampling_ratio in (1, 2, 0):
+        shifted = ops.roi_align(x, rois, 2, 1.0, sampling_ratio, True, backend=backend.name)
+        assert_matches(shifted[0, 0].cpu(), torch.tensor([[11.0, 12.0], [21.0, 22.0]]))
+        legacy = ops.roi_align(x, rois, 2, 1.0, sampling_ratio, False, backend=backend.name)
+        assert_matches(legacy[0, 0].cpu(), torch.tensor([[16.5, 17.5], [26.5, 27.5]]))
+    # samples at -1 <= y < 0 read row 0, samples further out count as nothing
+    outside = torch.tensor([[0, -1.0, -4, 1, 0]], device=backend.device)
+    pooled = ops.roi_align(x, outside, (4, 1), 1.0, 1, backend=backend.name)
+    assert_matches(pooled[0, 0].cpu(), torch.tensor([[0.0], [0.0], [0.0], [0.0]]))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [-1, 0, 1, 2, 5])
+def test_agrees_with_torchvision(backend, torchvision, sampling_ratio, aligned):
+    if backend.interpreted:
+        pytest.skip("compared with the reference instead")
+    x = leaf(cases.feature_map(3, 18, 25, 19).to(backend.device))
+    rois = small_rois(120, 3, 25, 19, 0.5).to(backend.device)
+    rois[::10, 3:] = rois[::10, 1:3] - 3  # reversed corners
+    args = (rois, (5, 6), 0.5, sampling_ratio, aligned)
+    ours = ops.roi_align(x, *args, backend=backend.name)
+    theirs = torchvision.ops.roi_align(x, *args)
+    assert_matches(ours, theirs)
+    (grad,) = torch.autograd.grad(ours.square().sum(), x)
+    (expected,) = torch.autograd.grad(theirs.square().sum(), x)
+    assert_matches(grad, expected, scale=10)
+
+
+def test_boxes_as_a_list(backend):
+    x = cases.feature_map(2, 3, 8, 9).to(backend.device)
+    rois = small_rois(5, 2, 8, 9, 1.0).to(backend.device)
+    rois = rois[rois[:, 0].argsort()]
+    listed = [rois[rois[:, 0] == image, 1:] for image in range(2)]
+    args = (3, 1.0, 2, True)
+    expected = ops.roi_align(x, rois, *args, backend=backend.name)
+    assert torch.equal(ops.roi_align(x, listed, *args, backend=backend.name), expected)
+    module = ops.RoIAlign(*args)
+    assert_matches(module(x, listed), expected)
+    assert "sampling_ratio=2" in repr(module)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_bad_rois(backend, channels_last):
+    """The table of the docstring: zeros for what has no answer, an error where it can be known."""
+    x = leaf(cases.feature_map(2, 9, 6, 7, channels_last=channels_last).to(backend.device))
+    good = [0, 1.0, 1, 5, 5]
+    nan, inf = math.nan, math.inf
+    harmless = [[1, nan, 1, 5, 5], [1, 1, -inf, 5, inf], [0, 1, 1, inf, 5], [0, 500, 500, 600, 600]]
+    rois = torch.tensor([good, *harmless, good], device=backend.device)
+    pooled = ops.roi_align(x, rois, 2, 1.0, 2, backend=backend.name)
+    assert torch.equal(pooled[0], pooled[-1]) and pooled[0].ne(0).any()
+    assert pooled[1:-1].eq(0).all()
+    pooled.sum().backward()
+    assert x.grad.isfinite().all() and x.grad[1].eq(0).all()
+
+    for index in (-1.0, 2.0, 1e30, nan):
+        rois = torch.tensor([good, [index, 1, 1, 5, 5]], device=backend.device)
+        if backend.device == "cpu" and backend.name != "triton":
+            with pytest.raises(RuntimeError, match="batch index"):
+                ops.roi_align(x, rois, 2, backend=backend.name)
+        else:
+            assert ops.roi_align(x, rois, 2, backend=backend.name)[1].eq(0).all()
+    huge = torch.tensor([good, [0, 0, 0, 1e9, 1e9]], device=backend.device)
+    if backend.device == "cpu" and backend.name != "triton":
+        with pytest.raises(RuntimeError, match="samples per bin"):
+            ops.roi_align(x, huge, 2, backend=backend.name)
+    else:
+        assert ops.roi_align(x, huge, 2, backend=backend.name)[1].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "bins"),
+    [
+        ((2, 3, 4, 5), 0, (2, 2)),
+        ((0, 3, 4, 5), 0, (2, 2)),
+        ((2, 0, 4, 5), 3, (2, 2)),
+        ((2, 3, 4, 5), 3, (0, 2)),
+        ((2, 3, 4, 5), 3, (2, 0)),
+        ((2, 3, 0, 5), 3, (2, 2)),
+        ((2, 3, 4, 0), 3, (2, 2)),
+    ],
+)
+def test_empty(backend, shape, count, bins):
+    x = leaf(torch.ones(shape, device=backend.device))
+    rois = torch.tensor([[0, 0, 0, 3.0, 3]], device=backend.device).repeat(count, 1)
+    pooled = ops.roi_align(x, rois, bins, backend=backend.name)
+    assert pooled.shape == (count, shape[1], *bins) and pooled.eq(0).all()
+    pooled.sum().backward()
+    assert x.grad.shape == shape and x.grad.eq(0).all()
+
+
+def test_strided_input(backend):
+    x = cases.feature_map(4, 6, 10, 12).to(backend.device)
+    rois = small_rois(6, 2, 5, 12, 1.0).to(backend.device)
+    view = x[::2, 1::2, ::2]
+    wide = torch.zeros(6, 10, device=backend.device)
+    wide[:, ::2] = rois
+    actual = ops.roi_align(view, wide[:, ::2], 3, backend=backend.name)
+    assert torch.equal(actual, ops.roi_align(view.contiguous(), rois, 3, backend=backend.name))
+
+
+@pytest.mark.parametrize("rois_dtype", [torch.float16, torch.float64])
+def test_boxes_of_another_dtype(backend, rois_dtype):
+    x = cases.feature_map(1, 4, 9, 9).to(backend.device)
+    rois = torch.tensor([[0, 1.5, 2, 6, 7]], device=backend.device)
+    expected = ops.roi_align(x, rois, 2, backend=backend.name)
+    assert torch.equal(ops.roi_align(x, rois.to(rois_dtype), 2, backend=backend.name), expected)
+
+
+# ---- pyramid
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=id_of)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_multiscale(backend, channels_last, dtype):
+    channels, size = (3, 64) if backend.interpreted else (33, 256)
+    maps, scales = cases.pyramid(
+        2, channels, height=size, width=size, levels=3, dtype=dtype, channels_last=channels_last
+    )
+    maps = [leaf(m.to(backend.device)) for m in maps]
+    count = 4 if backend.interpreted else 60
+    rois = cases.rois(count, 2, height=size, width=size, min_size=4, max_size=size)
+    rois[1, 3:] = rois[1, 1:3]  # no area: finest level
+    rois[2, 3] = rois[2, 1] - 9  # negative area: no level at all
+    rois = rois.to(backend.device)
+    args = (2, scales, 2)
+    rule = {"canonical_scale": size, "canonical_level": 4}
+    pooled = ops.multiscale_roi_align(maps, rois, *args, **rule, backend=backend.name)
+    exact = [leaf(m.double()) for m in maps]
+    expected = reference.multiscale_roi_align(
+        exact, rois.double(), scales, 2, 2, 2, False, float(size), 4.0, 2
+    )
+    assert set(reference.assign_levels(rois, 3, size, 4, 2).tolist()) >= {-1, 0, 2}
+    assert pooled[2].eq(0).all()
+    assert_matches(pooled, expected, scale=2)
+    grad = torch.randn(pooled.shape, generator=cases.generator(7)).to(pooled)
+    pooled.backward(grad)
+    expected.backward(grad.double())
+    for ours, theirs in zip(maps, exact, strict=True):
+        assert_matches(ours.grad, theirs.grad, scale=4)
+
+
+def test_multiscale_module_agrees_with_torchvision(torchvision):
+    maps, _ = cases.pyramid(2, 8, height=256, width=320)
+    features = dict(zip("abcd", maps, strict=True))
+    rois = cases.rois(200, 2, height=256, width=320, min_size=1, max_size=250)
+    boxes = [rois[rois[:, 0] == image, 1:] for image in range(2)]
+    sizes = [(250, 320), (256, 300)]
+    args = (["a", "b", "c", "d"], (5, 7), 2)
+    expected = torchvision.ops.MultiScaleRoIAlign(*args)(features, boxes, sizes)
+    ours = ops.MultiScaleRoIAlign(*args)
+    assert_matches(ours(features, boxes, sizes), expected)
+    # only named maps count, and the scales follow the input
+    assert_matches(
+        ops.MultiScaleRoIAlign(["b"], 7, 2)(features, boxes, sizes),
+        torchvision.ops.MultiScaleRoIAlign(["b"], 7, 2)(features, boxes, sizes),
+    )
+    double = {name: nn_upsample(feature) for name, feature in features.items()}
+    expected = torchvision.ops.MultiScaleRoIAlign(*args)(double, boxes, sizes)
+    assert_matches(ours(double, boxes, sizes), expected)
+
+
+def nn_upsample(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.interpolate(x, scale_factor=2)
+
+
+# ---- derivatives
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_second_and_forward_derivatives(backend, channels_last):
+    x = cases.feature_map(1, 2, 5, 6, dtype=torch.float64, channels_last=channels_last)
+    x = leaf(x.to(backend.device))
+    rois = torch.tensor([[0, 0.5, 1, 4, 3.5], [0, 2, 2, 9, 9]], dtype=torch.float64)
+    rois = rois.to(backend.device)
+
+    def pool(x):
+        return ops.roi_align(x, rois, 2, 1.0, 2, True, backend=backend.name)
+
+    fast = {"fast_mode": True} if backend.interpreted else {}
+    assert torch.autograd.gradcheck(pool, x, check_forward_ad=True, **fast)
+    assert torch.autograd.gradgradcheck(lambda x: pool(x).pow(3), x, **fast)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(pool(dual)).tangent
+    assert_matches(tangent, pool(torch.ones_like(x)))
+
+
+def test_boxes_get_no_gradient(backend):
+    rois = leaf(torch.tensor([[0, 0.5, 1, 4, 3.5]], device=backend.device))
+    x = leaf(torch.ones(1, 2, 5, 5, device=backend.device))
+    ops.roi_align(x, rois, 2, backend=backend.name).sum().backward()
+    assert x.grad is not None and (rois.grad is None or rois.grad.eq(0).all())
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_deterministic(cpu_level, channels_last):
+    """Bit for bit the same for any number of threads."""
+    x = leaf(cases.feature_map(2, 70, 50, 60, channels_last=channels_last))
+    rois = small_rois(200, 2, 50, 60, 0.5)
+    results = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            pooled = ops.roi_align(x, rois, 7, 0.5, 2, backend="cpp")
+            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
+        finally:
+            torch.set_num_threads(before)
+        results.append((pooled, grad))
+    for pooled, grad in results[1:]:
+        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+# ---- torch's machinery
+
+
+def raw_arguments(x, rois):
+    return ([x], rois, [0.5], 3, 2, 2, True, 0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_opcheck(backend, channels_last):
+    if backend.name == "reference":
+        pytest.skip("plain PyTorch, no op of its own")
+    suffix = "_triton" if backend.name == "triton" else ""
+    x = cases.feature_map(2, 5, 8, 9, channels_last=channels_last).to(backend.device)
+    rois = small_rois(4, 2, 8, 9, 0.5).to(backend.device)
+    forward = getattr(torch.ops.fastvision, f"roi_align{suffix}").default
+    torch.library.opcheck(forward, raw_arguments(x, rois))
+    backward = getattr(torch.ops.fastvision, f"roi_align_backward{suffix}").default
+    grad = forward(*raw_arguments(x, rois))
+    args = (grad, rois, [2, 8, 9], [0.5], 2, True, 0.0, 0.0, 0, channels_last)
+    torch.library.opcheck(backward, args)
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+def test_compile(cpu_level, compiler):
+    def step(x, boxes):
+        return ops.roi_align(torch.relu(x), boxes, (3, 4), 0.5, 2).square().sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
+    for height, count in ((8, 4), (11, 7), (9, 0)):
+        x = leaf(cases.feature_map(2, 5, height, 9))
+        rois = small_rois(count, 2, height, 9, 0.5)
+        loss, expected = compiled(x, rois), step(x, rois)
+        assert_matches(loss, expected, scale=10)
+        (grad,) = torch.autograd.grad(loss, x)
+        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+
+
+def test_export(cpu_level):
+    class Pool(torch.nn.Module):
+        def forward(self, a, b, boxes):
+            return ops.multiscale_roi_align([a, b], boxes, 3, [0.25, 0.125], 2)
+
+    maps, _ = cases.pyramid(1, 4, height=64, width=64, levels=2)
+    rois = cases.rois(6, 1, height=64, width=64)
+    count = torch.export.Dim("count", min=0)
+    with torch.no_grad():
+        program = torch.export.export(
+            Pool(), (*maps, rois), dynamic_shapes={"a": None, "b": None, "boxes": {0: count}}
+        )
+    for k in (6, 1, 3):
+        assert_matches(program.module()(*maps, rois[:k]), Pool()(*maps, rois[:k]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=id_of)
+def test_autocast(backend, dtype):
+    """Features keep their low precision, boxes stay float32."""
+    conv = torch.nn.Conv2d(3, 4, 1).to(backend.device)
+    x = cases.feature_map(1, 3, 200, 200).to(backend.device)
+    # a thousand pixels from the origin: 16-bit coordinates would move it by half a pixel and more
+    rois = torch.tensor([[0, 1300.25, 1301.5, 1310.75, 1312.5]], device=backend.device)
+    with torch.autocast(backend.device, dtype):
+        features = conv(x)
+        pooled = ops.roi_align(features, rois, 2, 0.125, 2, backend=backend.name)
+    assert features.dtype == pooled.dtype == dtype
+    expected = reference.roi_align(features.double(), rois.double(), 0.125, 2, 2, 2, False)
+    assert_matches(pooled, expected)
+
+
+def test_func_grad(cpu_level):
+    x, rois = cases.feature_map(1, 3, 6, 7), torch.tensor([[0, 1.0, 1, 5, 4]])
+
+    def loss(x):
+        return ops.roi_align(x, rois, 2).square().sum()
+
+    y = leaf(x)
+    assert_matches(torch.func.grad(loss)(x), torch.autograd.grad(loss(y), y)[0])
+
+
+# ---- limits
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_more_than_2_31_elements(cpu_level, channels_last):
+    """Pages that nobody touches cost nothing, so the map is only as large as its addresses."""
+    size, channels = 16500, 8
+    assert channels * size * size > 2**31
+    if channels_last:
+        x = torch.zeros(1, size, size, channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    else:
+        x = torch.zeros(1, channels, size, size, dtype=torch.bfloat16)
+    x[:, :, -2:, -2:] = torch.arange(1.0, channels + 1)[:, None, None]
+    rois = torch.tensor([[0, size - 2.0, size - 2, size - 1, size - 1]])
+    pooled = ops.roi_align(x, rois, 1, 1.0, 1, backend="cpp")
+    assert torch.equal(pooled.flatten(), torch.arange(1.0, channels + 1, dtype=torch.bfloat16))
+
+
+def test_bad_arguments():
+    x, rois = torch.ones(1, 2, 4, 4), torch.zeros(1, 5)
+    for call, error, text in [
+        (lambda: ops.roi_align(x[0], rois, 2), ValueError, r"input.*\[2, 4, 4\]"),
+        (lambda: ops.roi_align(x.int(), rois, 2), TypeError, "input.*int32"),
+        (lambda: ops.roi_align(None, rois, 2), TypeError, "input.*NoneType"),
+        (lambda: ops.roi_align(x, rois[:, 1:], 2), AssertionError, r"boxes.*\[1, 4\]"),
+        (lambda: ops.roi_align(x, [rois], 2), AssertionError, r"boxes\[0\].*\[1, 5\]"),
+        (lambda: ops.roi_align(x, [rois[:, 1:]] * 2, 2), ValueError, "boxes.*1, got 2"),
+        (lambda: ops.roi_align(x, 3, 2), AssertionError, "boxes.*int"),
+        (lambda: ops.roi_align(x, rois.int(), 2), TypeError, "boxes.*int32"),
+        (lambda: ops.roi_align(x, rois, (2, 2, 2)), ValueError, "output_size"),
+        (lambda: ops.roi_align(x, rois, -1), ValueError, "output_size.*-1"),
+        (lambda: ops.roi_align(x, rois, 2, backend="gpu"), ValueError, "gpu.*expected"),
+        (lambda: ops.roi_align(x, rois, 2, backend="cuda"), ValueError, "cuda.*CUDA tensors"),
+        (lambda: ops.multiscale_roi_align([], rois, 2, []), ValueError, "features.*0"),
+        (lambda: ops.multiscale_roi_align([x], rois, 2, []), ValueError, "spatial_scales.*0"),
+        (
+            lambda: ops.multiscale_roi_align([x, x[:, :1]], rois, 2, [1, 0.5]),
+            ValueError,
+            r"features\[1\].*\[1, 1, 4, 4\]",
+        ),
+        (lambda: ops.MultiScaleRoIAlign(["a"], 2, 2)({"a": x}, [rois], []), ValueError, "image"),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_raw_op_refuses_what_is_unsafe(cpu_level):
+    x, rois = torch.ones(1, 2, 4, 4), torch.zeros(1, 5)
+    op = torch.ops.fastvision.roi_align
+    for features, boxes, scales in [
+        ([x[0]], rois, [1.0]),
+        ([x], rois[0], [1.0]),
+        ([x], rois.double(), [1.0]),
+        ([x.int()], rois, [1.0]),
+        ([x, x.double()], rois, [1.0, 1.0]),
+        ([x, x[:, :1]], rois, [1.0, 1.0]),
+        ([x], rois, []),
+        ([], rois, []),
+        ([x] * 9, rois, [1.0] * 9),
+    ]:
+        with pytest.raises(RuntimeError):
+            op(features, boxes, scales, 2, 2, 2, False, 224.0, 4.0, 2)
+    with pytest.raises(RuntimeError):
+        op([x], rois, [1.0], -2, 2, 2, False, 224.0, 4.0, 2)
+    backward = torch.ops.fastvision.roi_align_backward
+    grad = torch.ones(1, 2, 2, 2)
+    for pooled_grad, sizes in [
+        (grad[0], [1, 4, 4]),
+        (grad, [1, 4]),
+        (grad, [1, -4, 4]),
+        (grad[:0], [1, 4, 4]),
+    ]:
+        with pytest.raises(RuntimeError):
+            backward(pooled_grad, rois, sizes, [1.0], 2, False, 0.0, 0.0, 0, False)
+
+
+def test_memory_of_the_backward(cpu_level):
+    """Nothing of the gradient's size beside the gradient."""
+    import resource
+
+    x = torch.zeros(1, 64, 512, 512)
+    rois = cases.rois(50, 1, height=512, width=512)
+    args = (rois, [1, 512, 512], [1.0], 2, False, 0.0, 0.0, 0, False)
+    grad = torch.ones(50, 64, 7, 7)
+    torch.ops.fastvision.roi_align_backward(grad, *args)  # code and small pools are in memory now
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = torch.ops.fastvision.roi_align_backward(grad, *args)
+    again = torch.ops.fastvision.roi_align_backward(grad, *args)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert held[0].shape == again[0].shape == x.shape
+    assert grown < 1.25 * x.numel() * 4

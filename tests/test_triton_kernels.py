@@ -1,0 +1,296 @@
+"""The Triton kernels against the reference, in Triton's interpreter if there is no device."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from fastvision import _device, ops, reference
+from fastvision.testing import cases
+from fastvision.testing.numerics import assert_matches
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu" and not _device.triton_interpreted(), reason="needs CUDA or TRITON_INTERPRET=1"
+)
+HEIGHT, WIDTH = 32, 40
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# the interpreter computes with infinities and NaN as they come
+pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN, so that an element that no kernel wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks and tiles from few boxes."""
+    from fastvision.kernels import nms
+
+    monkeypatch.setattr(nms, "BLOCK", 64)
+    monkeypatch.setattr(nms, "TILE", 16)
+
+
+def pyramid(dtype, channels_last, levels=3, images=2, channels=3):
+    maps, scales = cases.pyramid(
+        images, channels, height=HEIGHT, width=WIDTH, levels=levels, dtype=dtype,
+        channels_last=channels_last,
+    )  # fmt: skip
+    return [x.to(DEVICE) for x in maps], scales
+
+
+def make_rois(count, images=2, max_size=24):
+    return cases.rois(count, images, height=HEIGHT, width=WIDTH, min_size=4, max_size=max_size).to(
+        DEVICE
+    )
+
+
+def check_roi_align(maps, rois, size, scales, *args, **kwargs):
+    """Forward and backward of the Triton kernels against autograd of the reference in float64."""
+    maps = [x.detach().requires_grad_() for x in maps]
+    exact = [x.detach().double().requires_grad_() for x in maps]
+    output = ops.multiscale_roi_align(maps, rois, size, scales, *args, backend="triton", **kwargs)
+    # the reference refuses a batch index out of range on the CPU, the kernels give zeros
+    known = (rois[:, 0] > -1) & (rois[:, 0] < maps[0].shape[0])
+    expected = ops.multiscale_roi_align(
+        exact, rois[known].double(), size, scales, *args, backend="reference", **kwargs
+    )
+    assert output.dtype == maps[0].dtype
+    assert_matches(output[known], expected)
+    assert not output[~known].any()
+
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    expected.backward(grad[known].double())
+    for x, y in zip(maps, exact, strict=True):
+        assert x.grad.stride() == x.stride()
+        # a pixel's gradient sums over the rois, each term in float32
+        assert_matches(x.grad, y.grad, scale=2)
+    return output
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_roi_align(dtype, channels_last):
+    maps, scales = pyramid(dtype, channels_last)
+    rois = make_rois(4, max_size=32)
+    output = check_roi_align(maps, rois, (2, 3), scales, 2, True, canonical_scale=32)
+    assert output.is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
+@pytest.mark.parametrize("sampling_ratio", [-1, 0, 3])
+def test_roi_align_sampling(sampling_ratio, aligned):
+    maps, scales = pyramid(torch.float32, False, levels=1)
+    rois = make_rois(3, max_size=40)
+    check_roi_align(maps, rois, 2, scales, sampling_ratio, aligned)
+
+
+def test_roi_align_scale_is_a_double():
+    maps, _ = pyramid(torch.float64, False, levels=1)
+    rois = make_rois(3)
+    check_roi_align(maps, rois, 2, [1 / 3], 2, True)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_roi_align_odd_rois(channels_last, sampling_ratio):
+    nan, inf = float("nan"), float("inf")
+    rois = torch.tensor(
+        [
+            [0, 0, 0, 39, 31],
+            [1, -20, -20, 10, 10],
+            [0, 30, 20, 60, 50],
+            [0, 200, 200, 240, 240],
+            [0, 10, 10, 10, 10],
+            [1, 30, 30, 10, 20],
+            [0, nan, 0, 20, 20],
+            [0, 0, 0, inf, 20],
+            [nan, 0, 0, 20, 20],
+            [-1, 0, 0, 20, 20],
+            [2, 0, 0, 20, 20],
+            [1, -4, -4, 4, 4],
+            [0, -1e30, 0, 1e30, 20],
+        ],
+        device=DEVICE,
+    )
+    if sampling_ratio == 0:
+        rois = rois[:-1]  # beyond 2**20 samples: refused by the reference, see below
+    maps, scales = pyramid(torch.float32, channels_last, levels=2)
+    check_roi_align(maps, rois, 2, scales, sampling_ratio, True, canonical_scale=16)
+
+
+def test_roi_align_too_many_samples_gives_zeros():
+    maps, scales = pyramid(torch.float32, True, levels=1)
+    rois = torch.tensor([[0, -1e30, 0, 1e30, 20], [0, 0, 0, 1e9, 1e9]], device=DEVICE)
+    x = maps[0].requires_grad_()
+    output = ops.roi_align(x, rois, 2, scales[0], 0, True, backend="triton")
+    output.sum().backward()
+    assert not output.any() and not x.grad.any()
+
+
+def test_roi_align_leaves_out_what_has_no_weight():
+    x = torch.arange(64.0, device=DEVICE).view(1, 1, 8, 8)
+    x[..., 4:] = float("nan")
+    rois = torch.tensor([[0, 0.0, 0.0, 3.0, 4.0], [0, 4, 4, 8, 8]], device=DEVICE)
+    output = ops.roi_align(x, rois, 1, 1.0, 1, True, backend="triton")
+    # one sample at (1.5, 1), between two rows and on a column
+    assert output[0].item() == 13.0
+    assert output[1].isnan().all()
+
+    x = x.detach().requires_grad_()
+    output = ops.roi_align(x, rois, 1, 1.0, 1, True, backend="triton")
+    output.backward(torch.tensor([1.0, float("inf")], device=DEVICE).view(2, 1, 1, 1))
+    assert x.grad[..., :4, :4].isfinite().all()
+    assert x.grad.isinf().sum() == 4
+
+
+def test_roi_align_backward_is_deterministic_and_takes_any_strides():
+    maps, scales = pyramid(torch.float32, True, levels=1)
+    rois = make_rois(4)
+    x = maps[0].requires_grad_()
+    output = ops.roi_align(x, rois, 2, scales[0], 2, backend="triton")
+    grad = torch.randn_like(output)
+    first = torch.autograd.grad(output, x, grad, retain_graph=True)[0]
+    second = torch.autograd.grad(output, x, grad.contiguous(), retain_graph=True)[0]
+    assert torch.equal(first, second)
+    expanded = torch.autograd.grad(output, x, grad[:1, :1, :1, :1].expand_as(output))[0]
+    assert expanded.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "N, C, H, W, K, size", [(2, 3, 8, 8, 0, 2), (0, 3, 8, 8, 2, 2), (2, 3, 0, 8, 2, 2),
+                            (2, 0, 8, 8, 2, 2), (2, 3, 8, 8, 2, 0)]
+)  # fmt: skip
+def test_roi_align_empty(N, C, H, W, K, size):
+    x = torch.zeros(N, C, H, W, device=DEVICE, requires_grad=True)
+    rois = torch.tensor([[0.0, 0, 0, 4, 4]], device=DEVICE).expand(K, 5)
+    output = ops.roi_align(x, rois, size, backend="triton")
+    assert output.shape == (K, C, size, size) and not output.any()
+    output.sum().backward()
+    assert x.grad.shape == x.shape and not x.grad.any()
+
+
+def test_roi_align_opcheck_and_compile():
+    maps, scales = pyramid(torch.float32, False, levels=2, images=1)
+    rois = make_rois(2, images=1)
+    options = (scales, 2, 2, 2, True, 16.0, 4.0, 2)
+    opcheck(torch.ops.fastvision.roi_align_triton.default, (maps, rois, *options))
+    grad = torch.randn(3, 3, 2, 2, device=DEVICE)
+    sizes = [1, *maps[0].shape[2:], *maps[1].shape[2:]]
+    opcheck(
+        torch.ops.fastvision.roi_align_backward_triton.default,
+        (grad, rois, sizes, scales, 2, True, 16.0, 4.0, 2, True),
+    )
+
+    def pool(x, rois):
+        return ops.roi_align(x, rois, 2, scales[0], 2, backend="triton")
+
+    x, y = maps[0].requires_grad_(), maps[0].detach().requires_grad_()
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")(x, rois)
+    expected = pool(y, rois)
+    assert torch.equal(compiled, expected)
+    compiled.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(x.grad, y.grad)
+
+
+def chain(count):
+    """Each box overlaps its neighbours only: as many links as boxes, every other one is kept."""
+    left = torch.arange(count) * 4.0
+    return torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)
+
+
+def integer_boxes(count):
+    """Coordinates from few values: equal boxes, and IoUs of exactly 1/2 and 1/3."""
+    corner = torch.randint(0, 12, (count, 2), generator=cases.generator(7))
+    size = torch.randint(0, 5, (count, 2), generator=cases.generator(8))
+    return torch.cat([corner, corner + size], 1).float()
+
+
+def check_nms(boxes, scores, idxs, iou_threshold):
+    boxes, scores = boxes.to(DEVICE), scores.to(DEVICE)
+    idxs = None if idxs is None else idxs.to(DEVICE)
+    expected = reference.nms(boxes, scores, idxs, iou_threshold)
+    if idxs is None:
+        kept = ops.nms(boxes, scores, iou_threshold, backend="triton")
+    else:
+        kept = ops.batched_nms(boxes, scores, idxs, iou_threshold, backend="triton")
+    assert kept.tolist() == expected.tolist()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("num_classes", [None, 2, 30])
+@pytest.mark.parametrize("make", [cases.clustered_boxes, integer_boxes, chain])
+def test_nms(make, num_classes):
+    boxes, scores = make(150), cases.scores(150)
+    if make is chain:
+        scores = scores.sort(descending=True).values
+    idxs = None if num_classes is None else cases.classes(150, num_classes) - 1
+    check_nms(boxes, scores, idxs, 0.4)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("iou_threshold", [-0.5, 0.0, 1 / 3, 0.5, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nms_thresholds(dtype, iou_threshold):
+    check_nms(integer_boxes(90).to(dtype), cases.scores(90).to(dtype), None, iou_threshold)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_nms_ties_and_bad_boxes():
+    boxes = integer_boxes(100)
+    boxes[10, 0] = boxes[20, 3] = float("nan")
+    boxes[30, 2] = float("inf")
+    boxes[40] = float("inf")
+    boxes[50] = torch.tensor([10, 10, 5, 5])
+    scores = torch.randint(0, 4, (100,), generator=cases.generator(9)).float()
+    scores[60] = scores[70] = float("nan")
+    scores[80] = -0.0
+    check_nms(boxes, scores, None, 0.3)
+    check_nms(boxes, scores, torch.arange(100) % 3 * 2**40 - 2**62, 0.3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 600])
+def test_nms_sizes(count):
+    boxes, scores = cases.clustered_boxes(count), cases.scores(count)
+    check_nms(boxes, scores, None, 0.5)
+    check_nms(boxes, scores, torch.zeros(count, dtype=torch.int32), 0.5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("max_output", [0, 5, 100])
+@pytest.mark.parametrize("score_threshold", [None, 0.4, 2.0])
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_nms_padded(num_classes, score_threshold, max_output):
+    boxes = torch.stack([cases.clustered_boxes(90, seed=seed, objects=5) for seed in (0, 1)])
+    scores = torch.stack([cases.scores(90, seed=seed) for seed in (2, 3)])
+    scores[1, 3] = float("nan")
+    idxs = None if num_classes is None else cases.classes(180, num_classes).view(2, 90).to(DEVICE)
+    args = (boxes.to(DEVICE), scores.to(DEVICE), idxs, 0.5)
+    options = {"score_threshold": score_threshold, "max_output": max_output}
+    indices, counts = ops.batched_nms_padded(*args, **options, backend="triton")
+    expected = reference.nms_padded(*args, **options)
+    assert torch.equal(indices, expected[0])
+    assert torch.equal(counts, expected[1])
+
+
+def test_nms_opcheck_and_compile():
+    boxes, scores = cases.clustered_boxes(40).to(DEVICE), cases.scores(40).to(DEVICE)
+    idxs = cases.classes(40, 3).to(DEVICE)
+    opcheck(torch.ops.fastvision.nms_triton.default, (boxes, scores, idxs, 0.5))
+    padded = (boxes[None], scores[None], None, 0.5, 0.1, 20)
+    opcheck(torch.ops.fastvision.nms_padded_triton.default, padded)
+
+    def suppress(boxes, scores, idxs):
+        return ops.batched_nms(boxes, scores, idxs, 0.5, backend="triton") + 0
+
+    compiled = torch.compile(suppress, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(boxes, scores, idxs), suppress(boxes, scores, idxs))
