@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import platform
 from typing import Any
@@ -73,7 +74,5 @@ def info() -> dict[str, Any]:
         "triton": _installed("triton"),
         "library": _library(),
         "gpus": gpus,
-        "ops": {
-            op: {device: dict(table) for device, table in backends.items()} for op in ops.__all__
-        },
+        "ops": {op: copy.deepcopy(backends) for op in ops.__all__},
     }

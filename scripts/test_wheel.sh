@@ -2,14 +2,15 @@
 # Installs a wheel into a clean environment and runs the tests of the ops against what got installed,
 # away from the source tree.
 #
-#   scripts/test_wheel.sh WHEEL [TORCH_VERSION]    for example wheelhouse/*.whl 2.13.0
+#   scripts/test_wheel.sh WHEEL TORCH_VERSION [PYTEST_ARGUMENTS...]
 #
 # PYTHON picks the interpreter; ENVIRONMENT names a folder to keep and reuse, with its torch.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 wheel=$(realpath "$1")
-torch=${2:-2.13.0}
+torch=$2
+shift 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 environment=${ENVIRONMENT:-$work/venv}
@@ -35,4 +36,4 @@ from fastvision import _extension
 assert _extension.missing is None, _extension.missing
 assert Path(fastvision.__file__).is_relative_to(Path(sys.argv[1]).resolve()), fastvision.__file__
 PYTHON
-"$python" -m pytest -q -p no:cacheprovider tests
+"$python" -m pytest -q tests "$@"

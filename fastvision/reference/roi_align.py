@@ -137,7 +137,7 @@ def multiscale_roi_align(
     if len(features) == 1:
         return pool(features[0], rois, spatial_scales[0])
     levels = assign_levels(rois, len(features), canonical_scale, canonical_level, min_level)
-    output = 0
+    output = features[0].new_zeros(())
     for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         index = torch.where(levels == level)[0]
         pooled = pool(feature, rois[index], scale)

@@ -201,6 +201,7 @@ def test_multiscale(backend, channels_last, dtype):
     rois = cases.rois(count, 2, height=size, width=size, min_size=4, max_size=size)
     rois[1, 3:] = rois[1, 1:3]  # no area: finest level
     rois[2, 3] = rois[2, 1] - 9  # negative area: no level at all
+    rois[3, 1:] = torch.tensor([0, 0, size, size])  # canonical size: coarsest level
     rois = rois.to(backend.device)
     args = (2, scales, 2)
     rule = {"canonical_scale": size, "canonical_level": 4}
