@@ -32,7 +32,7 @@ def build(output: Path, driver: Path, *kernels: Path, definitions: tuple[str, ..
         in subprocess.run([COMPILER, "--help=common"], capture_output=True, text=True).stdout
     ):
         includes.append("-fsanitize-sections=cuda_shared")  # bounds of __shared__ variables too
-    sources = [HERE / "scheduler.cpp", driver, *kernels]
+    sources = [HERE / "fiber.cpp", HERE / "scheduler.cpp", driver, *kernels]
     command = [COMPILER, *FLAGS, *(f"-D{d}" for d in definitions), *includes, "-o", output]
     # "-x c++": .cu files are taken for C++
     result = subprocess.run([*command, "-x", "c++", *sources], capture_output=True, text=True)
@@ -62,3 +62,8 @@ def run(
     return subprocess.run(
         [program, folder, *map(str, arguments)], capture_output=True, text=True, env=environment
     )
+
+
+def read(path: Path, dtype: str) -> np.ndarray:
+    """An array that a driver wrote."""
+    return np.fromfile(path, dtype)

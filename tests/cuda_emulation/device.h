@@ -144,6 +144,22 @@ inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(x); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(x); }
 
+// CUDA's min and max leave NaN out
+inline float min(float a, float b) { return std::fmin(a, b); }
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline double min(double a, double b) { return std::fmin(a, b); }
+inline double max(double a, double b) { return std::fmax(a, b); }
+#define CUDA_EMULATION_MIN_MAX(type)                        \
+  inline type min(type a, type b) { return b < a ? b : a; } \
+  inline type max(type a, type b) { return a < b ? b : a; }
+CUDA_EMULATION_MIN_MAX(int)
+CUDA_EMULATION_MIN_MAX(unsigned)
+CUDA_EMULATION_MIN_MAX(long)
+CUDA_EMULATION_MIN_MAX(unsigned long)
+CUDA_EMULATION_MIN_MAX(long long)
+CUDA_EMULATION_MIN_MAX(unsigned long long)
+#undef CUDA_EMULATION_MIN_MAX
+
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

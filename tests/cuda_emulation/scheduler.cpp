@@ -1,7 +1,5 @@
 #include "scheduler.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -9,14 +7,7 @@
 #include <memory>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#define SWITCH_BEGINS(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)
-#define SWITCH_ENDED(saved, bottom, size) __sanitizer_finish_switch_fiber(saved, bottom, size)
-#else
-#define SWITCH_BEGINS(save, bottom, size)
-#define SWITCH_ENDED(saved, bottom, size)
-#endif
+#include "fiber.h"
 
 // static __shared__ variables live in this section (cuda_runtime.h); weak: a program may have none
 extern "C" __attribute__((weak)) unsigned char __start_cuda_shared[];
@@ -30,15 +21,12 @@ dim3 gridDim;
 namespace cuda_emulation {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned char kGarbage = 0xcd;
 
 enum class State { runnable, at_block_barrier, at_warp_collective, ended };
 
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
-  void* fake_stack = nullptr;  // AddressSanitizer's
+  Context context;
   State state;
   uint3 index;
   bool predicate;
@@ -53,10 +41,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;  // made once, used again by every b
 size_t threads;
 Fiber* running;
 const std::function<void()>* body;
-ucontext_t scheduler;
-void* scheduler_fake_stack;
-const void* scheduler_stack;
-size_t scheduler_stack_bytes;
+Context scheduler;
 std::unique_ptr<unsigned char[]> shared;
 
 size_t linear(const Fiber& fiber) {
@@ -64,27 +49,22 @@ size_t linear(const Fiber& fiber) {
 }
 
 void leave(State state) {
-  Fiber* self = running;
-  self->state = state;
-  SWITCH_BEGINS(
-      state == State::ended ? nullptr : &self->fake_stack, scheduler_stack, scheduler_stack_bytes
-  );
-  swapcontext(&self->context, &scheduler);
-  SWITCH_ENDED(self->fake_stack, nullptr, nullptr);
+  running->state = state;
+  scheduler.enter(running->context);
 }
 
 void enter(Fiber& fiber) {
   running = &fiber;
   threadIdx = fiber.index;
-  SWITCH_BEGINS(&scheduler_fake_stack, fiber.stack.get(), kStackBytes);
-  swapcontext(&scheduler, &fiber.context);
-  SWITCH_ENDED(scheduler_fake_stack, nullptr, nullptr);
+  fiber.context.enter(scheduler);
 }
 
 void thread_main() {
-  SWITCH_ENDED(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-  (*body)();
-  leave(State::ended);
+  Context::entered();
+  for (;;) {
+    (*body)();
+    leave(State::ended);
+  }
 }
 
 void prepare(Fiber& fiber, size_t thread) {
@@ -92,12 +72,6 @@ void prepare(Fiber& fiber, size_t thread) {
   fiber.index.y = thread / blockDim.x % blockDim.y;
   fiber.index.z = thread / blockDim.x / blockDim.y;
   fiber.state = State::runnable;
-  fiber.fake_stack = nullptr;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, thread_main, 0);
 }
 
 bool release_block_barrier() {
@@ -224,7 +198,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   body = &kernel;
   threads = size_t{block.x} * block.y * block.z;
   while (fibers.size() < threads) {
-    fibers.push_back(std::make_unique<Fiber>());
+    fibers.emplace_back(new Fiber{Context(thread_main), {}, {}, {}, {}, {}, {}, {}, {}});
   }
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   for (size_t k = 0; k < blocks; ++k) {
