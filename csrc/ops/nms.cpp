@@ -23,9 +23,11 @@ void queue_nms_cuda(
   const int64_t B = counts.size(0);
   const int64_t N = scores.size(-1);
   STD_TORCH_CHECK(
-      B * N < std::numeric_limits<int32_t>::max(),
-      "CUDA nms takes fewer than 2^31 - 1 boxes per call, got ",
-      B * N
+      B < std::numeric_limits<int32_t>::max() && B * N < std::numeric_limits<int32_t>::max(),
+      "nms takes fewer than 2^31 - 1 boxes at a time on CUDA, got ",
+      B,
+      " x ",
+      N
   );
   const Tensor boxes_in = torch::stable::contiguous(boxes);
   const Tensor scores_in = torch::stable::contiguous(scores);
