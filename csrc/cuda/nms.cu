@@ -3,12 +3,10 @@
 // that wait for nothing are decided at once. Real detections need a handful of such rounds.
 //
 // 1. Two stable sorts: by image and score (a box's place there is its rank), then by image and
-// class. A
-//    stretch of one class in one image is a segment; boxes that take no part are in none.
-// 2. Each segment is cut into chunks of `chunk` boxes, and step s handles chunk s of all segments:
+//    class. A stretch of one class in one image is a segment; boxes that take no part are in none.
+// 2. Each segment is cut into chunks, and step s handles chunk s of all segments:
 //    a. cover_kernel, on the whole device: drops the chunk's boxes that a box kept in an earlier
-//    chunk
-//       covers, and finds which boxes of the chunk cover which (a bit each).
+//       chunk covers, and finds which boxes of the chunk cover which (a bit each).
 //    b. decide_kernel, a block per segment: the rounds, on these bits.
 // 3. compact_kernel: the kept boxes' indices in order of rank.
 //
@@ -54,8 +52,8 @@ struct Counters {
 // Positions are places in the order by image, class, rank.
 template <typename A>
 struct Buffers {
-  uint64_t* keys;            // [total] of a sort, before
-  uint64_t* groups;          // [total] and after: at last image and class of each position
+  uint64_t* keys;            // [total] what a sort sorts
+  uint64_t* groups;          // [total] sorted keys, at last image and class of each position
   uint32_t* order;           // [total] rank -> box of the batch
   uint32_t* ranks;           // [total] position -> rank
   uint32_t* scratch;         // [total]
@@ -151,8 +149,8 @@ Buffers<A> carve(const NmsArgs& args, const Shape& s, Workspace& workspace) {
 
 // ---- keys of the sorts
 
-// Ascending keys are descending scores: NaN first, then +inf; -0 equals +0. The key of all ones is
-// free.
+// Ascending keys are descending scores: NaN first, -0 equal to +0. The key of all ones
+// is none of them.
 __device__ uint64_t descending_key(float score) {
   if (score != score) {
     return 0;
@@ -210,8 +208,7 @@ __global__ void image_keys_kernel(
   }
 }
 
-// Small labels keep their value. Labels that share a hash share a segment, where they are told
-// apart.
+// Small labels keep their value. Labels of one hash share a segment, where they are told apart.
 __device__ uint32_t class_hash(int64_t label) {
   const uint64_t x = static_cast<uint64_t>(label);
   const uint32_t hash = (x ^ x >> 16 ^ x >> 32 ^ x >> 48) & kNoClass;
@@ -295,10 +292,9 @@ __global__ void segments_kernel(
 
 // ---- which box covers which
 
-// iou > t for the quotient inter / area as it rounds, mostly without dividing. Rounding is
-// monotonic, so inter < round(t * area) holds only if inter < t * area, and then the quotient does
-// not round to more than t; likewise inter > round(above * area), for the next number above t,
-// means that it does.
+// For `inter / area > t`, the quotient rounded, mostly without dividing. Rounding is monotonic: if
+// inter < round(t * area), then inter < t * area, and the quotient does not round to more than t;
+// if inter > round(above * area), where above is the next number after t, then it does.
 template <typename A>
 struct Threshold {
   A t;
@@ -463,23 +459,45 @@ __device__ void cover_by_kept(
       store_tile(tile, b.boxes[positions[slot]], slot);
     }
     __syncwarp();
+    bool dropped[2] = {false, false};
+#pragma unroll 4
     for (uint32_t i = 0; i < boxes; ++i) {
       const Box<A> box = tile.boxes[i];
       const A area = tile.areas[i];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        if (open[k] && covers(box, area, p.box[k], p.area[k], threshold) &&
-            (!mixed || label_at(b, idxs, positions[i]) == label_at(b, idxs, p.position[k]))) {
-          open[k] = false;
-          b.dropped[p.position[k]] = 1;
+        bool covered = covers(box, area, p.box[k], p.area[k], threshold);
+        if (mixed && covered && open[k]) {
+          covered = label_at(b, idxs, positions[i]) == label_at(b, idxs, p.position[k]);
         }
+        dropped[k] |= covered;
       }
     }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      if (open[k] && dropped[k]) {
+        open[k] = false;
+        b.dropped[p.position[k]] = 1;
+      }
+    }
+    __syncwarp();
     if (!__any_sync(kWarpMask, open[0] || open[1])) {
       return;
     }
-    __syncwarp();
   }
+}
+
+// Whether a tile may have a box in this step. From the second step on all of them are in the
+// segment of the tile's first box.
+template <typename A>
+__device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile, uint32_t step) {
+  if (step == 0) {
+    return true;
+  }
+  const uint32_t first = tile * kTile;
+  const uint32_t begin = b.begin[first];
+  return begin != kNoSegment && (first - begin) >> s.chunk_log2 <= step &&
+         (first + kTile - 1 - begin) >> s.chunk_log2 >= step;
 }
 
 // Grid: x goes over the tiles; y over the earlier tiles of the chunk, kWarps at a time
@@ -498,24 +516,32 @@ __global__ __launch_bounds__(kThreads) void cover_kernel(
     return;
   }
   const uint32_t warp = threadIdx.x / 32;
-  for (uint32_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
-    const Pair<A> p = load_pair(b, s, tile, step);
-    const unsigned low = __ballot_sync(kWarpMask, p.active[0]);
-    const unsigned high = __ballot_sync(kWarpMask, p.active[1]);
-    if ((low | high) == 0) {
-      continue;
-    }
-    const uint32_t first = low != 0 ? __shfl_sync(kWarpMask, p.first[0], __ffs(low) - 1)
-                                    : __shfl_sync(kWarpMask, p.first[1], __ffs(high) - 1);
-    if (blockIdx.y < cover_blocks) {
-      const uint32_t other = first / kTile + blockIdx.y * kWarps + warp;
-      if (other <= tile) {
-        cover_in_chunk(b, s, idxs, threshold, p, other, tiles[warp]);
+  const uint32_t stride = gridDim.x;
+  // lanes look at one tile each, then the warp takes the active ones in turn
+  for (uint32_t base = blockIdx.x; base < s.tiles; base += 32 * stride) {
+    const uint32_t candidate = base + threadIdx.x % 32 * stride;
+    unsigned active =
+        __ballot_sync(kWarpMask, candidate < s.tiles && may_be_active(b, s, candidate, step));
+    for (; active != 0; active &= active - 1) {
+      const uint32_t tile = base + (__ffs(active) - 1) * stride;
+      const Pair<A> p = load_pair(b, s, tile, step);
+      const unsigned low = __ballot_sync(kWarpMask, p.active[0]);
+      const unsigned high = __ballot_sync(kWarpMask, p.active[1]);
+      if ((low | high) == 0) {
+        continue;
       }
-    } else {
-      const uint32_t begin = first - (step << s.chunk_log2);
-      const uint32_t first_kept_tile = (blockIdx.y - cover_blocks) * kWarps + warp;
-      cover_by_kept(b, idxs, threshold, p, begin, first_kept_tile, tiles[warp]);
+      const uint32_t first = low != 0 ? __shfl_sync(kWarpMask, p.first[0], __ffs(low) - 1)
+                                      : __shfl_sync(kWarpMask, p.first[1], __ffs(high) - 1);
+      if (blockIdx.y < cover_blocks) {
+        const uint32_t other = first / kTile + blockIdx.y * kWarps + warp;
+        if (other <= tile) {
+          cover_in_chunk(b, s, idxs, threshold, p, other, tiles[warp]);
+        }
+      } else {
+        const uint32_t begin = first - (step << s.chunk_log2);
+        const uint32_t first_kept_tile = (blockIdx.y - cover_blocks) * kWarps + warp;
+        cover_by_kept(b, idxs, threshold, p, begin, first_kept_tile, tiles[warp]);
+      }
     }
   }
 }
@@ -703,7 +729,7 @@ uint32_t at_most(int64_t count, int64_t limit) {
 
 int64_t nms_chunk(int64_t B, int64_t N) {
   // bytes of cover bits; larger chunks mean fewer steps
-  constexpr int64_t kCoverBytes = 32 << 20;
+  constexpr int64_t kCoverBytes = 64 << 20;
   int64_t chunk = kMaxChunk;
   while (chunk > 1024 && B * N * (chunk / 8) > kCoverBytes) {
     chunk /= 2;
