@@ -9,6 +9,9 @@
 
 #include "common/sort.h"
 #include "common/torch.h"
+#ifdef USE_CUDA
+#include "common/cuda_stream.h"
+#endif
 
 namespace fastvision {
 namespace {
@@ -263,6 +266,38 @@ Tensor empty_indices(std::array<int64_t, 2> sizes, int64_t dim) {
   return Tensor(handle);
 }
 
+// NmsArgs without results; holds what its pointers point to.
+struct NmsInputs {
+  Tensor boxes, scores;
+  std::optional<Tensor> idxs;
+  NmsArgs args{};
+
+  NmsInputs(
+      const Tensor& boxes_in,
+      const Tensor& scores_in,
+      const std::optional<Tensor>& idxs_in,
+      double iou_threshold
+  )
+      : boxes(as_contiguous(boxes_in)), scores(as_contiguous(scores_in)) {
+    if (idxs_in) {
+      idxs = as_contiguous(*idxs_in);
+      args.idxs = idxs->const_data_ptr<int64_t>();
+    }
+    args.boxes = boxes.const_data_ptr();
+    args.scores = scores.const_data_ptr();
+    args.B = boxes.dim() == 3 ? boxes.size(0) : 1;
+    args.N = boxes.size(-2);
+    args.iou_threshold = iou_threshold;
+  }
+
+  // The threshold is compared in the type of the scores, as torch does it.
+  template <typename T>
+  void set_score_threshold(std::optional<double> threshold) {
+    args.has_score_threshold = threshold.has_value();
+    args.score_threshold = static_cast<torch_scalar_t<T>>(threshold.value_or(0));
+  }
+};
+
 Tensor nms(
     const Tensor& boxes,
     const Tensor& scores,
@@ -270,16 +305,8 @@ Tensor nms(
     double iou_threshold
 ) {
   check_shapes(boxes, scores, idxs, 2);
-  const Tensor boxes_c = as_contiguous(boxes);
-  const Tensor scores_c = as_contiguous(scores);
-  const std::optional<Tensor> idxs_c = idxs ? std::optional(as_contiguous(*idxs)) : std::nullopt;
-  NmsArgs args{};
-  args.boxes = boxes_c.const_data_ptr();
-  args.scores = scores_c.const_data_ptr();
-  args.idxs = idxs ? idxs_c->const_data_ptr<int64_t>() : nullptr;
-  args.B = 1;
-  args.N = boxes.size(0);
-  args.iou_threshold = iou_threshold;
+  NmsInputs inputs(boxes, scores, idxs, iou_threshold);
+  NmsArgs& args = inputs.args;
   args.max_output = args.N;
   std::optional<Tensor> indices;
   FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
@@ -301,27 +328,15 @@ std::tuple<Tensor, Tensor> nms_padded(
 ) {
   check_shapes(boxes, scores, idxs, 3);
   STD_TORCH_CHECK(max_output >= 0, "max_output must not be negative, got ", max_output);
-  const Tensor boxes_c = as_contiguous(boxes);
-  const Tensor scores_c = as_contiguous(scores);
-  const std::optional<Tensor> idxs_c = idxs ? std::optional(as_contiguous(*idxs)) : std::nullopt;
   Tensor indices = empty_indices({boxes.size(0), max_output}, 2);
   Tensor counts = empty_indices({boxes.size(0)}, 1);
-  NmsArgs args{};
-  args.boxes = boxes_c.const_data_ptr();
-  args.scores = scores_c.const_data_ptr();
-  args.idxs = idxs ? idxs_c->const_data_ptr<int64_t>() : nullptr;
-  args.B = boxes.size(0);
-  args.N = boxes.size(1);
-  args.iou_threshold = iou_threshold;
-  args.has_score_threshold = score_threshold.has_value();
+  NmsInputs inputs(boxes, scores, idxs, iou_threshold);
+  NmsArgs& args = inputs.args;
   args.max_output = max_output;
   args.indices = indices.mutable_data_ptr<int64_t>();
   args.counts = counts.mutable_data_ptr<int64_t>();
   FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
-    if (score_threshold) {
-      // compared in the type of the scores, as torch does it
-      args.score_threshold = static_cast<torch_scalar_t<scalar_t>>(*score_threshold);
-    }
+    inputs.set_score_threshold<scalar_t>(score_threshold);
     const Suppression<scalar_t> suppression(args);
     for (int64_t image = 0; image < args.B; ++image) {
       const int64_t count = suppression.kept(image);
@@ -341,3 +356,92 @@ STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("nms", FASTVISION_BOX(&fastvision::nms));
   m.impl("nms_padded", FASTVISION_BOX(&fastvision::nms_padded));
 }
+
+#ifdef USE_CUDA
+
+namespace fastvision {
+namespace {
+
+// NMS of a batch, queued on the current stream; the caller has checked that the shapes fit.
+void queue_nms_cuda(
+    NmsInputs& inputs,
+    std::optional<double> score_threshold,
+    const Tensor& indices,  // [B, max_output] or [max_output]
+    const Tensor& counts    // [B]
+) {
+  NmsArgs& args = inputs.args;
+  args.max_output = indices.size(-1);
+  args.indices = indices.mutable_data_ptr<int64_t>();
+  args.counts = counts.mutable_data_ptr<int64_t>();
+  const int64_t chunk = nms_chunk(args.B, args.N);
+  const cudaStream_t stream = current_cuda_stream(inputs.boxes.get_device_index());
+  FASTVISION_DISPATCH_FLOATING(inputs.boxes.scalar_type(), "boxes", [&] {
+    inputs.set_score_threshold<scalar_t>(score_threshold);
+    const auto bytes = static_cast<int64_t>(nms_workspace_bytes<scalar_t>(args, chunk));
+    const Tensor workspace = torch::stable::new_empty(inputs.boxes, {bytes}, ScalarType::Byte);
+    launch_nms<scalar_t>(args, chunk, workspace.mutable_data_ptr(), stream);
+  });
+}
+
+void check_cuda(
+    const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, int64_t dim
+) {
+  check_shapes(boxes, scores, idxs, dim);
+  STD_TORCH_CHECK(scores.device() == boxes.device(), "scores must be on the device of boxes");
+  STD_TORCH_CHECK(!idxs || idxs->device() == boxes.device(), "idxs must be on the device of boxes");
+}
+
+std::tuple<Tensor, Tensor> nms_padded_cuda(
+    const Tensor& boxes,
+    const Tensor& scores,
+    const std::optional<Tensor>& idxs,
+    double iou_threshold,
+    std::optional<double> score_threshold,
+    int64_t max_output
+) {
+  check_cuda(boxes, scores, idxs, 3);
+  STD_TORCH_CHECK(max_output >= 0, "max_output must not be negative, got ", max_output);
+  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
+  const int64_t B = boxes.size(0);
+  Tensor indices = torch::stable::new_empty(boxes, {B, max_output}, ScalarType::Long);
+  Tensor counts = torch::stable::new_empty(boxes, {B}, ScalarType::Long);
+  NmsInputs inputs(boxes, scores, idxs, iou_threshold);
+  queue_nms_cuda(inputs, score_threshold, indices, counts);
+  return {indices, counts};
+}
+
+Tensor nms_cuda(
+    const Tensor& boxes,
+    const Tensor& scores,
+    const std::optional<Tensor>& idxs,
+    double iou_threshold
+) {
+  check_cuda(boxes, scores, idxs, 2);
+  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
+  Tensor indices = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Long);
+  const Tensor counts = torch::stable::new_empty(boxes, {1}, ScalarType::Long);
+  NmsInputs inputs(boxes, scores, idxs, iou_threshold);
+  queue_nms_cuda(inputs, std::nullopt, indices, counts);
+  // the size of the result is only known on the device: the one place that waits for it
+  const cudaStream_t stream = current_cuda_stream(boxes.get_device_index());
+  int64_t count = 0;
+  cudaError_t error = cudaMemcpyAsync(
+      &count, counts.const_data_ptr(), sizeof count, cudaMemcpyDeviceToHost, stream
+  );
+  if (error == cudaSuccess) {
+    error = cudaStreamSynchronize(stream);
+  }
+  STD_TORCH_CHECK(error == cudaSuccess, "nms: ", cudaGetErrorString(error));
+  return torch::stable::narrow(indices, 0, 0, count);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CUDA, m) {
+  m.impl("nms", FASTVISION_BOX(&nms_cuda));
+  m.impl("nms_padded", FASTVISION_BOX(&nms_padded_cuda));
+}
+
+}  // namespace fastvision
+
+#endif

@@ -12,6 +12,8 @@
 
 #include "common/isa.h"
 
+struct CUstream_st;  // cudaStream_t points to one
+
 namespace fastvision {
 
 struct NmsArgs {
@@ -20,7 +22,7 @@ struct NmsArgs {
   const int64_t* idxs;  // [B, N] class of each box, or null: all of one class
   int64_t B;
   int64_t N;
-  double iou_threshold;  // compared with the IoU as it is (CPU) or rounded to float (CUDA)
+  double iou_threshold;  // compared with the IoU in double, so not rounded to float
   bool has_score_threshold;
   double score_threshold;  // only boxes with score > this take part (a NaN score does not)
   int64_t max_output;
@@ -61,5 +63,19 @@ static constexpr size_t nms_workspace_bytes(int64_t n) {
 
 FASTVISION_DECLARE_CPU(void, nms_segment_float, const NmsSegment<float>&)
 FASTVISION_DECLARE_CPU(void, nms_segment_double, const NmsSegment<double>&)
+
+// ---- CUDA: every pointer of NmsArgs is on the device, B * N is below 2^31. T is the boxes' type:
+// float, double, half_t or bfloat16_t. Nothing waits for the device and no memory is allocated.
+
+// Segments (the boxes of one class in one image) are processed in pieces of this many boxes, a
+// power of two from 64 to 4096; the workspace holds about chunk / 8 bytes per box.
+int64_t nms_chunk(int64_t B, int64_t N);
+
+// Bytes of device memory that launch_nms needs, aligned to 256.
+template <typename T>
+size_t nms_workspace_bytes(const NmsArgs& args, int64_t chunk);
+
+template <typename T>
+void launch_nms(const NmsArgs& args, int64_t chunk, void* workspace, CUstream_st* stream);
 
 }  // namespace fastvision
