@@ -169,7 +169,7 @@ class Suppression {
 
   void add_segment(int64_t begin, int64_t n) {
     segments_.push_back({begin, n, segment_bytes_});
-    segment_bytes_ += (nms_workspace_bytes<T>(n) + 63) / 64 * 64;
+    segment_bytes_ += (nms_segment_bytes<T>(n) + 63) / 64 * 64;
   }
 
   void run_segments() {
@@ -247,6 +247,33 @@ Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+// Contiguous inputs, and the arguments that point to them.
+struct Inputs {
+  Tensor boxes;
+  Tensor scores;
+  std::vector<Tensor> idxs;  // one or none
+  NmsArgs args{};
+
+  Inputs(
+      const Tensor& given_boxes,   // [B, N, 4] or [N, 4]
+      const Tensor& given_scores,  // [B, N] or [N]
+      const std::optional<Tensor>& given_idxs,
+      double iou_threshold
+  )
+      : boxes(as_contiguous(given_boxes)), scores(as_contiguous(given_scores)) {
+    args.boxes = boxes.const_data_ptr();
+    args.scores = scores.const_data_ptr();
+    if (given_idxs) {
+      idxs.push_back(as_contiguous(*given_idxs));
+      args.idxs = idxs[0].const_data_ptr<int64_t>();
+    }
+    args.B = boxes.dim() == 3 ? boxes.size(0) : 1;
+    args.N = scores.size(-1);
+    args.iou_threshold = iou_threshold;
+    args.max_output = args.N;
+  }
+};
+
 // torch::stable::empty goes through the dispatcher, half the time of a call with few boxes.
 Tensor empty_indices(std::array<int64_t, 2> sizes, int64_t dim) {
   const std::array<int64_t, 2> strides{dim == 2 ? sizes[1] : 1, 1};
@@ -270,25 +297,15 @@ Tensor nms(
     double iou_threshold
 ) {
   check_shapes(boxes, scores, idxs, 2);
-  const Tensor boxes_c = as_contiguous(boxes);
-  const Tensor scores_c = as_contiguous(scores);
-  const std::optional<Tensor> idxs_c = idxs ? std::optional(as_contiguous(*idxs)) : std::nullopt;
-  NmsArgs args{};
-  args.boxes = boxes_c.const_data_ptr();
-  args.scores = scores_c.const_data_ptr();
-  args.idxs = idxs ? idxs_c->const_data_ptr<int64_t>() : nullptr;
-  args.B = 1;
-  args.N = boxes.size(0);
-  args.iou_threshold = iou_threshold;
-  args.max_output = args.N;
-  std::optional<Tensor> indices;
+  const Inputs inputs(boxes, scores, idxs, iou_threshold);
+  std::vector<Tensor> indices;
   FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
-    const Suppression<scalar_t> suppression(args);
+    const Suppression<scalar_t> suppression(inputs.args);
     const int64_t count = suppression.kept(0);
-    indices = empty_indices({count}, 1);
-    suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
+    indices.push_back(empty_indices({count}, 1));
+    suppression.write(0, count, indices[0].mutable_data_ptr<int64_t>());
   });
-  return *indices;
+  return indices[0];
 }
 
 std::tuple<Tensor, Tensor> nms_padded(
@@ -301,18 +318,10 @@ std::tuple<Tensor, Tensor> nms_padded(
 ) {
   check_shapes(boxes, scores, idxs, 3);
   STD_TORCH_CHECK(max_output >= 0, "max_output must not be negative, got ", max_output);
-  const Tensor boxes_c = as_contiguous(boxes);
-  const Tensor scores_c = as_contiguous(scores);
-  const std::optional<Tensor> idxs_c = idxs ? std::optional(as_contiguous(*idxs)) : std::nullopt;
+  Inputs inputs(boxes, scores, idxs, iou_threshold);
+  NmsArgs& args = inputs.args;
   Tensor indices = empty_indices({boxes.size(0), max_output}, 2);
   Tensor counts = empty_indices({boxes.size(0)}, 1);
-  NmsArgs args{};
-  args.boxes = boxes_c.const_data_ptr();
-  args.scores = scores_c.const_data_ptr();
-  args.idxs = idxs ? idxs_c->const_data_ptr<int64_t>() : nullptr;
-  args.B = boxes.size(0);
-  args.N = boxes.size(1);
-  args.iou_threshold = iou_threshold;
   args.has_score_threshold = score_threshold.has_value();
   args.max_output = max_output;
   args.indices = indices.mutable_data_ptr<int64_t>();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -67,13 +69,13 @@ torch.library.impl("fastvision::nms_triton", ("CPU", "CUDA"), _nms_triton)
 torch.library.impl("fastvision::nms_padded_triton", ("CPU", "CUDA"), _nms_padded_triton)
 
 # the op handles, looked up once: every attribute access on torch.ops costs time
-_NMS = {
+_NMS: dict[str, Callable[..., Tensor]] = {
     "cpp": torch.ops.fastvision.nms.default,
     "cuda": torch.ops.fastvision.nms.default,
     "triton": torch.ops.fastvision.nms_triton.default,
     "reference": reference.nms,
 }
-_NMS_PADDED = {
+_NMS_PADDED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "cpp": torch.ops.fastvision.nms_padded.default,
     "cuda": torch.ops.fastvision.nms_padded.default,
     "triton": torch.ops.fastvision.nms_padded_triton.default,
