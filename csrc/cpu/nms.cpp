@@ -114,23 +114,24 @@ class KeptBoxes {
   }
 
   bool suppress(const Box<T>& box) const {
-    if (columns_ * rows_ > 1) {
-      const T reach = box.area >= limits<T>::safe_area ? reach_ : limits<T>::infinity;
-      const T cx = centre(box.x1, box.x2), cy = centre(box.y1, box.y2);
-      const T wx = x_.half_window(box.x1, box.x2, reach);
-      const T wy = y_.half_window(box.y1, box.y2, reach);
-      const int32_t left = x_.cell(cx - wx), right = x_.cell(cx + wx);
-      const int32_t top = y_.cell(cy - wy), bottom = y_.cell(cy + wy);
-      if ((int64_t)(right - left + 1) * (bottom - top + 1) < used_) {
-        return search(box, left, right, top, bottom);
-      }
+    if (columns_ * rows_ == 1) {
+      return search_all(box);
     }
-    for (int64_t i = 0; i < used_; ++i) {
-      if (hit(blocks_[i], box)) {
-        return true;
-      }
+    // the box that drops this one is most often in the same cell
+    const T cx = centre(box.x1, box.x2), cy = centre(box.y1, box.y2);
+    const int32_t column = x_.cell(cx), row = y_.cell(cy);
+    if (search(box, column, column, row, row)) {
+      return true;
     }
-    return false;
+    const T reach = box.area >= limits<T>::safe_area ? reach_ : limits<T>::infinity;
+    const T half_x = x_.half_window(box.x1, box.x2, reach);
+    const T half_y = y_.half_window(box.y1, box.y2, reach);
+    const int32_t left = x_.cell(cx - half_x), right = x_.cell(cx + half_x);
+    const int32_t top = y_.cell(cy - half_y), bottom = y_.cell(cy + half_y);
+    if ((int64_t)(right - left + 1) * (bottom - top + 1) >= used_) {
+      return search_all(box);
+    }
+    return search(box, left, right, top, bottom);
   }
 
   void insert(const Box<T>& box) {
@@ -162,8 +163,21 @@ class KeptBoxes {
     const V x2 = min(load(block.x2), broadcast(box.x2));
     const V y2 = min(load(block.y2), broadcast(box.y2));
     const V inter = max(x2 - x1, V{}) * max(y2 - y1, V{});
-    const V iou = inter / (load(block.area) + broadcast(box.area) - inter);
-    return movemask(iou > broadcast(threshold_)) != 0;
+    const V area = load(block.area) + broadcast(box.area) - inter;
+    // the quotient rounds to more than the threshold only if this holds, so few are divided
+    if (threshold_ > 0 && movemask(inter >= area * broadcast(threshold_)) == 0) {
+      return false;
+    }
+    return movemask(inter / area > broadcast(threshold_)) != 0;
+  }
+
+  bool search_all(const Box<T>& box) const {
+    for (int64_t i = 0; i < used_; ++i) {
+      if (hit(blocks_[i], box)) {
+        return true;
+      }
+    }
+    return false;
   }
 
   bool search(const Box<T>& box, int32_t left, int32_t right, int32_t top, int32_t bottom) const {
@@ -202,11 +216,11 @@ class KeptBoxes {
     if (samples < kSamples / 4) {
       return;
     }
-    // in units of the typical side
+    // in units of the typical side; finer cells than a third of it were slower
     const double w = width[samples / 2], h = height[samples / 2];
     const double extent_x = extent(cx, samples) / w, extent_y = extent(cy, samples) / h;
     const double cells = (double)nms_max_cells(segment.n);
-    const double finest = 4;
+    const double finest = 3;
     columns_ = (int64_t)clamp(
         __builtin_sqrt(cells * extent_x / extent_y), clamp(extent_x * finest, cells)
     );

@@ -172,7 +172,7 @@ class Suppression {
 
   void add_segment(int64_t begin, int64_t n) {
     segments_.push_back({begin, n, segment_bytes_});
-    segment_bytes_ += (nms_workspace_bytes<T>(n) + 63) / 64 * 64;
+    segment_bytes_ += (nms_segment_bytes<T>(n) + 63) / 64 * 64;
   }
 
   void run_segments() {

@@ -35,7 +35,7 @@ template <typename T>
 struct NmsSegment {
   const T* boxes;      // [n, 4] by falling score
   uint8_t* kept;       // [n] result: 1 or 0
-  char* workspace;     // nms_workspace_bytes<T>(n), aligned to 64 bytes
+  char* workspace;     // nms_segment_bytes<T>(n), aligned to 64 bytes
   int64_t n;           // below 2^31
   int64_t max_output;  // boxes after this many kept ones are dropped
   double iou_threshold;
@@ -43,7 +43,7 @@ struct NmsSegment {
 
 // Kept boxes lie in blocks of one register's lanes. A block belongs to a cell of a grid, and at
 // most one block of a cell is not full.
-static constexpr int64_t nms_max_cells(int64_t n) { return n / 8 + 1; }
+static constexpr int64_t nms_max_cells(int64_t n) { return n / 16 + 1; }
 static constexpr int64_t nms_max_blocks(int64_t n, int64_t lanes) {
   const int64_t blocks = nms_max_cells(n) + n / lanes;
   return n < blocks ? n : blocks;
@@ -51,7 +51,7 @@ static constexpr int64_t nms_max_blocks(int64_t n, int64_t lanes) {
 
 // Workspace of a segment, enough for the registers of every CPU level.
 template <typename T>
-static constexpr size_t nms_workspace_bytes(int64_t n) {
+static constexpr size_t nms_segment_bytes(int64_t n) {
   size_t most = 0;
   for (int64_t lanes = 16 / sizeof(T); lanes <= int64_t(64 / sizeof(T)); lanes *= 2) {
     const size_t block = 5 * lanes * sizeof(T) + 2 * sizeof(int32_t);

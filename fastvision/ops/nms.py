@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,13 +69,13 @@ torch.library.impl("fastvision::nms_triton", ("CPU", "CUDA"), _nms_triton)
 torch.library.impl("fastvision::nms_padded_triton", ("CPU", "CUDA"), _nms_padded_triton)
 
 # the op handles, looked up once: every attribute access on torch.ops costs time
-_NMS: dict[str, Callable[..., Any]] = {
+_NMS: dict[str, Callable[..., Tensor]] = {
     "cpp": torch.ops.fastvision.nms.default,
     "cuda": torch.ops.fastvision.nms.default,
     "triton": torch.ops.fastvision.nms_triton.default,
     "reference": reference.nms,
 }
-_NMS_PADDED: dict[str, Callable[..., Any]] = {
+_NMS_PADDED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "cpp": torch.ops.fastvision.nms_padded.default,
     "cuda": torch.ops.fastvision.nms_padded.default,
     "triton": torch.ops.fastvision.nms_padded_triton.default,
