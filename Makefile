@@ -55,7 +55,7 @@ wheel: build
 lint: build
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
-	clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(VENV_PYTHON) -m mypy
 
 clean:
