@@ -219,16 +219,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_align_ch
   }
 }
 
-// A few channels of a map, or of a copy of its part from (y_begin, x_begin) on.
-template <typename T>
+// A few channels of a map, or of a warp's copy of its part from (y_begin, x_begin) on.
+template <typename T, typename Offset>
 struct Planes {
   using A = accumulate_t<T>;
 
   const T* corner;
   int y_begin;
   int x_begin;
-  int64_t row;
-  int64_t plane;
+  Offset row;
+  Offset plane;
   int count;
 
   __device__ void multiply_add(A (&sum)[kPlanes], A weight, int y, int x) const {
@@ -241,9 +241,9 @@ struct Planes {
     }
   }
 
-  // Pools them by one warp; sum_bin(sum, ph, pw) gives a bin.
+  // By one warp; sum_bin(sum, ph, pw) gives a bin.
   template <typename F>
-  __device__ void pool(T* pooled, int PH, int PW, F sum_bin) const {
+  __device__ void pool_bins(T* pooled, int PH, int PW, F sum_bin) const {
     const int bins = PH * PW;
     for (int bin = threadIdx.x % 32; bin < bins; bin += 32) {
       const int ph = bin / PW;
@@ -259,7 +259,7 @@ struct Planes {
   }
 
   __device__ void pool(T* pooled, int PH, int PW, const RoiTable<A>& table) const {
-    pool(pooled, PH, PW, [&](A(&sum)[kPlanes], int ph, int pw) {
+    pool_bins(pooled, PH, PW, [&](A(&sum)[kPlanes], int ph, int pw) {
       const BinTaps<A> ys = table.y[ph];
       const BinTaps<A> xs = table.x[pw];
       for (int i = 0; i < ys.count; ++i) {
@@ -273,7 +273,7 @@ struct Planes {
   }
 
   __device__ void pool(T* pooled, const Roi<A>& roi) const {
-    pool(pooled, roi.y.bins, roi.x.bins, [&](A(&sum)[kPlanes], int ph, int pw) {
+    pool_bins(pooled, roi.y.bins, roi.x.bins, [&](A(&sum)[kPlanes], int ph, int pw) {
       for_each_tap(roi, ph, pw, [&](int y, int x, A weight) { multiply_add(sum, weight, y, x); });
     });
   }
@@ -345,14 +345,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_align_pl
         }
       }
       __syncwarp();
-      Planes<T>{patch, ys.begin, xs.begin, xs.count, patch_pixels, count}.pool(
-          pooled, PH, PW, table
-      );
+      const int pixels = static_cast<int>(patch_pixels);
+      const Planes<T, int> planes{patch, ys.begin, xs.begin, xs.count, pixels, count};
+      planes.pool(pooled, PH, PW, table);
       __syncwarp();
-    } else if (table.fits) {
-      Planes<T>{map, 0, 0, row, plane, count}.pool(pooled, PH, PW, table);
     } else {
-      Planes<T>{map, 0, 0, row, plane, count}.pool(pooled, read_roi<A>(args, k));
+      const Planes<T, int64_t> planes{map, 0, 0, row, plane, count};
+      if (table.fits) {
+        planes.pool(pooled, PH, PW, table);
+      } else {
+        planes.pool(pooled, read_roi<A>(args, k));
+      }
     }
   }
 }
