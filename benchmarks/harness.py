@@ -51,7 +51,7 @@ class Case:
     )
     quick: bool = True  # part of a quick run
     peak_memory: bool = False  # on the CPU that takes a process per provider
-    least_rounds: int | None = None  # fewer than usual, for calls that take seconds
+    least_rounds: int | None = None  # of every provider, for calls that take seconds
     note: str = ""
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Effort:
     case_seconds: float
     round_seconds: float
     rounds: tuple[int, int]  # least, most
-    once_seconds: float = 5.0  # a peer slower than that is timed in one call
+    once_seconds: float = 10.0  # a peer slower than that is timed in its first call alone
 
 
 # short rounds and many of them: some are then undisturbed, even on a busy machine
@@ -230,7 +230,8 @@ def compare(
             trials[name] = trial
 
     for name, trial in trials.items():
-        trial.prepare(effort, once=name in PEERS and trial.seconds > effort.once_seconds)
+        slow = trial.seconds > effort.once_seconds and case.least_rounds is None
+        trial.prepare(effort, once=slow and name in PEERS)
     one_round = sum(t.calls * t.seconds for t in trials.values() if not t.once)
     least, most = effort.rounds
     rounds = min(max(int(effort.case_seconds / one_round), case.least_rounds or least), most)
