@@ -96,7 +96,7 @@ def _roi_align_forward_kernel(
     spatial_scale = as_double(select(spatial_scales, level))
     start_h, bin_h, grid_h = roi_axis(y1, y2, spatial_scale, PH, sampling_ratio, ALIGNED)
     start_w, bin_w, grid_w = roi_axis(x1, x2, spatial_scale, PW, sampling_ratio, ALIGNED)
-    usable = is_usable(batch, x1, y1, x2, y2, N)
+    usable = is_usable(batch, x1, y1, x2, y2, N, len(features))
     samples_h = tl.where(usable, grid_h, 0.0).to(tl.int32)
     samples_w = tl.where(usable, grid_w, 0.0).to(tl.int32)
 
@@ -281,7 +281,7 @@ def _roi_align_backward_kernel(
         )  # fmt: skip
         start_h, bin_h, grid_h = roi_axis(y1, y2, spatial_scale, PH, sampling_ratio, ALIGNED)
         start_w, bin_w, grid_w = roi_axis(x1, x2, spatial_scale, PW, sampling_ratio, ALIGNED)
-        touches = is_usable(batch, x1, y1, x2, y2, N) & (roi_level == level)
+        touches = is_usable(batch, x1, y1, x2, y2, N, len(grads)) & (roi_level == level)
         touches &= (batch.to(tl.int32) == image) & (grid_h > 0) & (grid_w > 0)
         touches &= _near(start_h, bin_h, PH, low_h, low_h + TILE_H)
         touches &= _near(start_w, bin_w, PW, low_w, low_w + TILE_W)

@@ -62,7 +62,9 @@ Tensor empty_in_format(
       std::nullopt,
       format_of(channels_last)
   );
-  advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
+  if (x.is_cpu()) {
+    advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
+  }
   return x;
 }
 

@@ -47,15 +47,17 @@ def pyramid_level(
     size = square_root((x2 - x1) * (y2 - y1))
     level = canonical_level.to(size.dtype) + tl.log2(divide(size, canonical_scale.to(size.dtype)))
     level = tl.floor(level + 1e-6) - min_level
-    level = tl.where(level == level, level, 0.0)  # negative area
+    level = tl.where(level == level, level, 0.0)  # negative area: not usable anyway
     return tl.minimum(tl.maximum(level, 0.0), LEVELS - 1.0).to(tl.int32)
 
 
 @triton.jit
-def is_usable(batch, x1, y1, x2, y2, N):
-    """The roi is finite and of an image that there is."""
-    finite = is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
-    return finite & (batch > -1) & (batch < N)
+def is_usable(batch, x1, y1, x2, y2, N, LEVELS: tl.constexpr):
+    """The roi is finite, of an image that there is and, in a pyramid, not of negative area."""
+    usable = is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
+    if LEVELS > 1:
+        usable = usable & ((x2 - x1) * (y2 - y1) >= 0)
+    return usable & (batch > -1) & (batch < N) & (N > 0)
 
 
 @triton.jit

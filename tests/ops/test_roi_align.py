@@ -49,8 +49,8 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
 def test_forward_and_backward(
     backend, channels_last, dtype, channels, bins, sampling_ratio, aligned
 ):
-    if backend.interpreted and channels == 150:
-        pytest.skip("too slow in Triton's interpreter")
+    if backend.interpreted and (channels == 150 or dtype in (torch.float16, torch.float64)):
+        pytest.skip("Triton's interpreter is slow: test_triton_kernels.py has these")
     count = 4 if backend.interpreted else 40
     x = cases.feature_map(2, channels, 13, 21, dtype=dtype, channels_last=channels_last)
     x = leaf(x.to(backend.device))
