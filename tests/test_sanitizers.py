@@ -50,6 +50,7 @@ def sanitized_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "CMAKE_SKIP_RPATH": "ON",
         "FASTVISION_CUDA": "OFF",
         "FASTVISION_SANITIZE": "address,undefined",
+        "FASTVISION_EMULATE_AVX512": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }

@@ -10,6 +10,9 @@ int detect() {
 #if defined(FASTVISION_HAS_AVX512)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+#if defined(FASTVISION_EMULATE_AVX512)
+  return avx2 ? 2 : 0;
+#endif
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -6,7 +6,13 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
+#if defined(FASTVISION_EMULATE_AVX512)
+// 64-byte vectors in plain code: the widest level can be tested on a CPU that does not have it
+#elif defined(__AVX512F__)
+#define FASTVISION_AVX512
+#include <immintrin.h>
+#elif defined(__AVX2__)
+#define FASTVISION_AVX2
 #include <immintrin.h>
 #endif
 
@@ -15,9 +21,9 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512) || defined(FASTVISION_EMULATE_AVX512)
 constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
+#elif defined(FASTVISION_AVX2)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
@@ -84,14 +90,14 @@ inline void store(bfloat16_t* p, float_v v) {
   memcpy(p, &raw, sizeof raw);
 }
 
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
 inline float_v load(const half_t* p) {
   return (float_v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
 inline void store(half_t* p, float_v v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
-#elif defined(__F16C__)
+#elif defined(FASTVISION_AVX2)
 inline float_v load(const half_t* p) {
   return (float_v)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
@@ -151,22 +157,28 @@ inline void store_partial(T* p, V v, int count) {
 
 // ---- arithmetic
 
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
 inline float_v broadcast(float x) { return (float_v)_mm512_set1_ps(x); }
 inline double_v broadcast(double x) { return (double_v)_mm512_set1_pd(x); }
-#elif defined(__AVX2__)
+#elif defined(FASTVISION_AVX2)
 inline float_v broadcast(float x) { return (float_v)_mm256_set1_ps(x); }
 inline double_v broadcast(double x) { return (double_v)_mm256_set1_pd(x); }
 #else
-inline float_v broadcast(float x) { return float_v{x, x, x, x}; }
-inline double_v broadcast(double x) { return double_v{x, x}; }
+template <typename T>
+inline vector_t<T> broadcast(T x) {
+  vector_t<T> v;
+  for (int i = 0; i < lanes_v<T>; ++i) {
+    v[i] = x;
+  }
+  return v;
+}
 #endif
 
 // a * b + c with one rounding where the level has the instruction
 inline float_v multiply_add(float_v a, float_v b, float_v c) {
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
   return (float_v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
+#elif defined(FASTVISION_AVX2)
   return (float_v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
@@ -174,9 +186,9 @@ inline float_v multiply_add(float_v a, float_v b, float_v c) {
 }
 
 inline double_v multiply_add(double_v a, double_v b, double_v c) {
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
   return (double_v)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined(__FMA__)
+#elif defined(FASTVISION_AVX2)
   return (double_v)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
   return a * b + c;
@@ -195,9 +207,9 @@ inline V max(V a, V b) {
 
 // one bit per lane of a comparison's result
 inline uint32_t movemask(int32_v m) {
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
   return _mm512_movepi32_mask((__m512i)m);
-#elif defined(__AVX2__)
+#elif defined(FASTVISION_AVX2)
   return (uint32_t)_mm256_movemask_ps((__m256)m);
 #else
   uint32_t bits = 0;
@@ -209,9 +221,9 @@ inline uint32_t movemask(int32_v m) {
 }
 
 inline uint32_t movemask(int64_v m) {
-#if defined(__AVX512F__)
+#if defined(FASTVISION_AVX512)
   return _mm512_movepi64_mask((__m512i)m);
-#elif defined(__AVX2__)
+#elif defined(FASTVISION_AVX2)
   return (uint32_t)_mm256_movemask_pd((__m256d)m);
 #else
   uint32_t bits = 0;
