@@ -3,9 +3,9 @@
 The boxes of each image are sorted by class, then score, and cut into blocks. Step ``s`` decides in
 all classes at once the ``s``-th block that a class reaches into: one kernel drops what the block
 before it suppresses, in it and in all later blocks, in parallel; the next one settles the block.
-Only the block is settled by one program, all other pairs of boxes are spread over the device, and
-beyond the boxes there is one byte of memory for each. The number of launches depends on N alone, so
-the host waits for nothing: steps that no class needs any more end at once.
+Only the pairs within a block are left to one program, all others are spread over the device. No
+pair is stored, so memory is O(N). The number of launches depends on N alone, so the host waits for
+nothing: steps that no class needs any more end at once.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .common.geometry import (
     touching,
 )
 from .common.scalars import as_double, divide, double_bits, select
-from .configs.roi_align import backward_tile, forward_tile
+from .configs.roi_align import BACKWARD_REGISTERS, backward_tile, forward_tile
 
 # their values change with every image: no kernel of its own for a multiple of 16
 _UNSPECIALIZED = [
@@ -428,6 +428,7 @@ def launch_roi_align_backward(
             BLOCK_C=block_c,
             BLOCK_K=32 * num_warps,
             num_warps=num_warps,
+            maxnreg=BACKWARD_REGISTERS,
             enable_fp_fusion=False,
         )
     return list(grads)

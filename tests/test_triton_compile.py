@@ -22,7 +22,7 @@ PROCESSES = (("75", "80", "86", "120"), ("90", "89", "100"))
 ALL_VARIANTS = "90"
 
 
-def compiled_resources(kernel, values, num_warps, arch):
+def compiled_resources(kernel, values, options, arch):
     """Registers, stack and so on of ``kernel``; ``values``: types of arguments, or constants."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -44,7 +44,7 @@ def compiled_resources(kernel, values, num_warps, arch):
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": num_warps, "enable_fp_fusion": False},
+        options={"enable_fp_fusion": False, **options},
     )
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -56,7 +56,7 @@ def compiled_resources(kernel, values, num_warps, arch):
 
 def roi_align_variants(all_variants):
     from fastvision.kernels import roi_align
-    from fastvision.kernels.configs.roi_align import backward_tile, forward_tile
+    from fastvision.kernels.configs import roi_align as config
 
     levels, channels, bins = 4, 256, 49
     variants = [("bf16", True), ("fp32", False)]
@@ -72,13 +72,19 @@ def roi_align_variants(all_variants):
         values |= {"ALIGNED": True, "CHANNELS_LAST": channels_last, "INT64": False}
         name = f"{dtype} {'NHWC' if channels_last else 'NCHW'}"
 
-        block_bins, block_c, num_warps = forward_tile(bins, channels, channels_last)
+        block_bins, block_c, num_warps = config.forward_tile(bins, channels, channels_last)
         forward = values | {"BLOCK_BINS": block_bins, "BLOCK_C": block_c}
-        yield f"forward {name}", roi_align._roi_align_forward_kernel, forward, num_warps
-        tile_h, tile_w, block_c, num_warps = backward_tile(channels, channels_last)
+        yield (
+            f"forward {name}",
+            roi_align._roi_align_forward_kernel,
+            forward,
+            {"num_warps": num_warps},
+        )
+        tile_h, tile_w, block_c, num_warps = config.backward_tile(channels, channels_last)
         backward = values | {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_C": block_c}
         backward["BLOCK_K"] = 32 * num_warps
-        yield f"backward {name}", roi_align._roi_align_backward_kernel, backward, num_warps
+        options = {"num_warps": num_warps, "maxnreg": config.BACKWARD_REGISTERS}
+        yield f"backward {name}", roi_align._roi_align_backward_kernel, backward, options
 
 
 def nms_variants(all_variants):
@@ -89,12 +95,17 @@ def nms_variants(all_variants):
         values |= {"boxes_ptr": "*fp32", "alive_ptr": "*i8", "iou_threshold": "i64"}
         values |= {"classes_ptr": classes, "origins_ptr": classes}
         values |= {"BLOCK": nms.BLOCK, "TILE": nms.TILE}
-        yield f"suppress {classes}", nms._nms_suppress_kernel, values, nms.SUPPRESS_WARPS
-        yield f"settle {classes}", nms._nms_settle_kernel, values, nms.SETTLE_WARPS
+        yield (
+            f"suppress {classes}",
+            nms._nms_suppress_kernel,
+            values,
+            {"num_warps": nms.SUPPRESS_WARPS},
+        )
+        yield f"settle {classes}", nms._nms_settle_kernel, values, {"num_warps": nms.SETTLE_WARPS}
     if all_variants:
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
-        yield "compact", nms._nms_compact_kernel, values, nms.COMPACT_WARPS
+        yield "compact", nms._nms_compact_kernel, values, {"num_warps": nms.COMPACT_WARPS}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,6 @@ if __name__ == "__main__":
     for arch in sys.argv[1:]:
         found[arch] = {}
         for variants in (roi_align_variants, nms_variants):
-            for name, kernel, values, num_warps in variants(arch == ALL_VARIANTS):
-                found[arch][name] = compiled_resources(kernel, values, num_warps, int(arch))
+            for name, kernel, values, options in variants(arch == ALL_VARIANTS):
+                found[arch][name] = compiled_resources(kernel, values, options, int(arch))
     print(json.dumps(found))

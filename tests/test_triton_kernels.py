@@ -139,10 +139,10 @@ def test_roi_align_too_many_samples_gives_zeros():
 def test_roi_align_leaves_out_what_has_no_weight():
     x = torch.arange(64.0, device=DEVICE).view(1, 1, 8, 8)
     x[..., 4:] = float("nan")
-    rois = torch.tensor([[0, 0.0, 0.0, 3.0, 4.0], [0, 4, 4, 8, 8]], device=DEVICE)
+    rois = torch.tensor([[0, 2.0, 0, 5, 4], [0, 4, 4, 8, 8]], device=DEVICE)
     output = ops.roi_align(x, rois, 1, 1.0, 1, True, backend="triton")
-    # one sample at (1.5, 1), between two rows and on a column
-    assert output[0].item() == 13.0
+    # one sample at (1.5, 3), between two rows and on the last column before the NaN
+    assert output[0].item() == 15.0
     assert output[1].isnan().all()
 
     x = x.detach().requires_grad_()
