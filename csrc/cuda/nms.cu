@@ -503,7 +503,7 @@ __device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile
 // Grid: x goes over the tiles; y over the earlier tiles of the chunk, kWarps at a time
 // (cover_blocks of them), then over the boxes kept before.
 template <typename A>
-__global__ __launch_bounds__(kThreads) void cover_kernel(
+__global__ __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 4) void cover_kernel(
     Buffers<A> b,
     const int64_t* __restrict__ idxs,  // [total] or null
     Shape s,
