@@ -191,6 +191,16 @@ def test_iou_at_the_threshold(check, threshold: float, dtype: torch.dtype) -> No
     check(boxes, cases.scores(120).to(dtype), None, threshold)
 
 
+@pytest.mark.parametrize(("part", "whole"), [(13, 22), (7, 23), (3, 37), (1, 41)])
+def test_iou_that_rounds_to_the_threshold(check, part: int, whole: int) -> None:
+    # one box inside the other: the IoU is a little more than the threshold, and equal once rounded
+    threshold = torch.tensor(part / whole).item()
+    assert threshold * whole < part
+    boxes = torch.tensor([[0.0, 0, whole, 1], [0, 0, part, 1]])
+    check(boxes, torch.tensor([0.9, 0.8]), None, threshold)
+    check(boxes, torch.tensor([0.9, 0.8]), None, math.nextafter(threshold, 0))
+
+
 def test_tiny_and_huge_boxes(check) -> None:
     # areas that are subnormal, zero by underflow, and infinite by overflow
     for scale in (1e-19, 1e-22, 1e-30, 1e18, 1e20):

@@ -460,7 +460,7 @@ __device__ void cover_by_kept(
     }
     __syncwarp();
     bool dropped[2] = {false, false};
-#pragma unroll 4
+#pragma unroll 2
     for (uint32_t i = 0; i < boxes; ++i) {
       const Box<A> box = tile.boxes[i];
       const A area = tile.areas[i];
@@ -502,8 +502,9 @@ __device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile
 
 // Grid: x goes over the tiles; y over the earlier tiles of the chunk, kWarps at a time
 // (cover_blocks of them), then over the boxes kept before.
+// Blocks per SM are given because ptxas spills a few registers for more of them otherwise.
 template <typename A>
-__global__ __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 4) void cover_kernel(
+__global__ __launch_bounds__(kThreads, sizeof(A) == sizeof(float) ? 3 : 2) void cover_kernel(
     Buffers<A> b,
     const int64_t* __restrict__ idxs,  // [total] or null
     Shape s,
