@@ -59,4 +59,4 @@ lint: build
 	$(VENV_PYTHON) -m mypy
 
 clean:
-	rm -rf build dist wheelhouse *.egg-info fastvision/*.so
+	rm -rf build dist wheelhouse *.egg-info fastvision/*.so $(VENV)/.built

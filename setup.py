@@ -37,12 +37,15 @@ class CMakeBuild(build_ext):
         prefix = (ROOT if in_place else Path(self.build_lib).resolve()) / "fastvision"
         # not build_temp: that is a temporary folder in editable mode, and nothing would be reused
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        ninja = shutil.which("ninja")
+        if ninja is None:
+            raise SystemExit("building fastvision needs ninja")
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_INSTALL_PREFIX": prefix,
             "Python_EXECUTABLE": sys.executable,
             # an isolated build's tools are gone the next time: never take them from CMake's cache
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
+            "CMAKE_MAKE_PROGRAM": ninja,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTVISION_TORCH_INCLUDE": torch_include(),
             **{name: os.environ[name] for name in OPTIONS if name in os.environ},

@@ -37,7 +37,7 @@ def cuda_kernels_missing(index: int) -> str | None:
     capability = 10 * major + minor
     # binary code runs on its own major version from its minor version on; the last architecture is
     # in the library as PTX too, which is compiled for any later device
-    real = [int(arch) for arch in built]
+    real = [int(arch.rstrip("af")) for arch in built]  # 90a is for 9.0 alone, 100f for its family
     if any(arch // 10 == major and arch <= capability for arch in real) or capability >= real[-1]:
         return None
     return f"the CUDA kernels are built for {', '.join(built)}, this device is {capability}"

@@ -53,10 +53,11 @@ def enable() -> None:
     eager mode, torch.jit.script, torch.compile and autocast; names bound and models built before
     take part. The answers are torchvision's, with these differences:
 
-    - float16 and bfloat16 work on the CPU, and features may be of lower precision than the boxes;
-      autocast leaves the features as they are instead of converting them to float32.
+    - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
+      precision than the boxes, and autocast leaves them so instead of converting to float32.
     - batched_nms is exact per class.
-    - roi_align can be differentiated twice and in forward mode, and is deterministic.
+    - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
+      for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.
 
     Each device type is taken over only where a kernel can run on it; the rest, quantized tensors,

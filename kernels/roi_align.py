@@ -34,6 +34,8 @@ _UNSPECIALIZED = [
     "spatial_scales",
     "N",
     "K",
+    "PH",
+    "PW",
     "sampling_ratio",
     "canonical_scale",
     "canonical_level",
@@ -97,8 +99,6 @@ def _roi_align_forward_kernel(
     start_h, bin_h, grid_h = roi_axis(y1, y2, spatial_scale, PH, sampling_ratio, ALIGNED)
     start_w, bin_w, grid_w = roi_axis(x1, x2, spatial_scale, PW, sampling_ratio, ALIGNED)
     usable = is_usable(batch, x1, y1, x2, y2, N, len(features))
-    samples_h = tl.where(usable, grid_h, 0.0).to(tl.int32)
-    samples_w = tl.where(usable, grid_w, 0.0).to(tl.int32)
 
     if INT64:
         H = H.to(tl.int64)
@@ -129,13 +129,20 @@ def _roi_align_forward_kernel(
 
     bin_start_h = start_h + (bins // PW).to(x1.dtype) * bin_h
     bin_start_w = start_w + (bins % PW).to(x1.dtype) * bin_w
+    # a bin's samples that can touch the map: a garbage box may have a million others
+    first_h, last_h = touching(bin_start_h, divide(bin_h, grid_h), grid_h, 0, H)
+    first_w, last_w = touching(bin_start_w, divide(bin_w, grid_w), grid_w, 0, W)
+    samples_h = tl.max(tl.where(usable, last_h - first_h, 0))
+    samples_w = tl.max(tl.where(usable, last_w - first_w, 0))
     for iy in range(samples_h):
-        position = bin_start_h + sample_offset(iy, bin_h, grid_h)
+        position = bin_start_h + sample_offset(first_h + iy, bin_h, grid_h)
+        position = tl.where(first_h + iy < last_h, position, -2.0)  # outside the map
         y_low, y_high, wy_low, wy_high = bilinear_taps(position, H)
         low = y_low * stride_h
         high = y_high * stride_h
         for ix in range(samples_w):
-            position = bin_start_w + sample_offset(ix, bin_w, grid_w)
+            position = bin_start_w + sample_offset(first_w + ix, bin_w, grid_w)
+            position = tl.where(first_w + ix < last_w, position, -2.0)
             x_low, x_high, wx_low, wx_high = bilinear_taps(position, W)
             left = x_low * stride_w
             right = x_high * stride_w

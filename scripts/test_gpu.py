@@ -53,7 +53,7 @@ def main() -> int:
         "library": library["missing"] or f"CUDA {library['cuda']}, {library['cuda_architectures']}",
         "command": "python " + " ".join(command),
     }
-    folder = ROOT / "benchmarks" / "results" / re.sub(r"\W+", "_", device).strip("_").lower()
+    folder = ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "gpu_tests.txt"
     lines = [f"{name}: {value}\n" for name, value in head.items()]

@@ -59,7 +59,10 @@ def sanitized_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (configure, ["cmake", "--build", build, "--target", "fastvision"]):
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert run.returncode == 0, run.stdout
-    shutil.copy(build / "libfastvision.so", folder / "fastvision")
+    library = build / "libfastvision.so"
+    checks = library.read_bytes()
+    assert b"__asan_report_load" in checks and b"__ubsan_handle" in checks
+    shutil.copy(library, folder / "fastvision")
     return folder
 
 

@@ -16,15 +16,11 @@ pytestmark = pytest.mark.skipif(
 HEIGHT, WIDTH = 32, 40
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # the interpreter computes with infinities and NaN as they come
-pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """torch.empty gives NaN, so that an element that no kernel wrote is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = [
+    pytestmark,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 
 @pytest.fixture

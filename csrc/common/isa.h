@@ -21,10 +21,6 @@ __attribute__((visibility("default"))) void set_cpu_level(int level);
 #else
 #define FASTVISION_CALL(function, ...) ::fastvision::baseline::function(__VA_ARGS__)
 #endif
-#define FASTVISION_SELECT(function)                                  \
-  (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function \
-   : ::fastvision::cpu_level() == 1 ? ::fastvision::avx2::function   \
-                                    : ::fastvision::baseline::function)
 
 // Declares one kernel in the namespace of every level.
 #define FASTVISION_DECLARE_CPU(result, function, ...) \

@@ -11,7 +11,7 @@ namespace fastvision {
 
 // Hands out [0, items) in chunks to at most one worker per thread. make_worker() is called once in
 // each worker and returns the function (begin, end) that does a chunk, so a worker can own scratch
-// memory. Neither may throw.
+// memory. Nothing but running out of memory may throw in them: torch would lose the message.
 template <typename MakeWorker>
 void parallel_chunks(int64_t items, int64_t chunk, const MakeWorker& make_worker) {
   if (items <= 0) {

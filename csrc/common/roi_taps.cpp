@@ -98,8 +98,8 @@ int32_t level_of(const RoIAlignArgs& args, const A* roi) {
   if (std::isnan(level)) {  // a negative area
     return -1;
   }
-  const A lowest = static_cast<A>(args.min_level);
-  return static_cast<int32_t>(std::clamp(level, lowest, lowest + args.num_levels - 1) - lowest);
+  const A index = level - static_cast<A>(args.min_level);
+  return static_cast<int32_t>(std::clamp(index, A(0), static_cast<A>(args.num_levels - 1)));
 }
 
 enum class Refused { no, batch_index, grid };
@@ -136,6 +136,9 @@ Refused axes_of(
   if (!args.aligned) {
     width = std::max(width, A(1));
     height = std::max(height, A(1));
+  }
+  if (!(std::isfinite(x1) && std::isfinite(y1)) || std::isnan(width) || std::isnan(height)) {
+    return Refused::no;  // overflow of the scaled coordinates
   }
   const auto axis = [&](A start, A size, int64_t bins, int64_t extent) {
     const A bin_size = size / static_cast<A>(bins);

@@ -1,4 +1,4 @@
-// 16-bit floating-point storage types of the CPU kernels; arithmetic is done in float.
+// 16-bit floating-point storage types; arithmetic is done in float.
 #pragma once
 
 #include <cstdint>

@@ -24,20 +24,6 @@ namespace fastvision {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// torch's 16-bit types to ours and the other way round: same bits
-template <typename T>
-struct kernel_scalar {
-  using type = T;
-};
-template <>
-struct kernel_scalar<torch::headeronly::Half> {
-  using type = half_t;
-};
-template <>
-struct kernel_scalar<torch::headeronly::BFloat16> {
-  using type = bfloat16_t;
-};
-
 // TORCH_BOX does not check argument types: a float or int parameter would read garbage
 template <typename T>
 struct boxable : std::disjunction<

@@ -283,16 +283,15 @@ inline float round_down(double threshold, float) {
 template <typename T>
 void run(const NmsSegment<T>& segment) {
   // an IoU is never above 1, and NaN compares false
-  const bool can_drop = segment.iou_threshold < 1;
-  const T threshold = can_drop ? round_down(segment.iou_threshold, T{}) : 1;
-  int64_t kept = 0;
-  if (!can_drop) {
+  if (!(segment.iou_threshold < 1)) {
     for (int64_t i = 0; i < segment.n; ++i) {
       segment.kept[i] = i < segment.max_output;
     }
     return;
   }
+  const T threshold = round_down(segment.iou_threshold, T{});
   KeptBoxes<T> boxes(segment, threshold);
+  int64_t kept = 0;
   int64_t i = 0;
   for (; i < segment.n && kept < segment.max_output; ++i) {
     const Box<T> box(segment.boxes + 4 * i);

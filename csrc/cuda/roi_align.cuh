@@ -201,7 +201,8 @@ __device__ inline Roi<A> read_roi(const RoIAlignArgs& args, int64_t k) {
     roi[i] = p[i];
     usable = usable && isfinite(roi[i]);
   }
-  usable = usable && roi[0] > -1 && roi[0] < static_cast<A>(args.N);
+  // without images every index is out of range, -0.5 too
+  usable = usable && args.N > 0 && roi[0] > -1 && roi[0] < static_cast<A>(args.N);
   const int level = usable ? level_of(args, roi) : -1;
   usable = level >= 0;
   Roi<A> result;

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
 
+#include "common/parallel.h"
 #include "common/sort.h"
 #include "common/torch.h"
 #ifdef USE_CUDA
@@ -60,11 +60,9 @@ uint64_t score_key(double score) {
   return x != x ? 0 : bits >> 63 ? bits : ~(bits | 1ull << 63);
 }
 
-void run_segment(const NmsSegment<float>& segment) {
-  FASTVISION_SELECT(nms_segment_float)(segment);
-}
+void run_segment(const NmsSegment<float>& segment) { FASTVISION_CALL(nms_segment_float, segment); }
 void run_segment(const NmsSegment<double>& segment) {
-  FASTVISION_SELECT(nms_segment_double)(segment);
+  FASTVISION_CALL(nms_segment_double, segment);
 }
 
 // One call's boxes, image after image. Within an image they are ordered twice: by score, and by
@@ -84,8 +82,20 @@ class Suppression {
       ranks_ = workspace_.take<int32_t>(total);
       kept_by_class_ = workspace_.take<uint8_t>(total);
     }
-    for (int64_t image = 0; image < args.B; ++image) {
-      counts_.push_back(order_image(image));
+    counts_.resize(args.B);
+    std::vector<std::vector<Segment>> segments(args.B);
+    parallel_chunks(args.B, total < kParallelMin ? args.B : 1, [&] {
+      return [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image) {
+          counts_[image] = order_image(image, segments[image]);
+        }
+      };
+    });
+    for (const std::vector<Segment>& of_image : segments) {
+      for (const Segment& segment : of_image) {
+        segments_.push_back({segment.begin, segment.n, segment_bytes_});
+        segment_bytes_ += (nms_segment_bytes<T>(segment.n) + 63) / 64 * 64;
+      }
     }
     run_segments();
   }
@@ -110,15 +120,16 @@ class Suppression {
   }
 
  private:
+  static constexpr int64_t kParallelMin = 2048;  // boxes below which waking threads does not pay
+
   struct Segment {
     int64_t begin;
     int64_t n;
-    int64_t workspace;
+    int64_t workspace = 0;
   };
 
-  // Fills the image's part of every array and appends its segments; returns how many boxes take
-  // part.
-  int64_t order_image(int64_t image) {
+  // Fills the image's part of every array and lists its segments; returns how many boxes take part.
+  int64_t order_image(int64_t image, std::vector<Segment>& segments) {
     const int64_t first = image * args_.N;
     const auto* scores = static_cast<const torch_scalar_t<scalar_t>*>(args_.scores) + first;
     SortItem* items = items_ + 2 * first;
@@ -137,7 +148,7 @@ class Suppression {
     }
     if (args_.idxs == nullptr) {
       gather_boxes(image, n, [&](int64_t i) { return order[i]; });
-      add_segment(first, n);
+      segments.push_back({first, n});
       return n;
     }
     const int64_t* idxs = args_.idxs + first;
@@ -149,7 +160,7 @@ class Suppression {
     for (int64_t i = 0, begin = 0; i < n; ++i) {
       ranks[i] = sorted[i].index;
       if (i + 1 == n || sorted[i + 1].key != sorted[i].key) {
-        add_segment(first + begin, i + 1 - begin);
+        segments.push_back({first + begin, i + 1 - begin});
         begin = i + 1;
       }
     }
@@ -170,37 +181,27 @@ class Suppression {
     }
   }
 
-  void add_segment(int64_t begin, int64_t n) {
-    segments_.push_back({begin, n, segment_bytes_});
-    segment_bytes_ += (nms_segment_bytes<T>(n) + 63) / 64 * 64;
-  }
-
   void run_segments() {
-    constexpr int64_t kParallelMin = 2048;
     char* workspace = workspace_.take<char>(segment_bytes_);
     uint8_t* kept = args_.idxs == nullptr ? kept_ : kept_by_class_;
-    std::atomic<int64_t> next{0};
     const int64_t count = segments_.size();
-    const auto worker = [&](int64_t, int64_t) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        const Segment& segment = segments_[i];
-        run_segment(
-            NmsSegment<T>{
-                boxes_ + 4 * segment.begin,
-                kept + segment.begin,
-                workspace + segment.workspace,
-                segment.n,
-                args_.max_output,
-                args_.iou_threshold,
-            }
-        );
-      }
-    };
-    if (count == 1 || args_.B * args_.N < kParallelMin) {
-      worker(0, 1);
-    } else {
-      torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, worker);
-    }
+    parallel_chunks(count, args_.B * args_.N < kParallelMin ? count : 1, [&] {
+      return [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Segment& segment = segments_[i];
+          run_segment(
+              NmsSegment<T>{
+                  boxes_ + 4 * segment.begin,
+                  kept + segment.begin,
+                  workspace + segment.workspace,
+                  segment.n,
+                  args_.max_output,
+                  args_.iou_threshold,
+              }
+          );
+        }
+      };
+    });
     if (args_.idxs != nullptr) {
       for (int64_t image = 0; image < args_.B; ++image) {
         const int64_t first = image * args_.N;

@@ -43,7 +43,10 @@ struct NmsSegment {
 
 // Kept boxes lie in blocks of one register's lanes. A block belongs to a cell of a grid, and at
 // most one block of a cell is not full.
-static constexpr int64_t nms_max_cells(int64_t n) { return n / 16 + 1; }
+// 2^24 cells at most, which float still counts.
+static constexpr int64_t nms_max_cells(int64_t n) {
+  return (n < (1 << 28) ? n : (1 << 28) - 16) / 16 + 1;
+}
 static constexpr int64_t nms_max_blocks(int64_t n, int64_t lanes) {
   const int64_t blocks = nms_max_cells(n) + n / lanes;
   return n < blocks ? n : blocks;

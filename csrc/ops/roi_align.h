@@ -52,7 +52,7 @@ struct RoIAlignArgs {
 };
 
 template <typename A>
-struct RoiTapsView;  // common/roi_taps.h
+struct RoiTapsView;  // common/roi_taps_view.h
 
 // One worker's piece of the CPU forward: some rois, some channels.
 struct RoIAlignForwardTask {
@@ -75,12 +75,12 @@ struct RoIAlignBackwardTask {
 // are at most kChannelsPlanar.
 constexpr int64_t kChannelsPlanar = 16;
 constexpr int64_t kBinsPerBatch = 256;  // pooled rows are handled until that many bins are together
-inline int64_t roi_align_batch_rows(const RoIAlignArgs& args) {
+static inline int64_t roi_align_batch_rows(const RoIAlignArgs& args) {
   const int64_t rows = args.PW >= kBinsPerBatch ? 1 : kBinsPerBatch / args.PW;
   return rows < args.PH ? rows : args.PH;
 }
-inline int64_t roi_align_padded(int64_t n) { return (n + 31) / 16 * 16; }
-inline int64_t roi_align_scratch(const RoIAlignArgs& args, int64_t width) {
+static inline int64_t roi_align_padded(int64_t n) { return (n + 31) / 16 * 16; }
+static inline int64_t roi_align_scratch(const RoIAlignArgs& args, int64_t width) {
   return (roi_align_padded(width) + roi_align_padded(roi_align_batch_rows(args) * args.PW)) *
          kChannelsPlanar;
 }

@@ -46,6 +46,8 @@ def choose(tensor: Tensor, requested: str | None) -> str:
     """
     if requested is None:
         requested = requested_by_environment
+    if tensor.is_meta:  # the ops' fake implementations answer
+        return "cpp"
     if requested is None and tensor.is_cpu:  # asking tensor.device for its type is slow
         return "cpp" if _extension.missing is None else "reference"
     device = tensor.device
@@ -54,5 +56,6 @@ def choose(tensor: Tensor, requested: str | None) -> str:
             if unsupported(backend, device.type, device.index) is None:
                 return backend
     elif (reason := unsupported(requested, device.type, device.index)) is not None:
-        raise ValueError(f"backend={requested!r} cannot run on {device}: {reason}")
+        source = "FASTVISION_BACKEND" if requested is requested_by_environment else "backend"
+        raise ValueError(f"{source}={requested!r} cannot run on {device}: {reason}")
     return requested or "reference"

@@ -16,10 +16,3 @@ def check_tensor(tensor: object, name: str) -> None:
 def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
     if tensor.dtype not in FLOATING:
         raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-
-
-def check_same_device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
-    if tensor.device != other.device:
-        raise ValueError(
-            f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}"
-        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ._backend import choose
-from ._checks import FLOATING
+from ._checks import FLOATING, check_tensor
 
 _SCHEMA = "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor"
 _PADDED_SCHEMA = (
@@ -113,8 +113,17 @@ def _class_ids(idxs: Tensor) -> Tensor:
     if idxs.dtype == torch.int64:
         return idxs
     if idxs.is_floating_point():
-        return torch.unique(idxs, return_inverse=True)[1]
+        return (idxs.double() + 0.0).view(torch.int64)  # the bits tell labels apart; -0 becomes 0
     return idxs.to(torch.int64)
+
+
+def _autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """In one dtype: under autocast they may come from layers of different precision."""
+    check_tensor(boxes, "boxes")
+    check_tensor(scores, "scores")
+    if boxes.dtype != scores.dtype and torch.is_autocast_enabled(boxes.device.type):
+        return boxes.float(), scores.float()
+    return boxes, scores
 
 
 def nms(
@@ -128,12 +137,13 @@ def nms(
     Args:
         boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64.
         scores: [N], of the boxes' dtype. Equal scores go by index, NaN comes first.
-        iou_threshold: compared with the IoU in float32 (float64 for float64 boxes).
+        iou_threshold: compared, unrounded, with the IoU in float32 (float64 for float64 boxes).
         backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
 
     Returns:
         int64 indices of the kept boxes, by falling score. A box with a NaN or infinite coordinate
-        has no IoU with any other: it is kept and drops none, and the others are not disturbed.
+        has no IoU above 0 with any other: for thresholds from 0 on it is kept and drops none, and
+        the others are not disturbed.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit (torchvision's error type).
@@ -141,6 +151,7 @@ def nms(
 
     The answer is torchvision's, ties included; memory is O(N).
     """
+    boxes, scores = _autocast(boxes, scores)
     _check_boxes(boxes, scores, None, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, None, iou_threshold)
 
@@ -171,6 +182,7 @@ def batched_nms(
     # torchvision takes None for scores and idxs here; when compiling the size may not be known yet
     if not torch.compiler.is_compiling() and boxes.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
+    boxes, scores = _autocast(boxes, scores)
     _check_boxes(boxes, scores, idxs, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
 
@@ -205,6 +217,7 @@ def batched_nms_padded(
     """
     if max_output < 0:
         raise ValueError(f"max_output must not be negative, got {max_output}")
+    boxes, scores = _autocast(boxes, scores)
     _check_boxes(boxes, scores, idxs, 3)
     if idxs is not None:
         idxs = _class_ids(idxs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .roi_align import multiscale_roi_align
@@ -13,6 +14,33 @@ from .roi_align import multiscale_roi_align
 def _infer_scale(size: int, image_size: int) -> float:
     """The power of two nearest to the ratio of a feature map's height and the image's."""
     return 2.0 ** round(math.log2(size / image_size))
+
+
+@torch.fx.wrap
+def _pool(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+    names: list[str],
+    output_size: tuple[int, ...],
+    sampling_ratio: int,
+    canonical_scale: int,
+    canonical_level: int,
+) -> Tensor:
+    if not image_shapes:
+        raise ValueError("image_shapes must not be empty")
+    features = [feature for name, feature in x.items() if name in names]
+    height = max(shape[0] for shape in image_shapes)
+    scales = [_infer_scale(feature.shape[-2], height) for feature in features]
+    return multiscale_roi_align(
+        features,
+        boxes,
+        output_size,
+        scales,
+        sampling_ratio,
+        canonical_scale=canonical_scale,
+        canonical_level=canonical_level,
+    )
 
 
 class MultiScaleRoIAlign(nn.Module):
@@ -25,6 +53,8 @@ class MultiScaleRoIAlign(nn.Module):
         canonical_scale, canonical_level: see :func:`multiscale_roi_align`.
 
     torchvision's module keeps the scales of its first call; this one infers them in every call.
+    Where a level is missing between the first and the last one, its boxes go to the next coarser
+    map of those given; torchvision pools zeros for them.
     """
 
     def __init__(
@@ -55,23 +85,19 @@ class MultiScaleRoIAlign(nn.Module):
             boxes: [L, 4] (x1, y1, x2, y2) per image, in image coordinates.
             image_shapes: (height, width) of each image.
         """
-        if not image_shapes:
-            raise ValueError("image_shapes must not be empty")
-        features = [feature for name, feature in x.items() if name in self.featmap_names]
-        height = max(shape[0] for shape in image_shapes)
-        scales = [_infer_scale(feature.shape[-2], height) for feature in features]
-        return multiscale_roi_align(
-            features,
+        return _pool(
+            x,
             boxes,
+            image_shapes,
+            self.featmap_names,
             self.output_size,
-            scales,
             self.sampling_ratio,
-            canonical_scale=self.canonical_scale,
-            canonical_level=self.canonical_level,
+            self.canonical_scale,
+            self.canonical_level,
         )
 
-    def __repr__(self) -> str:
+    def extra_repr(self) -> str:
         return (
-            f"{type(self).__name__}(featmap_names={self.featmap_names}, "
-            f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio})"
+            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"sampling_ratio={self.sampling_ratio}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,12 +136,7 @@ class _RoIAlignDual(_RoIAlign):
     @staticmethod
     def jvp(ctx: Any, _backend: None, _rois: None, _options: None, *tangents: Tensor) -> Tensor:
         (rois,) = ctx.saved_tensors
-        shape = (ctx.sizes[0], next(t for t in tangents if t is not None).shape[1])
-        filled = [
-            tangent if tangent is not None else rois.new_zeros((*shape, H, W))
-            for tangent, H, W in zip(tangents, ctx.sizes[1::2], ctx.sizes[2::2], strict=True)
-        ]
-        return _run(ctx.backend, rois, ctx.options, filled)
+        return _run(ctx.backend, rois, ctx.options, list(tangents))
 
 
 class _RoIAlignBackward(torch.autograd.Function):
@@ -207,9 +203,9 @@ def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
         for i, box in enumerate(boxes):
             if box.dim() != 2 or box.shape[1] != 4:
                 raise AssertionError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
-        if len(boxes) != feature.shape[0]:
+        if len(boxes) > feature.shape[0]:
             raise ValueError(
-                f"boxes must be one Tensor per image, {feature.shape[0]}, got {len(boxes)}"
+                f"boxes must be one Tensor per image, {feature.shape[0]} at most, got {len(boxes)}"
             )
         # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
         parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
@@ -226,9 +222,11 @@ def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) == 1:
         pair *= 2
+    if not all(hasattr(size, "__index__") for size in pair):
+        raise TypeError(f"{name} must be one or two integers, got {value}")
     if len(pair) != 2 or pair[0] < 0 or pair[1] < 0:
         raise ValueError(f"{name} must be one or two non-negative integers, got {value}")
     return pair
@@ -273,7 +271,7 @@ def roi_align(
     more than 2**20 samples per bin and axis         RuntimeError                     zeros
     sample beyond one pixel outside the map          counts as 0                      counts as 0
     x2 < x1 or y2 < y1, aligned, adaptive sampling   zeros                            zeros
-    K, N, C, PH or PW of 0                           empty result of that shape       the same
+    K, C, PH or PW of 0                              empty result of that shape       the same
     H or W of 0                                      zeros                            zeros
     more than 2**31 elements                         works                            works
     ===============================================  ===============================  ============
@@ -338,7 +336,7 @@ def multiscale_roi_align(
                 f"{first.device} as features[0], got {list(feature.shape)} on {feature.device}"
             )
     if min_level is None:
-        min_level = int(-torch.log2(torch.tensor(spatial_scales[0])).item())
+        min_level = int(-math.log2(spatial_scales[0]))
     # autocast may give the levels different dtypes: the first one's wins, as in torchvision
     maps = [f if f.dtype == first.dtype else f.to(first.dtype) for f in features]
     options = (

@@ -58,20 +58,25 @@ def roi_align(
     compute = torch.float64 if input.dtype == torch.float64 else torch.float32
     features = input.to(compute)
     rois = rois.to(compute)
-    if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
-        return (
-            features.new_zeros((K, C, pooled_height, pooled_width)).to(input.dtype)
-            + 0 * input.sum()
-        )
-
-    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N)
+    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N) & (N > 0)
     if input.device.type == "cpu" and not bool(in_range.all()):
         raise RuntimeError(f"rois: batch index must be in [0, {N})")
+    if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
+        zeros = features.new_zeros((K, C, pooled_height, pooled_width)).to(input.dtype)
+        return zeros + 0 * input.sum()  # part of the graph of gradients all the same
+
     usable = rois.isfinite().all(1) & in_range
     batch = torch.where(usable, rois[:, 0], 0).to(torch.int64)
-    boxes = torch.where(usable[:, None], rois[:, 1:], 0)
-    corners = boxes * spatial_scale - (0.5 if aligned else 0.0)
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     sizes = corners[:, 2:] - corners[:, :2]
+    usable = usable & corners.isfinite().all(1)
+    if sampling_ratio > 0:
+        usable = usable & sizes.isfinite().all(1)
+    elif input.device.type != "cpu":  # on the CPU too many samples are refused below
+        bins = torch.tensor([pooled_width, pooled_height], device=sizes.device)
+        usable = usable & (sizes <= MAX_GRID * bins).all(1)
+    corners = torch.where(usable[:, None], corners, 0)
+    sizes = torch.where(usable[:, None], sizes, 0)
     if not aligned:
         sizes = sizes.clamp(min=1)
     x_index, x_weight = _axis_taps(corners[:, 0], sizes[:, 0], pooled_width, W, sampling_ratio)
@@ -113,7 +118,7 @@ def assign_levels(
     """
     size = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
     level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
-    index = level.clamp(min_level, min_level + num_levels - 1) - min_level
+    index = (level - min_level).clamp(0, num_levels - 1)
     return index.nan_to_num(nan=-1.0).to(torch.int64)
 
 

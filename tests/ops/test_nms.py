@@ -114,8 +114,6 @@ def test_matches_reference(backend, kind, dtype):
     thresholds = (0.3, 0.5) if backend.interpreted else THRESHOLDS
     boxes = BOXES[kind](count, 1).to(dtype)
     for seed, threshold in enumerate(thresholds):
-        if backend.device == "cuda":  # the CUDA kernels round it to float32
-            threshold = torch.tensor(threshold).item()
         scores = scores_for(count, seed).to(dtype)
         kept = nms(
             boxes.to(backend.device), scores.to(backend.device), threshold, backend=backend.name
@@ -520,3 +518,16 @@ def test_boxes_that_require_grad():
     assert not kept.requires_grad
     boxes[kept].sum().backward()
     assert boxes.grad[kept].eq(1).all()
+
+
+@pytest.mark.parametrize("low", ["boxes", "scores"])
+def test_autocast_may_mix_dtypes(low):
+    """Layers under autocast may give boxes and scores of different precision."""
+    boxes, scores = cases.uniform_boxes(60).round(), cases.scores(60)
+    inputs = {"boxes": boxes, "scores": scores}
+    inputs[low] = inputs[low].bfloat16()
+    expected = nms(inputs["boxes"].float(), inputs["scores"].float(), 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nms(**inputs, iou_threshold=0.3), expected)
+    with pytest.raises(RuntimeError, match="scores"):
+        nms(**inputs, iou_threshold=0.3)
