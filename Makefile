@@ -20,11 +20,11 @@ CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 # the build calls cmake and ninja by name
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help build bench test test-gpu wheel lint clean
+.PHONY: help build bench test test-gpu sanitize-gpu wheel lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
-	@echo "targets: build bench test test-gpu wheel lint clean"
+	@echo "targets: build bench test test-gpu sanitize-gpu wheel lint clean"
 
 $(VENV)/.tools: constraints.txt
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ test: build
 
 test-gpu: build
 	$(VENV_PYTHON) scripts/test_gpu.py $(PYTEST_ARGS)
+
+# slow: pick tests with PYTEST_ARGS="-k ..."
+sanitize-gpu: build
+	compute-sanitizer --error-exitcode 1 $(VENV_PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
 
 wheel: build
 	rm -rf build/lib.* build/bdist.* dist wheelhouse
