@@ -245,6 +245,22 @@ inline void deinterleave(const A* in, const Planes<T, kLanes>& to, int64_t offse
   }
 }
 
+// One bit per vector of columns that has a tap; from the 64th on they share the last bit. A wide
+// box with few samples leaves most of its columns alone.
+template <typename A>
+inline uint64_t columns_with_taps(const RoiBins<A>& bins, const RoiFootprint& roi, int64_t PW) {
+  uint64_t mask = 0;
+  for (const Tap<A>* x = bins.x(0).begin; x < bins.x(PW - 1).end; ++x) {
+    mask |= uint64_t{1} << least((x->index - roi.x_begin) / lanes_v<A>, 63);
+  }
+  return mask;
+}
+
+template <typename A>
+inline bool has_taps(uint64_t mask, int64_t column) {
+  return mask >> least(column / lanes_v<A>, 63) & 1;
+}
+
 template <typename T, typename A>
 inline void pool_planar(
     const RoIAlignArgs& args,
@@ -261,12 +277,16 @@ inline void pool_planar(
   A* columns = scratch;                                 // [width][lanes]
   A* sums = columns + roi_align_padded(width) * lanes;  // [bins of a batch][lanes]
   const int64_t batch = roi_align_batch_rows(args);
+  const uint64_t mask = columns_with_taps(bins, roi, args.PW);
   for (int64_t first = 0; first < args.PH; first += batch) {
     const int64_t last = least(args.PH, first + batch);
     A* sum_out = sums;
     for (int64_t ph = first; ph < last; ++ph) {
       const Range<A> ys = bins.y(ph);
       for (int64_t i = 0; i < width; i += lanes) {
+        if (!has_taps<A>(mask, i)) {
+          continue;
+        }
         vector_t<A> column[lanes] = {};
         for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
           const int64_t offset = y->index * W + roi.x_begin + i;
@@ -315,6 +335,7 @@ inline void scatter_planar(
   A* columns = scratch;                                  // [width][lanes]
   A* grads = columns + roi_align_padded(width) * lanes;  // [bins of a batch][lanes]
   const int64_t batch = roi_align_batch_rows(args);
+  const uint64_t mask = columns_with_taps(bins, roi, args.PW);
   for (int64_t first = 0; first < args.PH; first += batch) {
     const int64_t last = least(args.PH, first + batch);
     interleave<T, A>(pooled, first * args.PW, (last - first) * args.PW, tensor_end, grads);
@@ -335,6 +356,9 @@ inline void scatter_planar(
         }
       }
       for (int64_t i = 0; i < width; i += lanes) {
+        if (!has_taps<A>(mask, i)) {
+          continue;
+        }
         vector_t<A> column[lanes];
 #pragma GCC unroll 16
         for (int j = 0; j < lanes; ++j) {
