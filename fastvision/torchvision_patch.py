@@ -330,13 +330,10 @@ def _batched_nms_instead_of(
 ) -> Callable[..., Tensor]:
     @_keeping_torchscript(stock)
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-        device = boxes.device.type
-        if _is_exporting() or device not in devices or boxes.is_quantized:
+        if _is_exporting() or boxes.device.type not in devices or boxes.is_quantized:
             return stock(boxes, scores, idxs, iou_threshold)
         if boxes.numel() and idxs.device != boxes.device:
             idxs = idxs.to(boxes.device)
-        if boxes.numel() and boxes.dtype != scores.dtype and torch.is_autocast_enabled(device):
-            boxes, scores = boxes.float(), scores.float()
         return ops.batched_nms(boxes, scores, idxs, iou_threshold)
 
     return batched_nms
