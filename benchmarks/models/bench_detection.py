@@ -94,7 +94,7 @@ def model_case(name: str) -> Case:
         providers=providers,
         check=check,
         quick=name == "ssd300_vgg16",
-        least_rounds=3,
+        least_rounds=7,
         note=f"random weights of seed 0, {MODELS[name] or 'default thresholds'}",
     )
 

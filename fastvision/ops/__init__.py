@@ -1,5 +1,6 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from .conv_bn_relu import conv_bn_relu
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
@@ -9,6 +10,7 @@ __all__ = [
     "RoIAlign",
     "batched_nms",
     "batched_nms_padded",
+    "conv_bn_relu",
     "multiscale_roi_align",
     "nms",
     "roi_align",

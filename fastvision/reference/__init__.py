@@ -1,6 +1,18 @@
 """Eager PyTorch for every op: the specification, the oracle of the tests, and the fallback."""
 
+from .activations import ACTIVATIONS, activate
+from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
-__all__ = ["assign_levels", "multiscale_roi_align", "nms", "nms_padded", "roi_align"]
+__all__ = [
+    "ACTIVATIONS",
+    "activate",
+    "assign_levels",
+    "conv_bn_relu",
+    "fold_batch_norm",
+    "multiscale_roi_align",
+    "nms",
+    "nms_padded",
+    "roi_align",
+]

@@ -1,0 +1,10 @@
+// The activations that can end a convolution, and their codes in the ops' schemas.
+#pragma once
+
+namespace fastvision {
+
+// in the order of ACTIVATIONS, fastvision/reference/activations.py
+enum class Activation : int { none, relu, relu6, leaky_relu, silu, hardswish, sigmoid };
+constexpr int kActivations = 7;
+
+}  // namespace fastvision

@@ -1,0 +1,130 @@
+"""Convolution, batch normalization, residual and activation as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ..reference.activations import ACTIVATIONS
+from ..reference.roi_align import is_channels_last
+from ._backend import choose
+from ._checks import check_floating, check_tensor
+
+# padding: left, right, top, bottom; activation: index in ACTIVATIONS
+_SCHEMA = (
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
+    "Tensor? running_mean, Tensor? running_var, Tensor? residual, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, float eps, int activation, "
+    "float negative_slope) -> Tensor"
+)
+for _suffix in ("", "_triton"):
+    torch.library.define(f"fastvision::conv_bn_relu{_suffix}", _SCHEMA)
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's result; ``padding`` is left, right, top, bottom."""
+    left, right, top, bottom = padding
+    height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    return height, width
+
+
+def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    stride, padding, dilation = rest[6:9]
+    size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    output = input.new_empty((input.shape[0], weight.shape[0], *size))
+    format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return output.to(memory_format=format)
+
+
+def _cpu(*args: Any) -> Tensor:
+    *tensors, stride, padding, dilation, groups, eps, activation, negative_slope = args
+    return reference.conv_bn_relu(
+        *tensors, stride, padding, dilation, groups, eps, ACTIVATIONS[activation], negative_slope
+    )
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"fastvision::conv_bn_relu{_suffix}", _fake)
+torch.library.impl("fastvision::conv_bn_relu", "CPU", _cpu)
+
+_OP = torch.ops.fastvision.conv_bn_relu.default
+
+
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} must be an int or two of them, got {value!r}")
+    return value[0], value[1]
+
+
+def _paddings(
+    padding: int | Sequence[int] | str,
+    kernel: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom of torch's forms of padding, or those four themselves."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        left, top = horizontal // 2, vertical // 2
+        return left, horizontal - left, top, vertical - top
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be 'same', 'valid' or numbers, got {padding!r}")
+    if not isinstance(padding, int) and len(padding) == 4:
+        return padding[0], padding[1], padding[2], padding[3]
+    vertical, horizontal = _pair(padding, "padding")
+    return horizontal, horizontal, vertical, vertical
+
+
+def conv_bn_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv2d(input, weight, bias)) + residual)."""
+    check_tensor(input, "input")
+    check_tensor(weight, "weight")
+    check_floating(input, "input")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
+    paddings = _paddings(padding, weight.shape[2:], strides, dilations)
+    tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
+    options = (strides, paddings, dilations, groups, eps)
+    if choose(input, backend) == "reference" or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    ):
+        return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
+    return _OP(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)

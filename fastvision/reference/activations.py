@@ -1,0 +1,24 @@
+"""The activations that can end a convolution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+# in the order of their codes, csrc/common/activation.h
+ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid")
+
+
+def activate(x: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor:
+    """``activation`` by name; ``negative_slope`` is leaky_relu's."""
+    if activation == "none":
+        return x
+    if activation == "leaky_relu":
+        return F.leaky_relu(x, negative_slope)
+    return {
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "silu": F.silu,
+        "hardswish": F.hardswish,
+        "sigmoid": F.sigmoid,
+    }[activation](x)
