@@ -266,9 +266,10 @@ class PhaseRun {
       const int64_t columns = run_.merged_ ? 1 : phase.S;
       Pixel pixel = at(begin);
       for (int64_t i = 0; i < count; ++i) {
-        outputs[i] = output_at(begin + i);
+        const int64_t index = run_.direct_output_ ? output_pixel(pixel) : begin + i - begin_;
+        outputs[i] = output_base_ + index * run_.output_.C;
         if (residuals != nullptr) {
-          residuals[i] = residual_at(begin + i);
+          residuals[i] = residual_base_ + index * run_.output_.C;
         }
         const int64_t x0 = pixel.x * phase.step_x + phase.first_x;
         const T** entry = inputs + i;
