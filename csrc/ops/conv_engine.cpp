@@ -9,7 +9,8 @@ namespace fastvision {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 18;    // multiply-adds below which waking threads does not pay
-constexpr int64_t kChunkBytes = 192 << 10;  // input of a task: stays in the second-level cache
+// input of a task: stays in the second-level cache, where rows of taps overlap more of it
+constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
 
@@ -385,7 +386,8 @@ class PhaseRun {
   void split() {
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t bytes = input_.C * phase_.step_x * phase_.step_y * (int64_t)sizeof(T);
-    chunk_ = std::clamp(kChunkBytes / bytes, kLeastPixels, kMostPixels);
+    const int64_t most = taps_ > 1 ? kChunkBytesOfTaps : kChunkBytes;
+    chunk_ = std::clamp(most / bytes, kLeastPixels, kMostPixels);
     // enough chunks for all threads, as long as they do not get small
     const int64_t wanted = 4 * threads;
     chunk_ = std::min(chunk_, std::max(ceil_div(pixels_, wanted), kLeastPixels));
