@@ -59,7 +59,8 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int, eps: float) -> Tensor:
     """Weight, bias and batch normalization in the layout of the CPU's engine."""
-    weight, bias = reference.fold_batch_norm(*tensors, eps=eps)
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
+    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
     bias = None if bias is None else bias.to(dtype)
     return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
 
