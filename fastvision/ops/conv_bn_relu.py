@@ -12,7 +12,14 @@ from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
-from ._checks import check_floating, check_tensor, is_eager
+from ._checks import is_eager
+from ._convolution import (
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    check_window,
+)
 from ._packing import remembered
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -161,13 +168,35 @@ def conv_bn_relu(
     backend: str | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv2d(input, weight, bias)) + residual)."""
-    check_tensor(input, "input")
-    check_tensor(weight, "weight")
-    check_floating(input, "input")
+    check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
+    check_window(strides, paddings, dilations, groups)
+    K = weight.shape[0]
+    if K % groups != 0:
+        raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
+    check_channels(
+        input, f"weight {list(weight.shape)} and {groups} groups", groups * weight.shape[1]
+    )
+    check_parameters(
+        K,
+        input,
+        running_mean,
+        running_var,
+        training,
+        bias=bias,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+    if min(size) < 1:
+        raise ValueError(
+            f"weight's window {list(weight.shape[2:])} with dilation {dilations} does not fit into "
+            f"input {list(input.shape[2:])} with padding {paddings}"
+        )
+    check_residual(residual, input, (input.shape[0], K, *size))
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
     if choose(input, backend) == "reference" or (
