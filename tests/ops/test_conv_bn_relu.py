@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastvision import _extension, ops, reference
-from fastvision.ops import _packing
+from fastvision.ops import _onednn, _packing
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
@@ -217,6 +217,32 @@ def test_float32_weight_beside_16_bit_input(backend):
     y = sample(backend=backend.name)
     assert y.dtype == torch.bfloat16
     assert_matches(y, sample.expected(), scale=2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_by_onednn(monkeypatch, activation, channels_last):
+    """What runs on CPUs with AVX-512, wherever torch has oneDNN."""
+    if _extension.missing or not torch.backends.mkldnn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    monkeypatch.setattr(_onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    calls = []
+    convolution = _onednn.convolution
+    monkeypatch.setattr(_onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    sample = Sample(16, 20, (3, 3), channels_last=channels_last)
+    window = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "activation": activation}
+    for _ in range(2):
+        y = sample(**window)
+        assert_matches(y, sample.expected(**window), scale=2)
+        sample.weight.mul_(1.5)
+    assert len(calls) == (0 if activation == "leaky_relu" else 2)
+    residual = torch.randn(y.shape)
+    y = sample(**window, residual=residual)
+    assert_matches(y, sample.expected(**window, residual=residual), scale=2)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=format)
+    sample(padding=(1, 0, 1, 1), dilation=2)  # asymmetric: the engine's
+    assert_matches(sample(padding="valid"), sample.expected(), scale=2)
 
 
 @pytest.fixture
