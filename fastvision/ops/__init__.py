@@ -1,5 +1,11 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from .focal_loss import (
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
@@ -7,9 +13,13 @@ from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 __all__ = [
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
     "batched_nms",
     "batched_nms_padded",
     "multiscale_roi_align",
     "nms",
     "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
 ]

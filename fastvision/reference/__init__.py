@@ -1,6 +1,15 @@
 """Eager PyTorch for every op: the specification, the oracle of the tests, and the fallback."""
 
+from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
-__all__ = ["assign_levels", "multiscale_roi_align", "nms", "nms_padded", "roi_align"]
+__all__ = [
+    "assign_levels",
+    "multiscale_roi_align",
+    "nms",
+    "nms_padded",
+    "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+]
