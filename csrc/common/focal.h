@@ -1,6 +1,6 @@
 // Focal loss of one logit and its derivative (Focal Loss for Dense Object Detection, equation 5),
-// written once for vectors of CPU lanes and for GPU threads. M has abs, exp, log, log1p, reciprocal
-// and the largest finite number; A is float or double, V is A or a vector of it.
+// written once for vectors of CPU lanes and for GPU threads. M has abs, exp, log, at_least_zero,
+// log1p, reciprocal and the largest finite number; A is float or double, V is A or a vector of it.
 //
 // With p = sigmoid(x) a negative costs p^gamma * log(1 + e^x); a positive is a negative at -x. Only
 // e^-|x| is ever formed, so nothing overflows, and infinite logits give the limits.
@@ -81,7 +81,7 @@ FASTVISION_INLINE FocalTerm<V> focal_negative(V x, const FocalParams<A>& params)
   const V large = M::reciprocal(e + A(1));
   const V small = e * large;
   const V p = x < zero ? small : large;
-  const V softplus = log1p_e + (x < zero ? zero : x);
+  const V softplus = log1p_e + M::at_least_zero(x);
   const V modulator = params.power == kPowerAny
                           ? M::exp(-params.gamma * (log1p_e + (x < zero ? magnitude : zero)))
                           : focal_small_power(p, params.power, A(1));
@@ -108,7 +108,7 @@ FASTVISION_INLINE FocalTerm<V> focal_soft(V x, V t, const FocalParams<A>& params
   const V share = x < zero ? t : f;  // of the loss that grows with |x|
   const V cross_entropy = M::log1p(e) + (share == zero ? zero : share * magnitude);
   const V miss = p * f + rest * t;
-  const V modulator = params.power == kPowerAny ? M::exp(params.gamma * M::log(miss))
+  const V modulator = params.power == kPowerAny ? M::exp_capped(params.gamma * M::log(miss))
                                                 : focal_small_power(miss, params.power, A(1));
   const V weighted = (params.positive * t + params.negative * f) * modulator;
   FocalTerm<V> term{weighted * cross_entropy, zero};

@@ -12,7 +12,12 @@ struct Math {
   using V = vector_t<A>;
   static constexpr A largest = sizeof(A) == sizeof(float) ? A(__FLT_MAX__) : A(__DBL_MAX__);
   static inline V abs(V x) { return absolute(x); }
+  static inline V at_least_zero(V x) { return at_least(x, A(0)); }
   static inline V exp(V x) { return FASTVISION_ISA::exp(x); }
+  static inline V exp_capped(V x) {  // targets outside [0, 1] may take it above 0
+    constexpr A kMost = sizeof(A) == sizeof(float) ? A(88) : A(709);
+    return exp(x > kMost ? V{} + kMost : x);
+  }
   static inline V log(V x) { return FASTVISION_ISA::log(x); }
   static inline V log1p(V x) { return FASTVISION_ISA::log1p(x); }
   static inline V reciprocal(V x) { return A(1) / x; }
