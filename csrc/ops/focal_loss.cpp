@@ -246,7 +246,7 @@ struct Cuda {
     STD_TORCH_CHECK(
         call.args.K <= INT32_MAX, "CUDA kernels cannot handle ", call.args.K, " classes"
     );
-    const auto bytes = static_cast<int64_t>(focal_loss_workspace_bytes(call.args));
+    const auto bytes = static_cast<int64_t>(focal_loss_workspace_bytes());
     const Tensor workspace = torch::stable::new_empty(first, {bytes}, ScalarType::Byte);
     void* total = reduce ? call.results[0].mutable_data_ptr() : nullptr;
     launch(call.args, total, workspace.mutable_data_ptr(), stream);

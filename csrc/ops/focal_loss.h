@@ -71,7 +71,7 @@ FASTVISION_DECLARE_FOCAL_LOSS(bfloat16_t, float)
 // CUDA, of float, double, half_t and bfloat16_t. All pointers are to device memory; nothing is
 // waited for. Levels may be empty. `total`, the sum in the type of arithmetic, is written where it
 // is not null; sums are in a fixed order.
-size_t focal_loss_workspace_bytes(const FocalArgs& args);
+size_t focal_loss_workspace_bytes();
 template <typename T>
 void launch_sigmoid_focal_loss(
     const FocalArgs& args, void* total, void* workspace, CUstream_st* stream
