@@ -141,9 +141,10 @@ def _run_op(call: _Call, tensors: Sequence[Tensor], grad_scale: float) -> list[T
     else:
         weights = tensors[2] if len(tensors) > 2 else None
         results = _SOFTMAX[backend](*tensors[:2], weights, *options, reduce, grad_scale)
-    if divisor != 1:
-        results[0] = results[0] / divisor
-    return results
+    if divisor == 1:
+        return results
+    total, *grads = results
+    return [total / divisor, *grads]
 
 
 def _run_reference(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
@@ -246,8 +247,12 @@ def _run(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
         return _run_reference(call, tensors)
     if not wants_grad:
         return _run_op(call, tensors, 0.0)[0]
-    function = _FocalLossTraced if torch.compiler.is_compiling() else _FocalLoss
-    return function.apply(call, *tensors)
+    if not torch.compiler.is_compiling():
+        return _FocalLoss.apply(call, *tensors)
+    distinct: list[Tensor] = []  # what torch.compile insists on
+    for t in tensors:
+        distinct.append(t.view_as(t) if any(t is other for other in distinct) else t)
+    return _FocalLossTraced.apply(call, *distinct)
 
 
 # ---- arguments
@@ -282,7 +287,7 @@ def _as_targets(x: Tensor, targets: object, name: str) -> Tensor:
 
 def _result_dtype(x: Tensor) -> torch.dtype:
     """Under autocast a loss is float32, as torch's own are."""
-    is_autocast = torch.is_autocast_enabled(x.device.type)
+    is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     return torch.promote_types(x.dtype, torch.float32) if is_autocast else x.dtype
 
 

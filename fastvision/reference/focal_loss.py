@@ -95,8 +95,8 @@ def softmax_focal_loss(
         weight = _refuse(~ignored & ((targets < 0) | (targets >= classes)), classes).to(x.dtype)
         label = targets.clamp(0, max(classes - 1, 0))[..., None]
         x = x.masked_fill(ignored[..., None], 0)
-        log_p = x.log_softmax(-1).gather(-1, label)[..., 0]
-        if weights is not None:
+        log_p = x.log_softmax(-1).gather(-1, label)[..., 0] if classes else x.sum(-1)
+        if weights is not None and classes:
             weight = weight * weights[label[..., 0]]
         loss = -weight * _nonzero(-log_p.expm1()) ** gamma * log_p
         loss = loss.masked_fill(ignored, 0)
