@@ -79,3 +79,17 @@ def roi_align(
     if backward:
         moved += pooled + sum(f.numel() for f in features) * element
     return Work(moved, 2 * fmas * channels * (forward + backward))
+
+
+# magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,
+# weight, total: a function counts as one operation
+FOCAL_FLOPS = 12
+FOCAL_GRADIENT_FLOPS = 6  # two products with gamma, product, sum, product with the power, weight
+
+
+def focal_loss(x: Tensor, targets: Tensor, *, gradient: bool, losses: int = 0) -> Work:
+    """Logits and targets read once; losses that are not summed, and the gradient, written once."""
+    element = x.element_size()
+    moved = x.numel() * element * (1 + gradient) + losses * element
+    moved += targets.numel() * targets.element_size()
+    return Work(moved, x.numel() * (FOCAL_FLOPS + gradient * FOCAL_GRADIENT_FLOPS))

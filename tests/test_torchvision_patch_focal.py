@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastvision
 from fastvision import _extension, torchvision_patch
@@ -166,25 +166,38 @@ def test_compile(compiler):
     assert_matches(grad, torch.autograd.grad(step(x, TARGETS), x)[0], scale=4)
 
 
-@pytest.mark.parametrize("builder", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
-def test_detectors_train_on_our_kernel(builder):
-    """A model built before: its losses and gradients are the same, from our op."""
-    torch.manual_seed(0)
-    model = getattr(detection, builder)(
-        weights=None, weights_backbone=None, num_classes=5, min_size=64, max_size=64
-    )
-    images = [torch.rand(3, 64, 64)]
-    targets = [{"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([2])}]
+def retinanet_loss(head: nn.Module, logits: Tensor, targets: list, matched: list) -> Tensor:
+    return head.compute_loss(targets, {"cls_logits": logits}, matched)
 
-    def classification() -> Tensor:
-        return model(images, targets)["classification"]
 
-    last = list(model.head.classification_head.parameters())[-1]
-    expected = classification()
-    (expected_grad,) = torch.autograd.grad(expected, last)
+def fcos_loss(head: nn.Module, logits: Tensor, targets: list, matched: list) -> Tensor:
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(logits.shape[1], 4)
+    outputs = {
+        "cls_logits": logits,
+        "bbox_regression": torch.ones(*logits.shape[:2], 4),
+        "bbox_ctrness": torch.zeros(*logits.shape[:2], 1),
+    }
+    return head.compute_loss(targets, outputs, [boxes] * len(targets), matched)["classification"]
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "head"),
+    [
+        (retinanet_loss, detection.retinanet.RetinaNetClassificationHead(32, 1, 7)),
+        (fcos_loss, detection.fcos.FCOSHead(32, 1, 7)),
+    ],
+    ids=["retinanet", "fcos"],
+)
+def test_detectors_train_on_our_kernel(loss_of, head):
+    """Heads built before: the loss and its gradient are the same, from our op."""
+    targets = [{"boxes": torch.tensor([[1.0, 1, 9, 8]]), "labels": torch.tensor([2])}] * 2
+    matched = [torch.tensor([-1] * 10 + [0] * 3 + [-2] * 2)] * 2
+    x = LOGITS.view(2, 15, 7).clone().requires_grad_()
+    expected = loss_of(head, x, targets, matched)
+    (expected_grad,) = torch.autograd.grad(expected, x)
     with fastvision.enabled():
-        assert runs_ours(classification)
-        loss = classification()
-        (grad,) = torch.autograd.grad(loss, last)
-    assert_matches(loss, expected, scale=4)
-    assert_matches(grad, expected_grad, scale=8)
+        assert runs_ours(loss_of, head, x, targets, matched)
+        loss = loss_of(head, x, targets, matched)
+        (grad,) = torch.autograd.grad(loss, x)
+    assert_matches(loss, expected)
+    assert_matches(grad, expected_grad)
