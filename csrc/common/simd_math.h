@@ -30,14 +30,7 @@ inline V polynomial(V x, const A (&c)[n]) {
 }
 
 // max(x, low), but NaN stays
-#if defined(FASTVISION_AVX512)
-inline float_v at_least(float_v x, float low) {
-  return (float_v)_mm512_max_ps((__m512)broadcast(low), (__m512)x);
-}
-inline double_v at_least(double_v x, double low) {
-  return (double_v)_mm512_max_pd((__m512d)broadcast(low), (__m512d)x);
-}
-#elif defined(FASTVISION_AVX2)
+#if defined(FASTVISION_AVX2)
 inline float_v at_least(float_v x, float low) {
   return (float_v)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
 }
