@@ -75,9 +75,11 @@ def check(call, x: Tensor, expected_call, *, scale: float = 1) -> None:
 
 # the classes: one, fewer than the lanes of a vector, and common ones, 91 of them odd
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("kind", ["labels", "hard", "soft"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
-@pytest.mark.parametrize("classes", [1, 5, 80, 91])
+@pytest.mark.parametrize(
+    ("classes", "kind"),
+    [(1, "labels"), (1, "soft"), (5, "labels"), (5, "hard"), (80, "hard"), (91, "labels")],
+)
 def test_sigmoid(backend, classes, dtype, kind, reduction):
     if backend.interpreted and (classes != 5 or dtype in (torch.float16, torch.float64)):
         pytest.skip("Triton's interpreter is slow: test_triton_kernels.py has these")
@@ -92,10 +94,10 @@ def test_sigmoid(backend, classes, dtype, kind, reduction):
 
 
 @pytest.mark.parametrize("gamma", [0, 0.5, 1, 1.5, 2, 3, 7.25])
-@pytest.mark.parametrize("alpha", [-1, 0, 0.25, 1])
+@pytest.mark.parametrize("alpha", [-1, 0.25, 1])
 @pytest.mark.parametrize("kind", ["labels", "soft"])
 def test_options(backend, kind, alpha, gamma):
-    if backend.interpreted and alpha in (0, 1):
+    if backend.interpreted and alpha == 1:
         pytest.skip("Triton's interpreter is slow")
     x = logits(9, 7, spread=8).to(backend.device)
     t = make_targets(kind, x)
@@ -108,11 +110,13 @@ def test_options(backend, kind, alpha, gamma):
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("alpha", [None, 0.3, "per class"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
-@pytest.mark.parametrize(("classes", "gamma"), [(1, 2), (5, 1.5), (80, 2), (91, 0), (1200, 2)])
+@pytest.mark.parametrize(
+    ("classes", "gamma", "alpha"),
+    [(1, 2, 0.3), (5, 1.5, "per class"), (5, 2, -1), (91, 0, "per class"), (1200, 2, None)],
+)
 def test_softmax(backend, classes, gamma, dtype, alpha, reduction):
-    if backend.interpreted and (dtype != torch.float32 or (classes != 5 and alpha is not None)):
+    if backend.interpreted and (dtype != torch.float32 or classes in (1, 91)):
         pytest.skip("Triton's interpreter is slow: test_triton_kernels.py has these")
     x = logits(2, 12, classes, dtype=dtype).to(backend.device)
     t = softmax_targets(x)
@@ -368,10 +372,8 @@ def test_layouts(backend, layout, reduction):
 
 def test_half_precision_gradient_of_a_mean(backend):
     """An average's gradient is below float16's range; a loss scale brings it back."""
-    x = leaf(torch.full((1000, 80), -6.0, dtype=torch.float16, device=backend.device))
-    labels = torch.full((1000,), -1, device=backend.device)
-    if backend.interpreted:
-        x, labels = leaf(x[:100]), labels[:100]
+    x = leaf(torch.full((100, 80), -6.0, dtype=torch.float16, device=backend.device))
+    labels = torch.full((100,), -1, device=backend.device)
     exact = leaf(x.double())
     expected = ops.sigmoid_focal_loss(exact, labels, reduction="mean", backend="reference")
     expected = differentiate(expected * 2.0**24, exact, torch.ones_like(expected))
@@ -414,20 +416,27 @@ def test_sum_of_many_small_numbers(cpu_level):
 # ---- derivatives
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("gamma", [0, 1.5, 2])
-@pytest.mark.parametrize("kind", ["labels", "soft", "softmax"])
+@pytest.mark.parametrize(
+    ("kind", "gamma", "reduction"),
+    [
+        ("labels", 2, "none"),
+        ("labels", 1.5, "mean"),
+        ("soft", 0, "mean"),
+        ("soft", 1.5, "none"),
+        ("softmax", 2, "sum"),
+        ("softmax", 1.5, "none"),
+    ],
+)
 def test_second_and_forward_derivatives(backend, kind, gamma, reduction):
-    x = leaf(logits(3, 4, dtype=torch.float64).to(backend.device))
+    x = leaf(logits(2, 3, dtype=torch.float64).to(backend.device))
     t = make_targets(kind, x) if kind != "softmax" else softmax_targets(x)
     op = ops.softmax_focal_loss if kind == "softmax" else ops.sigmoid_focal_loss
 
     def loss(x: Tensor) -> Tensor:
         return op(x, t, 0.3, gamma, reduction, backend=backend.name)
 
-    fast = {"fast_mode": True} if backend.interpreted else {}
-    assert torch.autograd.gradcheck(loss, x, check_forward_ad=True, **fast)
-    assert torch.autograd.gradgradcheck(loss, x, **fast)
+    assert torch.autograd.gradcheck(loss, x, check_forward_ad=True, fast_mode=backend.interpreted)
+    assert torch.autograd.gradgradcheck(loss, x, fast_mode=True)
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
     assert_matches(
