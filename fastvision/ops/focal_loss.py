@@ -25,9 +25,10 @@ _SOFTMAX_SCHEMA = (
 )
 _SCALE_SCHEMA = "(Tensor(a!)[] grads, Tensor factor, float scale) -> ()"
 MAX_LEVELS = 8  # kMaxFocalLevels of csrc/ops/focal_loss.h
-HALF_GRAD_SCALE = (
-    1024.0  # easy negatives' gradients are below float16's range, and no other's above
-)
+# Easy examples' gradients are below float16's range, and a loss scale that brings them back comes
+# only in the backward: they are stored times that. No gradient is then above the range; in softmax,
+# none unless a class weighs more than a thousand.
+HALF_GRAD_SCALE = {"sigmoid": 1024.0, "softmax": 32.0}
 
 for _suffix in ("", "_triton"):
     torch.library.define(f"fastvision::sigmoid_focal_loss{_suffix}", _SIGMOID_SCHEMA)
@@ -43,9 +44,8 @@ def _fake_results(
     inputs: list[Tensor], losses: Sequence[int], reduce: bool, grad_scale: float
 ) -> list[Tensor]:
     first = inputs[0]
-    loss = (
-        first.new_empty((), dtype=_arithmetic(first.dtype)) if reduce else first.new_empty(losses)
-    )
+    dtype = _arithmetic(first.dtype) if reduce else first.dtype
+    loss = first.new_empty(() if reduce else losses, dtype=dtype)
     return [loss, *(first.new_empty(x.shape) for x in inputs if grad_scale)]
 
 
@@ -163,7 +163,8 @@ def _scales(call: _Call, dtype: torch.dtype) -> tuple[float, float]:
     """Of the stored gradients, and what makes them gradients of the loss."""
     divisor = call[-1] or 1.0
     if dtype == torch.float16:
-        return HALF_GRAD_SCALE, 1 / (HALF_GRAD_SCALE * divisor)
+        scale = HALF_GRAD_SCALE[call[0]]
+        return scale, 1 / (scale * divisor)
     return 1 / divisor, 1.0
 
 
@@ -413,7 +414,7 @@ def sigmoid_focal_loss(
         levels = [levels[0].to(dtype)]
         labels = labels if are_labels else [labels[0].to(dtype)]
     orders: list[list[int]] = []
-    if not are_labels:
+    if not are_labels and not all(x.is_contiguous() for x in levels):
         dense = [_in_order_of_memory(x, t) for x, t in zip(levels, labels, strict=True)]
         levels, labels, orders = map(list, zip(*dense, strict=True))
     divisor = 1.0
@@ -422,8 +423,9 @@ def sigmoid_focal_loss(
     call = ("sigmoid", chosen, (float(alpha), float(gamma)), reduce, divisor)
     loss = _run(call, (*levels, *labels))
     if reduction == "mean" and are_labels:
-        rows = torch.stack([(t >= -1).sum() for t in labels]).sum()
-        loss = loss / (rows * levels[0].shape[-1])
+        rows = [(t >= -1).sum() for t in labels]
+        total = rows[0] if len(rows) == 1 else torch.stack(rows).sum()
+        loss = loss / (total * levels[0].shape[-1])
     elif orders and not reduce:
         loss = loss.permute([orders[0].index(dim) for dim in range(loss.dim())])
     return loss if loss.dtype == dtype else loss.to(dtype)
