@@ -90,3 +90,17 @@ def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool
     if residual:
         moved += output.numel() * output.element_size()
     return Work(moved, 2 * output.numel() * weight[0].numel())
+
+
+# magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,
+# weight, total: a function counts as one operation
+FOCAL_FLOPS = 12
+FOCAL_GRADIENT_FLOPS = 6  # two products with gamma, product, sum, product with the power, weight
+
+
+def focal_loss(x: Tensor, targets: Tensor, *, gradient: bool, losses: int = 0) -> Work:
+    """Logits and targets read once; losses that are not summed, and the gradient, written once."""
+    element = x.element_size()
+    moved = x.numel() * element * (1 + gradient) + losses * element
+    moved += targets.numel() * targets.element_size()
+    return Work(moved, x.numel() * (FOCAL_FLOPS + gradient * FOCAL_GRADIENT_FLOPS))

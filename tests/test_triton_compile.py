@@ -108,6 +108,38 @@ def nms_variants(all_variants):
         yield "compact", nms._nms_compact_kernel, values, {"num_warps": nms.COMPACT_WARPS}
 
 
+def focal_loss_variants(all_variants):
+    from fastvision.kernels import focal_loss
+    from fastvision.kernels.configs import focal_loss as config
+
+    levels = 5
+    for dtype, gamma in [("bf16", 2), ("fp32", -1), ("fp64", 2)] if all_variants else [("bf16", 2)]:
+        double = dtype == "fp64"
+        values = dict.fromkeys(["K", "ignore_index"], "i32")
+        values |= dict.fromkeys(["positive", "negative", "gamma", "grad_scale", "scale"], "i64")
+        values |= dict.fromkeys(["inputs", "targets", "grads"], (f"*{dtype}",) * levels)
+        values |= dict.fromkeys(["rows", "counts", "tiles"], ("i32",) * levels)
+        values |= dict.fromkeys(["losses_ptr", "inputs_ptr", "grads_ptr"], f"*{dtype}")
+        values |= dict.fromkeys(["total_ptr", "weights_ptr"], "*fp64" if double else "*fp32")
+        values |= {"labels": ("*i64",) * levels, "labels_ptr": "*i64", "partials_ptr": "*fp64"}
+        values |= {"ticket_ptr": "*i32", "GAMMA": gamma, "GRAD": True, "SUM": True}
+        values |= {"DOUBLE": double, "SUM_BLOCK": focal_loss.SUM_BLOCK}
+        values |= {"BLOCK_ROWS": config.BLOCK_ROWS, "BLOCK_COLUMNS": config.BLOCK_COLUMNS}
+        options = {"num_warps": config.LABELS_WARPS}
+        yield f"focal labels {dtype}", focal_loss._labels_kernel, values, options
+        values |= {"BLOCK": config.BLOCK_NUMBERS}
+        options = {"num_warps": config.NUMBERS_WARPS}
+        yield f"focal numbers {dtype}", focal_loss._numbers_kernel, values, options
+        block_rows, block_k, num_warps = config.softmax_tile(80)
+        values |= {"rows": "i32", "BLOCK_ROWS": block_rows, "BLOCK_K": block_k}
+        options = {"num_warps": num_warps}
+        yield f"focal softmax {dtype}", focal_loss._softmax_kernel, values, options
+        if all_variants:
+            values |= {"count": "i32", "factor_ptr": values["total_ptr"]}
+            values |= {"BLOCK": config.BLOCK_SCALE}
+            yield f"focal scale {dtype}", focal_loss._scale_kernel, values, {}
+
+
 @pytest.fixture(scope="module")
 def resources():
     pytest.importorskip("triton")
@@ -134,14 +166,14 @@ def test_kernels_compile_without_spills(resources, arch):
     assert {
         name: use for name, use in resources[arch].items() if use["STACK"] or use["LOCAL"]
     } == {}
-    assert len(resources[arch]) == (17 if arch == ALL_VARIANTS else 6)
+    assert len(resources[arch]) == (29 if arch == ALL_VARIANTS else 9)
 
 
 if __name__ == "__main__":
     found = {}
     for arch in sys.argv[1:]:
         found[arch] = {}
-        for variants in (roi_align_variants, nms_variants):
+        for variants in (roi_align_variants, nms_variants, focal_loss_variants):
             for name, kernel, values, options in variants(arch == ALL_VARIANTS):
                 found[arch][name] = compiled_resources(kernel, values, options, int(arch))
     print(json.dumps(found))

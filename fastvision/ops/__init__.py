@@ -1,6 +1,12 @@
 """The ops, under torchvision.ops' names where it has them."""
 
 from .conv_bn_relu import conv_bn_relu
+from .focal_loss import (
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
@@ -8,10 +14,14 @@ from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 __all__ = [
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",
     "multiscale_roi_align",
     "nms",
     "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
 ]

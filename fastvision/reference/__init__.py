@@ -2,6 +2,7 @@
 
 from .activations import ACTIVATIONS, activate
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
+from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
@@ -15,4 +16,6 @@ __all__ = [
     "nms",
     "nms_padded",
     "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
 ]
