@@ -1,5 +1,6 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
@@ -8,6 +9,7 @@ from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 __all__ = [
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",
