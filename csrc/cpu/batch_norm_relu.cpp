@@ -12,31 +12,40 @@ namespace {
 // first-level cache for the second look at them
 constexpr int64_t kChunk = 2048;
 
-template <bool kPartial, typename T>
+// A vector of an item: whole; the last one of an item that is no multiple of a vector, which starts
+// early and so has lanes that were handled before; all of an item that is shorter than a vector.
+enum class Span { whole, overlapping, partial };
+
+template <Span kSpan, typename T>
 inline auto load_lanes(const T* p, int64_t count) {
-  if constexpr (kPartial) {
+  if constexpr (kSpan == Span::partial) {
     return load_partial(p, static_cast<int>(count));
   } else {
     return load(p);
   }
 }
 
-template <bool kPartial, typename T, typename V>
+template <Span kSpan, typename T, typename V>
 inline void store_lanes(T* p, V v, int64_t count) {
-  if constexpr (kPartial) {
+  if constexpr (kSpan == Span::partial) {
     store_partial(p, v, static_cast<int>(count));
   } else {
     store(p, v);
   }
 }
 
-// Zero in the lanes from `count` on.
-template <typename A>
-inline vector_t<A> first_lanes(vector_t<A> v, int64_t count) {
-  for (int64_t i = count; i < lanes_v<A>; ++i) {
-    v[i] = 0;
+// Zero in the lanes that have no element of their own: the last `count` or first `count` have one.
+template <Span kSpan, typename A>
+inline vector_t<A> own_lanes(vector_t<A> v, int64_t count) {
+  if constexpr (kSpan == Span::whole) {
+    return v;
+  } else {
+    vector_t<A> lane;
+    for (int i = 0; i < lanes_v<A>; ++i) {
+      lane[i] = kSpan == Span::overlapping ? lanes_v<A> - 1 - i : i;
+    }
+    return lane < broadcast(static_cast<A>(count)) ? v : vector_t<A>{};
   }
-  return v;
 }
 
 template <typename A>
@@ -157,15 +166,17 @@ struct OfRow {
   }
 };
 
-// Calls step.run<partial>(at, count) for the vectors of an item.
+// Calls step.run<span>(at, count of lanes of its own) for the vectors of an item from `at` on.
 template <typename A, typename Step>
-inline void for_vectors(int64_t length, const Step& step) {
-  int64_t at = 0;
-  for (; at + lanes_v<A> <= length; at += lanes_v<A>) {
-    step.template run<false>(at, lanes_v<A>);
+inline void for_vectors(int64_t at, int64_t length, const Step& step) {
+  constexpr int64_t lanes = lanes_v<A>;
+  for (; at + lanes <= length; at += lanes) {
+    step.template run<Span::whole>(at, lanes);
   }
-  if (at < length) {
-    step.template run<true>(at, length - at);
+  if (at < length && length >= lanes) {
+    step.template run<Span::overlapping>(length - lanes, length - at);
+  } else if (at < length) {
+    step.template run<Span::partial>(at, length - at);
   }
 }
 
@@ -186,52 +197,67 @@ inline void for_items(const BatchNormReluArgs& args, int64_t begin, int64_t end,
 // Each chunk is looked at twice: for its mean, then for the deviations from it, which cancel
 // nothing however far from zero the values are (Chan, Golub and LeVeque 1983, the pairwise update).
 template <typename T, typename A>
+struct AddTo {
+  const T* x;
+  vector_t<A>& sum;
+
+  template <Span kSpan>
+  void run(int64_t at, int64_t count) const {
+    sum += own_lanes<kSpan, A>(load_lanes<kSpan>(x + at, count), count);
+  }
+};
+
+template <typename T, typename A>
+struct AddDeviationsTo {
+  const T* x;
+  vector_t<A> centre;
+  vector_t<A>& first;
+  vector_t<A>& second;
+
+  template <Span kSpan>
+  void run(int64_t at, int64_t count) const {
+    const auto d = own_lanes<kSpan, A>(load_lanes<kSpan>(x + at, count) - centre, count);
+    first += d;
+    second = multiply_add(d, d, second);
+  }
+};
+
+template <typename T, typename A>
 void plane_statistics(const T* x, int64_t length, double& mean, double& squares) {
   using V = vector_t<A>;
-  constexpr int64_t kUnroll = 4;
+  constexpr int64_t lanes = lanes_v<A>;
   mean = squares = 0;
   for (int64_t begin = 0; begin < length; begin += kChunk) {
     const int64_t n = length - begin < kChunk ? length - begin : kChunk;
     const T* chunk = x + begin;
-    V sum[kUnroll] = {};
+    V sum[4] = {};
     int64_t i = 0;
-    for (; i + kUnroll * lanes_v<A> <= n; i += kUnroll * lanes_v<A>) {
-      for (int u = 0; u < kUnroll; ++u) {
-        sum[u] += load(chunk + i + u * lanes_v<A>);
+    for (; i + 4 * lanes <= n; i += 4 * lanes) {
+      for (int u = 0; u < 4; ++u) {
+        sum[u] += load(chunk + i + u * lanes);
       }
     }
-    for (; i + lanes_v<A> <= n; i += lanes_v<A>) {
-      sum[0] += load(chunk + i);
-    }
-    if (i < n) {
-      sum[1] += load_partial(chunk + i, static_cast<int>(n - i));
-    }
+    for_vectors<A>(i, n, AddTo<T, A>{chunk, sum[0]});
+    const double share = 1.0 / n;
     const double total = sum_of_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    const V centre = broadcast(static_cast<A>(total / n));
+    const V centre = broadcast(static_cast<A>(total * share));
 
     V first[2] = {}, second[2] = {};
-    for (i = 0; i + 2 * lanes_v<A> <= n; i += 2 * lanes_v<A>) {
+    for (i = 0; i + 2 * lanes <= n; i += 2 * lanes) {
       for (int u = 0; u < 2; ++u) {
-        const V d = load(chunk + i + u * lanes_v<A>) - centre;
+        const V d = load(chunk + i + u * lanes) - centre;
         first[u] += d;
         second[u] = multiply_add(d, d, second[u]);
       }
     }
-    for (; i < n; i += lanes_v<A>) {
-      const bool whole = i + lanes_v<A> <= n;
-      const V d =
-          whole ? load(chunk + i) - centre
-                : first_lanes<A>(load_partial(chunk + i, static_cast<int>(n - i)) - centre, n - i);
-      first[0] += d;
-      second[0] = multiply_add(d, d, second[0]);
-    }
-    const double rest = sum_of_lanes<A>(first[0] + first[1]) / n;
+    for_vectors<A>(i, n, AddDeviationsTo<T, A>{chunk, centre, first[0], second[0]});
+    const double rest = sum_of_lanes<A>(first[0] + first[1]) * share;
     const double chunk_mean = centre[0] + rest;
     const double chunk_squares = sum_of_lanes<A>(second[0] + second[1]) - rest * rest * n;
     const double difference = chunk_mean - mean;
-    const double share = static_cast<double>(n) / (begin + n);
-    mean += difference * share;
-    squares += chunk_squares + difference * difference * share * begin;
+    const double part = static_cast<double>(n) / (begin + n);
+    mean += difference * part;
+    squares += chunk_squares + difference * difference * part * begin;
   }
 }
 
@@ -244,13 +270,13 @@ struct AddRows {
   int64_t length;
   A* sum;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
     const T* p = x + at;
-    const auto a = load_lanes<kPartial>(p, count) + load_lanes<kPartial>(p + length, count);
+    const auto a = load_lanes<kSpan>(p, count) + load_lanes<kSpan>(p + length, count);
     const auto b =
-        load_lanes<kPartial>(p + 2 * length, count) + load_lanes<kPartial>(p + 3 * length, count);
-    store(sum + at, load(sum + at) + (a + b));
+        load_lanes<kSpan>(p + 2 * length, count) + load_lanes<kSpan>(p + 3 * length, count);
+    store(sum + at, load(sum + at) + own_lanes<kSpan, A>(a + b, count));
   }
 };
 
@@ -259,9 +285,9 @@ struct AddRow {
   const T* x;
   A* sum;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
-    store(sum + at, load(sum + at) + load_lanes<kPartial>(x + at, count));
+    store(sum + at, load(sum + at) + own_lanes<kSpan, A>(load_lanes<kSpan>(x + at, count), count));
   }
 };
 
@@ -273,12 +299,13 @@ struct AddDeviations {
   A* first;
   A* second;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
     const auto c = load(centre + at);
     auto a = load(first + at), b = load(second + at);
     for (int row = 0; row < kCount; ++row) {
-      const auto d = load_lanes<kPartial>(x + row * length + at, count) - c;
+      const auto d =
+          own_lanes<kSpan, A>(load_lanes<kSpan>(x + row * length + at, count) - c, count);
       a += d;
       b = multiply_add(d, d, b);
     }
@@ -298,10 +325,10 @@ void row_statistics(
   memset(scratch, 0, 3 * padded * sizeof(A));
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
-    for_vectors<A>(length, AddRows<T, A>{x + row * length, length, centre});
+    for_vectors<A>(0, length, AddRows<T, A>{x + row * length, length, centre});
   }
   for (; row < rows; ++row) {
-    for_vectors<A>(length, AddRow<T, A>{x + row * length, centre});
+    for_vectors<A>(0, length, AddRow<T, A>{x + row * length, centre});
   }
   const A share = A(1) / rows;
   for (int64_t c = 0; c < length; ++c) {
@@ -309,11 +336,13 @@ void row_statistics(
   }
   for (row = 0; row + kRows <= rows; row += kRows) {
     for_vectors<A>(
-        length, AddDeviations<kRows, T, A>{x + row * length, length, centre, first, second}
+        0, length, AddDeviations<kRows, T, A>{x + row * length, length, centre, first, second}
     );
   }
   for (; row < rows; ++row) {
-    for_vectors<A>(length, AddDeviations<1, T, A>{x + row * length, length, centre, first, second});
+    for_vectors<A>(
+        0, length, AddDeviations<1, T, A>{x + row * length, length, centre, first, second}
+    );
   }
   for (int64_t c = 0; c < length; ++c) {
     const double rest = static_cast<double>(first[c]) / rows;
@@ -353,14 +382,14 @@ struct Forward {
   const Activate& activate;
   Constants of;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
-    const auto d = load_lanes<kPartial>(x + at, count) - of(args.mean, at);
+    const auto d = load_lanes<kSpan>(x + at, count) - of(args.mean, at);
     auto z = multiply_add(d, of(args.scale, at), of(args.shift, at));
     if (residual != nullptr) {
-      z += load_lanes<kPartial>(residual + at, count);
+      z += load_lanes<kSpan>(residual + at, count);
     }
-    store_lanes<kPartial>(y + at, activate.value(z), count);
+    store_lanes<kSpan>(y + at, activate.value(z), count);
   }
 };
 
@@ -381,7 +410,7 @@ void forward(const BatchNormReluArgs& args, int64_t begin, int64_t end) {
           activate,
           of
       };
-      for_vectors<A>(args.length, step);
+      for_vectors<A>(0, args.length, step);
     });
   });
 }
@@ -399,16 +428,16 @@ struct Gradient {
   Constants of;
 
   // gradient of z, and x - mean
-  template <bool kPartial>
+  template <Span kSpan>
   inline auto dz(int64_t at, int64_t count, vector_t<A>& d) const {
-    d = load_lanes<kPartial>(x + at, count) - of(args.mean, at);
-    const auto g = load_lanes<kPartial>(grad + at, count);
+    d = load_lanes<kSpan>(x + at, count) - of(args.mean, at);
+    const auto g = load_lanes<kSpan>(grad + at, count);
     if (y != nullptr) {
-      return activate.gradient(g, load_lanes<kPartial>(y + at, count));
+      return activate.gradient(g, load_lanes<kSpan>(y + at, count));
     }
     auto z = multiply_add(d, of(args.scale, at), of(args.shift, at));
     if (residual != nullptr) {
-      z += load_lanes<kPartial>(residual + at, count);
+      z += load_lanes<kSpan>(residual + at, count);
     }
     return activate.gradient(g, z);
   }
@@ -444,14 +473,14 @@ struct Sum {
   T* dz;
   Sums sums;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
     vector_t<A> d;
-    const vector_t<A> g = gradient.template dz<kPartial>(at, count, d);
+    const vector_t<A> g = gradient.template dz<kSpan>(at, count, d);
     if (dz != nullptr) {
-      store_lanes<kPartial>(dz + at, g, count);
+      store_lanes<kSpan>(dz + at, g, count);
     }
-    sums.add(at, g, d);  // a lane without an element has read a gradient of zero
+    sums.add(at, own_lanes<kSpan, A>(g, count), d);
   }
 };
 
@@ -481,7 +510,7 @@ void sums(const BatchNormReluArgs& args, int64_t begin, int64_t end, A* scratch)
         const G gradient = gradient_at(offset);
         T* to = dz == nullptr ? nullptr : dz + offset;
         for_vectors<A>(
-            args.length, Sum<T, A, G, ByChannel<A>>{gradient, to, {scratch, scratch + padded}}
+            0, args.length, Sum<T, A, G, ByChannel<A>>{gradient, to, {scratch, scratch + padded}}
         );
         return;
       }
@@ -491,7 +520,7 @@ void sums(const BatchNormReluArgs& args, int64_t begin, int64_t end, A* scratch)
         const G gradient = gradient_at(offset + i);
         T* to = dz == nullptr ? nullptr : dz + offset + i;
         const int64_t n = args.length - i < kChunk ? args.length - i : kChunk;
-        for_vectors<A>(n, Sum<T, A, G, InRegisters<A>>{gradient, to, {lanes[0], lanes[1]}});
+        for_vectors<A>(0, n, Sum<T, A, G, InRegisters<A>>{gradient, to, {lanes[0], lanes[1]}});
         first += sum_of_lanes<A>(lanes[0]);
         second += sum_of_lanes<A>(lanes[1]);
       }
@@ -514,13 +543,13 @@ struct Backward {
   const G& gradient;
   T* dx;
 
-  template <bool kPartial>
+  template <Span kSpan>
   void run(int64_t at, int64_t count) const {
     vector_t<A> d;
-    const vector_t<A> g = gradient.template dz<kPartial>(at, count, d);
+    const vector_t<A> g = gradient.template dz<kSpan>(at, count, d);
     const BatchNormReluArgs& args = gradient.args;
     const auto rest = multiply_add(d, gradient.of(args.slope, at), gradient.of(args.offset, at));
-    store_lanes<kPartial>(dx + at, multiply_add(g, gradient.of(args.scale, at), rest), count);
+    store_lanes<kSpan>(dx + at, multiply_add(g, gradient.of(args.scale, at), rest), count);
   }
 };
 
@@ -539,7 +568,7 @@ void backward(const BatchNormReluArgs& args, int64_t begin, int64_t end) {
           of
       };
       for_vectors<A>(
-          args.length, Backward<T, A, G>{gradient, static_cast<T*>(args.result) + offset}
+          0, args.length, Backward<T, A, G>{gradient, static_cast<T*>(args.result) + offset}
       );
     });
   });

@@ -187,7 +187,30 @@ Tensor empty_channels(const Layout& layout, std::vector<int64_t> shape) {
   return torch::stable::empty(shape, dtype, torch::headeronly::Layout::Strided, layout.device);
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_statistics(const Tensor& x, double eps) {
+// running += (batch - running) * momentum
+template <typename A>
+void update_running(
+    const std::optional<Tensor>& running,
+    const std::vector<double>& batch,
+    double factor,
+    double momentum
+) {
+  if (running) {
+    per_channel<A>(*running, batch.size(), "running statistics");
+    A* values = static_cast<A*>(running->mutable_data_ptr());
+    for (size_t c = 0; c < batch.size(); ++c) {
+      values[c] = static_cast<A>(values[c] + (batch[c] * factor - values[c]) * momentum);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_statistics(
+    const Tensor& x,
+    const std::optional<Tensor>& running_mean,
+    const std::optional<Tensor>& running_var,
+    double momentum,
+    double eps
+) {
   const Layout layout(x);
   const Tensor input = layout.dense(x, "input");
   const int64_t C = x.size(1);
@@ -219,12 +242,16 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_statistics(const Tensor& x, d
       const double difference = partial_mean - means[c];
       squares[c] += partial_squares + n * difference * difference;
     });
+    A* m = static_cast<A*>(mean.mutable_data_ptr());
+    A* v = static_cast<A*>(var.mutable_data_ptr());
+    A* r = static_cast<A*>(invstd.mutable_data_ptr());
     for (int64_t c = 0; c < C; ++c) {
-      const double variance = squares[c] * share;
-      static_cast<A*>(mean.mutable_data_ptr())[c] = static_cast<A>(means[c]);
-      static_cast<A*>(var.mutable_data_ptr())[c] = static_cast<A>(variance);
-      static_cast<A*>(invstd.mutable_data_ptr())[c] = static_cast<A>(1 / std::sqrt(variance + eps));
+      m[c] = static_cast<A>(means[c]);
+      v[c] = static_cast<A>(squares[c] * share);
+      r[c] = static_cast<A>(1 / std::sqrt(squares[c] * share + eps));
     }
+    update_running<A>(running_mean, means, 1, momentum);
+    update_running<A>(running_var, squares, 1 / (1 / share - 1), momentum);  // unbiased
   });
   return {mean, var, invstd};
 }

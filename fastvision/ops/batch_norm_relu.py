@@ -20,7 +20,10 @@ from ._checks import check_floating, check_tensor
 # ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
 _AFFINE = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 _SCHEMAS = {
-    "batch_norm_relu_statistics": "(Tensor input, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_relu_statistics": (
+        "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
+        "float eps) -> (Tensor, Tensor, Tensor)"
+    ),
     "batch_norm_relu": (
         f"(Tensor input, {_AFFINE}, Tensor? residual, int activation, float negative_slope)"
         " -> Tensor"
@@ -45,7 +48,7 @@ def _channels(input: Tensor, *shape: Any) -> Tensor:
     return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32))
 
 
-def _fake_statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_statistics(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     C = input.shape[1]
     return _channels(input, C), _channels(input, C), _channels(input, C)
 
@@ -175,7 +178,7 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         name = "none"
     with torch.enable_grad():
         if ctx.count is not None:
-            mean, _, invstd = reference.batch_norm_relu_statistics(input, eps)
+            mean, _, invstd = reference.batch_norm_relu_statistics(input, eps=eps)
         y = reference.batch_norm_relu(
             input, mean, invstd, weight, bias, residual, name, negative_slope
         )
@@ -216,6 +219,11 @@ def _gathered_statistics(
     return mean_all.to(dtype), var_all.to(dtype), invstd.to(dtype), total[0].to(dtype)
 
 
+def _updated(running: Tensor | None, batch: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.lerp_(batch.to(running.dtype), momentum)
+
+
 def _batch_statistics(
     backend: str,
     input: Tensor,
@@ -227,18 +235,23 @@ def _batch_statistics(
 ) -> tuple[Tensor, Tensor, Any]:
     """Mean and invstd of the batch, and the elements of a channel; updates the running ones."""
     count: Any = input.numel() // input.shape[1]
-    if input.numel() > 0:
-        mean, var, invstd = _RUN[backend]["batch_norm_relu_statistics"](input, eps)
+    run = _RUN[backend]["batch_norm_relu_statistics"]
+    running = [x for x in (running_mean, running_var) if x is not None]
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    if group is None and all(x.dtype == dtype and x.is_contiguous() for x in running):
+        mean, _, invstd = run(input, running_mean, running_var, momentum, eps)
+        if not torch.compiler.is_compiling():
+            for x in running:  # a backward that has saved them must notice
+                torch.autograd.graph.increment_version(x)
+        return mean, invstd, count
+    if count > 0:
+        mean, var, invstd = run(input, None, None, momentum, eps)
     else:  # this process has no part in the batch
         mean, var, invstd = (torch.zeros_like(_channels(input, input.shape[1])) for _ in range(3))
     if group is not None:
         mean, var, invstd, count = _gathered_statistics(mean, var, count, eps, group)
-    with torch.no_grad():
-        if running_mean is not None:
-            running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-        if running_var is not None:
-            unbiased = var.detach() * (count / (count - 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    _updated(running_mean, mean, momentum)
+    _updated(running_var, var * (count / (count - 1)), momentum)
     return mean, invstd, count
 
 
@@ -367,12 +380,13 @@ def batch_norm_relu(
         mean = torch.zeros_like(_channels(input, input.shape[1]))
         invstd = torch.ones_like(mean)
     else:
-        with torch.set_grad_enabled(composed and torch.is_grad_enabled()):
+        with torch.no_grad():
             mean, invstd, count = _batch_statistics(
-                "reference" if composed else chosen,
-                input, running_mean, running_var, momentum, eps, process_group,
-            )  # fmt: skip
+                chosen, input, running_mean, running_var, momentum, eps, process_group
+            )
     if composed:
+        if count is not None:
+            mean, _, invstd = reference.batch_norm_relu_statistics(input, eps=eps)
         return reference.batch_norm_relu(
             input, mean, invstd, weight, bias, residual, activation, negative_slope
         )

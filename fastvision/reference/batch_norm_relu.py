@@ -13,15 +13,29 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _over_channels(values: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if values is None else values.view(-1, *[1] * (x.dim() - 2))
+def _over_channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
-def batch_norm_relu_statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] mean, biased variance and 1 / sqrt(variance + eps) of each channel of [N, C, ...]."""
+def batch_norm_relu_statistics(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[C] mean, biased variance and 1 / sqrt(variance + eps) of each channel of [N, C, ...].
+
+    The running statistics move by ``momentum`` towards the batch's, with the unbiased variance.
+    """
     x = _wide(input)
     dims = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, dims, correction=0)
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        count = x.numel() // x.shape[1]
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
     return mean, var, (var + eps).rsqrt()
 
 
