@@ -360,7 +360,8 @@ Tensor batch_norm_relu_backward(
     const Tensor& invstd,
     const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& means,
+    const std::optional<Tensor>& sums,
+    int64_t count,
     int64_t activation,
     double negative_slope
 ) {
@@ -378,16 +379,16 @@ Tensor batch_norm_relu_backward(
     call.set_affine(mean, invstd, weight, bias);
     const A* r = static_cast<const A*>(invstd.const_data_ptr());
     const A* scale = static_cast<const A*>(call.args.scale);
-    const A* m = nullptr;
-    if (means) {
-      STD_TORCH_CHECK(means->dim() == 2 && means->size(0) == 2, "means must have shape [2, C]");
-      m = per_channel<A>(torch::stable::flatten(*means, 0, 1), 2 * C, "means");
+    std::vector<A> means(2 * C);
+    if (sums) {
+      STD_TORCH_CHECK(sums->dim() == 2 && sums->size(0) == 2, "sums must have shape [2, C]");
+      const A* totals = per_channel<A>(torch::stable::flatten(*sums, 0, 1), 2 * C, "sums");
+      for (int64_t c = 0; c < 2 * C; ++c) {
+        means[c] = totals[c] / count;
+      }
     }
-    call.args.slope = call.constants([&](int64_t c) {
-      return m == nullptr ? A(0) : -scale[c] * r[c] * m[C + c];
-    });
-    call.args.offset =
-        call.constants([&](int64_t c) { return m == nullptr ? A(0) : -scale[c] * m[c]; });
+    call.args.slope = call.constants([&](int64_t c) { return -scale[c] * r[c] * means[C + c]; });
+    call.args.offset = call.constants([&](int64_t c) { return -scale[c] * means[c]; });
     call.args.input = input.const_data_ptr();
     call.args.grad = grad.const_data_ptr();
     call.args.result = result.mutable_data_ptr();

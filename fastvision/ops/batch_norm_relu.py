@@ -33,8 +33,8 @@ _SCHEMAS = {
         "int activation, float negative_slope) -> (Tensor, Tensor)"
     ),
     "batch_norm_relu_backward": (
-        f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? means, int activation, "
-        "float negative_slope) -> Tensor"
+        f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? sums, SymInt count, "
+        "int activation, float negative_slope) -> Tensor"
     ),
 }
 
@@ -139,14 +139,15 @@ class _BatchNormReLU(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
         input, weight, bias, mean, invstd, residual, output = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _differentiable_backward(ctx, grad)
         backend, activation, negative_slope, _ = ctx.options
         run, affine = _RUN[backend], (mean, invstd, weight, bias)
-        sums, dx = None, None
+        dx: Tensor | None = None
+        sums: Any = None
         beside = residual is not None or output is not None
         if ctx.count is not None or needs_weight or needs_bias or beside:
             sums, dz = run["batch_norm_relu_sums"](
@@ -155,15 +156,22 @@ class _BatchNormReLU(torch.autograd.Function):
             if beside:
                 grad, activation = dz, 0
         if needs_input:
-            means = None
-            if ctx.count is not None:
-                means = (sums if ctx.group is None else _all_reduced(sums, ctx.group)) / ctx.count
+            total, count = None, 1
+            if ctx.group is not None:
+                total = _all_reduced(sums, ctx.group) / ctx.count
+            elif ctx.count is not None:
+                total, count = sums, ctx.count
             dx = run["batch_norm_relu_backward"](
-                grad, input, *affine, means, activation, negative_slope
+                grad, input, *affine, total, count, activation, negative_slope
             )
-        dweight = sums[1] if needs_weight else None
-        dbias = sums[0] if needs_bias else None
-        return dx, dweight, dbias, grad if needs_residual else None, None, None, None, None, None
+        dbias, dweight = (None, None) if sums is None else sums.unbind()
+        return (
+            dx,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            grad if needs_residual else None,
+            *[None] * 5,
+        )
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -134,19 +134,20 @@ def batch_norm_relu_backward(
     invstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    means: Tensor | None,
+    sums: Tensor | None,
+    count: int,
     activation: str,
     negative_slope: float,
 ) -> Tensor:
     """Gradient of the input (Ioffe and Szegedy 2015, section 3).
 
-    ``means`` are the sums of :func:`batch_norm_relu_sums` over the number of elements of a channel;
-    without them the statistics count as constants.
+    ``sums`` are those of :func:`batch_norm_relu_sums` and ``count`` is the number of elements of a
+    channel; without them the statistics count as constants.
     """
     z = _pre_activation(input, mean, invstd, weight, bias, None)
     dx = activation_gradient(_wide(grad), z, activation, negative_slope)
-    if means is not None:
-        normalized = _normalized(input, mean, invstd)
+    if sums is not None:
+        normalized, means = _normalized(input, mean, invstd), sums / count
         dx = dx - _over_channels(means[0], z) - normalized * _over_channels(means[1], z)
     scale = invstd if weight is None else invstd * weight
     return (dx * _over_channels(scale, z)).to(grad.dtype)
