@@ -15,7 +15,7 @@ from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
-from ._checks import check_floating, check_tensor
+from ._checks import check_floating, check_tensor, is_eager
 from ._packing import remembered
 from .batch_norm_relu import batch_norm_relu
 
@@ -33,9 +33,9 @@ torch.library.define(
 )
 torch.library.define(
     "fastvision::conv_packed",
-    "(Tensor input, Tensor packed, Tensor? residual, SymInt[] kernel, SymInt[] stride, "
-    "SymInt[] padding, SymInt[] dilation, SymInt groups, int activation, float negative_slope) "
-    "-> Tensor",
+    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
+    "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
+    "int groups, int activation, float negative_slope) -> Tensor",
 )
 
 
@@ -61,16 +61,12 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _packed(dtype: torch.dtype, groups: int, eps: float, *tensors: Tensor | None) -> Tensor:
-    """Weight, bias and batch normalization in the CPU engine's layout."""
-
-    def make() -> Tensor:
-        weight, bias = reference.fold_batch_norm(*tensors, eps)
-        bias = None if bias is None else bias.to(dtype)
-        return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
-
-    level = _extension._C.cpu_capability()
-    return remembered(tensors, ("conv", dtype, groups, eps, level), make)
+def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int, eps: float) -> Tensor:
+    """Weight, bias and batch normalization in the layout of the CPU's engine."""
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
+    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
+    bias = None if bias is None else bias.to(dtype)
+    return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
 
 
 def _cpu(
@@ -82,25 +78,27 @@ def _cpu(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     eps: float,
     activation: int,
     negative_slope: float,
 ) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    norm = (bn_weight, bn_bias, running_mean, running_var)
-    packed = _packed(dtype, groups, eps, weight, bias, *norm)
+    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    purpose = ("conv", dtype, groups, eps, _extension.cpu_level())
+    packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
     return torch.ops.fastvision.conv_packed.default(
         input,
         packed,
         residual,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
+        weight.shape[0],
+        *weight.shape[2:],
+        *stride,
+        *padding,
+        *dilation,
         groups,
         activation,
         negative_slope,
@@ -145,12 +143,15 @@ def _paddings(
     return horizontal, horizontal, vertical, vertical
 
 
-def _run(backend: str, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:
+def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor:
     """The op without derivatives; the activation in ``options`` is an index."""
     if backend == "reference":
         *geometry, activation, negative_slope = options
         return reference.conv_bn_relu(*tensors, *geometry, ACTIVATIONS[activation], negative_slope)
-    return _OP(*tensors, *options)
+    # the dispatcher's boxing of so many arguments takes longer than a small convolution
+    input = tensors[0]
+    run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
+    return run(*tensors, *options)
 
 
 class _FrozenConvBNReLU(torch.autograd.Function):
@@ -240,9 +241,7 @@ def _convolution_backward(
     return dx, dweight, dbias
 
 
-def _check_shapes(
-    input: Tensor, weight: Tensor, groups: int, **channels: Tensor | None
-) -> None:
+def _check_shapes(input: Tensor, weight: Tensor, groups: int, **channels: Tensor | None) -> None:
     if input.dim() != 4:
         raise ValueError(f"input must have shape [N, C, H, W], got {list(input.shape)}")
     if weight.dim() != 4:
