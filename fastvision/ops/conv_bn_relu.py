@@ -291,7 +291,7 @@ def conv_bn_relu(
         training: normalizes with the statistics of the batch and updates the running ones, as
             :func:`batch_norm_relu`.
         momentum, eps: of the batch normalization.
-        stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding may also be
+        stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
             four numbers, left, right, top, bottom.
         residual: [N, K, OH, OW], added before the activation.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
