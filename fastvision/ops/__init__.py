@@ -2,11 +2,15 @@
 
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
+from .misc import Conv2dNormActivation, ConvBNReLU2d, FrozenBatchNorm2d
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
+    "Conv2dNormActivation",
+    "ConvBNReLU2d",
+    "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
     "batch_norm_relu",
