@@ -147,7 +147,8 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
     """The op without derivatives; the activation in ``options`` is an index."""
     if backend == "reference":
         *geometry, activation, negative_slope = options
-        return reference.conv_bn_relu(*tensors, *geometry, ACTIVATIONS[activation], negative_slope)
+        name = ACTIVATIONS[activation]
+        return reference.conv_bn_relu(*tensors, *geometry, name, negative_slope)
     # the dispatcher's boxing of so many arguments takes longer than a small convolution
     input = tensors[0]
     run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
@@ -322,10 +323,11 @@ def conv_bn_relu(
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias, residual = (
-            x if x is None or x.dtype == torch.float64 else x.to(dtype)
-            for x in (input, weight, bias, residual)
-        )
+        if input.dtype != torch.float64:
+            input = input.to(dtype)
+            weight = weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            residual = None if residual is None else residual.to(dtype)
     if training:
         x, sides = _symmetric(input, paddings)
         return batch_norm_relu(

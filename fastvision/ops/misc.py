@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class FrozenBatchNorm2d(nn.Module):
         num_features: channels of the [N, C, H, W] input.
         eps: added to the variance.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -113,15 +118,19 @@ def _process_group(norm: nn.Module) -> Any:
 
 def _conv_norm_activation(
     input: Tensor,
-    conv: nn.Conv2d,
+    conv: Any,
     norm: Any,
     activation: str,
     negative_slope: float,
     residual: Tensor | None = None,
 ) -> Tensor:
     """activation(norm(conv(input)) + residual), where ``norm`` is None or a batch normalization."""
-    end = {"residual": residual, "activation": activation, "negative_slope": negative_slope}
-    geometry = {
+    end: dict[str, Any] = {
+        "residual": residual,
+        "activation": activation,
+        "negative_slope": negative_slope,
+    }
+    geometry: dict[str, Any] = {
         "stride": conv.stride,
         "padding": conv.padding,
         "dilation": conv.dilation,
@@ -180,7 +189,7 @@ class ConvBNReLU2d(nn.Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = False,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -212,9 +221,7 @@ class ConvBNReLU2d(nn.Module):
         return f"activation={self.activation}" + slope * (self.activation == "leaky_relu")
 
 
-def _same_padding(
-    kernel_size: int | Sequence[int], dilation: int | Sequence[int]
-) -> int | tuple[int, ...]:
+def _same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]) -> Any:
     """What keeps the size for odd kernels, as in torchvision."""
     if isinstance(kernel_size, int) and isinstance(dilation, int):
         return (kernel_size - 1) // 2 * dilation
@@ -274,11 +281,14 @@ class Conv2dNormActivation(nn.Sequential):
         self._has_norm = norm_layer is not None
 
     def forward(self, input: Tensor) -> Tensor:
-        conv, *rest = self
+        conv, *rest = self.children()
         norm = rest.pop(0) if self._has_norm and rest else None
         activation = _activation(rest[0] if rest else None)
-        # what is no Tensor traces the layers
-        fused = isinstance(input, Tensor) and len(rest) <= 1 and activation is not None
-        if fused and _fusible(conv, norm, *rest):
+        if (
+            activation is not None
+            and isinstance(input, Tensor)  # what is none traces the layers
+            and len(rest) <= 1
+            and _fusible(conv, norm, *rest)
+        ):
             return _conv_norm_activation(input, conv, norm, *activation)
         return super().forward(input)

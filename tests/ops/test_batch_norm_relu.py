@@ -166,7 +166,7 @@ def test_functional_transforms(backend):
 def test_only_what_is_wanted_gets_a_gradient(backend, training):
     x, residual, grad, weight, bias, mean, var = make((2, 3, 4, 5), torch.float64, backend.device)
     for activation in ("relu", "silu"):
-        for wanted in range(1, 16):
+        for wanted in (1, 2, 4, 8, 6, 9, 14, 15) if backend.interpreted else range(1, 16):
             inputs = [
                 t.detach().requires_grad_(bool(wanted >> i & 1))
                 for i, t in enumerate((x, weight, bias, residual))

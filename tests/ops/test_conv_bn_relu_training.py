@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fastvision import ops
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.numerics import TOLERANCES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 GEOMETRIES = {
@@ -94,8 +94,9 @@ def test_activations(backend, dtype, activation, training):
     eager = results(layers, tensors, training, activation, geometry)
     for a, b, c in zip(actual, expected, eager, strict=True):
         assert a.dtype == dtype
-        # no worse than the layers one by one: in bfloat16 z near a kink may fall on either side
-        budget = 2 * (c.double() - b).norm() + 1e-5 * b.norm()
+        # no worse than the layers one by one: in bfloat16 z near a kink may fall on either side.
+        # The gradient of the bias is zero in training, and the layers' may happen to be smaller
+        budget = 2 * (c.double() - b).norm() + 1e-5 * b.norm() + TOLERANCES[dtype]
         assert (a.double() - b).norm() <= budget
 
 
