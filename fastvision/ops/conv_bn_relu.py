@@ -14,8 +14,16 @@ from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
+from . import _onednn
 from ._backend import choose
-from ._checks import check_floating, check_tensor, is_eager
+from ._checks import is_eager
+from ._convolution import (
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    check_window,
+)
 from ._packing import remembered
 from .batch_norm_relu import batch_norm_relu
 
@@ -36,6 +44,13 @@ torch.library.define(
     "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
     "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
     "int groups, int activation, float negative_slope) -> Tensor",
+)
+
+torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
+torch.library.define(
+    "fastvision::conv_winograd",
+    "(Tensor input, Tensor packed, Tensor? residual, int K, int left, int right, int top, "
+    "int bottom, int activation, float negative_slope) -> Tensor",
 )
 
 
@@ -61,12 +76,31 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int, eps: float) -> Tensor:
-    """Weight, bias and batch normalization in the layout of the CPU's engine."""
+def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int | None, eps: float) -> Tensor:
+    """Weight, bias and batch normalization in the engine's layout, or Winograd's for no groups."""
     weight, bias, bn_weight, bn_bias, mean, var = tensors
     weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
-    bias = None if bias is None else bias.to(dtype)
-    return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    if groups is None:
+        return torch.ops.fastvision.conv_winograd_pack.default(weight, bias)
+    return torch.ops.fastvision.conv_pack.default(weight, bias, groups)
+
+
+def _winograd_wins(
+    input: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """3x3 with so many channels that the transforms, and tiles that the weights, are worth it."""
+    images, C, height, width = input.shape
+    return (
+        weight.shape[2] == weight.shape[3] == 3
+        and groups == 1
+        and C >= 32
+        and weight.shape[0] >= 32
+        and input.dtype == torch.float32
+        and images * height * width >= 144
+        and (stride[0], stride[1], dilation[0], dilation[1]) == (1, 1, 1, 1)
+        and is_channels_last(input)
+    )
 
 
 def _cpu(
@@ -88,7 +122,18 @@ def _cpu(
 ) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    purpose = ("conv", dtype, groups, eps, _extension.cpu_level())
+    name = ACTIVATIONS[activation]
+    if _onednn.preferred(input, weight, residual, padding, groups, name):
+        return _onednn.convolution(
+            input, tensors, residual, stride, padding, dilation, eps, activation
+        )
+    level = _extension.cpu_level()
+    if _winograd_wins(input, weight, stride, dilation, groups):
+        packed = remembered(tensors, ("winograd", eps, level), _pack, dtype, None, eps)
+        return torch.ops.fastvision.conv_winograd.default(
+            input, packed, residual, weight.shape[0], *padding, activation, negative_slope
+        )
+    purpose = ("conv", dtype, groups, eps, level)
     packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
     return torch.ops.fastvision.conv_packed.default(
         input,
@@ -146,9 +191,9 @@ def _paddings(
 def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor:
     """The op without derivatives; the activation in ``options`` is an index."""
     if backend == "reference":
-        *geometry, activation, negative_slope = options
-        name = ACTIVATIONS[activation]
-        return reference.conv_bn_relu(*tensors, *geometry, name, negative_slope)
+        arguments = [*tensors, *options]
+        arguments[-2] = ACTIVATIONS[arguments[-2]]
+        return reference.conv_bn_relu(*arguments)
     # the dispatcher's boxing of so many arguments takes longer than a small convolution
     input = tensors[0]
     run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
@@ -242,23 +287,6 @@ def _convolution_backward(
     return dx, dweight, dbias
 
 
-def _check_shapes(input: Tensor, weight: Tensor, groups: int, **channels: Tensor | None) -> None:
-    if input.dim() != 4:
-        raise ValueError(f"input must have shape [N, C, H, W], got {list(input.shape)}")
-    if weight.dim() != 4:
-        raise ValueError(f"weight must have shape [K, C / groups, R, S], got {list(weight.shape)}")
-    if groups < 1 or weight.shape[1] * groups != input.shape[1] or weight.shape[0] % groups:
-        raise ValueError(
-            f"weight must have shape [K, {input.shape[1]} / groups, R, S] with K a multiple of "
-            f"groups={groups}, got {list(weight.shape)}"
-        )
-    for name, values in channels.items():
-        if values is not None and (values.dim() != 1 or values.shape[0] != weight.shape[0]):
-            raise ValueError(
-                f"{name} must have shape [{weight.shape[0]}], got {list(values.shape)}"
-            )
-
-
 def conv_bn_relu(
     input: Tensor,
     weight: Tensor,
@@ -307,50 +335,72 @@ def conv_bn_relu(
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
+    On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 channels and more
+    are computed by Winograd's minimal filtering (Lavin and Gray, 2016), whose root mean square
+    error stays below twice that of the plain sum, and which makes NaN of infinite values.
+
     Raises:
         TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
     """
-    check_tensor(input, "input")
-    check_tensor(weight, "weight")
-    check_floating(input, "input")
+    check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    _check_shapes(
-        input, weight, groups, bias=bias, bn_weight=bn_weight, bn_bias=bn_bias,
-        running_mean=running_mean, running_var=running_var,
-    )  # fmt: skip
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
-    if torch.is_autocast_enabled(input.device.type):
+    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        if input.dtype != torch.float64:
-            input = input.to(dtype)
-            weight = weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-            residual = None if residual is None else residual.to(dtype)
+        input = input.to(dtype)
+        residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
+    check_window(strides, paddings, dilations, groups)
+    K = weight.shape[0]
+    if K % groups != 0:
+        raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
+    check_channels(
+        input, f"weight {list(weight.shape)} and {groups} groups", groups * weight.shape[1]
+    )
+    check_parameters(
+        K,
+        input,
+        running_mean,
+        running_var,
+        training,
+        bias=bias,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+    if min(size) < 1:
+        raise ValueError(
+            f"weight's window {list(weight.shape[2:])} with dilation {dilations} does not fit into "
+            f"input {list(input.shape[2:])} with padding {paddings}"
+        )
+    check_residual(residual, input, (input.shape[0], K, *size))
     if training:
         x, sides = _symmetric(input, paddings)
+        filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         return batch_norm_relu(
-            F.conv2d(x, weight, bias, strides, sides, dilations, groups),
+            F.conv2d(x, filters, offset, strides, sides, dilations, groups),
             running_mean, running_var, bn_weight, bn_bias, True, momentum, eps,
             residual=residual, activation=activation, negative_slope=negative_slope,
             backend=None if backend == "cuda" else backend,
         )  # fmt: skip
-    if running_mean is None and running_var is None:
-        if bn_weight is not None or bn_bias is not None:
-            raise ValueError("bn_weight and bn_bias need running_mean and running_var")
-    elif running_mean is None or running_var is None:
-        raise ValueError("running_mean and running_var must be given together")
-    else:
-        running_mean, running_var = running_mean.detach(), running_var.detach()
+    chosen = choose(input, backend)
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
-    chosen = choose(input, backend)
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
     index = ACTIVATIONS.index(activation)
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if not transformed and not (
+        torch.is_grad_enabled()
+        and any(
+            t is not None and t.requires_grad
+            for t in (input, weight, bias, bn_weight, bn_bias, residual)
+        )
+    ):
         return _run(chosen, tensors, (*options, index, negative_slope))
+    if running_mean is not None and running_var is not None:
+        tensors = (*tensors[:5], running_mean.detach(), running_var.detach(), residual)
+    if transformed:
+        return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
     if activation in ("none", "relu", "relu6") or (
         activation == "leaky_relu" and negative_slope > 0
     ):

@@ -193,24 +193,3 @@ def test_compile(backend, activation, training):
     expected = results(fused, *options, backend=backend.name)
     for a, b in zip(actual, expected, strict=True):
         assert_matches(a, b, scale=4)
-
-
-def test_bad_input():
-    x, weight, bias, bn_weight, bn_bias, residual, mean, var, _ = make({}, torch.float32)
-
-    def refused(error, words, *args, **options):
-        with pytest.raises(error, match=words):
-            ops.conv_bn_relu(*args, **options)
-
-    statistics = {"running_mean": mean, "running_var": var}
-    refused(ValueError, r"input must have shape \[N, C, H, W\], got \[4, 7, 6\]", x[0], weight)
-    refused(ValueError, r"weight must have shape \[K, 4 / groups", x, weight, groups=2)
-    refused(ValueError, r"bias must have shape \[6\], got \[2\]", x, weight, bias[:2])
-    refused(ValueError, r"bn_bias must have shape \[6\], got \[1\]", x, weight,
-            bn_bias=bn_bias[:1], **statistics)  # fmt: skip
-    refused(ValueError, "running_mean and running_var must be given together", x, weight,
-            running_mean=mean)  # fmt: skip
-    refused(ValueError, "bn_weight and bn_bias need running_mean", x, weight, bn_weight=bn_weight)
-    refused(ValueError, "activation must be one of", x, weight, activation="gelu")
-    refused(ValueError, "residual must have the shape", x, weight, residual=residual[:1],
-            training=True, **statistics)  # fmt: skip
