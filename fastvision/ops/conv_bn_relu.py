@@ -200,6 +200,31 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
     return run(*tensors, *options)
 
 
+def _winograd_wins_once(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether Winograd's algorithm is faster than torch's even if the weights are packed for it.
+
+    In training they are in each step, which takes as long as some hundred pixels.
+    """
+    return (
+        input.is_cpu
+        and type(input) is Tensor
+        and is_eager()
+        and _extension.missing is None
+        and input.dtype == weight.dtype
+        and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
+        and max(padding) <= 2
+        and _winograd_wins(input, weight, stride, dilation, groups)
+        and not _onednn.preferred(input, weight, None, padding, groups, "none")
+    )
+
+
 class _FrozenConvBNReLU(torch.autograd.Function):
     """With fixed statistics: the convolution's own gradients, from which follow all the others.
 
@@ -211,7 +236,7 @@ class _FrozenConvBNReLU(torch.autograd.Function):
     def forward(ctx: Any, backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
         output = _run(backend, tensors, options)
         *parameters, _residual = tensors
-        ctx.save_for_backward(*parameters, output)
+        ctx.save_for_backward(*parameters, output if options[-2] > 0 else None)
         ctx.options = options
         return output
 
@@ -222,7 +247,10 @@ class _FrozenConvBNReLU(torch.autograd.Function):
             ctx.saved_tensors
         )
         needs = ctx.needs_input_grad[2:]
-        dz = activation_gradient(grad, output.detach(), ACTIVATIONS[activation], negative_slope)
+        dz = grad
+        if output is not None:
+            name = ACTIVATIONS[activation]
+            dz = activation_gradient(grad, output.detach(), name, negative_slope)
         folded, _ = reference.fold_batch_norm(
             weight, None, bn_weight, None, running_mean, running_var, eps
         )
@@ -275,6 +303,20 @@ def _convolution_backward(
     mask: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, Any]:
     """Gradients of input, weight and bias, None where ``mask`` is False."""
+    turn = (grad, weight, stride, padding, dilation, groups)
+    if mask[0] and not torch.is_grad_enabled() and _winograd_wins_once(*turn):
+        # the gradient of the input is the convolution with the filters turned around
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        packed = torch.ops.fastvision.conv_winograd_pack.default(turned, None)
+        dx = torch.ops.fastvision.conv_winograd.default(
+            grad, packed, None, input.shape[1], *(2 - side for side in padding), 0, 0.0
+        )
+        if not (mask[1] or mask[2]):
+            return dx, None, None
+        rest = _convolution_backward(
+            grad, input, weight, stride, padding, dilation, groups, (False, mask[1], mask[2])
+        )
+        return dx, rest[1], rest[2]
     padded, sides = _symmetric(input, padding)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad, padded, weight, [weight.shape[0]], stride, sides, dilation, False, [0, 0], groups,
@@ -376,10 +418,18 @@ def conv_bn_relu(
         )
     check_residual(residual, input, (input.shape[0], K, *size))
     if training:
-        x, sides = _symmetric(input, paddings)
-        filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if choose(input, backend) == "cpp" and _winograd_wins_once(
+            input, weight, strides, paddings, dilations, groups
+        ):
+            x = conv_bn_relu(
+                input, weight, bias, padding=paddings, activation="none", backend=backend
+            )
+        else:
+            x, sides = _symmetric(input, paddings)
+            filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+            x = F.conv2d(x, filters, offset, strides, sides, dilations, groups)
         return batch_norm_relu(
-            F.conv2d(x, filters, offset, strides, sides, dilations, groups),
+            x,
             running_mean, running_var, bn_weight, bn_bias, True, momentum, eps,
             residual=residual, activation=activation, negative_slope=negative_slope,
             backend=None if backend == "cuda" else backend,

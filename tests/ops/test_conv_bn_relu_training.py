@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from fastvision import ops
+from fastvision import _extension, ops
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
@@ -132,6 +132,39 @@ def test_only_what_is_wanted_gets_a_gradient(training):
             assert (x.grad is not None) == x.requires_grad
             if x.grad is not None:
                 assert_matches(x.grad, expected, scale=32)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 2, 1, 0)], ids=str)
+def test_winograd(padding, training, monkeypatch):
+    """Convolutions whose result, and whose input's gradient, come from Winograd's algorithm."""
+    if _extension.missing is not None:
+        pytest.skip(_extension.missing)
+    used = []
+    decide = ops.conv_bn_relu.__globals__["_winograd_wins_once"]
+    monkeypatch.setitem(
+        ops.conv_bn_relu.__globals__,
+        "_winograd_wins_once",
+        lambda *args: used.append(decide(*args)) or used[-1],
+    )
+    g = cases.generator(2)
+    x, weight = torch.randn(2, 32, 26, 25, generator=g), torch.randn(40, 32, 3, 3, generator=g) / 9
+    bias, bn_weight, bn_bias, mean = torch.randn(4, 40, generator=g)
+    geometry = {"padding": padding}
+    exact = (x.double(), weight.double(), *torch.zeros(4, 40).double(), torch.ones(40).double())
+    size = layers(*exact[:6], exact[6], None, False, "none", geometry).shape
+    residual, grad = torch.randn(2, *size, generator=g)
+    x, residual, grad = (
+        t.contiguous(memory_format=torch.channels_last) for t in (x, residual, grad)
+    )
+    tensors = [x, weight, bias, bn_weight, bn_bias, residual, mean, torch.ones(40), grad]
+    actual = results(fused, tensors, training, "relu", geometry)
+    expected = results(layers, [t.double() for t in tensors], training, "relu", geometry)
+    for a, b in zip(actual, expected, strict=True):
+        # an element near zero may fall on either side of it
+        assert (a.double() - b).norm() <= 1e-3 * b.norm() + 1e-3
+    if _extension.cpu_level() != "avx512":  # where oneDNN may be faster
+        assert used.count(True) == 1 + training
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
