@@ -4,14 +4,12 @@
 #include <cmath>
 #include <memory>
 
-#include "common/huge_pages.h"
+#include "common/memory_format.h"
 #include "common/parallel.h"
 #include "common/torch.h"
 
 namespace fastvision {
 namespace {
-
-using torch::headeronly::MemoryFormat;
 
 constexpr int64_t kSerialElements = 1 << 15;  // below that, waking threads does not pay
 constexpr int64_t kPieceElements = 1
@@ -19,57 +17,40 @@ constexpr int64_t kPieceElements = 1
 constexpr int64_t kMaxRows = 512;          // added up in float
 constexpr int64_t kLeastLength = 64;       // of rows: shorter ones are joined
 
-bool is_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) {
-    return false;
-  }
-  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-  const int64_t expected[4] = {H * W * C, 1, W * C, C};
-  for (int dim = 0; dim < 4; ++dim) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected[dim]) {
-      return false;
-    }
-  }
-  return true;
-}
-
 // How an input lies in memory, and tensors of its shape that lie the same way.
 struct Layout {
+  Tensor like;
   std::vector<int64_t> shape;
   ScalarType dtype;
-  torch::stable::Device device;
   bool channels_last;
 
   explicit Layout(const Tensor& input)
-      : shape(input.sizes().begin(), input.sizes().end()),
+      : like(input),
+        shape(input.sizes().begin(), input.sizes().end()),
         dtype(input.scalar_type()),
-        device(input.device()),
         channels_last(is_channels_last(input)) {
     STD_TORCH_CHECK(input.dim() >= 2, "input must have shape [N, C, ...]");
   }
 
   Tensor dense(const Tensor& x, const char* name) const {
     STD_TORCH_CHECK(
-        x.scalar_type() == dtype && x.device() == device &&
+        x.scalar_type() == dtype && x.device() == like.device() &&
             std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end()),
         name,
         " must have the shape, dtype and device of the input"
     );
-    const bool fits = channels_last ? is_channels_last(x) : x.is_contiguous();
-    return fits ? x : torch::stable::contiguous(x, format());
+    return in_format(x, channels_last);
   }
 
   Tensor empty() const {
-    Tensor x = torch::stable::empty(
-        shape, dtype, torch::headeronly::Layout::Strided, device, std::nullopt, format()
-    );
-    advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
-    return x;
-  }
-
- private:
-  MemoryFormat format() const {
-    return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+    if (channels_last) {
+      return empty_in_format(like, shape[0], shape[1], shape[2], shape[3], true);
+    }
+    std::vector<int64_t> strides(shape.size(), 1);
+    for (size_t dim = shape.size() - 1; dim > 0; --dim) {
+      strides[dim - 1] = strides[dim] * std::max<int64_t>(shape[dim], 1);
+    }
+    return empty_result(like, shape, strides);
   }
 };
 
@@ -184,7 +165,9 @@ class Call {
 Tensor empty_channels(const Layout& layout, std::vector<int64_t> shape) {
   const ScalarType dtype =
       layout.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty(shape, dtype, torch::headeronly::Layout::Strided, layout.device);
+  return torch::stable::empty(
+      shape, dtype, torch::headeronly::Layout::Strided, layout.like.device()
+  );
 }
 
 // running += (batch - running) * momentum
