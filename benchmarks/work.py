@@ -104,3 +104,14 @@ def focal_loss(x: Tensor, targets: Tensor, *, gradient: bool, losses: int = 0) -
     moved = x.numel() * element * (1 + gradient) + losses * element
     moved += targets.numel() * targets.element_size()
     return Work(moved, x.numel() * (FOCAL_FLOPS + gradient * FOCAL_GRADIENT_FLOPS))
+
+
+def batch_norm_relu(input: Tensor, *, residual: bool = False, backward: bool = False) -> Work:
+    """Input and residual read once and output written once, in training as well: a cache could hold
+    the input. Backward reads the output's gradient, the input and, for the residual's gradient, the
+    output, and writes one or two gradients.
+
+    Per element 3 operations for the statistics and 3 to normalize; backward 4 for the sums and 4.
+    """
+    tensors = 2 + residual + (3 + 2 * residual) * backward
+    return Work(tensors * input.numel() * input.element_size(), (6 + 8 * backward) * input.numel())

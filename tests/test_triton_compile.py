@@ -140,6 +140,33 @@ def focal_loss_variants(all_variants):
             yield f"focal scale {dtype}", focal_loss._scale_kernel, values, {}
 
 
+def batch_norm_relu_variants(all_variants):
+    from fastvision.kernels import batch_norm_relu as kernels
+    from fastvision.kernels.configs import batch_norm_relu as config
+
+    variants = [("bf16", True, 1), ("fp32", False, 4)]
+    if all_variants:
+        variants += [("fp64", True, 4), ("fp16", False, 1)]
+    for dtype, channels_last, activation in variants:
+        block_s, block_c = config.tile(256, 56 * 56, channels_last)
+        wide = "*fp64" if dtype == "fp64" else "*fp32"
+        values = dict.fromkeys(["C", "S", "blocks", "splits"], "i32")
+        values |= dict.fromkeys(["momentum", "eps", "negative_slope", "share"], "i64")
+        names = ["input", "residual", "output", "grad", "result", "dz"]
+        values |= dict.fromkeys([f"{name}_ptr" for name in names], f"*{dtype}")
+        names = ["partials", "mean", "var", "invstd", "weight", "bias", "sums"]
+        values |= dict.fromkeys([f"{name}_ptr" for name in names], wide)
+        values |= dict.fromkeys(["running_mean_ptr", "running_var_ptr"], wide)
+        values |= {"ACTIVATION": activation, "CHANNELS_LAST": channels_last, "INT64": False}
+        values |= {"BLOCK_S": block_s, "BLOCK_C": block_c}
+        options = {"num_warps": config.NUM_WARPS, "enable_fp_fusion": True}
+        for part in ("statistics", "merge", "forward", "sums", "backward"):
+            kernel = getattr(kernels, f"_batch_norm_relu_{part}_kernel")
+            given = values | ({"BLOCK_C": 128} if part == "merge" else {})
+            name = f"batch norm {part} {dtype} {'NHWC' if channels_last else 'NCHW'}"
+            yield name, kernel, given, options
+
+
 @pytest.fixture(scope="module")
 def resources():
     pytest.importorskip("triton")
@@ -166,14 +193,19 @@ def test_kernels_compile_without_spills(resources, arch):
     assert {
         name: use for name, use in resources[arch].items() if use["STACK"] or use["LOCAL"]
     } == {}
-    assert len(resources[arch]) == (29 if arch == ALL_VARIANTS else 9)
+    assert len(resources[arch]) == (49 if arch == ALL_VARIANTS else 19)
 
 
 if __name__ == "__main__":
     found = {}
     for arch in sys.argv[1:]:
         found[arch] = {}
-        for variants in (roi_align_variants, nms_variants, focal_loss_variants):
+        for variants in (
+            roi_align_variants,
+            nms_variants,
+            focal_loss_variants,
+            batch_norm_relu_variants,
+        ):
             for name, kernel, values, options in variants(arch == ALL_VARIANTS):
                 found[arch][name] = compiled_resources(kernel, values, options, int(arch))
     print(json.dumps(found))

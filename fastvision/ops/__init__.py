@@ -1,5 +1,6 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 from .focal_loss import (
     SigmoidFocalLoss,
@@ -7,15 +8,20 @@ from .focal_loss import (
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
+from .misc import Conv2dNormActivation, ConvBNReLU2d, FrozenBatchNorm2d
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
+    "Conv2dNormActivation",
+    "ConvBNReLU2d",
+    "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",

@@ -7,6 +7,7 @@ nonsense is to refuse it with an exception that names the argument. Run by tests
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Callable
@@ -225,6 +226,50 @@ def fuzz_focal_loss(rng: random.Random) -> list[Tensor]:
     return [loss.detach(), *grads]
 
 
+def fuzz_batch_norm_relu(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    channels = rng.choice((1, 2, 3, 8, 17, 33, 64, 130))
+    sizes = ((), (1, 1), (1, 7), (5, 5), (7, 16), (40, 60))
+    shape = (rng.choice((0, 1, 2, 3, 9)), channels, *rng.choice(sizes))
+    training = rng.random() < 0.7 and shape[0] * math.prod(shape[2:]) != 1
+    x = torch.randn(shape)
+    if x.numel() and rng.random() < 0.2:
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+
+    def in_some_format(t: Tensor) -> Tensor:
+        return (random_format(rng, t) if len(shape) == 4 else t).to(dtype)
+
+    x, residual, grad = (in_some_format(t) for t in (x, torch.randn(shape), torch.randn(shape)))
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, weight, bias = torch.randn(3, channels).to(wide)
+    var = torch.rand(channels).to(wide) + 0.1
+    inputs = [t.requires_grad_(rng.random() < 0.8) for t in (x, weight, bias, residual)]
+    activation = rng.choice(ACTIVATIONS)
+    y = ops.batch_norm_relu(
+        x, mean, var,
+        weight if rng.random() < 0.8 else None,
+        bias if rng.random() < 0.8 else None,
+        training, residual=residual if rng.random() < 0.5 else None, activation=activation,
+        negative_slope=rng.choice((0.01, 0.0, -0.5)),
+    )  # fmt: skip
+    assert y.shape == shape and y.dtype == dtype
+    if y.requires_grad:
+        y.backward(grad)
+    grads = [t.grad for t in inputs if t.grad is not None]
+    # a sum of thousands of terms in 16 bits has few digits, and a kink has two sides
+    smooth = activation in ("none", "silu", "sigmoid", "hardswish") and dtype.itemsize > 2
+    return [y.detach(), mean, var, *(grads if smooth else [])]
+
+
+FUZZERS = (
+    fuzz_roi_align,
+    fuzz_nms,
+    fuzz_focal_loss,
+    fuzz_conv_bn_relu,
+    fuzz_batch_norm_relu,
+)
+
+
 def outcome(fuzz: Callable[[random.Random], list[Tensor]], seed: int) -> list[Tensor] | str:
     """What one input gives, or why it is refused."""
     torch.manual_seed(seed)
@@ -262,8 +307,7 @@ def main() -> None:
     start = time.monotonic()
     while done < 40 or time.monotonic() - start < options.seconds:
         seed = options.seed + done
-        kinds = (fuzz_roi_align, fuzz_nms, fuzz_focal_loss, fuzz_conv_bn_relu)
-        fuzz = random.Random(-seed).choice(kinds)
+        fuzz = random.Random(-seed).choice(FUZZERS)
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:
