@@ -34,6 +34,7 @@ struct Separable {
   int64_t columns;  // u of the task
   A* input_row;
   A* shift_row;
+  A* sum_row;
   A* rows;  // [y.most()][separable_row]
   int64_t row_size;
 
@@ -44,7 +45,8 @@ struct Separable {
         columns((task.q_end - task.q_begin) * args.x.stride),
         input_row(scratch),
         shift_row(scratch + separable_input_row(args, task.q_end - task.q_begin)),
-        rows(shift_row + separable_row(args, task.q_end - task.q_begin)),
+        sum_row(shift_row + separable_row(args, task.q_end - task.q_begin)),
+        rows(sum_row + separable_row(args, task.q_end - task.q_begin)),
         row_size(separable_row(args, task.q_end - task.q_begin)) {}
 
   int64_t channel() const { return args.channels_last ? 0 : task.plane % args.C; }
@@ -192,11 +194,36 @@ struct Separable {
     }
   }
 
-  // Output row oy from the stretched rows u / stride - t that there are.
+  // Output row oy from the stretched rows u / stride - t that there are, at most two at a time.
   void combine(int64_t oy) const {
-    constexpr int lanes = lanes_v<A>;
     const int64_t u = oy + args.y.padding;
     const int64_t q = u / args.y.stride;
+    const int64_t r = u % args.y.stride;
+    int64_t newest = q < args.H ? q : args.H - 1;
+    int64_t oldest = q - args.y.count(r) + 1;
+    oldest = oldest < 0 ? 0 : oldest;
+    const auto row = [&](int64_t y) { return rows + y % args.y.most() * row_size; };
+    const auto tap = [&](int64_t y) { return args.y.taps[r + (q - y) * args.y.stride]; };
+    const A* sum = shift_row;
+    for (; newest - oldest >= 2; --newest) {  // no bilinear filter has so many
+      for (int64_t i = 0; i + lanes_v<A> <= row_size; i += lanes_v<A>) {
+        const vector_t<A> more = load(row(newest) + i) * broadcast(tap(newest));
+        store(sum_row + i, load(sum + i) + more);
+      }
+      sum = sum_row;
+    }
+    if (newest < oldest) {
+      finish<0>(oy, sum, sum, A(0), sum, A(0));
+    } else if (newest == oldest) {
+      finish<1>(oy, sum, row(newest), tap(newest), sum, A(0));
+    } else {
+      finish<2>(oy, sum, row(newest), tap(newest), row(oldest), tap(oldest));
+    }
+  }
+
+  template <int kRows>
+  void finish(int64_t oy, const A* sums, const A* row0, A tap0, const A* row1, A tap1) const {
+    constexpr int lanes = lanes_v<A>;
     // the task's columns of the output
     const int64_t first = task.q_begin * args.x.stride - args.x.padding;
     const int64_t begin = first < 0 ? 0 : first;
@@ -206,16 +233,15 @@ struct Separable {
     const int64_t place = ((task.plane * args.OH + oy) * args.OW + begin) * width;
     T* out = static_cast<T*>(args.output) + place;
     const T* residual = args.residual ? static_cast<const T*>(args.residual) + place : nullptr;
-    const int64_t newest = q < args.H ? q : args.H - 1;
-    const int64_t reach = q - args.y.count(u % args.y.stride) + 1;
-    const int64_t oldest = reach < 0 ? 0 : reach;
     const vector_t<A> slope = broadcast(args.negative_slope);
     const int64_t size = (end - begin) * width;
     for (int64_t i = 0; i < size; i += lanes) {
-      vector_t<A> sum = load(shift_row + skip + i);
-      for (int64_t y = newest; y >= oldest; --y) {
-        const vector_t<A> tap = broadcast(args.y.taps[u % args.y.stride + (q - y) * args.y.stride]);
-        sum = multiply_add(load(rows + y % args.y.most() * row_size + skip + i), tap, sum);
+      vector_t<A> sum = load(sums + skip + i);
+      if constexpr (kRows > 0) {
+        sum = multiply_add(load(row0 + skip + i), broadcast(tap0), sum);
+      }
+      if constexpr (kRows > 1) {
+        sum = multiply_add(load(row1 + skip + i), broadcast(tap1), sum);
       }
       const int count = size - i < lanes ? static_cast<int>(size - i) : lanes;
       if (residual) {

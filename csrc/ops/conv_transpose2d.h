@@ -54,8 +54,8 @@ struct SeparableTask {
       q_end;  // columns by input: outputs q stride to q stride + stride - 1, less padding
 };
 
-// Scratch of a worker in elements: a row of the input and one of the shift, and as many stretched
-// rows as an output has taps; vectors may be read and written past the end of each.
+// Scratch of a worker in elements: a row of the input, of the shift and of sums, and as many
+// stretched rows as an output has taps; vectors may be read and written past the end of each.
 constexpr int64_t kSeparableSlack = 16;
 template <typename A>
 static inline int64_t separable_row(const SeparableArgs<A>& args, int64_t q_count) {
@@ -67,7 +67,7 @@ static inline int64_t separable_input_row(const SeparableArgs<A>& args, int64_t 
 }
 template <typename A>
 static inline int64_t separable_scratch(const SeparableArgs<A>& args, int64_t q_count) {
-  return separable_input_row(args, q_count) + (args.y.most() + 1) * separable_row(args, q_count);
+  return separable_input_row(args, q_count) + (args.y.most() + 2) * separable_row(args, q_count);
 }
 
 // Input, residual and output are of the type of the first pointer, which is not read.
