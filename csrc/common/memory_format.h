@@ -1,5 +1,8 @@
-// Tensors [N, C, H, W] in torch's two memory formats, for csrc/ops.
+// The two memory formats of a batch of maps [N, C, H, W]: contiguous (NCHW) and channels_last
+// (NHWC).
 #pragma once
+
+#include <optional>
 
 #include "common/huge_pages.h"
 #include "common/torch.h"
@@ -8,8 +11,9 @@ namespace fastvision {
 
 using torch::headeronly::MemoryFormat;
 
-inline bool is_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) {
+// channels vary fastest, dimensions of size 1 not counted
+inline bool has_channels_last_strides(const Tensor& x) {
+  if (x.dim() != 4) {
     return false;
   }
   const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
@@ -20,6 +24,11 @@ inline bool is_channels_last(const Tensor& x) {
     }
   }
   return true;
+}
+
+// where both formats describe the strides, it is not
+inline bool is_channels_last(const Tensor& x) {
+  return !x.is_contiguous() && has_channels_last_strides(x);
 }
 
 inline MemoryFormat format_of(bool channels_last) {

@@ -23,6 +23,15 @@ _SCHEMA = (
 )
 for _suffix in ("", "_triton"):
     torch.library.define(f"fastvision::conv_bn_relu{_suffix}", _SCHEMA)
+torch.library.define(
+    "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
+)
+torch.library.define(
+    "fastvision::conv_packed",
+    "(Tensor input, Tensor packed, Tensor? residual, SymInt[] kernel, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, int activation, float negative_slope) "
+    "-> Tensor",
+)
 
 
 def output_size(
