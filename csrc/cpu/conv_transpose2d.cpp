@@ -3,28 +3,10 @@
 #include "ops/conv_transpose2d.h"
 
 #include "common/simd.h"
+#include "common/simd_activation.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
-
-template <typename A>
-inline vector_t<A> activate(vector_t<A> v, Activation activation, vector_t<A> negative_slope) {
-  const vector_t<A> zero = {};
-  switch (activation) {
-    // comparisons are false for NaN, which passes
-    case Activation::relu:
-      return v < zero ? zero : v;
-    case Activation::relu6: {
-      const vector_t<A> six = broadcast(A(6));
-      v = v < zero ? zero : v;
-      return v > six ? six : v;
-    }
-    case Activation::leaky_relu:
-      return v > zero ? v : v * negative_slope;
-    default:
-      return v;
-  }
-}
 
 template <typename T, typename A>
 struct Separable {
@@ -233,27 +215,27 @@ struct Separable {
     const int64_t place = ((task.plane * args.OH + oy) * args.OW + begin) * width;
     T* out = static_cast<T*>(args.output) + place;
     const T* residual = args.residual ? static_cast<const T*>(args.residual) + place : nullptr;
-    const vector_t<A> slope = broadcast(args.negative_slope);
     const int64_t size = (end - begin) * width;
-    for (int64_t i = 0; i < size; i += lanes) {
-      vector_t<A> sum = load(sums + skip + i);
-      if constexpr (kRows > 0) {
-        sum = multiply_add(load(row0 + skip + i), broadcast(tap0), sum);
+    with_activation<A>(args.activation, args.negative_slope, [&](auto f) {
+      for (int64_t i = 0; i < size; i += lanes) {
+        vector_t<A> sum = load(sums + skip + i);
+        if constexpr (kRows > 0) {
+          sum = multiply_add(load(row0 + skip + i), broadcast(tap0), sum);
+        }
+        if constexpr (kRows > 1) {
+          sum = multiply_add(load(row1 + skip + i), broadcast(tap1), sum);
+        }
+        const int count = size - i < lanes ? static_cast<int>(size - i) : lanes;
+        if (residual) {
+          sum += count == lanes ? load(residual + i) : load_partial(residual + i, count);
+        }
+        if (count == lanes) {
+          store(out + i, f(sum));
+        } else {
+          store_partial(out + i, f(sum), count);
+        }
       }
-      if constexpr (kRows > 1) {
-        sum = multiply_add(load(row1 + skip + i), broadcast(tap1), sum);
-      }
-      const int count = size - i < lanes ? static_cast<int>(size - i) : lanes;
-      if (residual) {
-        sum += count == lanes ? load(residual + i) : load_partial(residual + i, count);
-      }
-      sum = activate<A>(sum, args.activation, slope);
-      if (count == lanes) {
-        store(out + i, sum);
-      } else {
-        store_partial(out + i, sum, count);
-      }
-    }
+    });
   }
 
   void run() {

@@ -42,7 +42,7 @@ struct SeparableArgs {
   int64_t OH;
   int64_t OW;
   bool channels_last;
-  Activation activation;  // one of the piecewise linear ones
+  Activation activation;
   A negative_slope;
 };
 

@@ -34,7 +34,19 @@ torch.library.define(
     "Tensor? residual, int[] stride, int[] padding, int[] output_size, int activation, "
     "float negative_slope) -> Tensor",
 )
-_LINEAR = ("none", "relu", "relu6", "leaky_relu")  # what conv_transpose2d_separable has
+torch.library.define(
+    "fastvision::conv_transpose2d_pack",
+    "(Tensor weight, Tensor? bias, int[] stride, int[] dilation, int groups) -> Tensor",
+)
+torch.library.define(
+    "fastvision::conv_transpose2d_packed",
+    "(Tensor input, Tensor packed, Tensor? residual, int[] kernel, int[] stride, int[] padding, "
+    "int[] output_padding, int[] dilation, int groups, int activation, float negative_slope) "
+    "-> Tensor",
+)
+
+_OPS = torch.ops.fastvision
+MOST_PHASES = 64
 
 
 def output_size(
@@ -108,40 +120,43 @@ def separable_filter(weight: Tensor, groups: int) -> _Separable | None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    weight: Tensor  # with the batch normalization folded in, of the type to compute in
+    """A weight with the batch normalization folded in, in the form that a kernel takes."""
+
     bias: Tensor | None
-    separable: _Separable | None
+    separable: _Separable | None = None
+    packed: Tensor | None = None  # includes the bias
+    weight: Tensor | None = None
 
 
 _PREPARED: PreparedWeights[_Prepared] = PreparedWeights()
 
 
 def _prepare(
-    tensors: Sequence[Tensor | None],
-    dtype: torch.dtype,
+    tensors: Sequence[Tensor | None],  # weight, bias, and the four of the batch normalization
+    dtype: torch.dtype,  # to compute in
+    stride: Sequence[int],
     groups: int,
     dilation: Sequence[int],
     eps: float,
+    form: str,
 ) -> _Prepared:
+    original = tensors[0]
+    assert original is not None
     weight, bias = fold_batch_norm_transposed(*tensors, eps, groups)  # type: ignore[arg-type]
-    separable = None
-    # the folded weight is rounded more finely than the original: the factors are found in that one
-    if tuple(dilation) == (1, 1) and tensors[0] is not None:
-        separable = separable_filter(tensors[0], groups)
-    if separable is not None:
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    if tuple(dilation) == (1, 1) and (separable := separable_filter(original, groups)):
+        # the factors are those of the original weight, and the normalization scales each channel
+        scale = fold_batch_norm_transposed(
+            separable.scale.view(1, -1, 1, 1), None, *tensors[2:], eps, 1  # type: ignore[arg-type]
+        )[0].flatten()
         wide = torch.promote_types(dtype, torch.float32)
-        scale = separable.scale
-        if weight is not tensors[0]:
-            ones = torch.ones_like(scale)[:, None, None, None]
-            of_channel = ones if groups > 1 else torch.diag(ones.flatten())[:, :, None, None]
-            folded, _ = fold_batch_norm_transposed(of_channel, None, *tensors[2:], eps, groups)  # type: ignore[arg-type]
-            scale = scale * folded.sum(1).flatten()
-        separable = _Separable(separable.rows, separable.columns, scale.to(wide))
-        bias = None if bias is None else bias.to(wide)
-    else:
-        weight = weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    return _Prepared(weight, bias, separable)
+        return _Prepared(
+            None if bias is None else bias.to(wide),
+            separable=_Separable(separable.rows, separable.columns, scale.to(wide)),
+        )
+    if form == "packed" and stride[0] * stride[1] <= MOST_PHASES:
+        return _Prepared(None, packed=_OPS.conv_transpose2d_pack(weight, bias, stride, dilation, groups))
+    return _Prepared(bias, weight=weight)
 
 
 def _activate_(x: Tensor, activation: str, negative_slope: float) -> Tensor:
@@ -171,6 +186,7 @@ def _aten(
     negative_slope: float,
 ) -> Tensor:
     """Through torch's own kernels, the rest in place."""
+    assert prepared.weight is not None
     x = input.to(prepared.weight.dtype)
     y = F.conv_transpose2d(x, prepared.weight, prepared.bias, *options)
     if residual is not None:
@@ -184,33 +200,43 @@ def _compute_type(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32) if input.is_cpu else input.dtype
 
 
-def _run_prepared(input: Tensor, *args: Any) -> Tensor:
-    *tensors, residual, stride, padding, output_padding, groups, dilation, eps = args[:-2]
-    activation, negative_slope = ACTIVATIONS[args[-2]], args[-1]
+def _prepared(
+    input: Tensor, tensors: Sequence[Tensor | None], form: str, *options: Any
+) -> _Prepared:
     dtype = _compute_type(input)
-    prepared = _PREPARED.get(
-        tensors,
-        (dtype, groups, tuple(dilation), eps),
-        lambda: _prepare(tensors, dtype, groups, dilation, eps),
+    return _PREPARED.get(
+        tensors, (form, dtype, options), lambda: _prepare(tensors, dtype, *options, form)
     )
-    if prepared.separable is None or not input.is_cpu:
-        options = (stride, padding, output_padding, groups, dilation)
-        return _aten(input, prepared, residual, options, activation, negative_slope)
-    kernel = prepared.weight.shape[2:]
-    y = torch.ops.fastvision.conv_transpose2d_separable(
-        input,
-        prepared.separable.rows,
-        prepared.separable.columns,
-        prepared.separable.scale,
-        prepared.bias,
-        residual,
-        stride,
-        padding,
-        output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation),
-        args[-2] if activation in _LINEAR else 0,
-        negative_slope,
-    )
-    return y if activation in _LINEAR else _activate_(y, activation, negative_slope)
+
+
+def _cpu(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    *rest, residual, stride, padding, output_padding, groups, dilation, eps = args[:-2]
+    stride, dilation = tuple(stride), tuple(dilation)
+    prepared = _prepared(input, (weight, *rest), "packed", stride, groups, dilation, eps)
+    kernel = weight.shape
+    if prepared.separable is not None:
+        options = (stride, padding, output_padding, dilation)
+        return _OPS.conv_transpose2d_separable(
+            input,
+            prepared.separable.rows,
+            prepared.separable.columns,
+            prepared.separable.scale,
+            prepared.bias,
+            residual,
+            *(stride, padding, output_size(input.shape[2:], kernel[2:], *options)),
+            *args[-2:],
+        )
+    if prepared.packed is not None:
+        options = (stride, padding, output_padding, dilation)
+        return _OPS.conv_transpose2d_packed(
+            input, prepared.packed, residual, kernel, *options, groups, *args[-2:]
+        )
+    options = (stride, padding, output_padding, groups, dilation)
+    return _aten(input, prepared, residual, options, ACTIVATIONS[args[-2]], args[-1])
+
+
+def _cuda(input: Tensor, *args: Any) -> Tensor:
+    raise NotImplementedError
 
 
 def _triton(input: Tensor, *args: Any) -> Tensor:
@@ -221,13 +247,14 @@ def _triton(input: Tensor, *args: Any) -> Tensor:
 
 for _suffix in ("", "_triton"):
     torch.library.register_fake(f"fastvision::conv_transpose2d{_suffix}", _fake)
-torch.library.impl("fastvision::conv_transpose2d", ("CPU", "CUDA"), _run_prepared)
+torch.library.impl("fastvision::conv_transpose2d", "CPU", _cpu)
+torch.library.impl("fastvision::conv_transpose2d", "CUDA", _cuda)
 torch.library.impl("fastvision::conv_transpose2d_triton", ("CPU", "CUDA"), _triton)
 
-_OPS = {
-    "cpp": torch.ops.fastvision.conv_transpose2d.default,
-    "cudnn": torch.ops.fastvision.conv_transpose2d.default,
-    "triton": torch.ops.fastvision.conv_transpose2d_triton.default,
+_FORWARD = {
+    "cpp": _OPS.conv_transpose2d.default,
+    "cudnn": _OPS.conv_transpose2d.default,
+    "triton": _OPS.conv_transpose2d_triton.default,
 }
 
 # from the gradient and the result; the other activations are applied beside the op where a
@@ -255,7 +282,7 @@ class _ConvTranspose2d(torch.autograd.Function):
         activation: str,
         negative_slope: float,
     ) -> Tensor:
-        output = _OPS[backend](
+        output = _FORWARD[backend](
             *(input, weight, bias, None, None, None, None, residual),
             *(*options, 0.0, ACTIVATIONS.index(activation), negative_slope),
         )
@@ -339,7 +366,7 @@ def _batch_norm_train(
 
 
 def _choose(input: Tensor, requested: str | None, weight: Tensor, groups: int) -> str:
-    """A key of _OPS, or "reference"."""
+    """A key of _FORWARD, or "reference"."""
     backend = choose(input, requested)
     if requested is None and input.is_cuda and backend in ("cuda", "triton"):
         if unsupported("triton", "cuda", input.device.index) is None and _prefers_triton(
@@ -483,7 +510,7 @@ def _conv_transpose2d(
         weight, bias = fold_batch_norm_transposed(weight, bias, *batch_norm, eps, groups)
         ends = (residual, options, activation, negative_slope)
         return _differentiable(chosen, input, weight, bias, *ends)
-    return _OPS[chosen](*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
+    return _FORWARD[chosen](*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
 
 
 @torch.fx.wrap
