@@ -9,7 +9,8 @@ namespace fastvision {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 18;    // multiply-adds below which waking threads does not pay
-constexpr int64_t kChunkBytes = 192 << 10;  // input of a task: stays in the second-level cache
+// input of a task: stays in the second-level cache, where rows of taps overlap more of it
+constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
 
@@ -266,9 +267,10 @@ class PhaseRun {
       const int64_t columns = run_.merged_ ? 1 : phase.S;
       Pixel pixel = at(begin);
       for (int64_t i = 0; i < count; ++i) {
-        outputs[i] = output_at(begin + i);
+        const int64_t index = run_.direct_output_ ? output_pixel(pixel) : begin + i - begin_;
+        outputs[i] = output_base_ + index * run_.output_.C;
         if (residuals != nullptr) {
-          residuals[i] = residual_at(begin + i);
+          residuals[i] = residual_base_ + index * run_.output_.C;
         }
         const int64_t x0 = pixel.x * phase.step_x + phase.first_x;
         const T** entry = inputs + i;
@@ -384,7 +386,8 @@ class PhaseRun {
   void split() {
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t bytes = input_.C * phase_.step_x * phase_.step_y * (int64_t)sizeof(T);
-    chunk_ = std::clamp(kChunkBytes / bytes, kLeastPixels, kMostPixels);
+    const int64_t most = taps_ > 1 ? kChunkBytesOfTaps : kChunkBytes;
+    chunk_ = std::clamp(most / bytes, kLeastPixels, kMostPixels);
     // enough chunks for all threads, as long as they do not get small
     const int64_t wanted = 4 * threads;
     chunk_ = std::min(chunk_, std::max(ceil_div(pixels_, wanted), kLeastPixels));
