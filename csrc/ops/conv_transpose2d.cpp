@@ -211,7 +211,8 @@ Tensor conv_transpose2d_packed(
   );
 
   const bool channels_last = is_channels_last(input);
-  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
+  // once, since each phase reads it
+  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, true);
   Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
   std::optional<Tensor> addend;
   if (residual.has_value()) {
