@@ -40,7 +40,7 @@ struct PhaseAxis {
 struct Filter {
   int64_t groups, C, K;  // channels of a group
   int64_t R, S;
-  std::vector<int64_t> stride, dilation;
+  int64_t stride[2], dilation[2];
 
   // calls with each phase: residues and taps of both axes
   template <typename Call>
@@ -67,23 +67,17 @@ struct Filter {
   }
 };
 
-Filter filter_of(
-    const std::vector<int64_t>& kernel,  // [C, K / groups, R, S]
-    int64_t groups,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> dilation
-) {
+void check_filter(const Filter& f, int64_t C) {
   STD_TORCH_CHECK(
-      kernel.size() == 4 && stride.size() == 2 && dilation.size() == 2,
-      "kernel needs 4 numbers, stride and dilation 2"
-  );
-  STD_TORCH_CHECK(
-      std::min({kernel[1], kernel[2], kernel[3]}) > 0 &&
-          std::min({stride[0], stride[1], dilation[0], dilation[1]}) > 0,
+      std::min({f.K, f.R, f.S, f.stride[0], f.stride[1], f.dilation[0], f.dilation[1]}) > 0,
       "kernel, stride and dilation must be positive"
   );
-  STD_TORCH_CHECK(groups > 0 && kernel[0] % groups == 0, "groups must divide the input channels");
-  return {groups, kernel[0] / groups, kernel[1], kernel[2], kernel[3], stride, dilation};
+  STD_TORCH_CHECK(f.C * f.groups == C, "groups must divide the input channels");
+}
+
+int64_t per_group(int64_t channels, int64_t groups) {
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide the channels");
+  return channels / groups;
 }
 
 template <typename T>
@@ -117,8 +111,10 @@ void pack(const Filter& filter, const T* weight, const T* bias, T* packed) {
 Tensor conv_transpose2d_pack(
     const Tensor& weight,
     const std::optional<Tensor>& bias,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> dilation,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t dilation_y,
+    int64_t dilation_x,
     int64_t groups
 ) {
   check_dim(weight, 4, "weight");
@@ -126,9 +122,16 @@ Tensor conv_transpose2d_pack(
   STD_TORCH_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
   );
-  const Filter filter = filter_of(
-      {weight.size(0), weight.size(1), weight.size(2), weight.size(3)}, groups, stride, dilation
-  );
+  const Filter filter{
+      groups,
+      per_group(weight.size(0), groups),
+      weight.size(1),
+      weight.size(2),
+      weight.size(3),
+      {stride_y, stride_x},
+      {dilation_y, dilation_x}
+  };
+  check_filter(filter, weight.size(0));
   const Tensor from = torch::stable::contiguous(weight);
   std::optional<Tensor> shift;
   if (bias.has_value()) {
@@ -171,36 +174,46 @@ void check_residual(const Tensor& residual, const Tensor& output) {
   );
 }
 
-// `kernel` is [C, K / groups, R, S] of the weight.
+// Single numbers, since lists cost microseconds on their way here.
 Tensor conv_transpose2d_packed(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    std::vector<int64_t> kernel,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> output_padding,
-    std::vector<int64_t> dilation,
+    int64_t K,
+    int64_t R,
+    int64_t S,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t padding_y,
+    int64_t padding_x,
+    int64_t output_padding_y,
+    int64_t output_padding_x,
+    int64_t dilation_y,
+    int64_t dilation_x,
     int64_t groups,
     int64_t activation,
     double negative_slope
 ) {
   check_dim(input, 4, "input");
-  const Filter filter = filter_of(kernel, groups, stride, dilation);
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const int64_t K = filter.K * groups;
-  STD_TORCH_CHECK(C == kernel[0], "the input must have the weight's channels");
+  const Filter filter{
+      groups,
+      per_group(C, groups),
+      per_group(K, groups),
+      R,
+      S,
+      {stride_y, stride_x},
+      {dilation_y, dilation_x}
+  };
+  check_filter(filter, C);
   STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
   STD_TORCH_CHECK(
-      padding.size() == 2 && output_padding.size() == 2, "paddings must be two numbers"
-  );
-  STD_TORCH_CHECK(
-      std::min({padding[0], padding[1], output_padding[0], output_padding[1]}) >= 0,
+      std::min({padding_y, padding_x, output_padding_y, output_padding_x}) >= 0,
       "paddings must not be negative"
   );
   STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
-  const int64_t OH = extent(H, filter.R, stride[0], padding[0], dilation[0], output_padding[0]);
-  const int64_t OW = extent(W, filter.S, stride[1], padding[1], dilation[1], output_padding[1]);
+  const int64_t OH = extent(H, R, stride_y, padding_y, dilation_y, output_padding_y);
+  const int64_t OW = extent(W, S, stride_x, padding_x, dilation_x, output_padding_x);
   STD_TORCH_CHECK(OH > 0 && OW > 0, "padding leaves no output");
   const ScalarType dtype = input.scalar_type();
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -242,22 +255,22 @@ Tensor conv_transpose2d_packed(
   };
   filter.for_each_phase([&](int64_t y, const PhaseAxis& rows, int64_t x, const PhaseAxis& columns) {
     const bool empty = rows.taps * columns.taps == 0;
-    const int64_t oy = first_output(y, stride[0], padding[0]);
-    const int64_t ox = first_output(x, stride[1], padding[1]);
+    const int64_t oy = first_output(y, stride_y, padding_y);
+    const int64_t ox = first_output(x, stride_x, padding_x);
     plan.phases.push_back(
         {weights,
          empty ? 0 : rows.taps,
          empty ? 0 : columns.taps,
-         oy < OH ? (OH - oy - 1) / stride[0] + 1 : 0,
-         ox < OW ? (OW - ox - 1) / stride[1] + 1 : 0,
+         oy < OH ? (OH - oy - 1) / stride_y + 1 : 0,
+         ox < OW ? (OW - ox - 1) / stride_x + 1 : 0,
          1,
          1,
-         first_input(rows, oy + padding[0], stride[0], dilation[0]),
-         first_input(columns, ox + padding[1], stride[1], dilation[1]),
+         first_input(rows, oy + padding_y, stride_y, dilation_y),
+         first_input(columns, ox + padding_x, stride_x, dilation_x),
          rows.dilation,
          columns.dilation,
-         stride[0],
-         stride[1],
+         stride_y,
+         stride_x,
          oy,
          ox}
     );
@@ -322,22 +335,19 @@ Tensor conv_transpose2d_separable(
     const Tensor& scale,
     const std::optional<Tensor>& shift,
     const std::optional<Tensor>& residual,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> output_size,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t padding_y,
+    int64_t padding_x,
+    int64_t OH,
+    int64_t OW,
     int64_t activation,
     double negative_slope
 ) {
   check_dim(input, 4, "input");
   STD_TORCH_CHECK(
-      stride.size() == 2 && padding.size() == 2 && output_size.size() == 2,
-      "stride, padding and output_size must be two numbers each"
-  );
-  STD_TORCH_CHECK(
-      *std::min_element(stride.begin(), stride.end()) > 0 &&
-          *std::min_element(padding.begin(), padding.end()) >= 0 &&
-          *std::min_element(output_size.begin(), output_size.end()) > 0,
-      "stride and output_size must be positive, padding not negative"
+      std::min({stride_y, stride_x, OH, OW}) > 0 && std::min(padding_y, padding_x) >= 0,
+      "stride and output must be positive, padding not negative"
   );
   STD_TORCH_CHECK(!rows.empty() && !columns.empty(), "rows and columns must not be empty");
   STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
@@ -345,7 +355,7 @@ Tensor conv_transpose2d_separable(
   STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
   const bool channels_last = is_channels_last(input);
   const Tensor x = in_format(input, channels_last);
-  Tensor output = empty_in_format(input, N, C, output_size[0], output_size[1], channels_last);
+  Tensor output = empty_in_format(input, N, C, OH, OW, channels_last);
   std::optional<Tensor> added;
   if (residual) {
     check_residual(*residual, output);
@@ -366,31 +376,26 @@ Tensor conv_transpose2d_separable(
     }
     const std::vector<A> y_taps(rows.begin(), rows.end());
     const std::vector<A> x_taps(columns.begin(), columns.end());
-    const auto axis = [&](const std::vector<A>& taps, int i) {
-      return SeparableAxis<A>{
-          taps.data(), static_cast<int64_t>(taps.size()), stride[i], padding[i]
-      };
-    };
     run_separable<scalar_t>({
         x.const_data_ptr(),
         added ? added->const_data_ptr() : nullptr,
         output.mutable_data_ptr(),
         static_cast<const A*>(scale.const_data_ptr()),
         shift ? static_cast<const A*>(shift->const_data_ptr()) : nullptr,
-        axis(y_taps, 0),
-        axis(x_taps, 1),
+        {y_taps.data(), static_cast<int64_t>(y_taps.size()), stride_y, padding_y},
+        {x_taps.data(), static_cast<int64_t>(x_taps.size()), stride_x, padding_x},
         N,
         C,
         H,
         W,
-        output_size[0],
-        output_size[1],
+        OH,
+        OW,
         channels_last,
         static_cast<Activation>(activation),
         static_cast<A>(negative_slope),
     });
-  });
-  return output;
+});
+return output;
 }
 
 }  // namespace

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .. import reference
+from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
-from ..reference.conv_transpose2d import fold_batch_norm_transposed
+from ..reference.conv_transpose2d import normalization, scaled_filters
 from ..reference.roi_align import is_channels_last
 from ._backend import choose, unsupported
-from ._checks import check_floating, check_tensor
-from ._prepared import PreparedWeights
+from ._checks import check_tensor, is_eager
+from ._convolution import (
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    check_window,
+)
+from ._packing import remembered
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -31,21 +38,23 @@ for _suffix in ("", "_triton"):
 torch.library.define(
     "fastvision::conv_transpose2d_separable",
     "(Tensor input, float[] rows, float[] columns, Tensor scale, Tensor? shift, "
-    "Tensor? residual, int[] stride, int[] padding, int[] output_size, int activation, "
-    "float negative_slope) -> Tensor",
+    "Tensor? residual, int stride_y, int stride_x, int padding_y, int padding_x, int OH, int OW, "
+    "int activation, float negative_slope) -> Tensor",
 )
 torch.library.define(
     "fastvision::conv_transpose2d_pack",
-    "(Tensor weight, Tensor? bias, int[] stride, int[] dilation, int groups) -> Tensor",
+    "(Tensor weight, Tensor? bias, int stride_y, int stride_x, int dilation_y, int dilation_x, "
+    "int groups) -> Tensor",
 )
 torch.library.define(
     "fastvision::conv_transpose2d_packed",
-    "(Tensor input, Tensor packed, Tensor? residual, int[] kernel, int[] stride, int[] padding, "
-    "int[] output_padding, int[] dilation, int groups, int activation, float negative_slope) "
-    "-> Tensor",
+    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
+    "int stride_x, int padding_y, int padding_x, int output_padding_y, int output_padding_x, "
+    "int dilation_y, int dilation_x, int groups, int activation, float negative_slope) -> Tensor",
 )
 
 _OPS = torch.ops.fastvision
+# of stride[0] * stride[1]: with more, each has so few outputs that torch's kernels are as fast
 MOST_PHASES = 64
 
 
@@ -120,43 +129,58 @@ def separable_filter(weight: Tensor, groups: int) -> _Separable | None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A weight with the batch normalization folded in, in the form that a kernel takes."""
+    """Weights in the form that a kernel takes; must not alias the originals."""
 
-    bias: Tensor | None
-    separable: _Separable | None = None
-    packed: Tensor | None = None  # includes the bias
+    separable: _Separable | None = None  # scaled by the batch normalization
+    packed: Tensor | None = None  # for the CPU's engine, with normalization and bias
     weight: Tensor | None = None
-
-
-_PREPARED: PreparedWeights[_Prepared] = PreparedWeights()
+    scale: Tensor | None = None  # [K], where it is not in the weight
+    shift: Tensor | None = None  # [K], where it is not in `packed`
 
 
 def _prepare(
-    tensors: Sequence[Tensor | None],  # weight, bias, and the four of the batch normalization
+    tensors: Sequence[Any],  # weight, bias, and the four of the batch normalization
+    kind: str,  # "cpp", "triton" or "aten"
     dtype: torch.dtype,  # to compute in
     stride: Sequence[int],
     groups: int,
     dilation: Sequence[int],
     eps: float,
-    form: str,
 ) -> _Prepared:
-    original = tensors[0]
-    assert original is not None
-    weight, bias = fold_batch_norm_transposed(*tensors, eps, groups)  # type: ignore[arg-type]
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if tuple(dilation) == (1, 1) and (separable := separable_filter(original, groups)):
-        # the factors are those of the original weight, and the normalization scales each channel
-        scale = fold_batch_norm_transposed(
-            separable.scale.view(1, -1, 1, 1), None, *tensors[2:], eps, 1  # type: ignore[arg-type]
-        )[0].flatten()
-        wide = torch.promote_types(dtype, torch.float32)
+    weight = tensors[0].detach()
+    wide = torch.promote_types(dtype, torch.float32)
+    scale, shift = normalization(*tensors[1:], eps)  # type: ignore[call-arg]
+    shift = None if shift is None else shift.detach().to(wide, copy=True)
+    separable = None
+    if kind != "aten" and tuple(dilation) == (1, 1):
+        separable = separable_filter(weight, groups)
+    if separable is not None:
+        factor = separable.scale if scale is None else separable.scale * scale
+        separable = _Separable(separable.rows, separable.columns, factor.to(wide))
+        return _Prepared(separable=separable, shift=shift)
+    if kind == "triton":  # nothing is rounded before the result: the scale is applied to the sums
+        C, K, R, S = weight.shape
+        filters = weight.view(groups, C // groups, K, R, S).permute(0, 2, 3, 4, 1)
+        filters = filters.to(dtype).contiguous()  # [groups, K / groups, R, S, C / groups]
+        scale = None if scale is None else scale.detach().to(wide)
+        return _Prepared(weight=filters.clone(), scale=scale, shift=shift)
+    weight = scaled_filters(weight, scale, groups).detach().to(dtype)
+    shift = None if shift is None else shift.to(dtype)
+    if kind == "cpp" and stride[0] * stride[1] <= MOST_PHASES:
         return _Prepared(
-            None if bias is None else bias.to(wide),
-            separable=_Separable(separable.rows, separable.columns, scale.to(wide)),
+            packed=_OPS.conv_transpose2d_pack(weight, shift, *stride, *dilation, groups)
         )
-    if form == "packed" and stride[0] * stride[1] <= MOST_PHASES:
-        return _Prepared(None, packed=_OPS.conv_transpose2d_pack(weight, bias, stride, dilation, groups))
-    return _Prepared(bias, weight=weight)
+    return _Prepared(weight=weight, shift=shift)
+
+
+def _compute_type(input: Tensor) -> torch.dtype:
+    """float32 for 16-bit inputs on the CPU, where few machines have arithmetic for them."""
+    return torch.promote_types(input.dtype, torch.float32) if input.is_cpu else input.dtype
+
+
+def _prepared(kind: str, dtype: torch.dtype, tensors: Sequence[Any], *options: Any) -> _Prepared:
+    purpose = ("conv_transpose2d", kind, dtype, options, _extension.cpu_level())
+    return remembered(tuple(tensors), purpose, _prepare, kind, dtype, *options)
 
 
 def _activate_(x: Tensor, activation: str, negative_slope: float) -> Tensor:
@@ -177,72 +201,94 @@ def _activate_(x: Tensor, activation: str, negative_slope: float) -> Tensor:
     return x.sigmoid_()
 
 
-def _aten(
-    input: Tensor,
-    prepared: _Prepared,
-    residual: Tensor | None,
-    options: Sequence[Any],  # stride, padding, output_padding, groups, dilation
-    activation: str,
-    negative_slope: float,
-) -> Tensor:
-    """Through torch's own kernels, the rest in place."""
+def _aten(input: Tensor, prepared: _Prepared, args: Sequence[Any]) -> Tensor:
+    """Through torch's own kernels, what follows in place."""
+    residual, stride, padding, output_padding, groups, dilation, _, activation, slope = args
     assert prepared.weight is not None
-    x = input.to(prepared.weight.dtype)
-    y = F.conv_transpose2d(x, prepared.weight, prepared.bias, *options)
+    dtype = prepared.weight.dtype
+    bias = None if prepared.shift is None else prepared.shift.to(dtype)
+    options = (stride, padding, output_padding, groups, dilation)
+    y = F.conv_transpose2d(input.to(dtype), prepared.weight, bias, *options)
     if residual is not None:
         y += residual
-    y = _activate_(y, activation, negative_slope)
+    y = _activate_(y, ACTIVATIONS[activation], slope)
     return y.to(input.dtype).contiguous(memory_format=_format_of(input))
 
 
-def _compute_type(input: Tensor) -> torch.dtype:
-    """float32 for 16-bit inputs on the CPU, where few machines have arithmetic for them."""
-    return torch.promote_types(input.dtype, torch.float32) if input.is_cpu else input.dtype
-
-
-def _prepared(
-    input: Tensor, tensors: Sequence[Tensor | None], form: str, *options: Any
-) -> _Prepared:
+def _cpu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *args: Any,
+) -> Tensor:
+    residual, stride, padding, output_padding, groups, dilation, eps, activation, slope = args
+    stride, dilation = tuple(stride), tuple(dilation)
+    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
     dtype = _compute_type(input)
-    return _PREPARED.get(
-        tensors, (form, dtype, options), lambda: _prepare(tensors, dtype, *options, form)
+    prepared = _prepared("cpp", dtype, tensors, stride, groups, dilation, eps)
+    if prepared.packed is not None:
+        return _OPS.conv_transpose2d_packed.default(
+            *(input, prepared.packed, residual, weight.shape[1] * groups, *weight.shape[2:]),
+            *(*stride, *padding, *output_padding, *dilation, groups, activation, slope),
+        )
+    if prepared.separable is None:
+        return _aten(input, prepared, args)
+    separable = prepared.separable
+    kernel = weight.shape[2:]
+    size = output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation)
+    return _OPS.conv_transpose2d_separable.default(
+        *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
+        *(*stride, *padding, *size, activation, slope),
     )
 
 
-def _cpu(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
-    *rest, residual, stride, padding, output_padding, groups, dilation, eps = args[:-2]
-    stride, dilation = tuple(stride), tuple(dilation)
-    prepared = _prepared(input, (weight, *rest), "packed", stride, groups, dilation, eps)
-    kernel = weight.shape
-    if prepared.separable is not None:
-        options = (stride, padding, output_padding, dilation)
-        return _OPS.conv_transpose2d_separable(
-            input,
-            prepared.separable.rows,
-            prepared.separable.columns,
-            prepared.separable.scale,
-            prepared.bias,
-            residual,
-            *(stride, padding, output_size(input.shape[2:], kernel[2:], *options)),
-            *args[-2:],
-        )
-    if prepared.packed is not None:
-        options = (stride, padding, output_padding, dilation)
-        return _OPS.conv_transpose2d_packed(
-            input, prepared.packed, residual, kernel, *options, groups, *args[-2:]
-        )
-    options = (stride, padding, output_padding, groups, dilation)
-    return _aten(input, prepared, residual, options, ACTIVATIONS[args[-2]], args[-1])
-
-
 def _cuda(input: Tensor, *args: Any) -> Tensor:
-    raise NotImplementedError
+    """cuDNN, with the batch normalization folded in."""
+    tensors, rest = args[:6], args[6:]
+    stride, groups, dilation, eps = tuple(rest[1]), rest[4], tuple(rest[5]), rest[6]
+    prepared = _prepared("aten", input.dtype, tensors, stride, groups, dilation, eps)
+    return _aten(input, prepared, rest)
 
 
-def _triton(input: Tensor, *args: Any) -> Tensor:
-    from ..kernels.conv_transpose2d import launch_conv_transpose2d  # triton only where it runs
+def _triton(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    from ..kernels.conv_transpose2d import launch_conv_transpose2d, launch_separable
 
-    raise NotImplementedError(launch_conv_transpose2d)
+    tensors, rest = (weight, *args[:5]), args[5:]
+    residual, stride, padding, output_padding, groups, dilation, eps, activation, slope = rest
+    stride, dilation = tuple(stride), tuple(dilation)
+    prepared = _prepared("triton", input.dtype, tensors, stride, groups, dilation, eps)
+    kernel = weight.shape[2:]
+    size = output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation)
+    format = _format_of(input)
+    shape = (input.shape[0], weight.shape[1] * groups, *size)
+    ends = (stride, tuple(padding), activation, slope)
+    if prepared.separable is not None:
+        separable = prepared.separable
+        output = input.new_empty(shape).to(memory_format=format)
+        launch_separable(
+            input.contiguous(memory_format=format),
+            *(separable.rows, separable.columns, separable.scale, prepared.shift),
+            None if residual is None else residual.contiguous(memory_format=format),
+            *(output, *ends),
+        )
+        return output
+    # the kernels' own format is channels_last
+    x = input.contiguous(memory_format=torch.channels_last)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    output = torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+    )
+    assert prepared.weight is not None
+    launch_conv_transpose2d(
+        *(x, prepared.weight, prepared.scale, prepared.shift, residual, output, groups),
+        *(dilation, *ends),
+    )
+    return output.contiguous(memory_format=format)
 
 
 for _suffix in ("", "_triton"):
@@ -376,8 +422,8 @@ def _choose(input: Tensor, requested: str | None, weight: Tensor, groups: int) -
         return "cudnn"
     if backend == "cuda":
         raise ValueError(
-            "backend='cuda' cannot run: transposed convolution has no CUDA C++ kernel, its backends "
-            "are triton, cpp, reference and None"
+            "backend='cuda' cannot run: transposed convolution has no CUDA C++ kernel, only "
+            "triton, cpp and reference"
         )
     return backend
 
@@ -388,24 +434,15 @@ def _prefers_triton(input: Tensor, weight: Tensor, groups: int) -> bool:
     return (wide and input.element_size() == 2) or (groups > 1 and weight.shape[1] == 1)
 
 
-def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    if type(value) is int:
+        return value, value
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not all(hasattr(size, "__index__") and not isinstance(size, bool) for size in pair):
         raise TypeError(f"{name} must be one or two integers, got {value!r}")
-    if len(pair) not in (1, 2) or min(pair) < least:
-        raise ValueError(f"{name} must be one or two integers from {least} on, got {value!r}")
+    if len(pair) not in (1, 2):
+        raise ValueError(f"{name} must be one or two integers, got {value!r}")
     return pair[0], pair[-1]
-
-
-def _check_vector(t: Tensor | None, name: str, size: int, input: Tensor) -> None:
-    if t is None:
-        return
-    check_tensor(t, name)
-    if tuple(t.shape) != (size,):
-        raise ValueError(f"{name} must have shape [{size}], got {list(t.shape)}")
-    check_floating(t, name)
-    if t.device != input.device:
-        raise ValueError(f"{name} must be on {input.device} as the input, got {t.device}")
 
 
 def _conv_transpose2d(
@@ -418,7 +455,7 @@ def _conv_transpose2d(
     groups: int,
     dilation: int | Sequence[int],
     backend: str | None,
-    batch_norm: Sequence[Tensor | None] = (None, None, None, None),
+    batch_norm: tuple[Tensor | None, ...] = (None, None, None, None),
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 0.0,
@@ -427,90 +464,66 @@ def _conv_transpose2d(
     negative_slope: float = 0.0,
 ) -> Tensor:
     check_tensor(input, "input")
-    check_floating(input, "input")
-    check_tensor(weight, "weight")
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
         args = (stride, padding, output_padding, groups, dilation, backend, batch_norm)
         rest = (training, momentum, eps, residual, activation, negative_slope)
         return _conv_transpose2d(input.unsqueeze(0), weight, bias, *args, *rest).squeeze(0)
-    if input.dim() != 4 or 0 in input.shape[2:]:
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        # the weight keeps its bits: it is folded and packed from them
+        input = input.to(torch.get_autocast_dtype(input.device.type))
+        residual = residual.to(input.dtype) if isinstance(residual, Tensor) else residual
+    check_maps(input, weight)
+    if 0 in input.shape[2:] or 0 in weight.shape[1:]:
         raise ValueError(
-            f"input must have shape [N, C, H, W] or [C, H, W] with pixels, got {list(input.shape)}"
-        )
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a positive integer, got {groups!r}")
-    if weight.dim() != 4 or weight.shape[0] != input.shape[1] or 0 in weight.shape[1:]:
-        raise ValueError(
-            f"weight must have shape [{input.shape[1]}, K / groups, R, S] for input "
-            f"{list(input.shape)}, got {list(weight.shape)}"
-        )
-    if weight.shape[0] % groups:
-        raise ValueError(f"groups must divide the {weight.shape[0]} channels, got {groups}")
-    if weight.device != input.device:
-        raise ValueError(f"weight must be on {input.device} as the input, got {weight.device}")
-    K = weight.shape[1] * groups
-    strides, dilations = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
-    paddings = _pair(padding, "padding", 0)
-    extra = _pair(output_padding, "output_padding", 0)
-    for p, s, d in zip(extra, strides, dilations, strict=True):
-        if p >= max(s, d):
-            raise ValueError(
-                f"output_padding must be smaller than stride or dilation, got {output_padding} "
-                f"with stride {stride} and dilation {dilation}"
-            )
-    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, extra, dilations)
-    if min(size) < 1:
-        raise ValueError(f"padding must leave an output, got {padding} and an output of {size}")
-    names = ("bn_weight", "bn_bias", "running_mean", "running_var")
-    for t, name in zip((bias, *batch_norm), ("bias", *names), strict=True):
-        _check_vector(t, name, K, input)
-    normalizes = any(t is not None for t in batch_norm)
-    if (batch_norm[2] is None) != (batch_norm[3] is None) or (
-        normalizes and not training and batch_norm[2] is None
-    ):
-        raise ValueError(
-            "running_mean and running_var must be given together, and whenever there is batch "
-            "normalization without training"
+            "input must have pixels, and weight filters: got shapes "
+            f"{list(input.shape)} and {list(weight.shape)}"
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    if residual is not None:
-        check_tensor(residual, "residual")
-        if tuple(residual.shape) != (input.shape[0], K, *size):
+    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
+    paddings, extra = _pair(padding, "padding"), _pair(output_padding, "output_padding")
+    check_window(strides, paddings, dilations, groups)
+    for p, s, d in zip(extra, strides, dilations, strict=True):
+        if not 0 <= p < max(s, d):
             raise ValueError(
-                f"residual must have the result's shape {[input.shape[0], K, *size]}, got "
-                f"{list(residual.shape)}"
+                "output_padding must not be negative, and smaller than stride or dilation, got "
+                f"{output_padding} with stride {stride} and dilation {dilation}"
             )
-        check_floating(residual, "residual")
-    device = input.device.type
-    if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-        # the weight keeps its bits: it is folded and packed from them
-        input = input.to(torch.get_autocast_dtype(device))
-    elif weight.dtype != input.dtype:
-        raise TypeError(f"weight must be {input.dtype} as the input, got {weight.dtype}")
-    if residual is not None:
-        residual = residual.to(input.dtype)
-
+    check_channels(input, f"weight {list(weight.shape)}", weight.shape[0])
+    if weight.shape[0] % groups:
+        raise ValueError(f"groups must divide the {weight.shape[0]} channels, got {groups}")
+    K = weight.shape[1] * groups
+    bn_weight, bn_bias, mean, var = batch_norm
+    check_parameters(
+        *(K, input, mean, var, training), bias=bias, bn_weight=bn_weight, bn_bias=bn_bias
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, extra, dilations)
+    if min(size) < 1:
+        raise ValueError(f"padding must leave an output, got {padding} for an output of {size}")
+    check_residual(residual, input, (input.shape[0], K, *size))
     chosen = _choose(input, backend, weight, groups)
     options = (strides, paddings, extra, groups, dilations)
     if training:
         y = _conv_transpose2d(
             input, weight, bias, strides, paddings, extra, groups, dilations, backend
         )
-        bn_weight, bn_bias, running_mean, running_var = batch_norm
-        norm = (running_mean, running_var, bn_weight, bn_bias, momentum, eps)
+        norm = (mean, var, bn_weight, bn_bias, momentum, eps)
         return _batch_norm_train(y, *norm, residual, activation, negative_slope)
-    tensors = (input, weight, bias, *batch_norm, residual)
+    tensors = (input, weight, bias, bn_weight, bn_bias, mean, var, residual)
     if chosen == "reference":
         return reference.conv_transpose2d(*tensors, *options, eps, activation, negative_slope)
     if forward_ad._current_level >= 0 or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     ):
-        weight, bias = fold_batch_norm_transposed(weight, bias, *batch_norm, eps, groups)
+        scale, bias = normalization(bias, bn_weight, bn_bias, mean, var, eps)
+        weight = scaled_filters(weight, scale, groups)
         ends = (residual, options, activation, negative_slope)
         return _differentiable(chosen, input, weight, bias, *ends)
-    return _FORWARD[chosen](*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
+    run: Callable[..., Tensor] = _FORWARD[chosen]
+    if chosen == "cpp" and type(input) is Tensor and is_eager():
+        run = _cpu  # the dispatcher's boxing takes longer than a small map
+    return run(*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
 
 
 @torch.fx.wrap
@@ -637,8 +650,9 @@ _MODULES: dict[type[nn.Module], str] = {
 class ConvTranspose2dNormActivation(nn.Sequential):
     """Transposed convolution, normalization and activation, fused where they can be.
 
-    The arguments are those of :class:`torchvision.ops.Conv2dNormActivation`, and ``output_padding``;
-    the sub-modules are "0", "1" and "2", so that checkpoints of the plain ``nn.Sequential`` load.
+    The arguments are those of :class:`torchvision.ops.Conv2dNormActivation` and
+    ``output_padding``; the sub-modules are "0", "1" and "2", so that checkpoints of the plain
+    ``nn.Sequential`` load.
     With other layers than ``nn.BatchNorm2d`` and the activations of
     :func:`conv_transpose2d_bn_relu`, or with hooks on a sub-module, they run one after the other.
     """
@@ -660,7 +674,7 @@ class ConvTranspose2dNormActivation(nn.Sequential):
         output_padding: int | tuple[int, int] = 0,
     ) -> None:
         if padding is None:
-            kernel, dilations = _pair(kernel_size, "kernel_size", 1), _pair(dilation, "dilation", 1)
+            kernel, dilations = _pair(kernel_size, "kernel_size"), _pair(dilation, "dilation")
             padding = ((kernel[0] - 1) // 2 * dilations[0], (kernel[1] - 1) // 2 * dilations[1])
         layers: list[nn.Module] = [
             nn.ConvTranspose2d(
@@ -683,31 +697,38 @@ class ConvTranspose2dNormActivation(nn.Sequential):
         self.out_channels = out_channels
 
     def forward(self, input: Tensor) -> Tensor:
-        conv, *rest = self
-        norm = rest.pop(0) if rest and type(rest[0]) is nn.BatchNorm2d else None
-        activation = _MODULES.get(type(rest[0])) if len(rest) == 1 else "none"
+        layers = list(self)
+        conv = layers.pop(0)
+        norm = layers.pop(0) if layers and type(layers[0]) is nn.BatchNorm2d else None
+        assert norm is None or isinstance(norm, nn.BatchNorm2d)
+        activation = _MODULES.get(type(layers[0])) if layers else "none"
         if (
             type(conv) is not nn.ConvTranspose2d
-            or len(rest) > 1
+            or len(layers) > 1
             or activation is None
             or (norm is not None and (norm.training or norm.running_mean is None))
             or any(module._forward_hooks or module._forward_pre_hooks for module in self)
         ):
             return super().forward(input)
+        normalize: dict[str, Any] = {}
+        if norm is not None:
+            normalize = {
+                "bn_weight": norm.weight,
+                "bn_bias": norm.bias,
+                "running_mean": norm.running_mean,
+                "running_var": norm.running_var,
+                "eps": norm.eps,
+            }
         return conv_transpose2d_bn_relu(
             input,
             conv.weight,
             conv.bias,
-            bn_weight=norm.weight if norm is not None else None,
-            bn_bias=norm.bias if norm is not None else None,
-            running_mean=norm.running_mean if norm is not None else None,
-            running_var=norm.running_var if norm is not None else None,
-            eps=norm.eps if norm is not None else 0.0,
+            **normalize,
             stride=conv.stride,
             padding=conv.padding,  # type: ignore[arg-type]
             output_padding=conv.output_padding,
             groups=conv.groups,
             dilation=conv.dilation,
             activation=activation,
-            negative_slope=getattr(rest[0], "negative_slope", 0.01) if rest else 0.01,
+            negative_slope=getattr(layers[0], "negative_slope", 0.01) if layers else 0.01,
         )

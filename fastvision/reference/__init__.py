@@ -2,7 +2,7 @@
 
 from .activations import ACTIVATIONS, activate
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
-from .conv_transpose2d import conv_transpose2d, fold_batch_norm_transposed
+from .conv_transpose2d import conv_transpose2d
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
@@ -13,7 +13,6 @@ __all__ = [
     "conv_bn_relu",
     "conv_transpose2d",
     "fold_batch_norm",
-    "fold_batch_norm_transposed",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

@@ -11,33 +11,33 @@ from torch.nn import functional as F
 from .activations import activate
 
 
-def fold_batch_norm_transposed(
-    weight: Tensor,
+def normalization(
     bias: Tensor | None,
     bn_weight: Tensor | None,
     bn_bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     eps: float,
-    groups: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Weight [C, K / groups, R, S] and bias [K] of the transposed convolution that normalizes too.
-
-    In float32 or better. Output channels are the second dimension of the weight, within each group.
-    """
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift [K] of a sum without bias, in float32 or better; None where there is none."""
     if running_mean is None or running_var is None:
-        return weight, bias
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+        return None, bias
+    dtype = torch.promote_types(running_var.dtype, torch.float32)
     scale = (running_var.to(dtype) + eps).rsqrt()
     if bn_weight is not None:
         scale = scale * bn_weight.to(dtype)
     shift = -running_mean.to(dtype) if bias is None else bias.to(dtype) - running_mean.to(dtype)
     shift = shift * scale
-    if bn_bias is not None:
-        shift = shift + bn_bias.to(dtype)
-    C, K = weight.shape[0], weight.shape[1]
+    return scale, shift if bn_bias is None else shift + bn_bias.to(dtype)
+
+
+def scaled_filters(weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+    """``weight`` [C, K / groups, R, S] with each output channel times ``scale`` [K]."""
+    if scale is None:
+        return weight
+    C, K = weight.shape[:2]
     per_group = scale.view(groups, 1, K).expand(groups, C // groups, K).reshape(C, K, 1, 1)
-    return weight.to(dtype) * per_group, shift
+    return weight.to(torch.promote_types(weight.dtype, scale.dtype)) * per_group
 
 
 def conv_transpose2d(
@@ -65,9 +65,8 @@ def conv_transpose2d(
     place, less the padding.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
-    weight, bias = fold_batch_norm_transposed(
-        weight, bias, bn_weight, bn_bias, running_mean, running_var, eps, groups
-    )
+    scale, bias = normalization(bias, bn_weight, bn_bias, running_mean, running_var, eps)
+    weight = scaled_filters(weight, scale, groups)
     y = F.conv_transpose2d(
         input.to(dtype),
         weight.to(dtype),
