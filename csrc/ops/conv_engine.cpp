@@ -302,7 +302,7 @@ class PhaseRun {
           inputs,
           outputs,
           residuals,
-          sums_.get(count * run_.packing_.block),
+          sums_.get(count * run_->packing_.block),
           count,
           static_cast<const T*>(phase.packed),
           &run_->packing_,
