@@ -238,10 +238,12 @@ void run_block(const ConvTile<T>& tile, Block<T> block) {
   const int64_t bytes = kSize > 0 ? kSize * kVectorBytes * block.C : 0;
   const int64_t passes = (taps * bytes + kPassBytes - 1) / kPassBytes;
   const int64_t step = passes > 1 ? (taps + passes - 1) / passes : taps;
-  for (block.tap_begin = 0; block.tap_begin < taps; block.tap_begin = block.tap_end) {
+  block.tap_end = 0;
+  do {  // once without taps, too: a phase of a transposed convolution may have only a bias
+    block.tap_begin = block.tap_end;
     block.tap_end = min(block.tap_begin + step, taps);
     run_taps<kSize>(tile, block);
-  }
+  } while (block.tap_end < taps);
   if (!is_clamp(tile.activation)) {
     for (int64_t p = 0; p < tile.pixels; ++p) {
       activate(tile.outputs[p] + block.output_channel, block.channels, tile);

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .. import _extension, reference
+from .. import _device, _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.conv_transpose2d import normalization, scaled_filters
 from ..reference.roi_align import is_channels_last
@@ -250,11 +250,18 @@ def _cpu(
     )
 
 
-def _cuda(input: Tensor, *args: Any) -> Tensor:
-    """cuDNN, with the batch normalization folded in."""
-    tensors, rest = args[:6], args[6:]
-    stride, groups, dilation, eps = tuple(rest[1]), rest[4], tuple(rest[5]), rest[6]
-    prepared = _prepared("aten", input.dtype, tensors, stride, groups, dilation, eps)
+def _cuda(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    """cuDNN, with the batch normalization folded in; separable filters by the Triton kernel."""
+    tensors, rest = (weight, *args[:5]), args[5:]
+    options = (tuple(rest[1]), rest[4], tuple(rest[5]), rest[6])
+    may_separate = weight.shape[0] == weight.shape[1] * rest[4] and input.dtype != torch.float64
+    if (
+        may_separate
+        and unsupported("triton", "cuda", input.device.index) is None
+        and _prepared("triton", input.dtype, tensors, *options).separable is not None
+    ):
+        return _triton(input, weight, *args)
+    prepared = _prepared("aten", input.dtype, tensors, *options)
     return _aten(input, prepared, rest)
 
 
@@ -418,23 +425,26 @@ def _choose(input: Tensor, requested: str | None, weight: Tensor, groups: int) -
     """A key of _FORWARD, or "reference"."""
     backend = choose(input, requested)
     if requested is None and input.is_cuda and backend in ("cuda", "triton"):
-        if unsupported("triton", "cuda", input.device.index) is None and _prefers_triton(
-            input, weight, groups
-        ):
-            return "triton"
-        return "cudnn"
+        return "triton" if _prefers_triton(input, weight, groups) else "cudnn"
     if backend == "cuda":
         raise ValueError(
             "backend='cuda' cannot run: transposed convolution has no CUDA C++ kernel, only "
             "triton, cpp and reference"
         )
+    if backend == "triton" and input.dtype == torch.float64:
+        raise ValueError("backend='triton' cannot run float64: it accumulates in float32")
     return backend
 
 
 def _prefers_triton(input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Where the tensor cores take the type and tiles are full; elsewhere cuDNN runs."""
-    wide = min(weight.shape[0] // groups, weight.shape[1]) >= 16
-    return (wide and input.element_size() == 2) or (groups > 1 and weight.shape[1] == 1)
+    """Where tensor cores take the type and channels fill tiles, or there is no matrix."""
+    if input.dtype == torch.float64 or unsupported("triton", "cuda", input.device.index):
+        return False
+    C, K = weight.shape[0] // groups, weight.shape[1]
+    if C == K == 1:
+        return True
+    fills = min(C, K) >= 16 and input.itemsize == 2
+    return fills and _device.triton_has_tensor_cores(input.device.index)
 
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
