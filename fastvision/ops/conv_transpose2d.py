@@ -338,8 +338,10 @@ class _ConvTranspose2d(torch.autograd.Function):
         activation: str,
         negative_slope: float,
     ) -> Tensor:
+        # not remembered: weights that are trained change in each step, and gradcheck writes to them
+        # in a way that torch does not count
         output = _FORWARD[backend](
-            *(input, weight, bias, None, None, None, None, residual),
+            *(input, weight.detach(), bias, None, None, None, None, residual),
             *(*options, 0.0, ACTIVATIONS.index(activation), negative_slope),
         )
         ctx.save_for_backward(input, weight, None if activation == "none" else output)

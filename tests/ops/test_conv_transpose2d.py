@@ -63,7 +63,12 @@ def make(shape, dtype=torch.float32, channels_last=False, device="cpu", batch=2)
     groups = options.get("groups", 1)
     x = cases.feature_map(batch, C, *size, dtype=dtype, channels_last=channels_last)
     weight = random(C, K // groups, R, S, seed=1) / math.sqrt(C // groups)
-    return x.to(device), weight.to(device, dtype), random(K, seed=2).to(device, dtype), options
+    return (
+        x.to(device),
+        weight.to(device, dtype),
+        random(K, seed=2).to(device, dtype),
+        dict(options),
+    )
 
 
 def format_of(channels_last: bool) -> torch.memory_format:
@@ -379,6 +384,18 @@ def test_second_and_forward_derivatives(cpu_level, shape):
         y = ops.conv_transpose2d(dual, weight, bias, **options)
         tangent = forward_ad.unpack_dual(y).tangent
     assert_matches(tangent, F.conv_transpose2d(torch.ones_like(x), weight, **options))
+
+
+def test_gradcheck_without_normalization(cpu_level):
+    """Its numerical gradient writes to the weight behind the version counter."""
+    x, weight, bias, options = make("k2s2", torch.float64, batch=1)
+    args = [leaf(t) for t in (x[..., :2, :2], weight[..., :2, :2], bias)]
+
+    def run(x, weight, bias):
+        return ops.conv_transpose2d(x, weight, bias, **options)
+
+    assert torch.autograd.gradcheck(run, args, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, args, fast_mode=True)
 
 
 def test_func_transforms(cpu_level):
