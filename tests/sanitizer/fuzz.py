@@ -139,7 +139,6 @@ def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
     if kind == "hostile":
         x.view(-1)[: rng.randint(0, 9)] = rng.choice(HOSTILE)
     x, weight = random_format(rng, x.to(dtype)), weight.to(dtype)
-    options = (stride, padding, extra, groups, dilation)
     sizes = [
         (n - 1) * s - 2 * p + d * (r - 1) + e + 1
         for n, r, s, p, e, d in zip(
@@ -153,7 +152,11 @@ def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
         x,
         weight,
         torch.randn(K).to(dtype) if rng.random() < 0.5 else None,
-        **dict(zip(("stride", "padding", "output_padding", "groups", "dilation"), options)),
+        stride=stride,
+        padding=padding,
+        output_padding=extra,
+        groups=groups,
+        dilation=dilation,
         residual=residual,
         activation=rng.choice(reference.ACTIVATIONS),
     )
