@@ -115,3 +115,22 @@ def batch_norm_relu(input: Tensor, *, residual: bool = False, backward: bool = F
     """
     tensors = 2 + residual + (3 + 2 * residual) * backward
     return Work(tensors * input.numel() * input.element_size(), (6 + 8 * backward) * input.numel())
+
+
+def transposed_convolution(
+    input: Tensor, weight: Tensor, output: Tensor, *, separable_stride: int | None = None
+) -> Work:
+    """Input and weight read once, output written once; two operations per input, tap and filter.
+
+    A separable filter of ``separable_stride`` that keeps the channels apart is two factors, with
+    which first the rows of the input are stretched, then the columns.
+    """
+    C, K, R, S = weight.shape
+    element = input.element_size()
+    moved = (input.numel() + output.numel()) * element
+    if separable_stride is None:
+        return Work(moved + weight.numel() * element, 2 * input.numel() * K * R * S)
+    taps = R / separable_stride, S / separable_stride
+    stretched = input[..., 0].numel() * output.shape[3]
+    flops = 2 * (taps[0] * output.numel() + taps[1] * stretched)
+    return Work(moved + (R + S) * element, int(flops))

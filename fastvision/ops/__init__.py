@@ -2,6 +2,11 @@
 
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
+from .conv_transpose2d import (
+    ConvTranspose2dNormActivation,
+    conv_transpose2d,
+    conv_transpose2d_bn_relu,
+)
 from .focal_loss import (
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
@@ -16,6 +21,7 @@ from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 __all__ = [
     "Conv2dNormActivation",
     "ConvBNReLU2d",
+    "ConvTranspose2dNormActivation",
     "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
@@ -25,6 +31,8 @@ __all__ = [
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",
+    "conv_transpose2d",
+    "conv_transpose2d_bn_relu",
     "multiscale_roi_align",
     "nms",
     "roi_align",

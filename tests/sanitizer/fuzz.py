@@ -261,12 +261,59 @@ def fuzz_batch_norm_relu(rng: random.Random) -> list[Tensor]:
     return [y.detach(), mean, var, *(grads if smooth else [])]
 
 
+def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    groups = rng.choice((1, 1, 2, 5))
+    C, K = groups * rng.choice((1, 2, 3, 8, 17)), groups * rng.choice((1, 2, 8, 9, 33))
+    window = [(rng.randint(1, 6), rng.randint(1, 4), rng.randint(0, 3)) for _ in range(2)]
+    kernel, stride, padding = zip(*window, strict=True)
+    dilation = (rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4)))
+    extra = tuple(rng.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True))
+    kind = rng.choice(("dense", "separable", "hostile"))
+    if kind == "separable":
+        K, groups, dilation = C, C, (1, 1)
+        extra = tuple(rng.randrange(s) for s in stride)
+    weight = torch.randn(C, K // groups, *kernel)
+    if kind == "separable":
+        weight = torch.randn(C, 1, 1, 1) * torch.randn(kernel[0], 1) * torch.randn(kernel[1])
+        if rng.random() < 0.5:  # the same between all channels
+            weight, groups = weight * torch.eye(C)[:, :, None, None], 1
+    x = torch.randn(rng.randint(0, 3), C, rng.randint(1, 9), rng.choice((1, 2, 7, 30)))
+    if kind == "hostile":
+        x.view(-1)[: rng.randint(0, 9)] = rng.choice(HOSTILE)
+    x, weight = random_format(rng, x.to(dtype)), weight.to(dtype)
+    sizes = [
+        (n - 1) * s - 2 * p + d * (r - 1) + e + 1
+        for n, r, s, p, e, d in zip(
+            x.shape[2:], kernel, stride, padding, extra, dilation, strict=True
+        )
+    ]
+    if min(sizes) < 1:
+        raise ValueError("padding: refused in Python before any kernel")
+    residual = torch.randn(x.shape[0], K, *sizes).to(dtype) if rng.random() < 0.5 else None
+    y = ops.conv_transpose2d_bn_relu(
+        x,
+        weight,
+        torch.randn(K).to(dtype) if rng.random() < 0.5 else None,
+        stride=stride,
+        padding=padding,
+        output_padding=extra,
+        groups=groups,
+        dilation=dilation,
+        residual=residual,
+        activation=rng.choice(ACTIVATIONS),
+    )
+    assert y.shape == (x.shape[0], K, *sizes) and y.dtype == dtype
+    return [] if kind == "hostile" else [y]  # infinities may cancel in another order
+
+
 FUZZERS = (
     fuzz_roi_align,
     fuzz_nms,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
+    fuzz_conv_transpose2d,
 )
 
 
