@@ -35,7 +35,7 @@ class Tile:
 # up to 64 float32 sums per thread: with 128 the epilogue spills; block_k for 16-bit types
 _TILES = (
     Tile(128, 128, 64, 8, 3),
-    Tile(128, 64, 64, 4, 3),
+    Tile(128, 64, 64, 8, 3),
     Tile(64, 64, 64, 4, 4),
     Tile(64, 32, 64, 4, 4),
     Tile(64, 16, 64, 4, 4),
