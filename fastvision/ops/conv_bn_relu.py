@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
 from ._checks import check_floating, check_tensor
+from ._packing import remembered
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -23,6 +24,15 @@ _SCHEMA = (
 )
 for _suffix in ("", "_triton"):
     torch.library.define(f"fastvision::conv_bn_relu{_suffix}", _SCHEMA)
+torch.library.define(
+    "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
+)
+torch.library.define(
+    "fastvision::conv_packed",
+    "(Tensor input, Tensor packed, Tensor? residual, SymInt[] kernel, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, int activation, float negative_slope) "
+    "-> Tensor",
+)
 
 
 def output_size(
@@ -47,10 +57,49 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _cpu(*args: Any) -> Tensor:
-    *tensors, stride, padding, dilation, groups, eps, activation, negative_slope = args
-    return reference.conv_bn_relu(
-        *tensors, stride, padding, dilation, groups, eps, ACTIVATIONS[activation], negative_slope
+def _packed(dtype: torch.dtype, groups: int, eps: float, *tensors: Tensor | None) -> Tensor:
+    """Weight, bias and batch normalization in the CPU engine's layout."""
+
+    def make() -> Tensor:
+        weight, bias = reference.fold_batch_norm(*tensors, eps)
+        bias = None if bias is None else bias.to(dtype)
+        return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
+
+    level = _extension._C.cpu_capability()
+    return remembered(tensors, ("conv", dtype, groups, eps, level), make)
+
+
+def _cpu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    norm = (bn_weight, bn_bias, running_mean, running_var)
+    packed = _packed(dtype, groups, eps, weight, bias, *norm)
+    return torch.ops.fastvision.conv_packed.default(
+        input,
+        packed,
+        residual,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        negative_slope,
     )
 
 
