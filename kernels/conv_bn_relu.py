@@ -351,17 +351,9 @@ def unsupported(
     return None
 
 
-def pack_weight(weight: Tensor) -> Tensor:
-    """[K, C / groups, R, S] in the order the kernels read: [K, R, S, C / groups], or [R, S, K] of
-    a depthwise convolution."""
-    if weight.shape[1] == 1:
-        return weight[:, 0].permute(1, 2, 0).contiguous()
-    return weight.permute(0, 2, 3, 1).contiguous()
-
-
 def launch_conv(
     input: Tensor,  # [N, C, H, W]
-    weight: Tensor,  # of pack_weight, in input's dtype
+    weight: Tensor,  # [K, R, S, C / groups], or [R, S, K] of a depthwise one; input's dtype
     scale: Tensor | None,  # [K] float32
     shift: Tensor | None,  # [K] float32
     residual: Tensor | None,  # like output

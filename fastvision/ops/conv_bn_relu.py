@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
-from ._backend import choose
+from ._backend import choose, requested_by_environment
 from ._checks import check_floating, check_tensor
 from ._packing import remembered
 
@@ -103,11 +103,26 @@ def _cpu(
     )
 
 
+def _cuda(*args: Any) -> Tensor:
+    from ._conv_dispatch import run
+
+    return run(*args)
+
+
+def _triton(*args: Any) -> Tensor:
+    from ._conv_dispatch import run_triton  # triton is imported only where it runs
+
+    return run_triton(*args)
+
+
 for _suffix in ("", "_triton"):
     torch.library.register_fake(f"fastvision::conv_bn_relu{_suffix}", _fake)
 torch.library.impl("fastvision::conv_bn_relu", "CPU", _cpu)
+torch.library.impl("fastvision::conv_bn_relu", "CUDA", _cuda)
+torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 
 _OP = torch.ops.fastvision.conv_bn_relu.default
+_TRITON_OP = torch.ops.fastvision.conv_bn_relu_triton.default
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -172,8 +187,12 @@ def conv_bn_relu(
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
-    if choose(input, backend) == "reference" or (
+    chosen = choose(input, backend)
+    if chosen == "reference" or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     ):
         return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
-    return _OP(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
+    # _OP measures on a GPU which is best, Triton's kernels among others: these alone only if asked
+    asked = chosen == "triton" and (backend or requested_by_environment)
+    op = _TRITON_OP if asked else _OP
+    return op(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
