@@ -33,6 +33,12 @@ torch.library.define(
     "SymInt[] padding, SymInt[] dilation, SymInt groups, int activation, float negative_slope) "
     "-> Tensor",
 )
+# weight: [taps, taps, C]; images channels_last (csrc/ops/conv_bn_relu.h)
+torch.library.define(
+    "fastvision::conv_depthwise",
+    "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
+    "int[] padding, int activation, float negative_slope) -> Tensor",
+)
 
 
 def output_size(
