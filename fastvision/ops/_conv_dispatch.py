@@ -213,8 +213,12 @@ def _triton(p: Problem, tile: Any = None) -> Tensor:
 
 
 def _cuda_depthwise(p: Problem) -> Tensor:
+    def aligned(t: Tensor) -> Tensor:
+        return t if t.data_ptr() % 16 == 0 else t.clone()
+
+    input, residual = aligned(p.input), None if p.residual is None else aligned(p.residual)
     return torch.ops.fastvision.conv_depthwise.default(
-        p.input, *_for_kernels(p), p.residual, p.stride, p.padding, p.activation, p.negative_slope
+        input, *_for_kernels(p), residual, p.stride, p.padding, p.activation, p.negative_slope
     )
 
 
