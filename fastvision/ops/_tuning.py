@@ -94,7 +94,7 @@ class Tuner:
         """The name of the fastest candidate whose result agrees with the first one's."""
         with self._lock:
             choice = self._choices.get(key)
-            if choice not in candidates:
+            if choice is None or choice not in candidates:
                 choice = self._fastest(candidates)
                 self._choices[key] = choice
                 self._write()
