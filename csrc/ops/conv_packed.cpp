@@ -71,43 +71,45 @@ int64_t extent(
   return (size + before + after - dilation * (taps - 1) - 1) / stride + 1;
 }
 
-// `kernel` is [K, C, R, S] of the weight; `padding` is left, right, top, bottom.
+// Single numbers, since lists cost microseconds on their way here.
 Tensor conv_packed(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    std::vector<int64_t> kernel,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> dilation,
+    int64_t K,
+    int64_t R,
+    int64_t S,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t left,
+    int64_t right,
+    int64_t top,
+    int64_t bottom,
+    int64_t dilation_y,
+    int64_t dilation_x,
     int64_t groups,
     int64_t activation,
     double negative_slope
 ) {
   check_dim(input, 4, "input");
-  STD_TORCH_CHECK(
-      kernel.size() == 4 && stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
-      "kernel and padding need 4 numbers, stride and dilation 2"
-  );
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const int64_t K = kernel[0], R = kernel[2], S = kernel[3];
   STD_TORCH_CHECK(
-      groups > 0 && C == kernel[1] * groups && K % groups == 0, "channels and groups do not fit"
+      groups > 0 && C % groups == 0 && K % groups == 0, "channels and groups do not fit"
   );
   STD_TORCH_CHECK(
-      std::min({R, S, stride[0], stride[1], dilation[0], dilation[1]}) > 0,
+      std::min({R, S, stride_y, stride_x, dilation_y, dilation_x}) > 0,
       "kernel, stride and dilation must be positive"
   );
   STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
-  const int64_t OH = extent(H, padding[2], padding[3], R, dilation[0], stride[0]);
-  const int64_t OW = extent(W, padding[0], padding[1], S, dilation[1], stride[1]);
+  const int64_t OH = extent(H, top, bottom, R, dilation_y, stride_y);
+  const int64_t OW = extent(W, left, right, S, dilation_x, stride_x);
   STD_TORCH_CHECK(OH >= 0 && OW >= 0, "the kernel does not fit into the padded input");
   const ScalarType dtype = input.scalar_type();
   const bool wide = dtype == ScalarType::Double;
   STD_TORCH_CHECK(
       packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
           packed.numel() ==
-              conv_packing(packed.scalar_type(), groups, kernel[1], K / groups, R * S).size(),
+              conv_packing(packed.scalar_type(), groups, C / groups, K / groups, R * S).size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
 
@@ -142,12 +144,12 @@ Tensor conv_packed(
        S,
        OH,
        OW,
-       stride[0],
-       stride[1],
-       -padding[2],
-       -padding[0],
-       dilation[0],
-       dilation[1],
+       stride_y,
+       stride_x,
+       -top,
+       -left,
+       dilation_y,
+       dilation_x,
        1,
        1,
        0,

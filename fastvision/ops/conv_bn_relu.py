@@ -11,8 +11,16 @@ from torch import Tensor
 from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
+from . import _onednn
 from ._backend import choose, requested_by_environment
-from ._checks import check_floating, check_tensor
+from ._checks import is_eager
+from ._convolution import (
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    check_window,
+)
 from ._packing import remembered
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -29,9 +37,9 @@ torch.library.define(
 )
 torch.library.define(
     "fastvision::conv_packed",
-    "(Tensor input, Tensor packed, Tensor? residual, SymInt[] kernel, SymInt[] stride, "
-    "SymInt[] padding, SymInt[] dilation, SymInt groups, int activation, float negative_slope) "
-    "-> Tensor",
+    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
+    "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
+    "int groups, int activation, float negative_slope) -> Tensor",
 )
 # weight: [taps, taps, C]; images channels_last (csrc/ops/conv_bn_relu.h)
 torch.library.define(
@@ -63,16 +71,12 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _packed(dtype: torch.dtype, groups: int, eps: float, *tensors: Tensor | None) -> Tensor:
-    """Weight, bias and batch normalization in the CPU engine's layout."""
-
-    def make() -> Tensor:
-        weight, bias = reference.fold_batch_norm(*tensors, eps)
-        bias = None if bias is None else bias.to(dtype)
-        return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
-
-    level = _extension._C.cpu_capability()
-    return remembered(tensors, ("conv", dtype, groups, eps, level), make)
+def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int, eps: float) -> Tensor:
+    """Weight, bias and batch normalization in the layout of the CPU's engine."""
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
+    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
+    bias = None if bias is None else bias.to(dtype)
+    return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
 
 
 def _cpu(
@@ -84,25 +88,32 @@ def _cpu(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     eps: float,
     activation: int,
     negative_slope: float,
 ) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    norm = (bn_weight, bn_bias, running_mean, running_var)
-    packed = _packed(dtype, groups, eps, weight, bias, *norm)
+    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    name = ACTIVATIONS[activation]
+    if _onednn.preferred(input, weight, residual, padding, groups, name):
+        return _onednn.convolution(
+            input, tensors, residual, stride, padding, dilation, eps, activation
+        )
+    purpose = ("conv", dtype, groups, eps, _extension.cpu_level())
+    packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
     return torch.ops.fastvision.conv_packed.default(
         input,
         packed,
         residual,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
+        weight.shape[0],
+        *weight.shape[2:],
+        *stride,
+        *padding,
+        *dilation,
         groups,
         activation,
         negative_slope,
@@ -184,13 +195,35 @@ def conv_bn_relu(
     backend: str | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv2d(input, weight, bias)) + residual)."""
-    check_tensor(input, "input")
-    check_tensor(weight, "weight")
-    check_floating(input, "input")
+    check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
+    check_window(strides, paddings, dilations, groups)
+    K = weight.shape[0]
+    if K % groups != 0:
+        raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
+    check_channels(
+        input, f"weight {list(weight.shape)} and {groups} groups", groups * weight.shape[1]
+    )
+    check_parameters(
+        K,
+        input,
+        running_mean,
+        running_var,
+        training,
+        bias=bias,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+    if min(size) < 1:
+        raise ValueError(
+            f"weight's window {list(weight.shape[2:])} with dilation {dilations} does not fit into "
+            f"input {list(input.shape[2:])} with padding {paddings}"
+        )
+    check_residual(residual, input, (input.shape[0], K, *size))
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
     chosen = choose(input, backend)
@@ -198,7 +231,11 @@ def conv_bn_relu(
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     ):
         return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
-    # _OP measures on a GPU which is best, Triton's kernels among others: these alone only if asked
-    asked = chosen == "triton" and (backend or requested_by_environment)
-    op = _TRITON_OP if asked else _OP
-    return op(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
+    run: Any = _OP
+    if chosen == "triton" and (backend or requested_by_environment):
+        # only if asked for: on a GPU _OP measures which kernels are best, Triton's among them
+        run = _TRITON_OP
+    elif input.is_cpu and type(input) is Tensor and is_eager():
+        # the dispatcher's boxing of so many arguments takes longer than a small convolution
+        run = _cpu
+    return run(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
