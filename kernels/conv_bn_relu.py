@@ -504,7 +504,7 @@ def _launch_gemm(
         PADDED=padded,
         DENSE=R * S == 1 and not padded and tuple(stride) == (1, 1),
         FLAT_C=C if flat else 0,
-        INT64=_exceeds_int32(input, output),
+        INT64=_exceeds_int32(input, weight, output),
         IS_SPLIT=splits > 1,
         ACTIVATION=activation,
         TF32=tf32,

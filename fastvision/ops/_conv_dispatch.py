@@ -31,6 +31,8 @@ _TUNED = (torch.float16, torch.bfloat16, torch.float32)
 
 
 _Maybe: TypeAlias = Tensor | None
+# weight, bias, and weight, bias, mean and variance of the normalization
+Layer: TypeAlias = tuple[Tensor, _Maybe, _Maybe, _Maybe, _Maybe, _Maybe]
 
 
 class Problem(NamedTuple):
@@ -53,7 +55,7 @@ class Problem(NamedTuple):
     negative_slope: float
 
     @property
-    def layer(self) -> tuple[Tensor, _Maybe, _Maybe, _Maybe, _Maybe, _Maybe]:
+    def layer(self) -> Layer:
         return self[1:7]
 
     @property
@@ -83,26 +85,6 @@ def _tf32() -> bool:
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def _scale_and_shift(p: Problem) -> tuple[Tensor | None, Tensor | None]:
-    """[K] float32 each: normalization as the epilogue does it, to the unrounded sum."""
-    ones = torch.ones(len(p.weight), device=p.weight.device)
-    scale, shift = reference.fold_batch_norm(ones, *p.layer[1:], p.eps)
-    return (
-        None if scale is ones else scale,
-        None if shift is None else shift.to(torch.float32, copy=True),
-    )
-
-
-def _apart(p: Problem, format: torch.memory_format) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight in the input's dtype, scale and shift."""
-
-    def make() -> tuple[Tensor, Tensor | None, Tensor | None]:
-        weight = p.weight.detach().to(p.input.dtype, memory_format=format, copy=True)
-        return weight, *_scale_and_shift(p)
-
-    return remembered(p.layer, ("apart", p.input.dtype, format, p.eps), make)
-
-
 def kernel_order(weight: Tensor) -> Tensor:
     """[K, C / groups, R, S] as this package's kernels read it: [K, R, S, C / groups], or [R, S, K]
     of a depthwise convolution."""
@@ -110,27 +92,57 @@ def kernel_order(weight: Tensor) -> Tensor:
     return weight[:, 0].permute(1, 2, 0) if depthwise else weight.permute(0, 2, 3, 1)
 
 
-def _for_kernels(p: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight in the order of this package's kernels, scale and shift."""
+def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
+    """[K] float32 each: normalization as the epilogue does it, to the unrounded sum."""
+    weight = layer[0]
+    ones = torch.ones(len(weight), device=weight.device)
+    scale, shift = reference.fold_batch_norm(ones, *layer[1:], eps)
+    return (
+        None if scale is ones else scale,
+        None if shift is None else shift.to(torch.float32, copy=True),
+    )
 
-    def make() -> tuple[Tensor, Tensor | None, Tensor | None]:
-        weight = kernel_order(p.weight.detach().to(p.input.dtype, copy=True))
-        return weight.contiguous(), *_scale_and_shift(p)
 
-    return remembered(p.layer, ("kernels", p.input.dtype, p.eps), make)
+def _make_apart(
+    layer: Layer, dtype: torch.dtype, format: torch.memory_format, eps: float
+) -> tuple[Tensor, _Maybe, _Maybe]:
+    weight = layer[0].detach().to(dtype, memory_format=format, copy=True)
+    return weight, *_scale_and_shift(layer, eps)
 
 
-def _folded(p: Problem, format: torch.memory_format) -> tuple[Tensor, Tensor]:
+def _make_for_kernels(
+    layer: Layer, dtype: torch.dtype, eps: float
+) -> tuple[Tensor, _Maybe, _Maybe]:
+    weight = kernel_order(layer[0].detach().to(dtype, copy=True)).contiguous()
+    return weight, *_scale_and_shift(layer, eps)
+
+
+def _make_folded(
+    layer: Layer, dtype: torch.dtype, format: torch.memory_format, eps: float
+) -> tuple[Tensor, Tensor]:
+    weight, bias = reference.fold_batch_norm(*layer, eps)
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    weight = weight.detach().to(dtype, memory_format=format, copy=True)
+    return weight, bias.detach().to(dtype, copy=True)
+
+
+def _apart(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
+    """Weight in the input's dtype and format, scale and shift."""
+    options = (p.input.dtype, _format_of(p.input), p.eps)
+    return remembered(p.layer, ("apart", *options), _make_apart, *options)
+
+
+def _for_kernels(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
+    """Weight as this package's kernels read it, scale and shift."""
+    options = (p.input.dtype, p.eps)
+    return remembered(p.layer, ("kernels", *options), _make_for_kernels, *options)
+
+
+def _folded(p: Problem) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does the normalization as well, both rounded."""
-
-    def make() -> tuple[Tensor, Tensor]:
-        weight, bias = reference.fold_batch_norm(*p.layer, p.eps)
-        if bias is None:
-            bias = weight.new_zeros(len(weight))
-        weight = weight.detach().to(p.input.dtype, memory_format=format, copy=True)
-        return weight, bias.detach().to(p.input.dtype, copy=True)
-
-    return remembered(p.layer, ("folded", p.input.dtype, format, p.eps), make)
+    options = (p.input.dtype, _format_of(p.input), p.eps)
+    return remembered(p.layer, ("folded", *options), _make_folded, *options)
 
 
 def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -> Tensor:
@@ -164,14 +176,14 @@ def _padded(p: Problem) -> tuple[Tensor, tuple[int, int]]:
 
 def _torch(p: Problem) -> Tensor:
     input, padding = _padded(p)
-    weight, scale, shift = _apart(p, _format_of(p.input))
+    weight, scale, shift = _apart(p)
     y = torch.conv2d(input, weight, None, p.stride, padding, p.dilation, p.groups)
     return _finish(y, scale, shift, p)
 
 
 def _cudnn(p: Problem) -> Tensor:
     input, padding = _padded(p)
-    weight, scale, shift = _apart(p, _format_of(p.input))
+    weight, scale, shift = _apart(p)
     deterministic = torch.backends.cudnn.deterministic
     y = torch.cudnn_convolution(
         input, weight, padding, p.stride, p.dilation, p.groups, True, deterministic, _tf32()
@@ -181,7 +193,7 @@ def _cudnn(p: Problem) -> Tensor:
 
 def _cudnn_fused(p: Problem) -> Tensor:
     input, padding = _padded(p)
-    weight, bias = _folded(p, _format_of(p.input))
+    weight, bias = _folded(p)
     shape = (p.stride, padding, p.dilation, p.groups)
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True  # these functions take it from there only
@@ -195,9 +207,9 @@ def _cudnn_fused(p: Problem) -> Tensor:
 
 def _cublas(p: Problem) -> Tensor:
     N, K, OH, OW = p.output_shape
-    weight, bias = _folded(p, torch.contiguous_format)
+    weight, bias = _folded(p)
     pixels = p.input.permute(0, 2, 3, 1).view(N * OH * OW, -1)
-    y = torch._addmm_activation(bias, pixels, weight.view(K, -1).t())
+    y = torch._addmm_activation(bias, pixels, weight.flatten(1).t())
     return y.view(N, OH, OW, K).permute(0, 3, 1, 2)
 
 

@@ -8,7 +8,6 @@ A cache that cannot be read or written costs time only.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -38,19 +37,15 @@ def cache_folder() -> Path | None:
     return None
 
 
-@functools.cache
-def _flush_buffer(device: int) -> Tensor:
-    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    return torch.empty(size, dtype=torch.uint8, device=f"cuda:{device}")
-
-
 def cuda_seconds(call: Callable[[], object]) -> float:
     """Device time of one call, with a cold L2: in a model other layers have run in between.
 
     The host prepares the call while the device empties its cache, so launching is not measured.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    _flush_buffer(torch.cuda.current_device()).zero_()
+    device = torch.cuda.current_device()
+    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    torch.zeros(size, dtype=torch.uint8, device=f"cuda:{device}")
     start.record()
     call()
     end.record()

@@ -202,7 +202,7 @@ def test_works_in_inference_mode():
 
     def seconds(call) -> float:
         p = call.args[0]
-        packed.append(dispatch._apart(p, torch.channels_last)[0])
+        packed.append(dispatch._apart(p)[0])
         return 1.0
 
     with torch.inference_mode():
@@ -245,7 +245,7 @@ def test_epilogue_without_triton(bias, monkeypatch):
 
 def test_folded_weights_give_the_same():
     p = problem(taps=1)
-    weight, bias = dispatch._folded(p, torch.channels_last)
+    weight, bias = dispatch._folded(p)
     y = torch.conv2d(p.input, weight, bias) + p.residual
     wide = [t.double() if isinstance(t, Tensor) else t for t in p]
     assert_matches(y.relu(), dispatch.reference.conv_bn_relu(*wide[:13], "relu", 0.01))
