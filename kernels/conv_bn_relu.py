@@ -50,21 +50,24 @@ def _inside(start, step, extent, TAPS: tl.constexpr):
 
 @triton.jit
 def _epilogue(
-    acc,  # float32
-    k,  # channels, of a shape that broadcasts with acc
+    acc,  # [BLOCK_M, BLOCK_N] float32
+    k,  # channel of each column, or of each row
+    k_mask,
     offset,  # in the output
     mask,
     scale_ptr,
     shift_ptr,
     residual_ptr,
-    k_mask,
     negative_slope,
+    CHANNEL_AXIS: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + k, mask=k_mask, other=0.0)
+        scale = tl.load(scale_ptr + k, mask=k_mask, other=0.0)
+        acc *= tl.expand_dims(scale, 1 - CHANNEL_AXIS)
     if shift_ptr is not None:
-        acc += tl.load(shift_ptr + k, mask=k_mask, other=0.0)
+        shift = tl.load(shift_ptr + k, mask=k_mask, other=0.0)
+        acc += tl.expand_dims(shift, 1 - CHANNEL_AXIS)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     return activate(acc, negative_slope, ACTIVATION)
@@ -205,8 +208,8 @@ def _conv_kernel(
         output_ptr += tl.program_id(2).to(tl.int64) * M * (K * groups)
     else:
         acc = _epilogue(
-            acc, k[None, :], offset, mask, scale_ptr, shift_ptr, residual_ptr, n_mask[None, :],
-            negative_slope, ACTIVATION,
+            acc, k, n_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
+            ACTIVATION,
         )  # fmt: skip
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
@@ -274,8 +277,8 @@ def _depthwise_kernel(
     offset = m[:, None] * K + k[None, :]
     mask = m_mask[:, None] & k_mask[None, :]
     acc = _epilogue(
-        acc, k[None, :], offset, mask, scale_ptr, shift_ptr, residual_ptr, k_mask[None, :],
-        negative_slope, ACTIVATION,
+        acc, k, k_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
+        ACTIVATION,
     )  # fmt: skip
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
@@ -302,9 +305,7 @@ def _pointwise_kernel(
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row = tl.program_id(0) // column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask = (row < rows)[:, None]
-    column_mask = (column < columns)[None, :]
-    mask = row_mask & column_mask
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
     offset = row.to(tl.int64)[:, None] * columns + column[None, :]
 
     acc = tl.load(parts_ptr + offset, mask=mask, other=0.0).to(tl.float32)
@@ -312,14 +313,15 @@ def _pointwise_kernel(
     for part in range(1, parts):
         acc += tl.load(parts_ptr + part * part_size + offset, mask=mask, other=0.0).to(tl.float32)
     if CHANNELS_LAST:
-        k = column[None, :]
-        k_mask = column_mask
+        acc = _epilogue(
+            acc, column, column < columns, offset, mask, scale_ptr, shift_ptr, residual_ptr,
+            negative_slope, 1, ACTIVATION,
+        )  # fmt: skip
     else:
-        k = (row % channels)[:, None]
-        k_mask = row_mask
-    acc = _epilogue(
-        acc, k, offset, mask, scale_ptr, shift_ptr, residual_ptr, k_mask, negative_slope, ACTIVATION
-    )
+        acc = _epilogue(
+            acc, row % channels, row < rows, offset, mask, scale_ptr, shift_ptr, residual_ptr,
+            negative_slope, 0, ACTIVATION,
+        )  # fmt: skip
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
 
