@@ -36,11 +36,16 @@ __device__ inline void load(float (&to)[Pack<T>::kWidth], const T* from) {
 __device__ inline float clamp6(float x) { return x < 0 ? 0 : x > 6 ? 6 : x; }
 
 template <int kWidth>
-__device__ inline void activate(float (&x)[kWidth], Activation activation, float negative_slope) {
+__device__ inline void activate(
+    float (&x)[kStrip][kWidth], Activation activation, float negative_slope
+) {
   const auto apply = [&](auto f) {
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      x[i] = f(x[i]);
+    for (int j = 0; j < kStrip; ++j) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        x[j][i] = f(x[j][i]);
+      }
     }
   };
   switch (activation) {
@@ -55,15 +60,18 @@ __device__ inline void activate(float (&x)[kWidth], Activation activation, float
     case Activation::leaky_relu:
       apply([=](float v) { return v < 0 ? v * negative_slope : v; });
       break;
-    case Activation::silu:
-      apply([](float v) { return v / (1 + expf(-v)); });
-      break;
     case Activation::hardswish:
       apply([](float v) { return v * (clamp6(v + 3) * (1.0f / 6)); });
       break;
-    case Activation::sigmoid:
-      apply([](float v) { return 1 / (1 + expf(-v)); });
+    case Activation::silu:
+    case Activation::sigmoid: {
+      const bool gates = activation == Activation::silu;
+      apply([=](float v) {
+        const float gate = 1 / (1 + expf(-v));
+        return gates ? v * gate : gate;
+      });
       break;
+    }
   }
 }
 
@@ -136,39 +144,40 @@ __global__ void __launch_bounds__(kThreads, kTaps == 3 ? 3 : 2) conv_depthwise_k
         }
       }
     }
+    float scale[kWidth];
+    float shift[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      scale[i] = args.scale == nullptr ? 1.0f : args.scale[c + i];
+      shift[i] = args.shift == nullptr ? 0.0f : args.shift[c + i];
+    }
+    const int64_t offset = output_offset + oh * output_row;
 #pragma unroll
     for (int j = 0; j < kStrip; ++j) {
-      if (ow + j >= args.OW) {
-        break;
-      }
-      const int64_t offset = output_offset + oh * output_row + static_cast<int64_t>(j) * args.C;
-      if (args.scale != nullptr) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          sum[j][i] *= args.scale[c + i];
-        }
+      for (int i = 0; i < kWidth; ++i) {
+        sum[j][i] = fmaf(sum[j][i], scale[i], shift[i]);
       }
-      if (args.shift != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          sum[j][i] += args.shift[c + i];
-        }
-      }
-      if (args.residual != nullptr) {
+      if (args.residual != nullptr && ow + j < args.OW) {
         float residual[kWidth];
-        load(residual, static_cast<const T*>(args.residual) + offset);
+        load(residual, static_cast<const T*>(args.residual) + offset + j * args.C);
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
           sum[j][i] += residual[i];
         }
       }
-      activate(sum[j], args.activation, args.negative_slope);
-      Pack<T> pack;
+    }
+    activate(sum, args.activation, args.negative_slope);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        pack.v[i] = narrow<T>(sum[j][i]);
+    for (int j = 0; j < kStrip; ++j) {
+      if (ow + j < args.OW) {
+        Pack<T> pack;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          pack.v[i] = narrow<T>(sum[j][i]);
+        }
+        *reinterpret_cast<Pack<T>*>(static_cast<T*>(args.output) + offset + j * args.C) = pack;
       }
-      *reinterpret_cast<Pack<T>*>(static_cast<T*>(args.output) + offset) = pack;
     }
   }
 }
