@@ -3,12 +3,15 @@
 Candidates are cuDNN's convolution followed by one pointwise kernel, cuDNN's and cuBLAS's own fused
 forms, and the kernels of this package. They are timed on the first call with a problem's sizes, on
 random data; the choice is kept, see :mod:`._tuning`. PyTorch's own convolution is the first
-candidate, and to replace it another one has to be faster.
+candidate, and to replace it another one has to be faster. A layer that sees ever new sizes stops
+measuring after a few and goes by the nearest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +31,7 @@ from .conv_bn_relu import output_size
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
 _TUNED = (torch.float16, torch.bfloat16, torch.float32)
-
+MOST_SIZES = 8  # of a layer's input that are measured
 
 _Maybe: TypeAlias = Tensor | None
 # weight, bias, and weight, bias, mean and variance of the normalization
@@ -147,6 +150,7 @@ def _folded(p: Problem) -> tuple[Tensor, Tensor]:
 
 def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -> Tensor:
     """activation(y * scale + shift + residual) in one pass, in place."""
+    y = y.contiguous(memory_format=_format_of(p.input))
     if scale is None and shift is None and p.residual is None and p.activation == _NONE:
         return y
     if _device.triton_missing() is not None or y.is_cpu:
@@ -161,7 +165,6 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
         return reference.activate(wide, activation, p.negative_slope).to(y.dtype)
     from ..kernels.conv_bn_relu import launch_pointwise
 
-    y = y.contiguous(memory_format=_format_of(p.input))
     launch_pointwise(y, scale, shift, p.residual, y, p.activation, p.negative_slope)
     return y
 
@@ -181,28 +184,35 @@ def _torch(p: Problem) -> Tensor:
     return _finish(y, scale, shift, p)
 
 
-def _cudnn(p: Problem) -> Tensor:
+def _deterministic() -> bool:
+    return torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+
+
+def _cudnn(p: Problem, search: bool = True) -> Tensor:
+    """``search``: cuDNN may time its algorithms where it has not yet seen the sizes."""
     input, padding = _padded(p)
     weight, scale, shift = _apart(p)
-    deterministic = torch.backends.cudnn.deterministic
+    fixed = _deterministic()
     y = torch.cudnn_convolution(
-        input, weight, padding, p.stride, p.dilation, p.groups, True, deterministic, _tf32()
+        input, weight, padding, p.stride, p.dilation, p.groups, search and not fixed, fixed, _tf32()
     )
     return _finish(y, scale, shift, p)
 
 
-def _cudnn_fused(p: Problem) -> Tensor:
+def _cudnn_fused(p: Problem, search: bool = True) -> Tensor:
     input, padding = _padded(p)
     weight, bias = _folded(p)
     shape = (p.stride, padding, p.dilation, p.groups)
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True  # these functions take it from there only
+    torch.backends.cudnn.benchmark = search and not _deterministic()  # there is no argument for it
     try:
         if p.residual is None:
-            return torch.cudnn_convolution_relu(input, weight, bias, *shape)
-        return torch.cudnn_convolution_add_relu(input, weight, p.residual, 1.0, bias, *shape)
+            y = torch.cudnn_convolution_relu(input, weight, bias, *shape)
+        else:
+            y = torch.cudnn_convolution_add_relu(input, weight, p.residual, 1.0, bias, *shape)
     finally:
         torch.backends.cudnn.benchmark = before
+    return y.contiguous(memory_format=_format_of(p.input))
 
 
 def _cublas(p: Problem) -> Tensor:
@@ -295,6 +305,7 @@ def candidates(p: Problem) -> dict[str, Candidate]:
     return found
 
 
+@torch.inference_mode(False)  # packed weights are remembered of tensors with a version only
 def _random(p: Problem) -> Problem:
     """The same problem with other data: what the caller's data hide (zeros, say) must not count."""
 
@@ -356,29 +367,49 @@ def _tuner(device: torch.device) -> Tuner:
 
 
 _chosen: dict[tuple[Any, ...], Candidate] = {}
+# of a layer, the choices by input size: see MOST_SIZES
+_measured: dict[tuple[Any, ...], dict[int, str]] = {}
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _unmeasured(name: str, choices: dict[str, Candidate]) -> Candidate:
+    """The candidate for a problem that is not measured, going by the choice ``name``."""
+    for search in (_cudnn, _cudnn_fused):
+        if choices.get(name) is search:
+            return functools.partial(search, search=False)
+    if name.startswith("triton"):  # other sizes have other tiles
+        name = next((n for n in (name, *choices) if n in choices and n[:6] == "triton"), "torch")
+    return choices.get(name, _torch)
 
 
 def _choose(p: Problem, tuner: Tuner) -> Candidate:
     choices = candidates(p)
     key = _key(p)
     name = str(key[1:])
-    if p.input.is_cuda and torch.cuda.is_current_stream_capturing():
-        # nothing can be timed here, and cuDNN must not search for its plan either
-        known = tuner.known(name)
-        return _torch if known in (None, "cudnn", "cudnn_fused") else choices.get(known, _torch)
-    if len(choices) == 1:
-        _chosen[key] = _torch
-        return _torch
-    try:
-        with torch.inference_mode(False):  # or packed weights would not be remembered
+    known = tuner.known(name)
+    if _capturing():
+        return _unmeasured(known or "torch", choices)
+    device, dtype, shape, *layer = key
+    measured = _measured.setdefault((device, dtype, shape[1], *layer), {})
+    size = p.input.numel()
+    chosen: Candidate = _torch
+    if known in choices:
+        measured[size], chosen = known, choices[known]
+    elif len(measured) >= MOST_SIZES:
+        nearest = min(measured, key=lambda other: abs(math.log(other / size)))
+        chosen = _unmeasured(measured[nearest], choices)
+    elif len(choices) > 1:
+        # without memory it stays torch's, but not on disk: another process may have room
+        with contextlib.suppress(torch.OutOfMemoryError):
             data = _random(p)
-        choice = tuner.choose(
-            name, {n: functools.partial(candidate, data) for n, candidate in choices.items()}
-        )
-    except torch.OutOfMemoryError:  # with more memory the next call may do better
-        return _torch
-    _chosen[key] = choices[choice]
-    return choices[choice]
+            trials = {n: functools.partial(candidate, data) for n, candidate in choices.items()}
+            measured[size] = tuner.choose(name, trials)
+            chosen = choices[measured[size]]
+    _chosen[key] = chosen
+    return chosen
 
 
 def _prepared(*args: Any) -> Problem:

@@ -105,6 +105,8 @@ class Tuner:
             try:
                 _poison(expected)
                 agrees = _agrees(candidates[name](), expected)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # a library may refuse a problem in any way
                 _logger.debug("candidate %s fails: %s", name, error)
             else:

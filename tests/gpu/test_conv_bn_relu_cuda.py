@@ -33,6 +33,7 @@ def own_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     """Nothing of other tests or of the user's cache, and float32 means float32."""
     monkeypatch.setenv("FASTVISION_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(dispatch, "_chosen", {})
+    monkeypatch.setattr(dispatch, "_measured", {})
     dispatch._tuner.cache_clear()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     yield

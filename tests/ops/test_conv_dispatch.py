@@ -169,6 +169,7 @@ def problem(
 @pytest.fixture
 def no_choices(monkeypatch):
     monkeypatch.setattr(dispatch, "_chosen", {})
+    monkeypatch.setattr(dispatch, "_measured", {})
     if _device.triton_missing() is not None or not _device.triton_interpreted():
         pytest.skip("needs Triton's interpreter")
 
@@ -249,3 +250,67 @@ def test_folded_weights_give_the_same():
     y = torch.conv2d(p.input, weight, bias) + p.residual
     wide = [t.double() if isinstance(t, Tensor) else t for t in p]
     assert_matches(y.relu(), dispatch.reference.conv_bn_relu(*wide[:13], "relu", 0.01))
+
+
+@pytest.mark.usefixtures("no_choices")
+def test_ever_new_sizes_are_not_measured(monkeypatch):
+    monkeypatch.setattr(dispatch, "MOST_SIZES", 2)
+    fake = {"torch": dispatch._torch, "triton 1": lambda p: dispatch._torch(p)}
+    monkeypatch.setattr(dispatch, "candidates", lambda p: fake)
+    p = problem()
+    timed = []
+
+    def seconds(call) -> float:
+        images = len(call.args[0].input)
+        timed.append(images)
+        # one image is faster with torch, many are with Triton
+        return 1.0 if (call.func is dispatch._torch) == (images == 1) else 2.0
+
+    def chosen(images: int) -> str:
+        input = p.input.repeat(images, 1, 1, 1)[:images]
+        residual = p.residual.repeat(images, 1, 1, 1)[:images]
+        candidate = dispatch._choose(p._replace(input=input, residual=residual), tuner)
+        return next(name for name, other in fake.items() if other is candidate)
+
+    tuner = _tuning.Tuner(None, seconds)
+    assert [chosen(images) for images in (1, 16, 2, 6)] == ["torch", "triton 1"] * 2
+    assert set(timed) == {1, 16}
+
+
+@pytest.mark.usefixtures("no_choices")
+def test_nothing_is_measured_during_capture(monkeypatch):
+    monkeypatch.setattr(dispatch, "_capturing", lambda: True)
+    p = problem()
+    name = str(dispatch._key(p)[1:])
+
+    def seconds(call) -> float:
+        raise AssertionError("timed")
+
+    tuner = _tuning.Tuner(None, seconds)
+    assert dispatch._choose(p, tuner) is dispatch._torch
+    tile = list(dispatch.candidates(p))[-1]
+    tuner._choices[name] = tile
+    assert dispatch._choose(p, tuner).func is dispatch._triton
+    tuner._choices[name] = "cudnn"  # not here
+    assert dispatch._choose(p, tuner) is dispatch._torch
+    assert not dispatch._chosen
+
+
+def test_going_by_another_size():
+    choices = {"torch": dispatch._torch, "cudnn": dispatch._cudnn, "triton 2": dispatch._triton}
+    assert dispatch._unmeasured("cudnn", choices).keywords == {"search": False}
+    assert dispatch._unmeasured("triton 1", choices) is dispatch._triton
+    assert dispatch._unmeasured("triton 1", {"torch": dispatch._torch}) is dispatch._torch
+    assert dispatch._unmeasured("cuda_depthwise", choices) is dispatch._torch
+
+
+@pytest.mark.usefixtures("no_choices")
+def test_without_memory_nothing_is_kept(tmp_path):
+    def seconds(call) -> float:
+        raise torch.OutOfMemoryError("full")
+
+    file = tmp_path / "choices.json"
+    p = problem()
+    assert dispatch._choose(p, _tuning.Tuner(file, seconds)) is dispatch._torch
+    assert dispatch._chosen[dispatch._key(p)] is dispatch._torch
+    assert not file.exists()
