@@ -153,7 +153,9 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
     y = y.contiguous(memory_format=_format_of(p.input))
     if scale is None and shift is None and p.residual is None and p.activation == _NONE:
         return y
-    if _device.triton_missing() is not None or y.is_cpu:
+    N, K, OH, OW = y.shape
+    huge = N * max(K, OH * OW) > 2**31 - 4096  # rows of the kernel count in 32 bits
+    if _device.triton_missing() is not None or y.is_cpu or huge:
         wide = y.float()
         if scale is not None:
             wide = wide * scale.view(-1, 1, 1)
