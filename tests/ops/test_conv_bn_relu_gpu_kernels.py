@@ -174,7 +174,7 @@ def launch(case: Case, **options) -> tuple[Tensor, Tensor]:
 def test_split_reduction_is_ordered(C, channels_last):
     from fastvision.kernels.configs.conv_bn_relu import Tile
 
-    case = Case(C=C, residual=True, channels_last=channels_last, dtype=torch.float16)
+    case = Case(N=1, C=C, residual=True, channels_last=channels_last, dtype=torch.float16)
     tile = Tile(32, 16, 16, 4, 2, splits=3)
     output, wanted = launch(case, tile=tile)
     assert_matches(output, wanted)
