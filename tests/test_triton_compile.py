@@ -51,7 +51,8 @@ def compiled_resources(kernel, values, options, arch):
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = subprocess.check_output([tool, "-res-usage", cubin.name], text=True)
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return found | {"SHARED": compiled.metadata.shared}
 
 
 def roi_align_variants(all_variants):
