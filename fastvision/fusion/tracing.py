@@ -1,0 +1,180 @@
+"""Graphs of modules by torch.fx, with who called what, and where tracing does not reach."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from . import layers
+from .layers import has_hooks
+from .modules import ChannelShuffle, FusedBatchNorm2d, InputFormat, _Fused
+
+_LEAVES = (_Fused, FusedBatchNorm2d, ChannelShuffle, InputFormat, fx.GraphModule)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a graph shows a call of ``module`` as one node."""
+    if isinstance(module, (torch.jit.ScriptModule, *_LEAVES)) or layers.norm(module) is not None:
+        return True
+    if type(module).__module__.startswith(("torch.nn", "torch.ao.nn")):
+        return not isinstance(module, _CONTAINERS) or has_hooks(module)
+    return has_hooks(module)  # a hook sees a call, so the call has to happen
+
+
+@dataclass
+class Trace:
+    """A module's graph, everything but leaves inlined."""
+
+    root: nn.Module
+    graph: fx.Graph
+    # by node: the modules whose forward was running, as paths from the outside in; "" is root
+    callers: dict[fx.Node, tuple[str, ...]]
+    # by path: how the module was called, once per call
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.root.get_submodule(node.target) if node.op == "call_module" else None
+
+
+@dataclass(frozen=True)
+class Call:
+    """Names of the parameters that got a value, and the values of those that are constants."""
+
+    given: frozenset[str]
+    constants: tuple[tuple[str, Any], ...]
+    callers: tuple[str, ...]
+
+
+class Untraceable(Exception):
+    """Why there is no graph."""
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = [""]
+        self.callers: dict[fx.Node, tuple[str, ...]] = {}
+        self.calls: dict[str, list[Call]] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m)
+
+    def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
+        node = super().create_node(*arguments, **options)
+        self.callers[node] = tuple(self.stack)
+        return node
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        if is_leaf(m):
+            return super().call_module(m, forward, args, kwargs)
+        self.calls.setdefault(path, []).append(_call(m, args, kwargs, tuple(self.stack)))
+        self.stack.append(path)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self.stack.pop()
+
+
+def _call(module: nn.Module, args: Any, kwargs: Any, callers: tuple[str, ...]) -> Call:
+    try:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return Call(frozenset(("?",)), (), callers)
+    constants = []
+    for name, value in given.items():
+        if value is None or isinstance(value, (bool, int, float, str)):
+            constants.append((name, value))
+    return Call(frozenset(given), tuple(constants), callers)
+
+
+def trace(module: nn.Module, call: Call | None = None) -> Trace:
+    """The graph of ``module``, called as in ``call`` (default: with its required parameters).
+
+    Raises:
+        Untraceable: Python code in it looks at values.
+    """
+    constants = dict(call.constants) if call else {}
+    concrete: dict[str, Any] = {}
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise Untraceable(f"forward takes *{parameter.name}")
+        if parameter.name in constants:
+            concrete[parameter.name] = constants[parameter.name]
+        elif parameter.default is not parameter.empty and (
+            call is None or parameter.name not in call.given
+        ):
+            concrete[parameter.name] = parameter.default
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(module, concrete or None)
+    except Exception as error:  # any code of the model may run here and trip over a proxy
+        text = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
+    graph._tracer_cls = fx.Tracer  # what unpickling a GraphModule traces with
+    return Trace(module, graph, tracer.callers, tracer.calls)
+
+
+def has_options(module: nn.Module) -> bool:
+    """Whether forward has parameters with defaults: there are other calls than the traced one."""
+    return any(
+        p.default is not p.empty for p in inspect.signature(module.forward).parameters.values()
+    )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How the code of a class treats its children, as far as its source tells."""
+
+    bare: frozenset[str]  # attributes of self that it does more with than to call them
+    names: frozenset[str]  # attributes that it takes from other objects
+
+
+@functools.lru_cache(maxsize=256)
+def reach(cls: type) -> Reach | None:
+    """None: there is no source."""
+    bare: set[str] = set()
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.nn.") or base is object:
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            return None
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        for node in (n for f in functions if f.name != "__init__" for n in ast.walk(f)):
+            if isinstance(node, (ast.Call, ast.Attribute)):
+                inner = node.func if isinstance(node, ast.Call) else node.value
+                inner.fine = True  # type: ignore[attr-defined]
+            if isinstance(node, ast.Attribute):
+                if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                    names.add(node.attr)
+                elif not hasattr(node, "fine"):  # ast.walk comes to the outer node first
+                    bare.add(node.attr)
+    return Reach(frozenset(bare), frozenset(names))
+
+
+def is_reached_into(module: nn.Module, names: Set[str]) -> bool:
+    """Whether code that takes attributes ``names`` from objects could mean those of ``module``."""
+    tensors = {*module._parameters, *module._buffers}
+    if tensors & names or module._modules.keys() & names:
+        return True
+    if type(module).__module__.startswith("torch.nn."):
+        return False
+    return any(callable(getattr(type(module), n, None)) for n in names - set(dir(nn.Module)))
+
+
+def tensors_read(trace: Trace) -> set[int]:
+    """The ids of the parameters and buffers that a graph reads by itself."""
+    paths = (str(n.target) for n in trace.graph.nodes if n.op == "get_attr")
+    return {id(functools.reduce(getattr, path.split("."), trace.root)) for path in paths}
