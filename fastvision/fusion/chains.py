@@ -22,9 +22,9 @@ class Chain:
     parts: list[str]
     norm: layers.Norm | None = None
     activation: layers.Activation | None = None
-    residual: fx.Node | None = None
+    add: fx.Node | None = None  # an addition
+    residual: int = 0  # which of its arguments is not the chain
     absorbed: list[fx.Node] = field(default_factory=list)  # nodes but the anchor and identities
-    add: fx.Node | None = None
 
     @property
     def anchor(self) -> fx.Node:
@@ -95,15 +95,17 @@ def _grow(
         follower = trace.module(node)
         if node in claimed or node.op == "output":
             break
+        if follower is not None and layers.has_hooks(follower):
+            break
         longer = Chain(
             [*chain.nodes, *passed, node],
             module,
             list(chain.parts),
             chain.norm,
             chain.activation,
+            chain.add,
             chain.residual,
             [*chain.absorbed, node],
-            chain.add,
         )
         first = bool(node.args) and node.args[0] is value
         alone = first and len(node.args) == 1 and not node.kwargs
@@ -125,7 +127,7 @@ def _grow(
             and (residual := layers.addend(node, value)) is not None
             and _may_move(trace, anchor, node, longer.nodes, positions, roots)
         ):
-            longer.add, longer.residual = node, residual
+            longer.add, longer.residual = node, node.args.index(residual)
             longer.parts.append("add")
         elif first and (activation := layers.activation(node, follower)) is not None:
             longer.activation = activation
@@ -146,7 +148,7 @@ def _norm_chains(
     for node in trace.graph.nodes:
         module = trace.module(node)
         fact = None if node in claimed else layers.norm(module)
-        if not isinstance(fact, tuple) or len(node.users) != 1 or layers.has_hooks(module):
+        if not isinstance(fact, tuple) or len(node.users) != 1:
             continue
         assert module is not None
         user = next(iter(node.users))

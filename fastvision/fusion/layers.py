@@ -92,29 +92,28 @@ def _has_transposed() -> bool:
 def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | None:
     """A batch normalization over channels and the activation it may include; or why it cannot be
     folded; or None if ``module`` is something else."""
+    if module is None:
+        return None
+    # not as attributes: a tracer would note that they are read
+    tensors = {**module._parameters, **module._buffers}
     cls = type(module)
-    if cls in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        if module.running_mean is None or module.running_var is None:
-            return "no running statistics"
-        act: Activation | None = None
-    elif cls.__name__ == "FrozenBatchNorm2d" and {"running_mean", "eps"} <= dir_of(module):
-        act = None
+    act: Activation | None = None
+    if cls.__name__ == "FrozenBatchNorm2d" and {"running_mean", "running_var"} <= tensors.keys():
+        pass
     elif cls.__name__ == "BatchNormAct2d" and cls.__module__.startswith("timm."):
-        if module.running_mean is None or type(module.drop) is not nn.Identity:
-            return "no running statistics, or drops"
         act = activation_module(module.act)
         if act is None and type(module.act) is not nn.Identity:
-            return f"includes {type(module.act).__name__}"
-    else:
+            return f"it includes {type(module.act).__name__}"
+        if type(module.drop) is not nn.Identity:
+            return f"it includes {type(module.drop).__name__}"
+    elif cls not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return None
-    return (
-        Norm(module.weight, module.bias, module.running_mean, module.running_var, module.eps),
-        act,
-    )
-
-
-def dir_of(module: nn.Module | None) -> set[str]:
-    return set() if module is None else {*vars(module), *module._buffers, *module._parameters}
+    weight, bias, mean, var = map(tensors.get, ("weight", "bias", "running_mean", "running_var"))
+    if mean is None or var is None:
+        return "no running statistics"
+    if has_hooks(module):
+        return "has hooks"
+    return Norm(weight, bias, mean, var, module.eps), act
 
 
 def activation_module(module: nn.Module | None) -> Activation | None:

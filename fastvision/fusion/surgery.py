@@ -292,9 +292,8 @@ class _Plan:
                 "flatten",
                 "size",
                 "dim",
-                "view",
-                "reshape",
             )
+            flat |= node.target in ("view", "reshape") and len(node.args) < 4
             inputs = node.all_input_nodes
             if node.op == "call_method" and node.args and node.args[0] in images:
                 if node.target in ("view", "view_as") or node.target in _STRIDE_SENSITIVE:
@@ -357,7 +356,7 @@ class _Plan:
                 done.add(id(chain.module))
                 self.surgeon._install(chain.module, _fused(chain, channels_last))
                 self._note(chain, _join(region, target))
-            residual = () if chain.residual is None else (chain.residual,)
+            residual = () if chain.add is None else (chain.add.args[chain.residual],)
             with graph.inserting_before(chain.add or chain.anchor):
                 call = graph.call_module(target, (chain.anchor.args[0], *residual))
             chain.nodes[-1].replace_all_uses_with(call)
@@ -398,12 +397,11 @@ def _fused(chain: Chain, channels_last: bool) -> nn.Module:
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
     """Erases ``node`` and what only it used."""
-    inputs = node.all_input_nodes
-    if node.users or node.op == "placeholder":
-        return
-    graph.erase_node(node)
-    for inner in inputs:
-        _erase_unused(graph, inner)
+    candidates = {node}
+    for candidate in reversed(graph.nodes):
+        if candidate in candidates and not candidate.users and candidate.op != "placeholder":
+            candidates.update(candidate.all_input_nodes)
+            graph.erase_node(candidate)
 
 
 def _outermost(regions: dict[str, tuple[str, ...]]) -> set[str]:

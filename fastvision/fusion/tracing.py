@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Set
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +20,16 @@ from . import layers
 from .layers import has_hooks
 from .modules import ChannelShuffle, FusedBatchNorm2d, InputFormat, _Fused
 
-_LEAVES = (_Fused, FusedBatchNorm2d, ChannelShuffle, InputFormat, fx.GraphModule)
+_LEAVES = (
+    *(_Fused, FusedBatchNorm2d, ChannelShuffle, InputFormat, fx.GraphModule),
+    *(nn.modules.batchnorm._NormBase, torch.jit.ScriptModule),
+)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a graph shows a call of ``module`` as one node."""
-    if isinstance(module, (torch.jit.ScriptModule, *_LEAVES)) or layers.norm(module) is not None:
+    if isinstance(module, _LEAVES) or layers.is_anchor(module) or layers.norm(module) is not None:
         return True
     if type(module).__module__.startswith(("torch.nn", "torch.ao.nn")):
         return not isinstance(module, _CONTAINERS) or has_hooks(module)
@@ -115,13 +121,58 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
         ):
             concrete[parameter.name] = parameter.default
     tracer = _Tracer()
-    try:
-        graph = tracer.trace(module, concrete or None)
-    except Exception as error:  # any code of the model may run here and trip over a proxy
-        text = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
+    with _unchanged(module):
+        try:
+            graph = tracer.trace(module, concrete or None)
+        except Exception as error:  # any code of the model may run here and trip over a proxy
+            text = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
     graph._tracer_cls = fx.Tracer  # what unpickling a GraphModule traces with
     return Trace(module, graph, tracer.callers, tracer.calls)
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Undoes what tracing does to attributes: the model must not keep the tracer's placeholders.
+
+    Raises:
+        Untraceable: an attribute was changed, so a call may depend on the calls before it.
+    """
+    before = [(m, dict(m.__dict__), _contents(m)) for m in module.modules()]
+    changed = ""
+    try:
+        yield
+    finally:
+        for m, attributes, contents in before:
+            now = _contents(m)
+            if _identities(m.__dict__) == _identities(attributes) and all(
+                _identities(now[name]) == _identities(content) for name, content in contents.items()
+            ):
+                continue
+            changed = type(m).__name__
+            m.__dict__.clear()
+            m.__dict__.update(attributes)
+            for name, content in contents.items():
+                attributes[name].clear()
+                (attributes[name].extend if isinstance(content, list) else attributes[name].update)(
+                    content
+                )
+    if changed:
+        raise Untraceable(f"forward of {changed} changes attributes")
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """Copies of the attributes that can change without being set."""
+    return {
+        name: copy.copy(value)
+        for name, value in module.__dict__.items()
+        if type(value) in (list, dict, OrderedDict, set)
+    }
+
+
+def _identities(container: Any) -> list[Any]:
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    return [(key, id(value)) for key, value in items]
 
 
 def has_options(module: nn.Module) -> bool:
