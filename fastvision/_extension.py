@@ -33,3 +33,8 @@ _load()
 def cuda_architectures() -> list[str]:
     """CUDA architectures in the compiled library; empty where it has no CUDA kernels."""
     return [] if _C is None else _C.cuda_architectures()
+
+
+def cpu_level() -> str:
+    """Instruction set of the CPU kernels in use, by which the layout of packed weights goes."""
+    return "" if _C is None else _C.cpu_capability()

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <type_traits>
 
-#include "common/huge_pages.h"
+#include "common/memory_format.h"
 #include "common/parallel.h"
 #include "common/roi_taps.h"
 #include "common/torch.h"
@@ -16,8 +16,6 @@
 namespace fastvision {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
 // channels of a task in the NCHW format: one vector
 int64_t planar_step() { return cpu_level() == 2 ? kChannelsPlanar : kChannelsPlanar / 2; }
 
@@ -25,48 +23,6 @@ constexpr int64_t kChannelsLast = 64;  // channels of a task: four cache lines o
 constexpr int64_t kRoisPerTask = 16;
 constexpr int64_t kSerialWork = 1 << 18;   // multiply-adds below which waking threads does not pay
 constexpr int64_t kTileBytes = 128 << 10;  // a gradient tile stays in the second-level cache
-
-bool is_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) {
-    return false;
-  }
-  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-  const int64_t expected[4] = {H * W * C, 1, W * C, C};
-  for (int dim = 0; dim < 4; ++dim) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected[dim]) {
-      return false;
-    }
-  }
-  return true;
-}
-
-MemoryFormat format_of(bool channels_last) {
-  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-Tensor in_format(const Tensor& x, bool channels_last) {
-  if (channels_last ? is_channels_last(x) : x.is_contiguous()) {
-    return x;
-  }
-  return torch::stable::contiguous(x, format_of(channels_last));
-}
-
-Tensor empty_in_format(
-    const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last
-) {
-  Tensor x = torch::stable::empty(
-      {N, C, H, W},
-      like.scalar_type(),
-      torch::headeronly::Layout::Strided,
-      like.device(),
-      std::nullopt,
-      format_of(channels_last)
-  );
-  if (x.is_cpu()) {
-    advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
-  }
-  return x;
-}
 
 void check_rois(const Tensor& rois, ScalarType features) {
   check_dim(rois, 2, "rois");

@@ -16,3 +16,8 @@ def check_tensor(tensor: object, name: str) -> None:
 def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
     if tensor.dtype not in FLOATING:
         raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def is_eager() -> bool:
+    """Nothing traces, records or transforms the calls of ops."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
-from ._checks import check_floating, check_tensor
+from ._checks import is_eager
+from ._convolution import (
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    check_window,
+)
+from ._packing import remembered
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -23,6 +31,15 @@ _SCHEMA = (
 )
 for _suffix in ("", "_triton"):
     torch.library.define(f"fastvision::conv_bn_relu{_suffix}", _SCHEMA)
+torch.library.define(
+    "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
+)
+torch.library.define(
+    "fastvision::conv_packed",
+    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
+    "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
+    "int groups, int activation, float negative_slope) -> Tensor",
+)
 
 
 def output_size(
@@ -47,10 +64,47 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _cpu(*args: Any) -> Tensor:
-    *tensors, stride, padding, dilation, groups, eps, activation, negative_slope = args
-    return reference.conv_bn_relu(
-        *tensors, stride, padding, dilation, groups, eps, ACTIVATIONS[activation], negative_slope
+def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int, eps: float) -> Tensor:
+    """Weight, bias and batch normalization in the layout of the CPU's engine."""
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
+    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
+    bias = None if bias is None else bias.to(dtype)
+    return torch.ops.fastvision.conv_pack.default(weight.to(dtype), bias, groups)
+
+
+def _cpu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    purpose = ("conv", dtype, groups, eps, _extension.cpu_level())
+    packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
+    return torch.ops.fastvision.conv_packed.default(
+        input,
+        packed,
+        residual,
+        weight.shape[0],
+        *weight.shape[2:],
+        *stride,
+        *padding,
+        *dilation,
+        groups,
+        activation,
+        negative_slope,
     )
 
 
@@ -114,17 +168,41 @@ def conv_bn_relu(
     backend: str | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv2d(input, weight, bias)) + residual)."""
-    check_tensor(input, "input")
-    check_tensor(weight, "weight")
-    check_floating(input, "input")
+    check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
+    check_window(strides, paddings, dilations, groups)
+    K = weight.shape[0]
+    if K % groups != 0:
+        raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
+    check_channels(
+        input, f"weight {list(weight.shape)} and {groups} groups", groups * weight.shape[1]
+    )
+    check_parameters(
+        K,
+        input,
+        running_mean,
+        running_var,
+        training,
+        bias=bias,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+    if min(size) < 1:
+        raise ValueError(
+            f"weight's window {list(weight.shape[2:])} with dilation {dilations} does not fit into "
+            f"input {list(input.shape[2:])} with padding {paddings}"
+        )
+    check_residual(residual, input, (input.shape[0], K, *size))
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
     if choose(input, backend) == "reference" or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     ):
         return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
-    return _OP(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
+    # the dispatcher's boxing of so many arguments takes longer than a small convolution
+    run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
+    return run(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)

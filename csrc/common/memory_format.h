@@ -1,0 +1,62 @@
+// The two memory formats of a batch of maps [N, C, H, W]: contiguous (NCHW) and channels_last
+// (NHWC).
+#pragma once
+
+#include <optional>
+
+#include "common/huge_pages.h"
+#include "common/torch.h"
+
+namespace fastvision {
+
+using torch::headeronly::MemoryFormat;
+
+// channels vary fastest, dimensions of size 1 not counted
+inline bool has_channels_last_strides(const Tensor& x) {
+  if (x.dim() != 4) {
+    return false;
+  }
+  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
+  const int64_t expected[4] = {H * W * C, 1, W * C, C};
+  for (int dim = 0; dim < 4; ++dim) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected[dim]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// where both formats describe the strides, it is not
+inline bool is_channels_last(const Tensor& x) {
+  return !x.is_contiguous() && has_channels_last_strides(x);
+}
+
+inline MemoryFormat format_of(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor in_format(const Tensor& x, bool channels_last) {
+  if (channels_last ? is_channels_last(x) : x.is_contiguous()) {
+    return x;
+  }
+  return torch::stable::contiguous(x, format_of(channels_last));
+}
+
+inline Tensor empty_in_format(
+    const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last
+) {
+  Tensor x = torch::stable::empty(
+      {N, C, H, W},
+      like.scalar_type(),
+      torch::headeronly::Layout::Strided,
+      like.device(),
+      std::nullopt,
+      format_of(channels_last)
+  );
+  if (x.is_cpu()) {
+    advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
+  }
+  return x;
+}
+
+}  // namespace fastvision

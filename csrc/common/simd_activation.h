@@ -1,0 +1,60 @@
+// The activations on the vectors of simd.h, for files of csrc/cpu.
+#pragma once
+
+#include "common/activation.h"
+#include "common/simd_math.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+// Those that only cut off the values below and above: x < low ? low : x > high ? high : x, by which
+// NaN stays NaN. The others have no bounds.
+template <typename T>
+struct Bounds {
+  T low, high;
+
+  explicit Bounds(Activation activation)
+      : low(activation == Activation::relu || activation == Activation::relu6
+                ? T(0)
+                : T(-__builtin_inf())),
+        high(activation == Activation::relu6 ? T(6) : T(__builtin_inf())) {}
+};
+
+inline bool is_clamp(Activation activation) { return activation <= Activation::relu6; }
+
+template <typename V>
+inline V clamp(V x, V low, V high) {
+  const V above = x < low ? low : x;
+  return above > high ? high : above;
+}
+
+// Calls apply(f) with the function of `activation`, so that the choice is made outside of loops.
+template <typename T, typename Apply>
+inline void with_activation(Activation activation, T negative_slope, const Apply& apply) {
+  using V = vector_t<T>;
+  switch (activation) {
+    case Activation::none:
+      return apply([](V x) { return x; });
+    case Activation::relu:
+    case Activation::relu6: {
+      const Bounds<T> bounds(activation);
+      const V low = broadcast(bounds.low), high = broadcast(bounds.high);
+      return apply([=](V x) { return clamp(x, low, high); });
+    }
+    case Activation::leaky_relu: {
+      const V slope = broadcast(negative_slope);
+      return apply([=](V x) { return x > V{} ? x : x * slope; });
+    }
+    case Activation::silu:
+      return apply([](V x) { return x / (exp(-x) + T(1)); });
+    case Activation::hardswish: {
+      const V six = broadcast(T(6));
+      return apply([=](V x) { return x * clamp(x + T(3), V{}, six) / six; });
+    }
+    case Activation::sigmoid:
+      return apply([](V x) { return T(1) / (exp(-x) + T(1)); });
+  }
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,169 @@
+// The ops of the convolution engine: packing weights, and a convolution with packed ones.
+#include <cstring>
+
+#include "common/memory_format.h"
+#include "ops/conv_engine.h"
+
+namespace fastvision {
+namespace {
+
+// Writes weights [K, C, taps] of each group into their places.
+template <typename T>
+void pack(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
+  const int64_t width = p.width(), K = p.outer_K(), padded = p.padded_K();
+  std::memset(packed, 0, p.size() * sizeof(T));
+  T* weights = packed + p.bias_size();
+  for (int64_t group = 0; group < p.outer_groups(); ++group) {
+    for (int64_t k = 0; k < K; ++k) {
+      if (bias != nullptr) {
+        packed[group * padded + k] = bias[group * K + k];
+      }
+      // a block's channels lie side by side; shared vectors are blocks of one vector
+      const int64_t size = width ? p.lanes : p.block;
+      const int64_t first = k / size * size;
+      const int64_t lanes = std::min(size, padded - first);
+      const T* from = weight + (group * K + k) * p.C * p.taps;
+      T* to = weights + (group * padded + first) * p.taps * p.C + (k - first);
+      for (int64_t tap = 0; tap < p.taps; ++tap) {
+        for (int64_t c = 0; c < p.C; ++c) {
+          to[(tap * p.C + c) * lanes] = from[c * p.taps + tap];
+        }
+      }
+    }
+  }
+}
+
+Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
+  check_dim(weight, 4, "weight");
+  const ScalarType dtype = weight.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
+  );
+  const int64_t K = weight.size(0);
+  STD_TORCH_CHECK(groups > 0 && K % groups == 0, "groups must divide the output channels");
+  const ConvPacking packing =
+      conv_packing(dtype, groups, weight.size(1), K / groups, weight.size(2) * weight.size(3));
+  const Tensor from = torch::stable::contiguous(weight);
+  std::optional<Tensor> shift;
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(
+        bias->scalar_type() == dtype && bias->numel() == K, "bias must have a value per channel"
+    );
+    shift = torch::stable::contiguous(*bias);
+  }
+  Tensor packed = torch::stable::new_empty(weight, {packing.size()});
+  const auto run = [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    pack(
+        packing,
+        static_cast<const T*>(from.const_data_ptr()),
+        shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,
+        static_cast<T*>(packed.mutable_data_ptr())
+    );
+  };
+  dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
+  return packed;
+}
+
+int64_t extent(
+    int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
+) {
+  return (size + before + after - dilation * (taps - 1) - 1) / stride + 1;
+}
+
+// Single numbers, since lists cost microseconds on their way here.
+Tensor conv_packed(
+    const Tensor& input,
+    const Tensor& packed,
+    const std::optional<Tensor>& residual,
+    int64_t K,
+    int64_t R,
+    int64_t S,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t left,
+    int64_t right,
+    int64_t top,
+    int64_t bottom,
+    int64_t dilation_y,
+    int64_t dilation_x,
+    int64_t groups,
+    int64_t activation,
+    double negative_slope
+) {
+  check_dim(input, 4, "input");
+  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
+  STD_TORCH_CHECK(
+      groups > 0 && C % groups == 0 && K % groups == 0, "channels and groups do not fit"
+  );
+  STD_TORCH_CHECK(
+      std::min({R, S, stride_y, stride_x, dilation_y, dilation_x}) > 0,
+      "kernel, stride and dilation must be positive"
+  );
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
+  const int64_t OH = extent(H, top, bottom, R, dilation_y, stride_y);
+  const int64_t OW = extent(W, left, right, S, dilation_x, stride_x);
+  STD_TORCH_CHECK(OH >= 0 && OW >= 0, "the kernel does not fit into the padded input");
+  const ScalarType dtype = input.scalar_type();
+  const bool wide = dtype == ScalarType::Double;
+  STD_TORCH_CHECK(
+      packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
+          packed.numel() ==
+              conv_packing(packed.scalar_type(), groups, C / groups, K / groups, R * S).size(),
+      "packed does not belong to these sizes, this type and this CPU level"
+  );
+
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
+  Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
+  if (output.numel() == 0) {
+    return output;
+  }
+  std::optional<Tensor> addend;
+  if (residual.has_value()) {
+    STD_TORCH_CHECK(
+        residual->dim() == 4 && residual->size(0) == N && residual->size(1) == K &&
+            residual->size(2) == OH && residual->size(3) == OW && residual->scalar_type() == dtype,
+        "residual must have the shape and dtype of the result"
+    );
+    addend = in_format(*residual, channels_last);
+  }
+  ConvPlan plan{
+      dtype,
+      {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
+      {output.mutable_data_ptr(), N, K, OH, OW, has_channels_last_strides(output)},
+      addend ? addend->const_data_ptr() : nullptr,
+      groups,
+      {},
+      static_cast<Activation>(activation),
+      negative_slope
+  };
+  plan.phases.push_back(
+      {packed.const_data_ptr(),
+       R,
+       S,
+       OH,
+       OW,
+       stride_y,
+       stride_x,
+       -top,
+       -left,
+       dilation_y,
+       dilation_x,
+       1,
+       1,
+       0,
+       0}
+  );
+  run_conv(plan);
+  return output;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("conv_pack", FASTVISION_BOX(&conv_pack));
+  m.impl("conv_packed", FASTVISION_BOX(&conv_packed));
+}
+
+}  // namespace fastvision

@@ -1,0 +1,64 @@
+"""Weights in the form a kernel reads, made once, and anew when a tensor behind them changes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import Tensor
+
+# what was made of a weight, by its id and what it was made for
+_entries: dict[int, _Entry] = {}
+
+
+class _Entry:
+    def __init__(self, weight: Tensor) -> None:
+        identity = id(weight)
+        self.weight = weakref.ref(weight, lambda _: _entries.pop(identity, None))
+        self.made: dict[Hashable, tuple[tuple[Any, ...], list[Tensor], Any]] = {}
+
+
+def _state(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...] | None:
+    """Differs after a tensor is written to or given other memory; None if that cannot be told."""
+    weight = tensors[0]
+    assert weight is not None
+    try:
+        state: list[Any] = [weight.shape, weight.stride()]
+        for t in tensors:
+            state.append(None if t is None else (t.data_ptr(), t._version))
+    except RuntimeError:  # tensors made in inference mode have no version
+        return None
+    return tuple(state)
+
+
+def remembered(
+    tensors: tuple[Tensor | None, ...],
+    purpose: Hashable,
+    make: Callable[..., Any],
+    *options: Any,
+) -> Any:
+    """``make(tensors, *options)``, or what it gave the last time if no tensor has changed since.
+
+    Args:
+        tensors: all that ``make`` reads. The first one is a Tensor, with which the result goes.
+        purpose: tells apart different things made of the same weight; holds the options.
+        make: its result must not alias ``tensors``.
+
+    Writing through ``.data`` is the one change that torch does not count and that is not noticed.
+    """
+    weight = tensors[0]
+    state = _state(tensors)
+    if state is None or weight is None:
+        return make(tensors, *options)
+    entry = _entries.get(id(weight))
+    if entry is None or entry.weight() is not weight:
+        entry = _entries[id(weight)] = _Entry(weight)
+    found = entry.made.get(purpose)
+    if found is not None and found[0] == state:
+        return found[2]
+    made = make(tensors, *options)
+    # the memory is kept with it, so that no other tensor can come to lie at the same address
+    alive = [t.detach() for t in tensors if t is not None]
+    entry.made[purpose] = (state, alive, made)
+    return made
