@@ -43,6 +43,7 @@ _FUNCTIONS: dict[Any, str] = {
 }
 # modules that give their input back in eval mode
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -191,11 +192,7 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return True
     if node.target in (F.relu, F.relu6, F.leaky_relu, F.silu, F.hardswish):
         return True in node.args
-    return name in ("setitem", "delitem") or (
-        getattr(node.target, "__module__", "") == "_operator"
-        and name.startswith("i")
-        and name not in ("invert", "is_", "is_not", "index", "indexOf", "inv")
-    )
+    return node.target in _IN_PLACE
 
 
 def is_fresh(node: fx.Node, module: nn.Module | None) -> bool:

@@ -25,12 +25,11 @@ class Norm(NamedTuple):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether ``x`` is [N, C, H, W] in channels_last and could not be taken for contiguous."""
-    return (
-        x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    )
+    """Whether ``x``, [N, C, H, W] or [C, H, W], is in channels_last and not contiguous as well."""
+    if x.is_contiguous() or x.dim() not in (3, 4):
+        return False
+    x = x if x.dim() == 4 else x.unsqueeze(0)
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:

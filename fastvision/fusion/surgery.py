@@ -61,7 +61,7 @@ class Surgeon:
             module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel)
         ):
             return
-        reason = "code outside reaches into it"
+        reason = "code outside may reach into it"
         if whole:
             try:
                 traced = trace(module)

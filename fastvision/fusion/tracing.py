@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import operator
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
@@ -64,12 +65,34 @@ class Untraceable(Exception):
     """Why there is no graph."""
 
 
+class _Proxy(fx.Proxy):
+    """Sees x += y as what it is; torch.fx's own takes it for x = x + y."""
+
+    def _in_place(self, function: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[str] = [""]
         self.callers: dict[fx.Node, tuple[str, ...]] = {}
         self.calls: dict[str, list[Call]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
@@ -81,7 +104,7 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
-        if is_leaf(m):
+        if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         self.calls.setdefault(path, []).append(_call(m, args, kwargs, tuple(self.stack)))
         self.stack.append(path)
@@ -127,7 +150,6 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
         except Exception as error:  # any code of the model may run here and trip over a proxy
             text = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
-    graph._tracer_cls = fx.Tracer  # what unpickling a GraphModule traces with
     return Trace(module, graph, tracer.callers, tracer.calls)
 
 
