@@ -17,8 +17,11 @@ from benchmarks import memory
 from fastvision.ops import _backend
 
 BASELINE = "torchvision"
+# where torchvision has no such op: torch's layers one by one, in either memory format
+EAGER, EAGER_CHANNELS_LAST = "eager", "eager, channels_last"
+BASELINES = (BASELINE, EAGER, EAGER_CHANNELS_LAST)  # the fastest of a case's is what counts
 COMPILED = "torch.compile"  # of the baseline's function
-PEERS = (BASELINE, COMPILED)  # the other providers are fastvision's backends
+PEERS = (*BASELINES, COMPILED)  # the other providers are fastvision's backends
 
 Inputs = tuple[Any, ...]
 Providers = dict[str, Callable[..., Any]]
@@ -34,7 +37,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. Providers are called with the inputs; the baseline comes first.
+    """What is measured. Providers are called with the inputs; a baseline comes first.
 
     A provider may have ``around()``, a context of its calls that is not timed, and ``details()``,
     plain data for the row once all is measured.
@@ -47,11 +50,12 @@ class Case:
     check: Callable[[Any, Any], None]  # (actual, expected), raises AssertionError
     work: Callable[[Inputs, Any], Work] | None = None
     expected: Callable[..., Any] | None = (
-        None  # called with the inputs; the baseline's result if None
+        None  # called with the inputs; the first baseline's result if None
     )
     quick: bool = True  # part of a quick run
     peak_memory: bool = False  # on the CPU that takes a process per provider
     least_rounds: int | None = None  # of every provider, for calls that take seconds
+    most_seconds: float = math.inf  # for all rounds: less than others, where an op has many cases
     note: str = ""
 
     def __str__(self) -> str:
@@ -218,7 +222,7 @@ def compare(
             result = trial.first_result()
             if expected is None:
                 expected = result
-            elif name != BASELINE:
+            elif name not in BASELINES:
                 case.check(result, expected)
         except Exception as error:  # a kernel may fail in any way: the other cases still count
             status = "wrong" if isinstance(error, AssertionError) else "failed"
@@ -234,7 +238,12 @@ def compare(
         trial.prepare(effort, once=slow and name in PEERS)
     one_round = sum(t.calls * t.seconds for t in trials.values() if not t.once)
     least, most = effort.rounds
-    rounds = min(max(int(effort.case_seconds / one_round), case.least_rounds or least), most)
+    rounds = min(
+        max(
+            int(min(effort.case_seconds, case.most_seconds) / one_round), case.least_rounds or least
+        ),
+        most,
+    )
     ours, *others = (trials[name] for name in sorted(trials, key=lambda name: name in PEERS))
 
     def run_others() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import BASELINE, PEERS
+from benchmarks.harness import BASELINES, PEERS
 from benchmarks.machine import floor_seconds
 
 Row = dict[str, Any]
@@ -15,7 +15,8 @@ EXPLANATION = """\
 Every provider of a case runs on the same inputs. Results are checked before anything is timed:
 indices must be identical, features within the dtype's tolerance, and a case with a wrong result
 gets no times. Then the providers take turns, round by round. A time is the best round's time per
-call, the speed-up is torchvision's time over it; `once` marks what is so slow that it was timed
+call, the speed-up is torchvision's time over it, or that of torch's layers one by one in the
+memory format in which they are faster; `once` marks what is so slow that it was timed
 in a single call. The floor is the time that the least bytes and operations of any implementation
 (`benchmarks/work.py` counts them) take at this machine's limits, the share is the floor over the
 time. NMS is bound by sorting and by its chain of decisions, which the floor leaves out. Memory is
@@ -53,9 +54,12 @@ def _percent(share: float) -> str:
 
 
 def speedup(row: Row, provider: str) -> float | None:
-    """torchvision's time over the provider's, or None where either is missing."""
-    times = [row["providers"].get(name, {}).get("seconds") for name in (BASELINE, provider)]
-    return None if None in times else times[0] / times[1]
+    """The fastest baseline's time over the provider's, or None where either is missing."""
+    entries = row["providers"]
+    baselines = [entries[name].get("seconds") for name in BASELINES if name in entries]
+    seconds = entries.get(provider, {}).get("seconds")
+    fastest = min((s for s in baselines if s is not None), default=None)
+    return None if fastest is None or seconds is None else fastest / seconds
 
 
 def _cells(row: Row, provider: str, limits: Row) -> list[str]:
@@ -68,7 +72,7 @@ def _cells(row: Row, provider: str, limits: Row) -> list[str]:
     return [
         provider,
         format_seconds(entry["seconds"]) + once,
-        format_ratio(ratio) if ratio and provider != BASELINE else "",
+        format_ratio(ratio) if ratio and provider not in BASELINES else "",
         _percent(floor / entry["seconds"]) if floor else "",
         f"{memory / 2**20:.1f} MiB" if memory is not None else "",
     ]
@@ -103,7 +107,7 @@ def stage_tables(rows: list[Row]) -> str:
             lines = [["stage", *stages]]
             for stage in next(iter(stages.values())):
                 lines.append([stage, *(format_seconds(s.get(stage)) for s in stages.values())])
-            remark = row["providers"][BASELINE]["details"]["remark"]
+            remark = row["providers"][next(iter(stages))]["details"]["remark"]
             parts.append(f"{row['case']}: median of each stage. {remark}.\n\n{_markdown(lines)}")
     return "\n\n".join(parts)
 
@@ -149,7 +153,7 @@ def draw_speedups(path: Path, rows: list[Row]) -> bool:
     axes.margins(x=0.12, y=0.01)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("speed-up over torchvision (longer is faster)")
+    axes.set_xlabel("speed-up over torchvision or torch (longer is faster)")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
@@ -174,7 +178,7 @@ def _section(folder: Path, op: str, record: Row) -> str:
     if record["quick"]:
         parts.append("A quick run: few rounds and the small cases only.")
     if draw_speedups(folder / f"{op}.png", rows):
-        parts.append(f"![speed-up of {op} over torchvision]({op}.png)")
+        parts.append(f"![speed-up of {op}]({op}.png)")
     parts += [table(rows, limits), stage_tables(rows)]
     remarks = [f"{row['case']}: {row['note']}" for row in rows if row["note"]]
     remarks += [f"{row['case']}: {row['reason']}" for row in rows if "reason" in row]

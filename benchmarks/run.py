@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import machine, report
-from benchmarks.harness import BASELINE
+from benchmarks.harness import BASELINES
 from fastvision import _extension
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +52,7 @@ def progress(row: report.Row) -> str:
     times = []
     for name, entry in row["providers"].items():
         text = f"{name} {report.format_seconds(entry.get('seconds')) or entry['status']}"
-        if name != BASELINE and (ratio := report.speedup(row, name)):
+        if name not in BASELINES and (ratio := report.speedup(row, name)):
             text += f" ({report.format_ratio(ratio)})"
         times.append(text)
     return f"{row['case']}: {', '.join(times)}"

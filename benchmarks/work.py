@@ -79,3 +79,14 @@ def roi_align(
     if backward:
         moved += pooled + sum(f.numel() for f in features) * element
     return Work(moved, 2 * fmas * channels * (forward + backward))
+
+
+def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool = False) -> Work:
+    """Input, weight and residual read once, output written once; two operations per tap and output.
+
+    Normalization, residual and activation are a few operations per output and not counted.
+    """
+    moved = sum(t.numel() * t.element_size() for t in (input, weight, output))
+    if residual:
+        moved += output.numel() * output.element_size()
+    return Work(moved, 2 * output.numel() * weight[0].numel())

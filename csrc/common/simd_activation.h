@@ -45,8 +45,11 @@ inline void with_activation(Activation activation, T negative_slope, const Apply
       const V slope = broadcast(negative_slope);
       return apply([=](V x) { return x > V{} ? x : x * slope; });
     }
-    case Activation::silu:
-      return apply([](V x) { return x / (exp(-x) + T(1)); });
+    case Activation::silu: {
+      // exp() ends at a finite number: without the bound, -infinity over it would stay infinite
+      const V infinity = broadcast(T(__builtin_inf()));
+      return apply([=](V x) { return x / (x < T(-87) ? infinity : exp(-x) + T(1)); });
+    }
     case Activation::hardswish: {
       const V six = broadcast(T(6));
       return apply([=](V x) { return x * clamp(x + T(3), V{}, six) / six; });

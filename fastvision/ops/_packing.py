@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+MOST_PURPOSES = 8  # per weight: one that meets ever new input shapes must not fill the memory
+
 # what was made of a weight, by its id and what it was made for
 _entries: dict[int, _Entry] = {}
 
@@ -60,5 +62,7 @@ def remembered(
     made = make(tensors, *options)
     # the memory is kept with it, so that no other tensor can come to lie at the same address
     alive = [t.detach() for t in tensors if t is not None]
+    while len(entry.made) >= MOST_PURPOSES:
+        entry.made.pop(next(iter(entry.made)))
     entry.made[purpose] = (state, alive, made)
     return made

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
+from . import _onednn
 from ._backend import choose
 from ._checks import is_eager
 from ._convolution import (
@@ -91,6 +92,11 @@ def _cpu(
 ) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    name = ACTIVATIONS[activation]
+    if _onednn.preferred(input, weight, residual, padding, groups, name):
+        return _onednn.convolution(
+            input, tensors, residual, stride, padding, dilation, eps, activation
+        )
     purpose = ("conv", dtype, groups, eps, _extension.cpu_level())
     packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
     return torch.ops.fastvision.conv_packed.default(

@@ -1,0 +1,108 @@
+"""Convolutions by oneDNN, with packed weights and its fused post-operations, as torch exposes them.
+
+The CPU's own engine is as fast or faster on AVX2. With AVX-512 oneDNN comes within a tenth of the
+machine's limit for dense convolutions, and only it uses the 16-bit instructions of newer CPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, reference
+from ..reference.activations import ACTIVATIONS
+from ._packing import remembered
+
+LEAST_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
+
+# oneDNN's names and numbers
+_POST_OPS: dict[str, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "silu": ("swish", []),
+    "hardswish": ("hardswish", []),
+    "sigmoid": ("sigmoid", []),
+}
+_AFTER_RESIDUAL = ("none", "relu")
+
+
+@functools.cache
+def _fast_dtypes(level: str) -> tuple[torch.dtype, ...]:
+    """What oneDNN has its best instructions for at that level of the CPU."""
+    has_op = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    if level != "avx512" or not torch.backends.mkldnn.is_available() or not has_op:
+        return ()
+    supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return (torch.float32, torch.bfloat16) if supports and supports() else (torch.float32,)
+
+
+def preferred(
+    input: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    groups: int,
+    activation: str,
+) -> bool:
+    """Whether oneDNN can do this convolution and is expected to be faster."""
+    dtypes = _fast_dtypes(_extension.cpu_level())
+    if not dtypes or input.dtype not in dtypes:
+        return False
+    left, right, top, bottom = padding
+    return (
+        groups == 1
+        and left == right
+        and top == bottom
+        and weight.shape[1] >= LEAST_CHANNELS
+        and input.numel() > 0
+        and (activation in _AFTER_RESIDUAL if residual is not None else activation in _POST_OPS)
+        and torch._C._get_mkldnn_enabled()
+    )
+
+
+def _pack(
+    tensors: Sequence[Any],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    window: tuple[Any, ...],
+    eps: float,
+) -> tuple[Tensor, Tensor | None]:
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
+    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
+    padding, stride, dilation = window
+    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+        weight.to(dtype).contiguous().to_mkldnn(), padding, stride, dilation, 1, list(shape)
+    )
+    return packed, None if bias is None else bias.to(dtype).clone()
+
+
+def convolution(
+    input: Tensor,
+    tensors: tuple[Tensor | None, ...],  # weight, bias, bn_weight, bn_bias, mean, var
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],  # left, right, top, bottom; the same on opposite sides
+    dilation: Sequence[int],
+    eps: float,
+    activation: int,
+) -> Tensor:
+    """activation(convolution + residual) where :func:`preferred` says so."""
+    window = ((padding[2], padding[0]), tuple(stride), tuple(dilation))
+    # oneDNN chooses a layout of the weights by the input's shape
+    purpose = ("oneDNN", input.shape, input.dtype, window, eps)
+    weight, bias = remembered(tensors, purpose, _pack, input.shape, input.dtype, window, eps)
+    name, numbers = _POST_OPS[ACTIVATIONS[activation]]
+    run = torch.ops.mkldnn._convolution_pointwise
+    if residual is None:
+        return run(input, weight, bias, *window, 1, name, numbers, "")
+    after = None if name == "none" else name
+    last = input.is_contiguous(memory_format=torch.channels_last)
+    format = torch.channels_last if last else torch.contiguous_format
+    residual = residual.contiguous(memory_format=format)
+    y = run.binary(input, residual, weight, bias, *window, 1, "add", None, after, [], "")
+    return y.contiguous(memory_format=format)

@@ -1,0 +1,428 @@
+"""conv_bn_relu without gradients: every backend against the reference in float64."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastvision import _extension, ops, reference
+from fastvision.ops import _onednn, _packing
+from fastvision.reference import ACTIVATIONS
+from fastvision.testing import cases
+from fastvision.testing.numerics import assert_matches
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+OP = torch.ops.fastvision.conv_bn_relu.default
+
+
+def id_of(value) -> str | None:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+class Sample:
+    """Seeded arguments of one convolution, weights of such size that results are around 1."""
+
+    def __init__(
+        self,
+        C: int,
+        K: int,
+        kernel: tuple[int, int],
+        *,
+        groups: int = 1,
+        images: int = 2,
+        size: tuple[int, int] = (11, 9),
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        channels_last: bool = False,
+        norm: bool = True,
+    ) -> None:
+        g = cases.generator(21)
+        per_group = C // groups
+        weight = torch.randn(K, per_group, *kernel, generator=g)
+        weight /= (per_group * kernel[0] * kernel[1]) ** 0.5
+        vectors = torch.rand(5, K, generator=g) + 0.5
+        x = cases.feature_map(images, C, *size, seed=22)
+        self.input = in_format(x.to(dtype), channels_last).to(device)
+        self.weight = weight.to(device, dtype)
+        self.bias, *rest = (v.to(device, dtype) for v in vectors)
+        names = ("bn_weight", "bn_bias", "running_mean", "running_var")
+        self.norm = dict(zip(names, rest, strict=True)) if norm else {}
+        self.groups = groups
+
+    def __call__(self, **options) -> torch.Tensor:
+        return ops.conv_bn_relu(
+            self.input, self.weight, self.bias, groups=self.groups, **self.norm, **options
+        )
+
+    def expected(self, residual=None, activation="relu", negative_slope=0.01, **window):
+        """By torch's own layers, in float64."""
+        x, weight, bias = (t.double() for t in (self.input, self.weight, self.bias))
+        padding = window.pop("padding", 0)
+        if isinstance(padding, tuple) and len(padding) == 4:
+            x, padding = F.pad(x, padding), 0
+        y = F.conv2d(x, weight, bias, padding=padding, groups=self.groups, **window)
+        if self.norm:
+            scale, shift, mean, var = (t.double() for t in self.norm.values())
+            y = F.batch_norm(y, mean, var, scale, shift)
+        if residual is not None:
+            y = y + residual.double()
+        return reference.activate(y, activation, negative_slope)
+
+
+# channels below, at and above a vector and a block of vectors; groups that fill and share vectors
+SHAPES = {
+    "1x1": (33, 40, (1, 1), {}),
+    "3x3": (16, 33, (3, 3), {"padding": 1}),
+    "stem": (3, 24, (7, 7), {"padding": 3, "stride": 2}),
+    "one channel": (1, 1, (3, 2), {"padding": (2, 0)}),
+    "strided and dilated": (
+        5,
+        17,
+        (3, 5),
+        {"stride": (2, 3), "dilation": (3, 1), "padding": (3, 2)},
+    ),
+    "asymmetric": (8, 8, (4, 3), {"padding": (2, 0, 1, 3)}),
+    "same": (6, 9, (4, 3), {"padding": "same"}),
+    "depthwise": (19, 19, (3, 3), {"groups": 19, "padding": 1}),
+    "depthwise 5x5": (32, 32, (5, 5), {"groups": 32, "padding": 2, "stride": 2}),
+    "depthwise 7x1": (8, 8, (7, 1), {"groups": 8, "padding": (3, 0), "dilation": (1, 2)}),
+    "groups of 2": (22, 22, (3, 3), {"groups": 11, "padding": 1}),
+    "groups of 4": (20, 20, (3, 3), {"groups": 5, "padding": 1}),
+    "groups of 8": (40, 40, (3, 3), {"groups": 5, "padding": 1, "stride": 2}),
+    "groups of 3 and 5": (9, 15, (3, 3), {"groups": 3}),
+    "depthwise, two filters each": (7, 14, (3, 3), {"groups": 7}),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(backend, shape, dtype, channels_last):
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    C, K, kernel, window = SHAPES[shape]
+    window = dict(window)
+    groups = window.pop("groups", 1)
+    sample = Sample(
+        C,
+        K,
+        kernel,
+        groups=groups,
+        dtype=dtype,
+        device=backend.device,
+        channels_last=channels_last,
+    )
+    y = sample(**window, backend=backend.name)
+    assert y.dtype == dtype
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=format)
+    assert_matches(y, sample.expected(**window), scale=2)
+
+    residual = in_format(cases.feature_map(*y.shape, seed=23).to(y), channels_last)
+    y = sample(**window, residual=residual, activation="none", backend=backend.name)
+    assert_matches(y, sample.expected(**window, residual=residual, activation="none"), scale=2)
+
+
+@pytest.mark.parametrize("K", [5, 40])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=id_of)
+def test_activations(backend, activation, dtype, K):
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    sample = Sample(6, K, (1, 1), dtype=dtype, device=backend.device)
+    sample.input = sample.input * 8  # beyond 6 and the bends of hardswish
+    options = {"activation": activation, "negative_slope": 0.2}
+    residual = cases.feature_map(2, K, 11, 9, seed=24).to(sample.input)
+    for added in (None, residual):
+        y = sample(residual=added, backend=backend.name, **options)
+        assert_matches(y, sample.expected(residual=added, **options), scale=4)
+
+
+def test_nan_and_infinity(backend):
+    """They go where torch's layers let them go, and nowhere else."""
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    for activation in ACTIVATIONS:
+        sample = Sample(4, 9, (1, 1), device=backend.device)
+        sample.weight = sample.weight.abs() + 0.1
+        sample.input[0, 0, 0, 0] = float("nan")
+        sample.input[0, 1, 2, 3] = float("inf")
+        sample.input[1, 1, 2, 3] = float("-inf")
+        y = sample(activation=activation, backend=backend.name)
+        assert_matches(y, sample.expected(activation=activation), scale=4)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (40, 30)])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_sizes(backend, kernel, size, channels_last):
+    """Maps of one pixel, and such that several tasks share the work."""
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    for images, (C, K) in itertools.product((1, 3), ((20, 70), (64, 16))):
+        sample = Sample(
+            C,
+            K,
+            kernel,
+            images=images,
+            size=size,
+            device=backend.device,
+            channels_last=channels_last,
+        )
+        y = sample(padding=kernel[0] // 2, backend=backend.name)
+        assert_matches(y, sample.expected(padding=kernel[0] // 2), scale=2)
+
+
+def test_empty_batch_and_strided_input(backend):
+    sample = Sample(6, 10, (3, 3), device=backend.device)
+    if not backend.interpreted:
+        whole = sample.input
+        sample.input = whole[:, :, ::2, 1:]
+        assert_matches(sample(backend=backend.name), sample.expected(), scale=2)
+        sample.input = whole.transpose(2, 3)
+        assert_matches(sample(backend=backend.name), sample.expected(), scale=2)
+    sample.input = sample.input[:0]
+    y = sample(backend=backend.name)
+    assert y.shape == sample.expected().shape and y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_same_bits_for_any_number_of_threads(threads):
+    sample = Sample(20, 70, (3, 3), images=3, size=(40, 30))
+    expected = sample()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(sample(), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_float32_weight_beside_16_bit_input(backend):
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    sample = Sample(16, 24, (3, 3), device=backend.device)
+    sample.input = sample.input.bfloat16()
+    y = sample(backend=backend.name)
+    assert y.dtype == torch.bfloat16
+    assert_matches(y, sample.expected(), scale=2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_by_onednn(monkeypatch, activation, channels_last):
+    """What runs on CPUs with AVX-512, wherever torch has oneDNN."""
+    if _extension.missing or not torch.backends.mkldnn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    monkeypatch.setattr(_onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    calls = []
+    convolution = _onednn.convolution
+    monkeypatch.setattr(_onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    sample = Sample(16, 20, (3, 3), channels_last=channels_last)
+    window = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "activation": activation}
+    for _ in range(2):
+        y = sample(**window)
+        assert_matches(y, sample.expected(**window), scale=2)
+        sample.weight.mul_(1.5)
+    assert len(calls) == (0 if activation == "leaky_relu" else 2)
+    residual = torch.randn(y.shape)
+    y = sample(**window, residual=residual)
+    assert_matches(y, sample.expected(**window, residual=residual), scale=2)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=format)
+    sample(padding=(1, 0, 1, 1), dilation=2)  # asymmetric: the engine's
+    assert_matches(sample(padding="valid"), sample.expected(), scale=2)
+
+
+@pytest.fixture
+def layer() -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return conv, norm
+
+
+def run(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor, **options) -> torch.Tensor:
+    return ops.conv_bn_relu(
+        x,
+        conv.weight,
+        conv.bias,
+        bn_weight=norm.weight,
+        bn_bias=norm.bias,
+        running_mean=norm.running_mean,
+        running_var=norm.running_var,
+        padding=1,
+        **options,
+    )
+
+
+@torch.no_grad()
+def test_a_change_of_the_weights_is_noticed(layer):
+    conv, norm = layer
+    x = cases.feature_map(2, 8, 9, 9)
+
+    def check() -> None:
+        assert_matches(run(conv, norm, x), F.relu(norm(conv(x))), scale=8)
+
+    check()
+    for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_var):
+        tensor.mul_(1.5)  # in place, as optimizers do
+        check()
+    for _ in range(4):
+        conv.weight.data = conv.weight.data * 1.1  # other memory, perhaps where an earlier one was
+        check()
+    conv.load_state_dict({name: t * 2 for name, t in conv.state_dict().items()})
+    check()
+    norm.eps = 0.1
+    y = run(conv, norm, x, eps=0.1)
+    assert_matches(y, F.relu(norm(conv(x))), scale=8)
+
+
+@torch.no_grad()
+def test_weights_are_packed_once_and_forgotten_with_their_layer(layer, monkeypatch):
+    if _extension.missing:
+        pytest.skip(_extension.missing)
+    conv, norm = layer
+    folds = []
+    fold = reference.fold_batch_norm
+    monkeypatch.setattr(reference, "fold_batch_norm", lambda *a: folds.append(0) or fold(*a))
+    for size in (9, 5, 9):
+        run(conv, norm, cases.feature_map(2, 8, size, size))
+    assert len(folds) == 1
+    known = len(_packing._entries)
+    gone = weakref.ref(conv.weight)
+    del conv, layer
+    gc.collect()
+    if gone() is None:  # pytest may hold the fixture
+        assert len(_packing._entries) == known - 1
+
+
+def test_weights_made_in_inference_mode(layer):
+    """They have no version: nothing may be remembered of them."""
+    with torch.inference_mode():
+        weight = torch.randn(4, 3, 1, 1)
+        x = cases.feature_map(1, 3, 5, 5)
+        first = ops.conv_bn_relu(x, weight, activation="none")
+        weight.mul_(2)
+        assert_matches(ops.conv_bn_relu(x, weight, activation="none"), first * 2)
+
+
+def arguments(sample: Sample, residual=None, activation: int = 1) -> tuple:
+    norm = [sample.norm.get(n) for n in ("bn_weight", "bn_bias", "running_mean", "running_var")]
+    window = ((2, 1), (1, 1, 1, 0), (1, 1))
+    return (
+        sample.input,
+        sample.weight,
+        sample.bias,
+        *norm,
+        residual,
+        *window,
+        sample.groups,
+        1e-5,
+        activation,
+        0.01,
+    )
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_opcheck(channels_last, norm):
+    sample = Sample(4, 6, (3, 3), norm=norm, channels_last=channels_last)
+    torch.library.opcheck(OP, arguments(sample))
+    residual = in_format(torch.randn(OP(*arguments(sample)).shape), channels_last)
+    torch.library.opcheck(OP, arguments(sample, residual, activation=4))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@torch.no_grad()
+def test_compile(layer, dynamic):
+    conv, norm = layer
+    step = torch.compile(
+        lambda x: run(conv, norm, x).mul(2), fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+    for size in (9, 12):
+        x = cases.feature_map(2, 8, size, size)
+        assert_matches(step(x), F.relu(norm(conv(x))) * 2, scale=8)
+    conv.weight.mul_(0.5)
+    assert_matches(step(x), F.relu(norm(conv(x))) * 2, scale=8)
+
+
+@torch.no_grad()
+def test_export(layer):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return run(self.conv, self.norm, x)
+
+    model = Model().eval()
+    x = cases.feature_map(2, 8, 9, 10)
+    sizes = {name: torch.export.Dim.DYNAMIC for name in range(4) if name != 1}
+    program = torch.export.export(model, (x,), dynamic_shapes=(sizes,))
+    for images, height, width in ((2, 9, 10), (3, 12, 7)):
+        x = cases.feature_map(images, 8, height, width)
+        assert_matches(program.module()(x), model(x))
+
+
+def test_vmap(layer):
+    conv, norm = layer
+    x = cases.feature_map(6, 8, 5, 5).view(3, 2, 8, 5, 5)
+    with torch.no_grad():
+        mapped = torch.vmap(lambda part: run(conv, norm, part))(x)
+        assert_matches(mapped, run(conv, norm, x.flatten(0, 1)).view_as(mapped))
+
+
+BAD = {
+    "input must have 4 dim": {"input": torch.zeros(8, 9, 9)},
+    "input must be float16": {"input": torch.zeros(1, 8, 9, 9, dtype=torch.int32)},
+    "input must be a Tensor, got str": {"input": "x"},
+    "weight must have 4 dim": {"weight": torch.zeros(8)},
+    "weight must have the type of input": {"weight": torch.zeros(12, 8, 3, 3).double()},
+    "input must have 5 channels": {"weight": torch.zeros(12, 5, 3, 3)},
+    "bias must have shape \\[12\\]": {"bias": torch.zeros(5)},
+    "running_var must have shape \\[12\\], got \\[1\\]": {"running_var": torch.zeros(1)},
+    "running_mean and running_var go together": {"running_mean": None},
+    "bn_weight and bn_bias need": {"running_mean": None, "running_var": None},
+    "activation must be one of": {"activation": "gelu"},
+    "stride must be at least 1, got \\(0, 0\\)": {"stride": 0},
+    "stride must be an int or two": {"stride": (1, 2, 3)},
+    "padding must be at least 0": {"padding": -1},
+    "padding must be 'same', 'valid'": {"padding": "full"},
+    "padding='same' needs stride 1": {"padding": "same", "stride": 2},
+    "dilation must be at least 1": {"dilation": (1, 0)},
+    "groups must be at least 1": {"groups": 0},
+    "groups must divide the 12 filters": {"groups": 5},
+    "does not fit into input": {"dilation": 9},
+    "residual must have the result's shape \\[1, 12, 7, 7\\]": {
+        "residual": torch.zeros(1, 12, 9, 9)
+    },
+    "residual must be torch.float32": {"residual": torch.zeros(1, 12, 7, 7).half()},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments(message):
+    good = {
+        "input": torch.zeros(1, 8, 9, 9),
+        "weight": torch.zeros(12, 8, 3, 3),
+        "bn_weight": torch.ones(12),
+        "running_mean": torch.zeros(12),
+        "running_var": torch.ones(12),
+    }
+    ops.conv_bn_relu(**good)
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.conv_bn_relu(**good | BAD[message])
