@@ -54,11 +54,12 @@ def fuse(
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
-    surgeon = Surgeon(copy.deepcopy(model).eval(), channels_last)
-    with torch.no_grad():
+    # tensors made in inference mode do not tell when they change
+    with torch.inference_mode(False), torch.no_grad():
+        surgeon = Surgeon(copy.deepcopy(model).eval(), channels_last)
         fused = surgeon.operate()
-    if dtype is not None:
-        fused.to(dtype)
+        if dtype is not None:
+            fused.to(dtype)
     _attach(fused, surgeon.report)
     return fused
 
