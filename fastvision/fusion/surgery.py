@@ -70,6 +70,8 @@ class Surgeon:
             else:
                 self._fuse_traced(path, traced, any_format)
                 return
+        if not any(map(layers.is_anchor, module.modules())):
+            return
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             self.report.skipped.append((path, reason))
         inner = reach(type(module))

@@ -148,7 +148,7 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
         try:
             graph = tracer.trace(module, concrete or None)
         except Exception as error:  # any code of the model may run here and trip over a proxy
-            text = (str(error) or type(error).__name__).strip().splitlines()[0]
+            text = (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
             raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
     return Trace(module, graph, tracer.callers, tracer.calls)
 
@@ -229,6 +229,8 @@ def reach(cls: type) -> Reach | None:
             if isinstance(node, (ast.Call, ast.Attribute)):
                 inner = node.func if isinstance(node, ast.Call) else node.value
                 inner.fine = True  # type: ignore[attr-defined]
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+                node.left.fine = True  # type: ignore[attr-defined]
             if isinstance(node, ast.Attribute):
                 if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
                     names.add(node.attr)
@@ -242,9 +244,14 @@ def is_reached_into(module: nn.Module, names: Set[str]) -> bool:
     tensors = {*module._parameters, *module._buffers}
     if tensors & names or module._modules.keys() & names:
         return True
-    if type(module).__module__.startswith("torch.nn."):
-        return False
-    return any(callable(getattr(type(module), n, None)) for n in names - set(dir(nn.Module)))
+    methods = {
+        name
+        for base in type(module).__mro__
+        if not base.__module__.startswith("torch.nn.") and base is not object
+        for name, value in vars(base).items()
+        if callable(value)
+    }
+    return bool(methods & (names - set(dir(nn.Module))))
 
 
 def tensors_read(trace: Trace) -> set[int]:
