@@ -61,7 +61,8 @@ def is_anchor(module: nn.Module | None) -> bool:
 def why_not(module: nn.Module) -> str | None:
     """Why no chain may begin with ``module``, an anchor; None if one may."""
     if type(module) not in _ANCHORS:
-        return f"{type(module).__name__} is not exactly {_base(module).__name__}"
+        cls = type(module)
+        return f"{cls.__module__}.{cls.__qualname__} is a sub-class of {_base(module).__name__}"
     if has_hooks(module):
         return "has hooks"
     if "forward" in vars(module):

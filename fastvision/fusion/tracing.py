@@ -212,11 +212,13 @@ class Reach:
     names: frozenset[str]  # attributes that it takes from other objects
 
 
+_ITERATORS = ("children", "named_children", "modules", "named_modules", "_modules")
+
+
 @functools.lru_cache(maxsize=256)
 def reach(cls: type) -> Reach | None:
-    """None: there is no source."""
-    bare: set[str] = set()
-    names: set[str] = set()
+    """Of forward and the methods that it may call; None if there is no source."""
+    methods: dict[str, list[ast.FunctionDef]] = {}
     for base in cls.__mro__:
         if base.__module__.startswith("torch.nn.") or base is object:
             continue
@@ -224,18 +226,29 @@ def reach(cls: type) -> Reach | None:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):
             return None
-        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-        for node in (n for f in functions if f.name != "__init__" for n in ast.walk(f)):
-            if isinstance(node, (ast.Call, ast.Attribute)):
-                inner = node.func if isinstance(node, ast.Call) else node.value
-                inner.fine = True  # type: ignore[attr-defined]
-            if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                methods.setdefault(node.name, []).append(node)
+    bare: set[str] = set()
+    names: set[str] = set()
+    waiting, seen = ["forward"], {"forward"}
+    while waiting:
+        for node in (n for method in methods.get(waiting.pop(), ()) for n in ast.walk(method)):
+            # ast.walk comes to the outer node first, which knows how the inner one is used
+            if isinstance(node, ast.Call):
+                node.func.fine = True  # type: ignore[attr-defined]
+            elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
                 node.left.fine = True  # type: ignore[attr-defined]
-            if isinstance(node, ast.Attribute):
+            elif isinstance(node, ast.Attribute):
+                if node.attr not in _ITERATORS:
+                    node.value.fine = True  # type: ignore[attr-defined]
                 if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
                     names.add(node.attr)
-                elif not hasattr(node, "fine"):  # ast.walk comes to the outer node first
+                elif not hasattr(node, "fine"):
                     bare.add(node.attr)
+                if node.attr in methods and node.attr not in seen:
+                    seen.add(node.attr)
+                    waiting.append(node.attr)
     return Reach(frozenset(bare), frozenset(names))
 
 
