@@ -11,6 +11,7 @@ namespace {
 // a tile's sums fill the registers but for the weights of a block and one input value
 constexpr int kPixels = 6;
 constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int64_t kPassBytes = 160 << 10;
 
 // A tile's way to memory, in local copies: the compiler must assume that a store changes the
 // others.
@@ -85,20 +86,23 @@ struct Block {
   int64_t input_channel, output_channel;
   int64_t channels;  // of output
   int64_t C;         // of input per tap
+  int64_t tap_begin, tap_end;
 };
 
 template <int kRows, int kCols, typename T>
 inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
   using V = vector_t<T>;
   V sums[kRows][kCols];
+  T* kept = tile.sums + pixel * kCols * lanes_v<T>;
+  const bool first = block.tap_begin == 0;
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kCols; ++j) {
-      sums[i][j] = load(block.bias + j * lanes_v<T>);
+      sums[i][j] = load(first ? block.bias + j * lanes_v<T> : kept + (i * kCols + j) * lanes_v<T>);
     }
   }
-  const T* weights = block.weights;
-  const T* const* inputs = tile.inputs + pixel;
-  for (int64_t tap = 0; tap < tile.packing->taps; ++tap, inputs += tile.pixels) {
+  const T* weights = block.weights + block.tap_begin * block.C * kCols * lanes_v<T>;
+  const T* const* inputs = tile.inputs + block.tap_begin * tile.pixels + pixel;
+  for (int64_t tap = block.tap_begin; tap < block.tap_end; ++tap, inputs += tile.pixels) {
     const T* rows[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
@@ -119,6 +123,14 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
         }
       }
     }
+  }
+  if (block.tap_end < tile.packing->taps) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kCols; ++j) {
+        store(kept + (i * kCols + j) * lanes_v<T>, sums[i][j]);
+      }
+    }
+    return;
   }
   const int last = (int)(block.channels - (kCols - 1) * lanes_v<T>);
   const Epilogue<T> finish(tile);
@@ -187,7 +199,7 @@ inline void run_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pix
 }
 
 template <int kSize, typename T>
-void run_block(const ConvTile<T>& tile, const Block<T>& block) {
+void run_taps(const ConvTile<T>& tile, const Block<T>& block) {
   const int64_t pixels = tile.pixels;
   int64_t p = 0;
   while (p < pixels) {
@@ -217,8 +229,21 @@ void run_block(const ConvTile<T>& tile, const Block<T>& block) {
     }
     p += rows;
   }
+}
+
+template <int kSize, typename T>
+void run_block(const ConvTile<T>& tile, Block<T> block) {
+  const int64_t taps = tile.packing->taps;
+  // weights that all tiles read should stay in the second-level cache beside the inputs
+  const int64_t bytes = kSize > 0 ? kSize * kVectorBytes * block.C : 0;
+  const int64_t passes = (taps * bytes + kPassBytes - 1) / kPassBytes;
+  const int64_t step = passes > 1 ? (taps + passes - 1) / passes : taps;
+  for (block.tap_begin = 0; block.tap_begin < taps; block.tap_begin = block.tap_end) {
+    block.tap_end = min(block.tap_begin + step, taps);
+    run_taps<kSize>(tile, block);
+  }
   if (!is_clamp(tile.activation)) {
-    for (p = 0; p < pixels; ++p) {
+    for (int64_t p = 0; p < tile.pixels; ++p) {
       activate(tile.outputs[p] + block.output_channel, block.channels, tile);
     }
   }

@@ -47,6 +47,7 @@ struct ConvTile {
   const T* const* inputs;     // [taps][pixels] channel 0 of the input pixel
   T* const* outputs;          // [pixels] channel 0 of the output pixel
   const T* const* residuals;  // [pixels] likewise, or null
+  T* sums;                    // [pixels][block] scratch for sums over a part of the taps
   int64_t pixels;
   const T* packed;
   const ConvPacking* packing;

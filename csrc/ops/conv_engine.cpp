@@ -8,10 +8,11 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 18;    // multiply-adds below which waking threads does not pay
+constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking threads does not pay
 // input of a task: stays in the second-level cache, where rows of taps overlap more of it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
+constexpr int64_t kTilePixels = 6;  // of the kernels, kPixels there
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -299,6 +300,7 @@ class PhaseRun {
           inputs,
           outputs,
           residuals,
+          sums_.get(count * run_.packing_.block),
           count,
           static_cast<const T*>(phase.packed),
           &run_.packing_,
@@ -363,7 +365,7 @@ class PhaseRun {
     const T* gathered_ = nullptr;
     T* output_base_ = nullptr;
     const T* residual_base_ = nullptr;
-    Scratch<T> input_scratch_, output_scratch_, residual_scratch_;
+    Scratch<T> input_scratch_, output_scratch_, residual_scratch_, sums_;
     Scratch<const T*> inputs_, residuals_;
     Scratch<T*> outputs_;
   };
@@ -391,9 +393,9 @@ class PhaseRun {
     // enough chunks for all threads, as long as they do not get small
     const int64_t wanted = 4 * threads;
     chunk_ = std::min(chunk_, std::max(ceil_div(pixels_, wanted), kLeastPixels));
-    if (depthwise_rows_) {
-      chunk_ = ceil_div(chunk_, phase_.grid_w) * phase_.grid_w;
-    }
+    // chunks of the same length, in units of what a tile or a row has
+    const int64_t unit = depthwise_rows_ ? phase_.grid_w : kTilePixels;
+    chunk_ = ceil_div(ceil_div(pixels_, ceil_div(pixels_, chunk_)), unit) * unit;
     chunks_ = ceil_div(pixels_, chunk_);
     splits_ = depthwise_rows_ ? 1 : std::clamp<int64_t>(wanted / chunks_, 1, all_blocks());
   }

@@ -197,6 +197,47 @@ def test_empty_batch_and_strided_input(backend):
     assert y.shape == sample.expected().shape and y.dtype == torch.float32
 
 
+# tiles at the borders, channels below and above a block, more channels than outputs
+@pytest.mark.parametrize("size", [(12, 12), (13, 31)])
+@pytest.mark.parametrize(("C", "K"), [(32, 33), (37, 72), (130, 40)])
+def test_winograd(backend, C, K, size):
+    if backend.name != "cpp":
+        pytest.skip("an algorithm of the CPU's kernels")
+    sample = Sample(C, K, (3, 3), size=size, channels_last=True)
+    window = {"padding": (0, 1, 2, 1)}
+    y = sample(**window, backend="cpp")
+    nchw = Sample(C, K, (3, 3), size=size)
+    assert not torch.equal(y, nchw(**window)), "the plain sum was used"
+    residual = in_format(cases.feature_map(*y.shape, seed=25), True)
+    for activation, added in (("relu6", None), ("silu", residual), ("none", residual)):
+        options = {**window, "activation": activation, "residual": added}
+        y = sample(**options, backend="cpp")
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert_matches(y, sample.expected(**options), scale=2)
+
+
+def test_winograd_error_is_below_twice_the_plain_sums():
+    sample = Sample(256, 64, (3, 3), size=(20, 20), channels_last=True, norm=False)
+    sample.bias.zero_()
+    options = {"padding": 1, "activation": "none"}
+    exact = sample.expected(**options)
+    eager = F.conv2d(sample.input, sample.weight, None, padding=1)
+
+    def error(y: torch.Tensor) -> float:
+        return (y.double() - exact).square().mean().sqrt().item()
+
+    assert error(sample(**options)) < 2 * error(eager)
+
+
+def test_winograd_keeps_nan_within_reach():
+    sample = Sample(32, 32, (3, 3), size=(14, 14), channels_last=True)
+    sample.input[0, 3, 5, 6] = float("nan")
+    y = sample(padding=1)
+    expected = sample.expected(padding=1)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert_matches(y, expected, scale=2)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_same_bits_for_any_number_of_threads(threads):
     sample = Sample(20, 70, (3, 3), images=3, size=(40, 30))
