@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _extension, ops
-from ..ops import _backend, _onednn
+from ..ops import _backend
 from ..ops._checks import is_eager
+from ..ops.conv_bn_relu import _cpu as _conv_bn_relu_cpu
 from ..ops.conv_bn_relu import _paddings
 from ..ops.linear_act import linear_act
 from ..reference.activations import ACTIVATIONS, activate
-
-_conv_pack = torch.ops.fastvision.conv_pack.default
-_conv_packed = torch.ops.fastvision.conv_packed.default
 
 
 class Norm(NamedTuple):
@@ -109,63 +107,47 @@ class _FusedConvolution(_Fused):
 class FusedConv2d(_FusedConvolution):
     """See :func:`fastvision.ops.conv_bn_relu`."""
 
-    # what the packed weights were made of, with the tensors, and they; not in copies and pickles
-    _packed: tuple[tuple[Any, ...], tuple[Tensor | None, ...], Tensor] | None = None
-
     def __init__(self, convolution: nn.Conv2d, *arguments: Any, **options: Any) -> None:
         super().__init__(convolution, *arguments, **options)
-        kernel = self.weight.shape[2:]
-        padding = _paddings(self.padding, kernel, self.stride, self.dilation)
-        self._window = (
-            *(len(self.weight), *kernel, *self.stride),
-            *(*padding, *self.dilation, self.groups),
-        )
+        K, C, *kernel = self.weight.shape
+        self._channels = C * self.groups
+        self._padding = _paddings(self.padding, kernel, self.stride, self.dilation)
+        self._window = (K, *kernel, *self.stride, *self._padding, *self.dilation)
         self._code = ACTIVATIONS.index(self.activation)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._is_plain(x) and (residual is None or residual.dtype == x.dtype):
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             if residual is None or residual.shape == self._output_shape(x):
-                return self._run_packed(x, residual)
+                return _conv_bn_relu_cpu(
+                    *(x, self._parameters["weight"], self._parameters["bias"]),  # type: ignore[arg-type]
+                    *(None, None, None, None, residual),
+                    *(self.stride, self._padding, self.dilation, self.groups),
+                    *(0.0, self._code, self.negative_slope),
+                )
         return super().forward(x, residual)
 
     def _is_plain(self, x: Tensor) -> bool:
-        """Whether the engine can be called without the public function's checks and choices, which
-        take longer than a small convolution."""
+        """Whether the public function's checks, which take longer than a small convolution, are not
+        needed."""
         weight = self._parameters["weight"]
         assert weight is not None
         return (
             type(x) is Tensor
             and x.is_cpu
             and weight.is_cpu
-            and x.dtype == weight.dtype == torch.float32
+            and x.dtype == weight.dtype
             and x.dim() == 4
+            and x.shape[1] == self._channels
             and is_eager()
-            and not weight.is_inference()  # which has no version
             and not (x.requires_grad and torch.is_grad_enabled())
             and _extension.missing is None
             and _backend.requested_by_environment is None
-            and not _onednn._fast_dtypes(_extension.cpu_level())
         )
 
-    def _run_packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        assert weight is not None
-        state: tuple[Any, ...] = weight.data_ptr(), weight._version, _extension.cpu_level()
-        if bias is not None:
-            state = *state, bias.data_ptr(), bias._version
-        if self._packed is None or self._packed[0] != state:
-            tensors = weight.detach(), None if bias is None else bias.detach()
-            self._packed = state, tensors, _conv_pack(*tensors, self.groups)
-        packed = self._packed[2]
-        return _conv_packed(x, packed, residual, *self._window, self._code, self.negative_slope)
-
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
-        K, R, S, sy, sx, left, right, top, bottom, dy, dx, _ = self._window
+        K, R, S, sy, sx, left, right, top, bottom, dy, dx = self._window
         N, _, H, W = x.shape
         OH = (H + top + bottom - dy * (R - 1) - 1) // sy + 1
         OW = (W + left + right - dx * (S - 1) - 1) // sx + 1
