@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from . import layers
+from .modules import Norm
 from .tracing import Trace, tensors_read
 
 
@@ -20,7 +21,7 @@ class Chain:
     nodes: list[fx.Node]  # the anchor first; identities may be in between
     module: nn.Module  # the anchor's
     parts: list[str]
-    norm: layers.Norm | None = None
+    norm: Norm | None = None
     activation: layers.Activation | None = None
     add: fx.Node | None = None  # an addition
     residual: int = 0  # which of its arguments is not the chain
@@ -228,14 +229,15 @@ def channel_shuffles(trace: Trace) -> list[tuple[fx.Node, fx.Node, int]]:
     return found
 
 
-def _dimension(node: Any) -> tuple[fx.Node, int] | None:
+def _dimension(node: Any) -> tuple[Any, Any] | None:
     """(x, i) if ``node`` is x.size(i), x.size()[i] or x.shape[i]."""
     if not isinstance(node, fx.Node):
         return None
     if node.target == "size" and len(node.args) == 2:
-        return node.args  # type: ignore[return-value]
+        return node.args[0], node.args[1]
     if node.target is operator.getitem:
-        size, index = node.args
+        size: Any = node.args[0]
+        index = node.args[1]
         if size.target == "size" and len(size.args) == 1:
             return size.args[0], index
         if size.target is getattr and size.args[1] == "shape":

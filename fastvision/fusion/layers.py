@@ -115,10 +115,10 @@ def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | Non
         return "no running statistics"
     if has_hooks(module):
         return "has hooks"
-    return Norm(weight, bias, mean, var, module.eps), act
+    return Norm(weight, bias, mean, var, float(module.eps)), act  # type: ignore[arg-type]
 
 
-def activation_module(module: nn.Module | None) -> Activation | None:
+def activation_module(module: Any) -> Activation | None:
     if type(module) in _PLAIN_ACTIVATIONS:
         return _PLAIN_ACTIVATIONS[type(module)], 0.01
     if type(module) is nn.LeakyReLU:
@@ -216,8 +216,8 @@ def fused_module(
     channels_last: bool,
 ) -> nn.Module:
     """The module that runs a chain; folds in float32 or better, keeps the weight's dtype."""
-    weight, bias = anchor.weight.detach(), anchor.bias
-    bias = None if bias is None else bias.detach()
+    weight: Tensor = anchor.weight.detach()  # type: ignore[operator]
+    bias: Tensor | None = None if anchor.bias is None else anchor.bias.detach()  # type: ignore[operator]
     if normalization is not None:
         dtype = weight.dtype
         weight, bias = _fold(anchor, weight, bias, normalization)
@@ -234,8 +234,8 @@ def fused_module(
 def _fold(
     anchor: nn.Module, weight: Tensor, bias: Tensor | None, normalization: Norm
 ) -> tuple[Tensor, Tensor]:
-    n = Norm(*(t.detach() if isinstance(t, Tensor) else t for t in normalization))
-    arguments = (bias, n.weight, n.bias, n.mean, n.var, n.eps)
+    statistics = (None if t is None else t.detach() for t in normalization[:4])
+    arguments: tuple[Any, ...] = (bias, *statistics, normalization.eps)
     if isinstance(anchor, nn.ConvTranspose2d):
         # [I, O / groups, ...] to [O, I / groups, ...] and back, for one rule of folding
         groups = anchor.groups

@@ -13,7 +13,7 @@ from .. import _extension, ops
 from ..ops import _backend
 from ..ops._checks import is_eager
 from ..ops.conv_bn_relu import _cpu as _conv_bn_relu_cpu
-from ..ops.conv_bn_relu import _paddings
+from ..ops.conv_bn_relu import _paddings, _pair
 from ..ops.linear_act import linear_act
 from ..reference.activations import ACTIVATIONS, activate
 
@@ -75,7 +75,8 @@ class _FusedConvolution(_Fused):
         channels_last: bool = False,
     ) -> None:
         super().__init__(weight, bias, activation, negative_slope)
-        self.stride, self.dilation = tuple(convolution.stride), tuple(convolution.dilation)
+        self.stride = _pair(convolution.stride, "stride")
+        self.dilation = _pair(convolution.dilation, "dilation")
         self.padding: Any = convolution.padding
         self.groups = convolution.groups
         self.channels_last = channels_last
@@ -120,13 +121,17 @@ class FusedConv2d(_FusedConvolution):
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             if residual is None or residual.shape == self._output_shape(x):
-                return _conv_bn_relu_cpu(
-                    *(x, self._parameters["weight"], self._parameters["bias"]),  # type: ignore[arg-type]
-                    *(None, None, None, None, residual),
-                    *(self.stride, self._padding, self.dilation, self.groups),
-                    *(0.0, self._code, self.negative_slope),
-                )
+                return self._run_plain(x, residual)
         return super().forward(x, residual)
+
+    def _run_plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        return _conv_bn_relu_cpu(
+            x, weight, bias, None, None, None, None, residual,
+            self.stride, self._padding, self.dilation, self.groups,
+            0.0, self._code, self.negative_slope,
+        )  # fmt: skip
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether the public function's checks, which take longer than a small convolution, are not
@@ -187,7 +192,7 @@ class FusedConvTranspose2d(_FusedConvolution):
         return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
     def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        return ops.conv_transpose2d_bn_relu(
+        return ops.conv_transpose2d_bn_relu(  # type: ignore[attr-defined, unused-ignore]
             x,
             self.weight,
             self.bias,

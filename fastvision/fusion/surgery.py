@@ -74,7 +74,7 @@ class Surgeon:
             return
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             self.report.skipped.append((path, reason))
-        inner = reach(type(module))
+        inner = reach(type(module))  # type: ignore[arg-type]
         any_format = type(module).__module__.startswith(_ANY_FORMAT)
         for name, child in module.named_children():
             self._visit(

@@ -49,7 +49,7 @@ class Trace:
     calls: dict[str, list[Call]] = field(default_factory=dict)
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        return self.root.get_submodule(node.target) if node.op == "call_module" else None
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 @dataclass(frozen=True)

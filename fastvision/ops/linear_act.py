@@ -44,7 +44,7 @@ def _can_pack(input: Tensor, weight: Tensor, activation: str) -> bool:
         and input.numel() // max(input.shape[-1], 1) in _PACKED_ROWS
         and weight.is_contiguous()
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and torch._C._get_mkldnn_enabled()
     )
 
 
