@@ -312,6 +312,25 @@ def test_function(name: str, channels_last: bool | None) -> None:
     assert kinds(fused) == expected
 
 
+@pytest.mark.skipif(
+    not hasattr(fastvision.ops, "conv_transpose2d_bn_relu"), reason="no transposed convolution yet"
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2, "stride": 2},
+        {"kernel_size": 4, "stride": 2, "padding": 1, "bias": False},
+        {"kernel_size": 3, "stride": 2, "output_padding": 1, "groups": 2},
+        {"kernel_size": 3, "stride": (1, 2), "dilation": 2},
+    ],
+    ids=str,
+)
+def test_transposed(options: dict[str, Any]) -> None:
+    layer = nn.ConvTranspose2d(4, 6, **options)
+    fused = check(nn.Sequential(conv(3, 4), layer, nn.BatchNorm2d(6), nn.ReLU()))
+    assert kinds(fused) == {"Conv2d": 1, "ConvTranspose2d + BatchNorm2d + relu": 1}
+
+
 def test_one_convolution_with_two_norms():
     def forward(self, x):
         return self.first(self.conv(x)) + self.second(self.conv(x))

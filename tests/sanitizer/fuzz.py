@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastvision import _extension, ops
+from fastvision.reference import ACTIVATIONS
 from fastvision.testing.numerics import assert_matches
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -118,6 +119,43 @@ def fuzz_nms(rng: random.Random) -> list[Tensor]:
     return [kept]
 
 
+def fuzz_conv_bn_relu(rng: random.Random) -> list[Tensor]:
+    if rng.random() < 0.3:  # Winograd's
+        groups, C, K, window = 1, rng.choice((32, 33, 64)), rng.choice((32, 39, 64)), (3, 3)
+        stride, dilation = (1, 1), (1, 1)
+        images, height, width = rng.randint(1, 2), rng.randint(12, 17), rng.randint(12, 17)
+    else:
+        groups = rng.choice((1, 1, 2, 5, 8, 33))
+        C, K = rng.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (3, 5), (16, 17), (1, 2)))
+        window = rng.choice(((1, 1), (3, 3), (1, 4), (5, 5), (7, 2)))
+        stride, dilation = (rng.randint(1, 3), rng.randint(1, 2)), (1, rng.choice((1, 1, 3)))
+        images, height, width = rng.randint(0, 3), rng.choice((0, 1, 5, 16)), rng.choice((1, 7, 30))
+    dtype = rng.choice(DTYPES)
+    x = random_format(rng, torch.randn(images, C * groups, height, width).to(dtype))
+    if x.numel() and rng.random() < 0.2:
+        # a huge number's rounding errors would hide the others of its tile
+        hostile = HOSTILE if (C, K) < (32, 32) else HOSTILE[:3]
+        x[tuple(rng.randrange(size) for size in x.shape)] = rng.choice(hostile)
+    weight = torch.randn(K * groups, C, *window).to(dtype) / (C * window[0] * window[1]) ** 0.5
+    norm = {"running_mean": torch.randn(K * groups), "running_var": torch.rand(K * groups)}
+    options = {
+        "bias": torch.randn(K * groups).to(dtype) if rng.random() < 0.5 else None,
+        "stride": stride,
+        "padding": tuple(rng.randint(0, 3) for _ in range(4)),
+        "dilation": dilation,
+        "groups": groups,
+        "activation": rng.choice(ACTIVATIONS),
+        **(norm if rng.random() < 0.5 else {}),
+    }
+    try:
+        y = ops.conv_bn_relu(x, weight, **options)
+    except ValueError as error:
+        assert "does not fit into input" in str(error)
+        return []
+    residual = random_format(rng, torch.randn(y.shape).to(dtype))
+    return [y, ops.conv_bn_relu(x, weight, residual=residual, **options)]
+
+
 def outcome(fuzz: Callable[[random.Random], list[Tensor]], seed: int) -> list[Tensor] | str:
     """What one input gives, or why it is refused."""
     torch.manual_seed(seed)
@@ -155,7 +193,7 @@ def main() -> None:
     start = time.monotonic()
     while done < 40 or time.monotonic() - start < options.seconds:
         seed = options.seed + done
-        fuzz = random.Random(-seed).choice((fuzz_roi_align, fuzz_nms))
+        fuzz = random.Random(-seed).choice((fuzz_roi_align, fuzz_nms, fuzz_conv_bn_relu))
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:
