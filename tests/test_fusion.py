@@ -792,6 +792,16 @@ def test_gradient_of_the_input(small) -> None:
     assert all(p.grad is None for p in fused.parameters())
 
 
+def test_function_transforms(small) -> None:
+    model, fused, x = small
+    ours, theirs = (torch.func.jvp(m, (x,), (torch.cos(x),)) for m in (fused, model))
+    assert_same(ours, theirs)
+    ours, theirs = (torch.func.grad(lambda x, m=m: m(x).square().sum())(x) for m in (fused, model))
+    assert_same(ours, theirs)
+    batch = torch.stack([x, 2 * x])
+    assert_same(torch.vmap(fused)(batch), torch.vmap(model)(batch))
+
+
 @torch.no_grad()
 def test_fused_twice_and_back_in_training_mode(small) -> None:
     model, fused, x = small

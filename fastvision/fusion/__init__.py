@@ -31,7 +31,7 @@ def fuse(
     torch.fx.GraphModule. Results differ from the model's by rounding. The copy can be moved,
     copied, pickled, exported and compiled; it takes inputs of any size that the model takes, and
     lets gradients through to its inputs, but its weights are frozen and train() does not bring
-    batch statistics back.
+    batch statistics back. Methods other than forward meet the fused layers, too.
 
     Args:
         model: any module; it is not changed.

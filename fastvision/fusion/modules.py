@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from .. import _extension, ops
@@ -34,6 +35,11 @@ def is_channels_last(x: Tensor) -> bool:
         return False
     x = x if x.dim() == 4 else x.unsqueeze(0)
     return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation needs to see torch's own operators."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
@@ -89,7 +95,7 @@ class _FusedConvolution(_Fused):
         if x.dim() == 3:  # one image, as torch's convolutions take it
             residual = residual if residual is None else residual.unsqueeze(0)
             return self.forward(x.unsqueeze(0), residual).squeeze(0)
-        if self.channels_last:
+        if self.channels_last and not _is_transformed():  # vmap knows no memory formats
             x = x.contiguous(memory_format=torch.channels_last)
         if residual is None:
             return self._run(x, None, self.activation)
@@ -147,6 +153,7 @@ class FusedConv2d(_FusedConvolution):
             and x.shape[1] == self._channels
             and is_eager()
             and not (x.requires_grad and torch.is_grad_enabled())
+            and not _is_transformed()
             and _extension.missing is None
             and _backend.requested_by_environment is None
         )
@@ -170,6 +177,7 @@ class FusedConv2d(_FusedConvolution):
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
+            backend="reference" if _is_transformed() else None,
         )
 
 
@@ -204,6 +212,7 @@ class FusedConvTranspose2d(_FusedConvolution):
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
+            backend="reference" if _is_transformed() else None,
         )
 
 
@@ -211,7 +220,7 @@ class FusedLinear(_Fused):
     """See :func:`fastvision.ops.linear_act.linear_act`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) or _is_transformed():
             return activate(
                 F.linear(x, self.weight, self.bias), self.activation, self.negative_slope
             )
@@ -268,7 +277,7 @@ def restore_format(outputs: Any, inputs: Sequence[Any]) -> Any:
 
     Not if an input is channels_last: then torch's own layers would have kept that.
     """
-    if any(isinstance(x, Tensor) and is_channels_last(x) for x in inputs):
+    if _is_transformed() or any(isinstance(x, Tensor) and is_channels_last(x) for x in inputs):
         return outputs
     return _contiguous(outputs)
 

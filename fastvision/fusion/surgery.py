@@ -121,6 +121,8 @@ class Surgeon:
     def _runs_channels_last(self, plan: _Plan) -> bool:
         if self.channels_last is not None:
             return self.channels_last
+        if any(p.is_cuda and p.dtype.itemsize > 2 for p in plan.trace.root.parameters()):
+            return False  # tensor cores want it for 16-bit types
         convolutions = 0
         for node in plan.trace.graph.nodes:
             module = plan.trace.module(node)
