@@ -15,7 +15,7 @@ from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from . import _onednn
-from ._backend import choose
+from ._backend import choose, requested_by_environment
 from ._checks import is_eager
 from ._convolution import (
     check_channels,
@@ -44,6 +44,12 @@ torch.library.define(
     "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
     "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
     "int groups, int activation, float negative_slope) -> Tensor",
+)
+# weight: [taps, taps, C]; images channels_last (csrc/ops/conv_bn_relu.h)
+torch.library.define(
+    "fastvision::conv_depthwise",
+    "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
+    "int[] padding, int activation, float negative_slope) -> Tensor",
 )
 
 torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
@@ -150,11 +156,26 @@ def _cpu(
     )
 
 
+def _cuda(*args: Any) -> Tensor:
+    from ._conv_dispatch import run
+
+    return run(*args)
+
+
+def _triton(*args: Any) -> Tensor:
+    from ._conv_dispatch import run_triton  # triton is imported only where it runs
+
+    return run_triton(*args)
+
+
 for _suffix in ("", "_triton"):
     torch.library.register_fake(f"fastvision::conv_bn_relu{_suffix}", _fake)
 torch.library.impl("fastvision::conv_bn_relu", "CPU", _cpu)
+torch.library.impl("fastvision::conv_bn_relu", "CUDA", _cuda)
+torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 
 _OP = torch.ops.fastvision.conv_bn_relu.default
+_TRITON_OP = torch.ops.fastvision.conv_bn_relu_triton.default
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -196,7 +217,10 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
         return reference.conv_bn_relu(*arguments)
     # the dispatcher's boxing of so many arguments takes longer than a small convolution
     input = tensors[0]
-    run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
+    if backend == "triton":
+        run: Any = _TRITON_OP
+    else:
+        run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
     return run(*tensors, *options)
 
 
@@ -435,6 +459,8 @@ def conv_bn_relu(
             backend=None if backend == "cuda" else backend,
         )  # fmt: skip
     chosen = choose(input, backend)
+    if chosen == "triton" and (backend or requested_by_environment) is None:
+        chosen = "cuda"  # whose op measures which kernels are the fastest, Triton's among them
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
     index = ACTIVATIONS.index(activation)
