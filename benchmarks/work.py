@@ -90,3 +90,47 @@ def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool
     if residual:
         moved += output.numel() * output.element_size()
     return Work(moved, 2 * output.numel() * weight[0].numel())
+
+
+# magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,
+# weight, total: a function counts as one operation
+FOCAL_FLOPS = 12
+FOCAL_GRADIENT_FLOPS = 6  # two products with gamma, product, sum, product with the power, weight
+
+
+def focal_loss(x: Tensor, targets: Tensor, *, gradient: bool, losses: int = 0) -> Work:
+    """Logits and targets read once; losses that are not summed, and the gradient, written once."""
+    element = x.element_size()
+    moved = x.numel() * element * (1 + gradient) + losses * element
+    moved += targets.numel() * targets.element_size()
+    return Work(moved, x.numel() * (FOCAL_FLOPS + gradient * FOCAL_GRADIENT_FLOPS))
+
+
+def batch_norm_relu(input: Tensor, *, residual: bool = False, backward: bool = False) -> Work:
+    """Input and residual read once and output written once, in training as well: a cache could hold
+    the input. Backward reads the output's gradient, the input and, for the residual's gradient, the
+    output, and writes one or two gradients.
+
+    Per element 3 operations for the statistics and 3 to normalize; backward 4 for the sums and 4.
+    """
+    tensors = 2 + residual + (3 + 2 * residual) * backward
+    return Work(tensors * input.numel() * input.element_size(), (6 + 8 * backward) * input.numel())
+
+
+def transposed_convolution(
+    input: Tensor, weight: Tensor, output: Tensor, *, separable_stride: int | None = None
+) -> Work:
+    """Input and weight read once, output written once; two operations per input, tap and filter.
+
+    A separable filter of ``separable_stride`` that keeps the channels apart is two factors, with
+    which first the rows of the input are stretched, then the columns.
+    """
+    C, K, R, S = weight.shape
+    element = input.element_size()
+    moved = (input.numel() + output.numel()) * element
+    if separable_stride is None:
+        return Work(moved + weight.numel() * element, 2 * input.numel() * K * R * S)
+    taps = R / separable_stride, S / separable_stride
+    stretched = input[..., 0].numel() * output.shape[3]
+    flops = 2 * (taps[0] * output.numel() + taps[1] * stretched)
+    return Work(moved + (R + S) * element, int(flops))

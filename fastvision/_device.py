@@ -41,3 +41,9 @@ def cuda_kernels_missing(index: int) -> str | None:
     if any(arch // 10 == major and arch <= capability for arch in real) or capability >= real[-1]:
         return None
     return f"the CUDA kernels are built for {', '.join(built)}, this device is {capability}"
+
+
+@functools.cache
+def triton_has_tensor_cores(index: int) -> bool:
+    """Triton's dot uses CUDA device ``index``'s tensor cores: from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(index) >= (8, 0)

@@ -14,7 +14,7 @@ __attribute__((visibility("default"))) void set_cpu_level(int level);
 
 // For functions of headers that files of every level use: none of them may emit a copy, since the
 // linker could keep the one that this CPU cannot run.
-#define FASTVISION_INLINE __attribute__((always_inline)) inline
+#define FASTVISION_NO_COPY __attribute__((always_inline)) inline
 
 // Calls a kernel, which may be overloaded, at the level in use.
 #if defined(FASTVISION_HAS_AVX512)

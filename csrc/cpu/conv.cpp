@@ -238,10 +238,12 @@ void run_block(const ConvTile<T>& tile, Block<T> block) {
   const int64_t bytes = kSize > 0 ? kSize * kVectorBytes * block.C : 0;
   const int64_t passes = (taps * bytes + kPassBytes - 1) / kPassBytes;
   const int64_t step = passes > 1 ? (taps + passes - 1) / passes : taps;
-  for (block.tap_begin = 0; block.tap_begin < taps; block.tap_begin = block.tap_end) {
+  block.tap_end = 0;
+  do {  // once without taps, too: a phase of a transposed convolution may have only a bias
+    block.tap_begin = block.tap_end;
     block.tap_end = min(block.tap_begin + step, taps);
     run_taps<kSize>(tile, block);
-  }
+  } while (block.tap_end < taps);
   if (!is_clamp(tile.activation)) {
     for (int64_t p = 0; p < tile.pixels; ++p) {
       activate(tile.outputs[p] + block.output_channel, block.channels, tile);
@@ -511,20 +513,36 @@ void gather(const ConvMaps<const S>& maps, T* to, int64_t to_stride) {
   }
 }
 
+// [pixels][channels] to maps whose pixels are apart, through transposed squares
+template <typename S, typename T>
+inline void scatter_spaced(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
+  constexpr int n = lanes_v<T>;
+  S square[n * n];
+  for (int64_t p = 0; p < maps.pixels; p += n) {
+    const int64_t pixels = min<int64_t>(maps.pixels - p, n);
+    for (int64_t c = 0; c < maps.channels; c += n) {
+      const int64_t channels = min<int64_t>(maps.channels - c, n);
+      transpose(from + p * from_stride + c, from_stride, pixels, channels, square, n);
+      for (int64_t i = 0; i < channels; ++i) {
+        S* to = maps.data + (c + i) * maps.channel_stride + p * maps.pixel_stride;
+        for (int64_t j = 0; j < pixels; ++j) {
+          to[j * maps.pixel_stride] = square[i * n + j];
+        }
+      }
+    }
+  }
+}
+
 template <typename S, typename T>
 void scatter(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
   if (maps.pixel_stride == 1) {
     return transpose(from, from_stride, maps.pixels, maps.channels, maps.data, maps.channel_stride);
   }
+  if (maps.channel_stride != 1) {
+    return scatter_spaced(from, from_stride, maps);
+  }
   for (int64_t p = 0; p < maps.pixels; ++p) {
-    S* to = maps.data + p * maps.pixel_stride;
-    if (maps.channel_stride == 1) {
-      convert(from + p * from_stride, maps.channels, to);
-      continue;
-    }
-    for (int64_t c = 0; c < maps.channels; ++c) {
-      convert(from + p * from_stride + c, 1, to + c * maps.channel_stride);
-    }
+    convert(from + p * from_stride, maps.channels, maps.data + p * maps.pixel_stride);
   }
 }
 

@@ -65,17 +65,17 @@ class PhaseRun {
 
   class Worker {
    public:
-    explicit Worker(const PhaseRun& run) : run_(run) {}
-    void operator()(int64_t task) {
-      const int64_t chunk = task / run_.splits_, split = task % run_.splits_;
-      begin_ = chunk * run_.chunk_;
-      end_ = std::min(begin_ + run_.chunk_, run_.pixels_);
-      const int64_t blocks = run_.all_blocks();
-      block_begin_ = split * blocks / run_.splits_;
-      block_end_ = (split + 1) * blocks / run_.splits_;
+    void operator()(const PhaseRun& run, int64_t task) {
+      run_ = &run;
+      const int64_t chunk = task / run_->splits_, split = task % run_->splits_;
+      begin_ = chunk * run_->chunk_;
+      end_ = std::min(begin_ + run_->chunk_, run_->pixels_);
+      const int64_t blocks = run_->all_blocks();
+      block_begin_ = split * blocks / run_->splits_;
+      block_end_ = (split + 1) * blocks / run_->splits_;
       locate_input();
       locate_output();
-      if (run_.depthwise_rows_) {
+      if (run_->depthwise_rows_) {
         run_rows();
       } else {
         run_pixels(begin_, end_);
@@ -89,15 +89,15 @@ class PhaseRun {
     };
 
     Pixel at(int64_t p) const {
-      const int64_t w = run_.phase_.grid_w, h = run_.phase_.grid_h;
+      const int64_t w = run_->phase_.grid_w, h = run_->phase_.grid_h;
       return {p / (w * h), p / w % h, p % w};
     }
 
     // rows of the inputs of the chunk's pixels, as they lie or gathered into scratch memory
     void locate_input() {
-      const ConvImage& input = run_.input_;
-      const ConvPhase& phase = run_.phase_;
-      if (run_.direct_input_) {
+      const ConvImage& input = run_->input_;
+      const ConvPhase& phase = run_->phase_;
+      if (run_->direct_input_) {
         return;
       }
       const Pixel first = at(begin_), last = at(end_ - 1);
@@ -126,11 +126,12 @@ class PhaseRun {
     };
 
     int64_t row_values() const {
-      return run_.merged_ ? run_.merged_width() * run_.input_.C : run_.input_.W * run_.input_.C;
+      return run_->merged_ ? run_->merged_width() * run_->input_.C
+                           : run_->input_.W * run_->input_.C;
     }
 
     ConvMaps<const S> maps(int64_t n, int64_t y, int64_t x, int64_t pixels) const {
-      const ConvImage& input = run_.input_;
+      const ConvImage& input = run_->input_;
       const int64_t C = input.C, HW = input.H * input.W, at = y * input.W + x;
       const S* data = static_cast<const S*>(input.data) + n * C * HW;
       return input.channels_last ? ConvMaps<const S>{data + at * C, C, pixels, 1, C}
@@ -138,9 +139,9 @@ class PhaseRun {
     }
 
     void gather_rows(const Rows& part, T* to) {
-      const ConvImage& input = run_.input_;
+      const ConvImage& input = run_->input_;
       const int64_t C = input.C;
-      if (!run_.merged_) {
+      if (!run_->merged_) {
         const int64_t pixels = (part.high - part.low) * input.W;
         if (pixels > 0) {
           FASTVISION_CALL(conv_gather, maps(part.n, part.low, 0, pixels), to, C);
@@ -148,7 +149,7 @@ class PhaseRun {
         return;
       }
       // with the padding at both sides, so that the taps of a row are one stretch of values
-      const int64_t width = run_.merged_width(), left = -run_.phase_.first_x;
+      const int64_t width = run_->merged_width(), left = -run_->phase_.first_x;
       const int64_t x0 = std::clamp<int64_t>(-left, 0, input.W);
       const int64_t x1 = std::clamp<int64_t>(width - left, x0, input.W);
       for (int64_t y = part.low; y < part.high; ++y, to += width * C) {
@@ -162,36 +163,37 @@ class PhaseRun {
 
     // first value of row y of image n, which is in the map
     const T* input_row(int64_t n, int64_t y) const {
-      if (run_.direct_input_) {
-        return static_cast<const T*>(run_.input_.data) +
-               (n * run_.input_.H + y) * run_.input_.W * run_.input_.C;
+      if (run_->direct_input_) {
+        return static_cast<const T*>(run_->input_.data) +
+               (n * run_->input_.H + y) * run_->input_.W * run_->input_.C;
       }
       const Rows& part = images_[n - images_.front().n];
       return gathered_ + (part.offset + y - part.low) * row_values();
     }
 
     int64_t output_pixel(const Pixel& p) const {
-      const ConvPhase& phase = run_.phase_;
-      return (p.n * run_.output_.H + p.y * phase.out_step_y + phase.out_first_y) * run_.output_.W +
+      const ConvPhase& phase = run_->phase_;
+      return (p.n * run_->output_.H + p.y * phase.out_step_y + phase.out_first_y) *
+                 run_->output_.W +
              p.x * phase.out_step_x + phase.out_first_x;
     }
 
     T* output_at(int64_t p) const {
-      const int64_t index = run_.direct_output_ ? output_pixel(at(p)) : p - begin_;
-      return output_base_ + index * run_.output_.C;
+      const int64_t index = run_->direct_output_ ? output_pixel(at(p)) : p - begin_;
+      return output_base_ + index * run_->output_.C;
     }
 
     const T* residual_at(int64_t p) const {
-      if (run_.plan_.residual == nullptr) {
+      if (run_->plan_.residual == nullptr) {
         return nullptr;
       }
-      const int64_t index = run_.direct_output_ ? output_pixel(at(p)) : p - begin_;
-      return residual_base_ + index * run_.output_.C;
+      const int64_t index = run_->direct_output_ ? output_pixel(at(p)) : p - begin_;
+      return residual_base_ + index * run_->output_.C;
     }
 
     // channels that this task computes
     std::pair<int64_t, int64_t> channels() const {
-      const ConvPacking& packing = run_.packing_;
+      const ConvPacking& packing = run_->packing_;
       const int64_t blocks = packing.blocks(), K = packing.outer_K();
       const auto first = [&](int64_t block) {
         return block / blocks * K + std::min(block % blocks * packing.block, K);
@@ -202,9 +204,9 @@ class PhaseRun {
     // calls with each stretch of the chunk whose output pixels are evenly spaced
     template <typename Call>
     void for_each_stretch(const Call& call) const {
-      const ConvPhase& phase = run_.phase_;
+      const ConvPhase& phase = run_->phase_;
       const bool whole =
-          phase.out_step_x == 1 && phase.out_step_y == 1 && phase.grid_w == run_.output_.W;
+          phase.out_step_x == 1 && phase.out_step_y == 1 && phase.grid_w == run_->output_.W;
       const int64_t length = whole ? phase.grid_h * phase.grid_w : phase.grid_w;
       for (int64_t p = begin_; p < end_;) {
         const int64_t stop = std::min(end_, (p / length + 1) * length);
@@ -215,11 +217,11 @@ class PhaseRun {
 
     template <typename M>
     ConvMaps<M> output_maps(M* data, int64_t p, int64_t pixels) const {
-      const ConvImage& output = run_.output_;
+      const ConvImage& output = run_->output_;
       const auto [k0, k1] = channels();
       const Pixel pixel = at(p);
       const int64_t HW = output.H * output.W;
-      const int64_t index = output_pixel(pixel), step = run_.phase_.out_step_x;
+      const int64_t index = output_pixel(pixel), step = run_->phase_.out_step_x;
       if (output.channels_last) {
         return {data + index * output.C + k0, k1 - k0, pixels, 1, step * output.C};
       }
@@ -228,50 +230,50 @@ class PhaseRun {
     }
 
     void locate_output() {
-      if (run_.direct_output_) {
-        output_base_ = static_cast<T*>(run_.output_.data);
-        residual_base_ = static_cast<const T*>(run_.plan_.residual);
+      if (run_->direct_output_) {
+        output_base_ = static_cast<T*>(run_->output_.data);
+        residual_base_ = static_cast<const T*>(run_->plan_.residual);
         return;
       }
-      const int64_t K = run_.output_.C;
+      const int64_t K = run_->output_.C;
       output_base_ = output_scratch_.get((end_ - begin_) * K);
-      if (run_.plan_.residual == nullptr) {
+      if (run_->plan_.residual == nullptr) {
         return;
       }
       T* residual = residual_scratch_.get((end_ - begin_) * K);
       residual_base_ = residual;
       for_each_stretch([&](int64_t p, int64_t pixels) {
-        const auto from = output_maps(static_cast<const S*>(run_.plan_.residual), p, pixels);
+        const auto from = output_maps(static_cast<const S*>(run_->plan_.residual), p, pixels);
         FASTVISION_CALL(conv_gather, from, residual + (p - begin_) * K + channels().first, K);
       });
     }
 
     void write_output() {
-      if (run_.direct_output_) {
+      if (run_->direct_output_) {
         return;
       }
-      const int64_t K = run_.output_.C;
+      const int64_t K = run_->output_.C;
       for_each_stretch([&](int64_t p, int64_t pixels) {
         const T* from = output_base_ + (p - begin_) * K + channels().first;
-        const auto to = output_maps(static_cast<S*>(run_.output_.data), p, pixels);
+        const auto to = output_maps(static_cast<S*>(run_->output_.data), p, pixels);
         FASTVISION_CALL(conv_scatter, from, K, to);
       });
     }
 
     void run_pixels(int64_t begin, int64_t end) {
-      const ConvPhase& phase = run_.phase_;
-      const ConvImage& input = run_.input_;
+      const ConvPhase& phase = run_->phase_;
+      const ConvImage& input = run_->input_;
       const int64_t count = end - begin, C = input.C;
-      const T** inputs = inputs_.get(run_.taps_ * count);
+      const T** inputs = inputs_.get(run_->taps_ * count);
       T** outputs = outputs_.get(count);
-      const T** residuals = run_.plan_.residual == nullptr ? nullptr : residuals_.get(count);
-      const int64_t columns = run_.merged_ ? 1 : phase.S;
+      const T** residuals = run_->plan_.residual == nullptr ? nullptr : residuals_.get(count);
+      const int64_t columns = run_->merged_ ? 1 : phase.S;
       Pixel pixel = at(begin);
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t index = run_.direct_output_ ? output_pixel(pixel) : begin + i - begin_;
-        outputs[i] = output_base_ + index * run_.output_.C;
+        const int64_t index = run_->direct_output_ ? output_pixel(pixel) : begin + i - begin_;
+        outputs[i] = output_base_ + index * run_->output_.C;
         if (residuals != nullptr) {
-          residuals[i] = residual_base_ + index * run_.output_.C;
+          residuals[i] = residual_base_ + index * run_->output_.C;
         }
         const int64_t x0 = pixel.x * phase.step_x + phase.first_x;
         const T** entry = inputs + i;
@@ -280,12 +282,12 @@ class PhaseRun {
           const bool inside = y >= 0 && y < input.H;
           const T* row = inside ? input_row(pixel.n, y) : nullptr;
           for (int64_t s = 0; s < columns; ++s, entry += count) {
-            if (run_.merged_) {
-              *entry = inside ? row + pixel.x * phase.step_x * C : run_.zeros_.data();
+            if (run_->merged_) {
+              *entry = inside ? row + pixel.x * phase.step_x * C : run_->zeros_.data();
               continue;
             }
             const int64_t x = x0 + s * phase.dilation_x;
-            *entry = inside && x >= 0 && x < input.W ? row + x * C : run_.zeros_.data();
+            *entry = inside && x >= 0 && x < input.W ? row + x * C : run_->zeros_.data();
           }
         }
         if (++pixel.x == phase.grid_w) {
@@ -300,22 +302,22 @@ class PhaseRun {
           inputs,
           outputs,
           residuals,
-          sums_.get(count * run_.packing_.block),
+          sums_.get(count * run_->packing_.block),
           count,
           static_cast<const T*>(phase.packed),
-          &run_.packing_,
+          &run_->packing_,
           block_begin_,
           block_end_,
-          run_.plan_.activation,
-          run_.plan_.negative_slope
+          run_->plan_.activation,
+          run_->plan_.negative_slope
       };
       FASTVISION_CALL(conv_tile, tile);
     }
 
     // the chunk is whole rows
     void run_rows() {
-      const ConvPhase& phase = run_.phase_;
-      const ConvImage& input = run_.input_;
+      const ConvPhase& phase = run_->phase_;
+      const ConvImage& input = run_->input_;
       const int64_t reach = (phase.S - 1) * phase.dilation_x;
       const int64_t left =
           std::clamp<int64_t>(ceil_div(-phase.first_x, phase.step_x), 0, phase.grid_w);
@@ -339,7 +341,7 @@ class PhaseRun {
         for (int64_t r = 0; r < phase.R; ++r) {
           const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
           rows[r] =
-              y >= 0 && y < input.H ? input_row(pixel.n, y) + x * input.C : run_.zeros_.data();
+              y >= 0 && y < input.H ? input_row(pixel.n, y) + x * input.C : run_->zeros_.data();
         }
         const ConvDepthwiseRow<T> row{
             rows,
@@ -351,15 +353,15 @@ class PhaseRun {
             phase.step_x,
             phase.dilation_x,
             static_cast<const T*>(phase.packed),
-            &run_.packing_,
-            run_.plan_.activation,
-            run_.plan_.negative_slope
+            &run_->packing_,
+            run_->plan_.activation,
+            run_->plan_.negative_slope
         };
         FASTVISION_CALL(conv_depthwise_row, row);
       }
     }
 
-    const PhaseRun& run_;
+    const PhaseRun* run_;
     int64_t begin_, end_, block_begin_, block_end_;
     std::vector<Rows> images_;
     const T* gathered_ = nullptr;
@@ -415,18 +417,28 @@ class PhaseRun {
 template <typename S>
 void run(const ConvPlan& plan) {
   using Run = PhaseRun<S, accumulate_t<S>>;
+  std::vector<Run> runs;
+  runs.reserve(plan.phases.size());
+  int64_t work = 0;
   for (const ConvPhase& phase : plan.phases) {
-    if (phase.grid_h <= 0 || phase.grid_w <= 0 || plan.input.N == 0) {
-      continue;
+    if (phase.grid_h > 0 && phase.grid_w > 0 && plan.input.N > 0) {
+      runs.emplace_back(plan, phase);
+      work += plan.input.N * phase.grid_h * phase.grid_w * phase.R * phase.S *
+              (plan.input.C / plan.groups) * plan.output.C;
     }
-    const Run run(plan, phase);
-    const int64_t work = plan.input.N * phase.grid_h * phase.grid_w * phase.R * phase.S *
-                         (plan.input.C / plan.groups) * plan.output.C;
-    const int64_t tasks = run.tasks();
+  }
+  // phases of equal grids go chunk by chunk: they read the same input, and their outputs interleave
+  for (size_t first = 0, last; first < runs.size(); first = last) {
+    const int64_t tasks = runs[first].tasks();
+    for (last = first + 1; last < runs.size() && runs[last].tasks() == tasks;) {
+      ++last;
+    }
     parallel_chunks(tasks, work < kSerialWork ? tasks : 1, [&] {
-      return [worker = typename Run::Worker(run)](int64_t begin, int64_t end) mutable {
+      return [&, worker = typename Run::Worker()](int64_t begin, int64_t end) mutable {
         for (int64_t task = begin; task < end; ++task) {
-          worker(task);
+          for (size_t i = first; i < last; ++i) {
+            worker(runs[i], task);
+          }
         }
       };
     });

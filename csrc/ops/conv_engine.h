@@ -39,6 +39,10 @@ struct ConvPlan {
 // What the current CPU level packs for; `dtype` is that of the packed weights, float32 or float64.
 ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K, int64_t taps);
 
+// Writes weights [groups][K][C][taps] and the bias [groups][K], or null, into their places.
+template <typename T>
+void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed);
+
 void run_conv(const ConvPlan& plan);
 
 }  // namespace fastvision

@@ -5,11 +5,8 @@
 #include "ops/conv_engine.h"
 
 namespace fastvision {
-namespace {
-
-// Writes weights [K, C, taps] of each group into their places.
 template <typename T>
-void pack(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
+void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
   const int64_t width = p.width(), K = p.outer_K(), padded = p.padded_K();
   std::memset(packed, 0, p.size() * sizeof(T));
   T* weights = packed + p.bias_size();
@@ -33,6 +30,11 @@ void pack(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
   }
 }
 
+template void pack_conv(const ConvPacking&, const float*, const float*, float*);
+template void pack_conv(const ConvPacking&, const double*, const double*, double*);
+
+namespace {
+
 Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
   check_dim(weight, 4, "weight");
   const ScalarType dtype = weight.scalar_type();
@@ -54,7 +56,7 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   Tensor packed = torch::stable::new_empty(weight, {packing.size()});
   const auto run = [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    pack(
+    pack_conv(
         packing,
         static_cast<const T*>(from.const_data_ptr()),
         shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,

@@ -7,6 +7,7 @@ nonsense is to refuse it with an exception that names the argument. Run by tests
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Callable
@@ -156,13 +157,173 @@ def fuzz_conv_bn_relu(rng: random.Random) -> list[Tensor]:
     return [y, ops.conv_bn_relu(x, weight, residual=residual, **options)]
 
 
+def random_layout(rng: random.Random, x: Tensor) -> Tensor:
+    """The same values in memory of another order, or with gaps."""
+    kind = rng.choice(("contiguous", "transposed", "gaps"))
+    if kind == "transposed" and x.dim() > 1:
+        return x.mT.contiguous().mT
+    return torch.stack([x, x], -1)[..., 0] if kind == "gaps" else x
+
+
+def random_logits(rng: random.Random, *shape: int) -> Tensor:
+    x = torch.randn(shape) * rng.choice((1, 10, 200))
+    for _ in range(rng.choice((0, 0, 3)) if x.numel() else 0):
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+    return random_layout(rng, x.to(rng.choice(DTYPES)))
+
+
+def random_labels(rng: random.Random, shape: tuple[int, ...], classes: int) -> Tensor:
+    labels = torch.randint(-3, classes, shape) if classes > 0 else torch.full(shape, -1)
+    if labels.numel() and rng.random() < 0.1:
+        wrong = rng.choice((classes, classes + 1, 1 << 40, -(1 << 62)))
+        labels.view(-1)[rng.randrange(labels.numel())] = wrong
+    return random_layout(rng, labels)
+
+
+def fuzz_focal_loss(rng: random.Random) -> list[Tensor]:
+    classes = rng.choice((0, 1, 2, 7, 8, 9, 17, 80, 91))
+    gamma = rng.choice((0, 0.5, 1, 1.5, 2, 3, 5.5))
+    reduction = rng.choice(("none", "sum", "mean"))
+    kind = rng.choice(("numbers", "labels", "levels", "softmax"))
+    rows = rng.choice((0, 1, 3, 40, 1000))
+    if kind == "levels":
+        reduction = "sum" if reduction == "none" else reduction
+        sizes = [rng.choice((0, 1, 5, 60)) for _ in range(rng.randint(1, 8))]
+        inputs = [random_logits(rng, 2, size, classes) for size in sizes]
+        targets: Tensor | list[Tensor] = random_labels(rng, (2, sum(sizes)), classes)
+    else:
+        inputs = [random_logits(rng, rows, classes)]
+        targets = random_labels(rng, (rows,), classes)
+    for x in inputs:
+        x.requires_grad_(rng.random() < 0.8)
+    if kind == "softmax":
+        weights = torch.rand(classes) if rng.random() < 0.5 else None
+        ignore_index = rng.choice((-100, -1, 0))
+        if rng.random() < 0.7:  # most labels are no class otherwise
+            assert isinstance(targets, Tensor)
+            targets = targets.clamp(min=0) if classes else torch.full((rows,), ignore_index)
+        loss = ops.softmax_focal_loss(inputs[0], targets, weights, gamma, reduction, ignore_index)
+    else:
+        alpha = rng.choice((-1, 0, 0.25, 1))
+        if kind == "numbers":
+            t = torch.rand(rows, classes)
+            t = (t > 0.9).float() if rng.random() < 0.5 else t
+            if t.numel() and rng.random() < 0.2:
+                t.view(-1)[rng.randrange(t.numel())] = rng.choice(HOSTILE)
+            targets = random_layout(rng, t.to(inputs[0].dtype))
+        arguments = inputs if kind == "levels" else inputs[0]
+        loss = ops.sigmoid_focal_loss(arguments, targets, alpha, gamma, reduction)
+    wanted = [x for x in inputs if x.requires_grad]
+    grads: list[Tensor] = []
+    if wanted:
+        grad = torch.rand_like(loss)
+        grads = list(torch.autograd.grad(loss, wanted, grad, retain_graph=True))
+        again = torch.autograd.grad(loss, wanted, grad)
+        assert all(g.shape == x.shape for g, x in zip(grads, wanted, strict=True))
+        for one, other in zip(grads, again, strict=True):
+            assert torch.equal(one.isnan(), other.isnan())
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    return [loss.detach(), *grads]
+
+
+def fuzz_batch_norm_relu(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    channels = rng.choice((1, 2, 3, 8, 17, 33, 64, 130))
+    sizes = ((), (1, 1), (1, 7), (5, 5), (7, 16), (40, 60))
+    shape = (rng.choice((0, 1, 2, 3, 9)), channels, *rng.choice(sizes))
+    training = rng.random() < 0.7 and shape[0] * math.prod(shape[2:]) != 1
+    x = torch.randn(shape)
+    if x.numel() and rng.random() < 0.2:
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+
+    def in_some_format(t: Tensor) -> Tensor:
+        return (random_format(rng, t) if len(shape) == 4 else t).to(dtype)
+
+    x, residual, grad = (in_some_format(t) for t in (x, torch.randn(shape), torch.randn(shape)))
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, weight, bias = torch.randn(3, channels).to(wide)
+    var = torch.rand(channels).to(wide) + 0.1
+    inputs = [t.requires_grad_(rng.random() < 0.8) for t in (x, weight, bias, residual)]
+    activation = rng.choice(ACTIVATIONS)
+    y = ops.batch_norm_relu(
+        x, mean, var,
+        weight if rng.random() < 0.8 else None,
+        bias if rng.random() < 0.8 else None,
+        training, residual=residual if rng.random() < 0.5 else None, activation=activation,
+        negative_slope=rng.choice((0.01, 0.0, -0.5)),
+    )  # fmt: skip
+    assert y.shape == shape and y.dtype == dtype
+    if y.requires_grad:
+        y.backward(grad)
+    grads = [t.grad for t in inputs if t.grad is not None]
+    # a sum of thousands of terms in 16 bits has few digits, and a kink has two sides
+    smooth = activation in ("none", "silu", "sigmoid", "hardswish") and dtype.itemsize > 2
+    return [y.detach(), mean, var, *(grads if smooth else [])]
+
+
+def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    groups = rng.choice((1, 1, 2, 5))
+    C, K = groups * rng.choice((1, 2, 3, 8, 17)), groups * rng.choice((1, 2, 8, 9, 33))
+    window = [(rng.randint(1, 6), rng.randint(1, 4), rng.randint(0, 3)) for _ in range(2)]
+    kernel, stride, padding = zip(*window, strict=True)
+    dilation = (rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4)))
+    extra = tuple(rng.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True))
+    kind = rng.choice(("dense", "separable", "hostile"))
+    if kind == "separable":
+        K, groups, dilation = C, C, (1, 1)
+        extra = tuple(rng.randrange(s) for s in stride)
+    weight = torch.randn(C, K // groups, *kernel)
+    if kind == "separable":
+        weight = torch.randn(C, 1, 1, 1) * torch.randn(kernel[0], 1) * torch.randn(kernel[1])
+        if rng.random() < 0.5:  # the same between all channels
+            weight, groups = weight * torch.eye(C)[:, :, None, None], 1
+    x = torch.randn(rng.randint(0, 3), C, rng.randint(1, 9), rng.choice((1, 2, 7, 30)))
+    if kind == "hostile":
+        x.view(-1)[: rng.randint(0, 9)] = rng.choice(HOSTILE)
+    x, weight = random_format(rng, x.to(dtype)), weight.to(dtype)
+    sizes = [
+        (n - 1) * s - 2 * p + d * (r - 1) + e + 1
+        for n, r, s, p, e, d in zip(
+            x.shape[2:], kernel, stride, padding, extra, dilation, strict=True
+        )
+    ]
+    if min(sizes) < 1:
+        raise ValueError("padding: refused in Python before any kernel")
+    residual = torch.randn(x.shape[0], K, *sizes).to(dtype) if rng.random() < 0.5 else None
+    y = ops.conv_transpose2d_bn_relu(
+        x,
+        weight,
+        torch.randn(K).to(dtype) if rng.random() < 0.5 else None,
+        stride=stride,
+        padding=padding,
+        output_padding=extra,
+        groups=groups,
+        dilation=dilation,
+        residual=residual,
+        activation=rng.choice(ACTIVATIONS),
+    )
+    assert y.shape == (x.shape[0], K, *sizes) and y.dtype == dtype
+    return [] if kind == "hostile" else [y]  # infinities may cancel in another order
+
+
+FUZZERS = (
+    fuzz_roi_align,
+    fuzz_nms,
+    fuzz_focal_loss,
+    fuzz_conv_bn_relu,
+    fuzz_batch_norm_relu,
+    fuzz_conv_transpose2d,
+)
+
+
 def outcome(fuzz: Callable[[random.Random], list[Tensor]], seed: int) -> list[Tensor] | str:
     """What one input gives, or why it is refused."""
     torch.manual_seed(seed)
     try:
         return fuzz(random.Random(seed))
     except (RuntimeError, ValueError) as error:
-        if "rois: " not in str(error):
+        if "rois: " not in str(error) and "targets: " not in str(error):
             raise
         return str(error)
 
@@ -193,7 +354,7 @@ def main() -> None:
     start = time.monotonic()
     while done < 40 or time.monotonic() - start < options.seconds:
         seed = options.seed + done
-        fuzz = random.Random(-seed).choice((fuzz_roi_align, fuzz_nms, fuzz_conv_bn_relu))
+        fuzz = random.Random(-seed).choice(FUZZERS)
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:

@@ -1,0 +1,409 @@
+// Transposed convolution: separable filters by a kernel of their own, all others on the convolution
+// engine, phase by phase (Dumoulin and Visin 2016, section 4, without the zeros between the
+// pixels).
+#include "ops/conv_transpose2d.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "common/memory_format.h"
+#include "common/parallel.h"
+#include "common/torch.h"
+#include "ops/conv_engine.h"
+
+namespace fastvision {
+namespace {
+
+// ---- phases
+
+// Along one axis, the outputs o whose (o + padding) % stride is `residue` share their taps: filter
+// positions first_tap + j * tap_step, of which the last reads the first input pixel, and each one
+// before reads `dilation` pixels further.
+struct PhaseAxis {
+  int64_t taps, first_tap, tap_step;
+  int64_t dilation;
+
+  PhaseAxis(int64_t residue, int64_t size, int64_t stride, int64_t filter_dilation) {
+    const int64_t common = std::gcd(stride, filter_dilation);
+    tap_step = stride / common;
+    dilation = filter_dilation / common;
+    first_tap = 0;
+    while (first_tap < tap_step && first_tap * filter_dilation % stride != residue) {
+      ++first_tap;
+    }
+    taps = first_tap < std::min(tap_step, size) ? (size - first_tap - 1) / tap_step + 1 : 0;
+  }
+};
+
+struct Filter {
+  int64_t groups, C, K;  // channels of a group
+  int64_t R, S;
+  int64_t stride[2], dilation[2];
+
+  // calls with each phase: residues and taps of both axes
+  template <typename Call>
+  void for_each_phase(const Call& call) const {
+    for (int64_t y = 0; y < stride[0]; ++y) {
+      const PhaseAxis rows(y, R, stride[0], dilation[0]);
+      for (int64_t x = 0; x < stride[1]; ++x) {
+        const PhaseAxis columns(x, S, stride[1], dilation[1]);
+        call(y, rows, x, columns);
+      }
+    }
+  }
+
+  ConvPacking packing(ScalarType dtype, const PhaseAxis& rows, const PhaseAxis& columns) const {
+    return conv_packing(dtype, groups, C, K, rows.taps * columns.taps);
+  }
+
+  int64_t packed_size(ScalarType dtype) const {
+    int64_t size = 0;
+    for_each_phase([&](int64_t, const PhaseAxis& rows, int64_t, const PhaseAxis& columns) {
+      size += packing(dtype, rows, columns).size();
+    });
+    return size;
+  }
+};
+
+void check_filter(const Filter& f, int64_t C) {
+  STD_TORCH_CHECK(
+      std::min({f.K, f.R, f.S, f.stride[0], f.stride[1], f.dilation[0], f.dilation[1]}) > 0,
+      "kernel, stride and dilation must be positive"
+  );
+  STD_TORCH_CHECK(f.C * f.groups == C, "groups must divide the input channels");
+}
+
+int64_t per_group(int64_t channels, int64_t groups) {
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide the channels");
+  return channels / groups;
+}
+
+template <typename T>
+void pack(const Filter& filter, const T* weight, const T* bias, T* packed) {
+  const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+  const int64_t C = filter.C, K = filter.K;
+  std::vector<T> phase;  // [groups][K][C][taps], as a convolution's
+  filter.for_each_phase([&](int64_t, const PhaseAxis& rows, int64_t, const PhaseAxis& columns) {
+    const int64_t taps = rows.taps * columns.taps;
+    phase.resize(filter.groups * K * C * taps);
+    for (int64_t group = 0; group < filter.groups; ++group) {
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t k = 0; k < K; ++k) {
+          const T* from = weight + ((group * C + c) * K + k) * filter.R * filter.S;
+          T* to = phase.data() + ((group * K + k) * C + c) * taps;
+          for (int64_t r = rows.taps - 1; r >= 0; --r) {
+            const T* row = from + (rows.first_tap + r * rows.tap_step) * filter.S;
+            for (int64_t s = columns.taps - 1; s >= 0; --s) {
+              *to++ = row[columns.first_tap + s * columns.tap_step];
+            }
+          }
+        }
+      }
+    }
+    const ConvPacking packing = filter.packing(dtype, rows, columns);
+    pack_conv(packing, phase.data(), bias, packed);
+    packed += packing.size();
+  });
+}
+
+Tensor conv_transpose2d_pack(
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t dilation_y,
+    int64_t dilation_x,
+    int64_t groups
+) {
+  check_dim(weight, 4, "weight");
+  const ScalarType dtype = weight.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
+  );
+  const Filter filter{
+      groups,
+      per_group(weight.size(0), groups),
+      weight.size(1),
+      weight.size(2),
+      weight.size(3),
+      {stride_y, stride_x},
+      {dilation_y, dilation_x}
+  };
+  check_filter(filter, weight.size(0));
+  const Tensor from = torch::stable::contiguous(weight);
+  std::optional<Tensor> shift;
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(
+        bias->scalar_type() == dtype && bias->numel() == filter.K * groups,
+        "bias must have a value per channel, in the weight's dtype"
+    );
+    shift = torch::stable::contiguous(*bias);
+  }
+  Tensor packed = torch::stable::new_empty(weight, {filter.packed_size(dtype)});
+  const auto run = [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    pack(
+        filter,
+        static_cast<const T*>(from.const_data_ptr()),
+        shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,
+        static_cast<T*>(packed.mutable_data_ptr())
+    );
+  };
+  dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
+  return packed;
+}
+
+int64_t extent(
+    int64_t size, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t extra
+) {
+  return (size - 1) * stride - 2 * padding + dilation * (taps - 1) + extra + 1;
+}
+
+void check_residual(const Tensor& residual, const Tensor& output) {
+  check_dim(residual, 4, "residual");
+  for (int dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(
+        residual.size(dim) == output.size(dim), "residual must have the shape of the result"
+    );
+  }
+  STD_TORCH_CHECK(
+      residual.scalar_type() == output.scalar_type() && residual.is_cpu(),
+      "residual must have the dtype and device of the result"
+  );
+}
+
+// Single numbers, since lists cost microseconds on their way here.
+Tensor conv_transpose2d_packed(
+    const Tensor& input,
+    const Tensor& packed,
+    const std::optional<Tensor>& residual,
+    int64_t K,
+    int64_t R,
+    int64_t S,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t padding_y,
+    int64_t padding_x,
+    int64_t output_padding_y,
+    int64_t output_padding_x,
+    int64_t dilation_y,
+    int64_t dilation_x,
+    int64_t groups,
+    int64_t activation,
+    double negative_slope
+) {
+  check_dim(input, 4, "input");
+  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
+  const Filter filter{
+      groups,
+      per_group(C, groups),
+      per_group(K, groups),
+      R,
+      S,
+      {stride_y, stride_x},
+      {dilation_y, dilation_x}
+  };
+  check_filter(filter, C);
+  STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
+  STD_TORCH_CHECK(
+      std::min({padding_y, padding_x, output_padding_y, output_padding_x}) >= 0,
+      "paddings must not be negative"
+  );
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
+  const int64_t OH = extent(H, R, stride_y, padding_y, dilation_y, output_padding_y);
+  const int64_t OW = extent(W, S, stride_x, padding_x, dilation_x, output_padding_x);
+  STD_TORCH_CHECK(OH > 0 && OW > 0, "padding leaves no output");
+  const ScalarType dtype = input.scalar_type();
+  const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(
+      packed.scalar_type() == wide && packed.numel() == filter.packed_size(wide) &&
+          packed.is_contiguous() && packed.is_cpu(),
+      "packed does not belong to these sizes, this type and this CPU level"
+  );
+
+  const bool channels_last = is_channels_last(input);
+  // once, since each phase reads it
+  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, true);
+  Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
+  std::optional<Tensor> addend;
+  if (residual.has_value()) {
+    check_residual(*residual, output);
+    addend = in_format(*residual, channels_last);
+  }
+  if (output.numel() == 0) {
+    return output;
+  }
+  ConvPlan plan{
+      dtype,
+      {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
+      {output.mutable_data_ptr(), N, K, OH, OW, has_channels_last_strides(output)},
+      addend ? addend->const_data_ptr() : nullptr,
+      groups,
+      {},
+      static_cast<Activation>(activation),
+      negative_slope
+  };
+  const char* weights = static_cast<const char*>(packed.const_data_ptr());
+  // first output of a phase, and the input pixel that its last tap reads there
+  const auto first_output = [](int64_t residue, int64_t step, int64_t before) {
+    return ((residue - before) % step + step) % step;
+  };
+  const auto first_input = [](const PhaseAxis& axis, int64_t u, int64_t step, int64_t by) {
+    return axis.taps ? (u - axis.first_tap * by) / step - (axis.taps - 1) * axis.dilation : 0;
+  };
+  filter.for_each_phase([&](int64_t y, const PhaseAxis& rows, int64_t x, const PhaseAxis& columns) {
+    const bool empty = rows.taps * columns.taps == 0;
+    const int64_t oy = first_output(y, stride_y, padding_y);
+    const int64_t ox = first_output(x, stride_x, padding_x);
+    plan.phases.push_back(
+        {weights,
+         empty ? 0 : rows.taps,
+         empty ? 0 : columns.taps,
+         oy < OH ? (OH - oy - 1) / stride_y + 1 : 0,
+         ox < OW ? (OW - ox - 1) / stride_x + 1 : 0,
+         1,
+         1,
+         first_input(rows, oy + padding_y, stride_y, dilation_y),
+         first_input(columns, ox + padding_x, stride_x, dilation_x),
+         rows.dilation,
+         columns.dilation,
+         stride_y,
+         stride_x,
+         oy,
+         ox}
+    );
+    weights += filter.packing(wide, rows, columns).size() * packed.element_size();
+  });
+  run_conv(plan);
+  return output;
+}
+
+// ---- separable filters
+
+constexpr int64_t kSerialWork = 1 << 16;  // outputs below which waking threads does not pay
+constexpr int64_t kRowBytes = 16 << 10;   // the stretched rows of a task stay in the first caches
+constexpr int64_t kTaskOutputs = 1 << 16;
+
+template <typename scalar_t>
+void run_separable(const SeparableArgs<accumulate_t<scalar_t>>& args) {
+  using A = accumulate_t<scalar_t>;
+  const int64_t planes = args.channels_last ? args.N : args.N * args.C;
+  const int64_t width = args.channels_last ? args.C : 1;
+  const int64_t columns = (args.OW - 1 + args.x.padding) / args.x.stride + 1;
+  const int64_t pixel_bytes = args.x.stride * width * static_cast<int64_t>(sizeof(A));
+  const int64_t q_step = std::clamp<int64_t>(kRowBytes / pixel_bytes, 1, columns);
+  const int64_t row_outputs = q_step * args.x.stride * width;
+  // whole periods, since each task stretches its first rows anew
+  const int64_t y_step =
+      std::max<int64_t>(kTaskOutputs / row_outputs / args.y.stride, 2) * args.y.stride;
+  const int64_t x_blocks = (columns + q_step - 1) / q_step;
+  const int64_t y_blocks = (args.OH + y_step - 1) / y_step;
+  const int64_t tasks = planes * y_blocks * x_blocks;
+  const int64_t outputs = args.N * args.C * args.OH * args.OW;
+  parallel_chunks(tasks, outputs < kSerialWork ? tasks : 1, [&] {
+    return [&, scratch = std::unique_ptr<A[]>(new A[separable_scratch(args, q_step)])](
+               int64_t begin, int64_t end
+           ) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t y = i / x_blocks % y_blocks * y_step;
+        const int64_t q = i % x_blocks * q_step;
+        const SeparableTask task{
+            i / (x_blocks * y_blocks),
+            y,
+            std::min(args.OH, y + y_step),
+            q,
+            std::min(columns, q + q_step),
+        };
+        FASTVISION_CALL(
+            conv_transpose2d_separable,
+            static_cast<const scalar_t*>(nullptr),
+            args,
+            task,
+            scratch.get()
+        );
+      }
+    };
+  });
+}
+
+Tensor conv_transpose2d_separable(
+    const Tensor& input,
+    std::vector<double> rows,
+    std::vector<double> columns,
+    const Tensor& scale,
+    const std::optional<Tensor>& shift,
+    const std::optional<Tensor>& residual,
+    int64_t stride_y,
+    int64_t stride_x,
+    int64_t padding_y,
+    int64_t padding_x,
+    int64_t OH,
+    int64_t OW,
+    int64_t activation,
+    double negative_slope
+) {
+  check_dim(input, 4, "input");
+  STD_TORCH_CHECK(
+      std::min({stride_y, stride_x, OH, OW}) > 0 && std::min(padding_y, padding_x) >= 0,
+      "stride and output must be positive, padding not negative"
+  );
+  STD_TORCH_CHECK(!rows.empty() && !columns.empty(), "rows and columns must not be empty");
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
+  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
+  STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = in_format(input, channels_last);
+  Tensor output = empty_in_format(input, N, C, OH, OW, channels_last);
+  std::optional<Tensor> added;
+  if (residual) {
+    check_residual(*residual, output);
+    added = in_format(*residual, channels_last);
+  }
+  if (output.numel() == 0) {
+    return output;
+  }
+  FASTVISION_DISPATCH_FLOATING(input.scalar_type(), "input", [&] {
+    using A = accumulate_t<scalar_t>;
+    constexpr ScalarType kAccumulate =
+        std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+    for (const Tensor* t : {&scale, shift ? &*shift : &scale}) {
+      STD_TORCH_CHECK(
+          t->scalar_type() == kAccumulate && t->numel() == C && t->is_contiguous() && t->is_cpu(),
+          "scale and shift must be contiguous, [C], float32, beside float64 input float64"
+      );
+    }
+    const std::vector<A> y_taps(rows.begin(), rows.end());
+    const std::vector<A> x_taps(columns.begin(), columns.end());
+    run_separable<scalar_t>({
+        x.const_data_ptr(),
+        added ? added->const_data_ptr() : nullptr,
+        output.mutable_data_ptr(),
+        static_cast<const A*>(scale.const_data_ptr()),
+        shift ? static_cast<const A*>(shift->const_data_ptr()) : nullptr,
+        {y_taps.data(), static_cast<int64_t>(y_taps.size()), stride_y, padding_y},
+        {x_taps.data(), static_cast<int64_t>(x_taps.size()), stride_x, padding_x},
+        N,
+        C,
+        H,
+        W,
+        OH,
+        OW,
+        channels_last,
+        static_cast<Activation>(activation),
+        static_cast<A>(negative_slope),
+    });
+});
+return output;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("conv_transpose2d_pack", FASTVISION_BOX(&conv_transpose2d_pack));
+  m.impl("conv_transpose2d_packed", FASTVISION_BOX(&conv_transpose2d_packed));
+  m.impl("conv_transpose2d_separable", FASTVISION_BOX(&conv_transpose2d_separable));
+}
+
+}  // namespace fastvision
