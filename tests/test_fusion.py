@@ -312,9 +312,6 @@ def test_function(name: str, channels_last: bool | None) -> None:
     assert kinds(fused) == expected
 
 
-@pytest.mark.skipif(
-    not hasattr(fastvision.ops, "conv_transpose2d_bn_relu"), reason="no transposed convolution yet"
-)
 @pytest.mark.parametrize(
     "options",
     [
@@ -662,6 +659,14 @@ def test_detection(name: str) -> None:
             torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-3, atol=1e-4)
     assert sum(kinds(fused).values()) > 50
     assert not any(isinstance(m, nn.Conv2d) for m in fused.modules())
+
+
+def test_layers_that_are_fused_already():
+    ops = fastvision.ops
+    fused = check(nn.Sequential(ops.Conv2dNormActivation(3, 6), conv(6, 6), nn.ReLU()))
+    assert kinds(fused) == {"Conv2d + relu": 1}
+    fused = check(nn.Sequential(conv(), ops.FrozenBatchNorm2d(6), nn.ReLU()))
+    assert kinds(fused) == {"Conv2d + FrozenBatchNorm2d + relu": 1}
 
 
 def test_frozen_batch_norm():

@@ -76,19 +76,11 @@ def why_not(module: nn.Module) -> str | None:
         return "its weight is on the meta device"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode is {module.padding_mode}"
-    if isinstance(module, nn.ConvTranspose2d) and not _has_transposed():
-        return "there is no fused transposed convolution"
     return None
 
 
 def _base(module: nn.Module) -> type:
     return next(base for base in _ANCHORS if isinstance(module, base))
-
-
-def _has_transposed() -> bool:
-    from .. import ops
-
-    return hasattr(ops, "conv_transpose2d_bn_relu")
 
 
 def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | None:

@@ -200,7 +200,7 @@ class FusedConvTranspose2d(_FusedConvolution):
         return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
     def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        return ops.conv_transpose2d_bn_relu(  # type: ignore[attr-defined, unused-ignore]
+        return ops.conv_transpose2d_bn_relu(
             x,
             self.weight,
             self.bias,
@@ -248,7 +248,9 @@ class FusedBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps).relu_()
+        if _is_transformed() or torch.is_autocast_enabled(x.device.type):
+            return F.relu(F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps))
+        return ops.batch_norm_relu(x, *statistics, self.weight, self.bias, eps=self.eps)
 
 
 class ChannelShuffle(nn.Module):

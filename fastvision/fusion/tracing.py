@@ -32,6 +32,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a graph shows a call of ``module`` as one node."""
     if isinstance(module, _LEAVES) or layers.is_anchor(module) or layers.norm(module) is not None:
         return True
+    if type(module).__module__.startswith("fastvision.ops."):
+        return True  # runs fused as it is
     if type(module).__module__.startswith(("torch.nn", "torch.ao.nn")):
         return not isinstance(module, _CONTAINERS) or has_hooks(module)
     return has_hooks(module)  # a hook sees a call, so the call has to happen
