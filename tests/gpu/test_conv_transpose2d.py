@@ -1,4 +1,4 @@
-"""Transposed convolution as a CUDA device runs it: Triton's kernels, and cuDNN where it is left to."""
+"""Transposed convolution as a CUDA device runs it: Triton's kernels, and cuDNN for the rest."""
 
 import pytest
 import torch
