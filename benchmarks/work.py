@@ -92,6 +92,31 @@ def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool
     return Work(moved, 2 * output.numel() * weight[0].numel())
 
 
+# magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,
+# weight, total: a function counts as one operation
+FOCAL_FLOPS = 12
+FOCAL_GRADIENT_FLOPS = 6  # two products with gamma, product, sum, product with the power, weight
+
+
+def focal_loss(x: Tensor, targets: Tensor, *, gradient: bool, losses: int = 0) -> Work:
+    """Logits and targets read once; losses that are not summed, and the gradient, written once."""
+    element = x.element_size()
+    moved = x.numel() * element * (1 + gradient) + losses * element
+    moved += targets.numel() * targets.element_size()
+    return Work(moved, x.numel() * (FOCAL_FLOPS + gradient * FOCAL_GRADIENT_FLOPS))
+
+
+def batch_norm_relu(input: Tensor, *, residual: bool = False, backward: bool = False) -> Work:
+    """Input and residual read once and output written once, in training as well: a cache could hold
+    the input. Backward reads the output's gradient, the input and, for the residual's gradient, the
+    output, and writes one or two gradients.
+
+    Per element 3 operations for the statistics and 3 to normalize; backward 4 for the sums and 4.
+    """
+    tensors = 2 + residual + (3 + 2 * residual) * backward
+    return Work(tensors * input.numel() * input.element_size(), (6 + 8 * backward) * input.numel())
+
+
 def transposed_convolution(
     input: Tensor, weight: Tensor, output: Tensor, *, separable_stride: int | None = None
 ) -> Work:

@@ -5,6 +5,7 @@ Two layers, both undone by disable(). The operators ``torchvision::nms`` and
 TorchScript, autocast, torch.compile. What torchvision does around the operators in Python (a loop
 over classes, a loop over pyramid levels) is replaced by name, in the module whose globals its own
 functions look up, so that names bound elsewhere and modules already built are reached too.
+sigmoid_focal_loss is not in the dispatcher, so it is replaced wherever torchvision itself binds it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from . import _device, _extension, ops
 from .ops import _backend
+from .ops._checks import FLOATING
 from .ops.roi_align import MAX_LEVELS, _as_rois, _run_backward
 
 # what `import torchvision` and our kernels need where torchvision's own library cannot be loaded
@@ -37,6 +39,14 @@ _SCHEMAS = (
     "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
     "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, "
     "int sampling_ratio, bool aligned) -> Tensor",
+)
+
+# torchvision's modules that hold the name sigmoid_focal_loss, as far as they are imported
+_BINDS_FOCAL_LOSS = (
+    "torchvision.ops",
+    "torchvision.ops.focal_loss",
+    "torchvision.models.detection.fcos",
+    "torchvision.models.detection.retinanet",
 )
 
 _lock = threading.RLock()
@@ -51,7 +61,9 @@ def enable() -> None:
 
     Reaches nms, batched_nms, roi_align, RoIAlign and MultiScaleRoIAlign, forward and backward, in
     eager mode, torch.jit.script, torch.compile and autocast; names bound and models built before
-    take part. The answers are torchvision's, with these differences:
+    take part. sigmoid_focal_loss is reached as torchvision.ops.sigmoid_focal_loss and in
+    torchvision's models; torch.jit.script, and names that others bound before, keep torchvision's.
+    The answers are torchvision's, with these differences:
 
     - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
       precision than the boxes, and autocast leaves them so instead of converting to float32.
@@ -59,6 +71,8 @@ def enable() -> None:
     - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
       for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.
+    - sigmoid_focal_loss has the limits at infinite logits, where torchvision's gives NaN, and does
+      its arithmetic in float32 for 16-bit logits.
 
     Each device type is taken over only where a kernel can run on it; the rest, quantized tensors,
     tracing and ONNX export stay with torchvision. The setting is one for the whole process, and
@@ -289,6 +303,11 @@ def _replace_names(undo: contextlib.ExitStack, devices: tuple[str, ...], complet
     if not complete:
         for module in (boxes, roi_align):
             _replace(undo, module, "_assert_has_ops", _assert_has_ops)
+    stock_loss = sys.modules["torchvision.ops.focal_loss"].sigmoid_focal_loss
+    loss = _sigmoid_focal_loss_instead_of(stock_loss, devices)
+    for name in _BINDS_FOCAL_LOSS:
+        if getattr(sys.modules.get(name), "sigmoid_focal_loss", None) is stock_loss:
+            _replace(undo, sys.modules[name], "sigmoid_focal_loss", loss)
 
 
 def _replace(
@@ -377,3 +396,32 @@ def _multiscale_roi_align_instead_of(
         return pooled.contiguous()
 
     return multiscale_roi_align
+
+
+def _sigmoid_focal_loss_instead_of(
+    stock: Callable[..., Tensor], devices: tuple[str, ...]
+) -> Callable[..., Tensor]:
+    @_keeping_torchscript(stock)
+    def sigmoid_focal_loss(
+        inputs: Tensor,
+        targets: Tensor,
+        alpha: float = 0.25,
+        gamma: float = 2,
+        reduction: str = "none",
+    ) -> Tensor:
+        if (
+            _undo is None  # disabled, but someone has bound the name meanwhile
+            or _is_exporting()
+            or not isinstance(inputs, Tensor)
+            or not isinstance(targets, Tensor)
+            or inputs.dtype not in FLOATING
+            or targets.dtype not in FLOATING
+            or inputs.shape != targets.shape
+            or inputs.device.type not in devices
+            or targets.device != inputs.device
+            or not gamma >= 0
+        ):
+            return stock(inputs, targets, alpha, gamma, reduction)
+        return ops.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+
+    return sigmoid_focal_loss

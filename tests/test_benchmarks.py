@@ -142,6 +142,14 @@ def test_least_work_of_roi_align(bench):
     assert least == bench.harness.Work(bytes=4 * (9 + 1 + 5), flops=2 * 9)
 
 
+def test_least_work_of_focal_loss(bench):
+    x, labels = torch.zeros(3, 5, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.int64)
+    least = bench.work.focal_loss(x, labels, gradient=True)
+    assert least == bench.harness.Work(bytes=2 * 15 * 2 + 3 * 8, flops=15 * 18)
+    least = bench.work.focal_loss(x, x, gradient=False, losses=15)
+    assert least == bench.harness.Work(bytes=2 * 15 * 3, flops=15 * 12)
+
+
 def test_runner_writes_records_and_report(tmp_path):
     pytest.importorskip("pytest_benchmark")
     (tmp_path / "bench_fake.py").write_text(FAKE_CASES)

@@ -51,7 +51,8 @@ def compiled_resources(kernel, values, options, arch):
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = subprocess.check_output([tool, "-res-usage", cubin.name], text=True)
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return found | {"SHARED": compiled.metadata.shared}
 
 
 def roi_align_variants(all_variants):
@@ -106,6 +107,65 @@ def nms_variants(all_variants):
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
         yield "compact", nms._nms_compact_kernel, values, {"num_warps": nms.COMPACT_WARPS}
+
+
+def focal_loss_variants(all_variants):
+    from fastvision.kernels import focal_loss
+    from fastvision.kernels.configs import focal_loss as config
+
+    levels = 5
+    for dtype, gamma in [("bf16", 2), ("fp32", -1), ("fp64", 2)] if all_variants else [("bf16", 2)]:
+        double = dtype == "fp64"
+        values = dict.fromkeys(["K", "ignore_index"], "i32")
+        values |= dict.fromkeys(["positive", "negative", "gamma", "grad_scale", "scale"], "i64")
+        values |= dict.fromkeys(["inputs", "targets", "grads"], (f"*{dtype}",) * levels)
+        values |= dict.fromkeys(["rows", "counts", "tiles"], ("i32",) * levels)
+        values |= dict.fromkeys(["losses_ptr", "inputs_ptr", "grads_ptr"], f"*{dtype}")
+        values |= dict.fromkeys(["total_ptr", "weights_ptr"], "*fp64" if double else "*fp32")
+        values |= {"labels": ("*i64",) * levels, "labels_ptr": "*i64", "partials_ptr": "*fp64"}
+        values |= {"ticket_ptr": "*i32", "GAMMA": gamma, "GRAD": True, "SUM": True}
+        values |= {"DOUBLE": double, "SUM_BLOCK": focal_loss.SUM_BLOCK}
+        values |= {"BLOCK_ROWS": config.BLOCK_ROWS, "BLOCK_COLUMNS": config.BLOCK_COLUMNS}
+        options = {"num_warps": config.LABELS_WARPS}
+        yield f"focal labels {dtype}", focal_loss._labels_kernel, values, options
+        values |= {"BLOCK": config.BLOCK_NUMBERS}
+        options = {"num_warps": config.NUMBERS_WARPS}
+        yield f"focal numbers {dtype}", focal_loss._numbers_kernel, values, options
+        block_rows, block_k, num_warps = config.softmax_tile(80)
+        values |= {"rows": "i32", "BLOCK_ROWS": block_rows, "BLOCK_K": block_k}
+        options = {"num_warps": num_warps}
+        yield f"focal softmax {dtype}", focal_loss._softmax_kernel, values, options
+        if all_variants:
+            values |= {"count": "i32", "factor_ptr": values["total_ptr"]}
+            values |= {"BLOCK": config.BLOCK_SCALE}
+            yield f"focal scale {dtype}", focal_loss._scale_kernel, values, {}
+
+
+def batch_norm_relu_variants(all_variants):
+    from fastvision.kernels import batch_norm_relu as kernels
+    from fastvision.kernels.configs import batch_norm_relu as config
+
+    variants = [("bf16", True, 1), ("fp32", False, 4)]
+    if all_variants:
+        variants += [("fp64", True, 4), ("fp16", False, 1)]
+    for dtype, channels_last, activation in variants:
+        block_s, block_c = config.tile(256, 56 * 56, channels_last)
+        wide = "*fp64" if dtype == "fp64" else "*fp32"
+        values = dict.fromkeys(["C", "S", "blocks", "splits"], "i32")
+        values |= dict.fromkeys(["momentum", "eps", "negative_slope", "share"], "i64")
+        names = ["input", "residual", "output", "grad", "result", "dz"]
+        values |= dict.fromkeys([f"{name}_ptr" for name in names], f"*{dtype}")
+        names = ["partials", "mean", "var", "invstd", "weight", "bias", "sums"]
+        values |= dict.fromkeys([f"{name}_ptr" for name in names], wide)
+        values |= dict.fromkeys(["running_mean_ptr", "running_var_ptr"], wide)
+        values |= {"ACTIVATION": activation, "CHANNELS_LAST": channels_last, "INT64": False}
+        values |= {"BLOCK_S": block_s, "BLOCK_C": block_c}
+        options = {"num_warps": config.NUM_WARPS, "enable_fp_fusion": True}
+        for part in ("statistics", "merge", "forward", "sums", "backward"):
+            kernel = getattr(kernels, f"_batch_norm_relu_{part}_kernel")
+            given = values | ({"BLOCK_C": 128} if part == "merge" else {})
+            name = f"batch norm {part} {dtype} {'NHWC' if channels_last else 'NCHW'}"
+            yield name, kernel, given, options
 
 
 def conv_transpose2d_variants(all_variants):
@@ -180,15 +240,21 @@ def test_kernels_compile_without_spills(resources, arch):
         name: use for name, use in resources[arch].items() if use["STACK"] or use["LOCAL"]
     } == {}
     # without tensor cores of its kind, Triton's dot is not used on sm_75
-    expected = {ALL_VARIANTS: 35, "75": 10}
-    assert len(resources[arch]) == expected.get(arch, 12)
+    expected = {ALL_VARIANTS: 67, "75": 23}
+    assert len(resources[arch]) == expected.get(arch, 25)
 
 
 if __name__ == "__main__":
     found = {}
     for arch in sys.argv[1:]:
         found[arch] = {}
-        for variants in (roi_align_variants, nms_variants, conv_transpose2d_variants):
+        for variants in (
+            roi_align_variants,
+            nms_variants,
+            focal_loss_variants,
+            batch_norm_relu_variants,
+            conv_transpose2d_variants,
+        ):
             for name, kernel, values, options in variants(arch == ALL_VARIANTS):
                 if "gemm" in name and arch == "75":
                     continue

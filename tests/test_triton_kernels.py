@@ -290,3 +290,32 @@ def test_nms_opcheck_and_compile():
 
     compiled = torch.compile(suppress, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(boxes, scores, idxs), suppress(boxes, scores, idxs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["labels", "numbers", "softmax"])
+def test_focal_loss(kind, dtype, monkeypatch):
+    """Several programs, whose number is not a multiple of what the last one adds up at once."""
+    from fastvision.kernels import focal_loss
+    from fastvision.kernels.configs import focal_loss as config
+
+    monkeypatch.setattr(focal_loss, "SUM_BLOCK", 2)
+    monkeypatch.setattr(config, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(config, "BLOCK_NUMBERS", 256)
+    monkeypatch.setattr(config, "softmax_tile", lambda classes: (16, 32, 4))
+    x = (4 * cases.feature_map(45, 37)).to(dtype).to(DEVICE)
+    targets = cases.classes(45, 37).to(DEVICE)
+    targets[::4] = -100
+    if kind == "numbers":
+        targets = (targets[:, None] == torch.arange(37, device=DEVICE)).to(dtype)
+        targets[30:] *= 0.75
+    op = ops.softmax_focal_loss if kind == "softmax" else ops.sigmoid_focal_loss
+    for gamma, reduction in ((2, "sum"), (1.5, "none")):
+        leaf, exact = x.clone().requires_grad_(), x.double().clone().requires_grad_()
+        wide = targets.double() if kind == "numbers" else targets
+        loss = op(leaf, targets, gamma=gamma, reduction=reduction, backend="triton")
+        expected = op(exact, wide, gamma=gamma, reduction=reduction, backend="reference")
+        assert_matches(loss, expected)
+        (loss.sum() * 3).backward()
+        (expected.sum() * 3).backward()
+        assert_matches(leaf.grad, exact.grad, scale=2)

@@ -12,6 +12,10 @@ __attribute__((visibility("default"))) void set_cpu_level(int level);
 
 }  // namespace fastvision
 
+// For functions of headers that files of every level use: none of them may emit a copy, since the
+// linker could keep the one that this CPU cannot run.
+#define FASTVISION_NO_COPY __attribute__((always_inline)) inline
+
 // Calls a kernel, which may be overloaded, at the level in use.
 #if defined(FASTVISION_HAS_AVX512)
 #define FASTVISION_CALL(function, ...)                                            \

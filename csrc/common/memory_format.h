@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "common/huge_pages.h"
+#include "common/result_memory.h"
 #include "common/torch.h"
 
 namespace fastvision {
@@ -45,18 +45,9 @@ inline Tensor in_format(const Tensor& x, bool channels_last) {
 inline Tensor empty_in_format(
     const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last
 ) {
-  Tensor x = torch::stable::empty(
-      {N, C, H, W},
-      like.scalar_type(),
-      torch::headeronly::Layout::Strided,
-      like.device(),
-      std::nullopt,
-      format_of(channels_last)
-  );
-  if (x.is_cpu()) {
-    advise_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
-  }
-  return x;
+  const std::vector<int64_t> strides = channels_last ? std::vector<int64_t>{C * H * W, 1, W * C, C}
+                                                     : std::vector<int64_t>{C * H * W, H * W, W, 1};
+  return empty_result(like, {N, C, H, W}, strides);
 }
 
 }  // namespace fastvision

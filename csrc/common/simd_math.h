@@ -7,50 +7,68 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// c0 + c1 x + c2 x^2 + ...
-template <typename A>
-inline vector_t<A> polynomial(vector_t<A>, A c0) {
-  return broadcast(c0);
+// c[0] + c[1] x + ... + c[n - 1] x^(n - 1) in halves (Estrin's scheme): what limits these functions
+// is the chain of operations that wait for each other. `powers` are x, x^2, x^4, x^8.
+template <int n, typename A, typename V>
+inline V polynomial(const V (&powers)[4], const A* c) {
+  if constexpr (n == 1) {
+    return broadcast(c[0]);
+  } else {
+    constexpr int level = n > 8 ? 3 : n > 4 ? 2 : n > 2 ? 1 : 0;
+    constexpr int half = 1 << level;
+    const V high = polynomial<n - half>(powers, c + half);
+    return multiply_add(powers[level], high, polynomial<half>(powers, c));
+  }
 }
-template <typename A, typename... Rest>
-inline vector_t<A> polynomial(vector_t<A> x, A c0, Rest... rest) {
-  return multiply_add(x, polynomial<A>(x, A(rest)...), broadcast(c0));
+template <typename V, typename A, int n>
+inline V polynomial(V x, const A (&c)[n]) {
+  static_assert(n <= 16);
+  const V x2 = x * x;
+  const V x4 = x2 * x2;
+  const V powers[4] = {x, x2, x4, x4 * x4};
+  return polynomial<n>(powers, c);
 }
+
+// max(x, low), but NaN stays
+#if defined(FASTVISION_AVX2)
+inline float_v at_least(float_v x, float low) {
+  return (float_v)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
+}
+inline double_v at_least(double_v x, double low) {
+  return (double_v)_mm256_max_pd((__m256d)broadcast(low), (__m256d)x);
+}
+#else
+template <typename V, typename A>
+inline V at_least(V x, A low) {
+  return x < low ? V{} + low : x;
+}
+#endif
 
 inline float_v absolute(float_v x) { return (float_v)((int32_v)x & 0x7fffffff); }
 inline double_v absolute(double_v x) { return (double_v)((int64_v)x & 0x7fffffffffffffff); }
 
-// e^x: within 3e-7 (float) or 1e-14 (double) relative; 0 where that is below the least normal
-// number, and for x above 88 (709) no more than the result there
+// e^x for x <= 88 (709): within 3e-7 (float) or 1e-14 (double) relative, 0 where that is below the
+// least normal number
 inline float_v exp(float_v x) {
-  constexpr float kLeast = -87.33f, kMost = 88.0f;
-  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  float_v clamped = x < kLeast ? broadcast(kLeast) : x;  // NaN stays
-  clamped = clamped > kMost ? broadcast(kMost) : clamped;
-  const float_v shifted = multiply_add(clamped, broadcast(0x1.715476p+0f), broadcast(kRound));
+  // adding it leaves the nearest integer, and the exponent's bias, in the low bits
+  constexpr float kRound = 0x1.8p23f + 127;
+  constexpr float kLeast = -88.1f;  // its scale is 0
+  constexpr float kCoefficients[] = {
+      1.0f, 1.0f, 0.49999994f, 0.16666520f, 0.041668393f, 0.0083687808f, 0.0013814467f
+  };
+  x = at_least(x, kLeast);
+  const float_v shifted = multiply_add(x, broadcast(0x1.715476p+0f), broadcast(kRound));
   const float_v n = shifted - kRound;
-  float_v r = multiply_add(n, broadcast(-0x1.62e400p-1f), clamped);
+  float_v r = multiply_add(n, broadcast(-0x1.62e400p-1f), x);
   r = multiply_add(n, broadcast(-0x1.7f7d1cp-20f), r);
-  const float_v p = polynomial(
-      r, 1.0f, 1.0f, 0.49999994f, 0.16666520f, 0.041668393f, 0.0083687808f, 0.0013814467f
-  );
-  const float_v scale = (float_v)(((int32_v)shifted + 127) << 23);
-  const float_v result = p * scale;  // NaN times anything stays NaN
-  return (float_v)((int32_v)result & ~(x < kLeast));
+  const float_v scale = (float_v)((uint32_v)shifted << 23);
+  return polynomial(r, kCoefficients) * scale;  // NaN times anything is NaN
 }
 
 inline double_v exp(double_v x) {
-  constexpr double kLeast = -708.0, kMost = 709.0;
-  constexpr double kRound = 0x1.8p52;
-  double_v clamped = x < kLeast ? broadcast(kLeast) : x;
-  clamped = clamped > kMost ? broadcast(kMost) : clamped;
-  const double_v shifted =
-      multiply_add(clamped, broadcast(0x1.71547652b82fep+0), broadcast(kRound));
-  const double_v n = shifted - kRound;
-  double_v r = multiply_add(n, broadcast(-0x1.62e42fefa0000p-1), clamped);
-  r = multiply_add(n, broadcast(-0x1.cf79abc9e3b3ap-40), r);
-  const double_v p = polynomial(
-      r,
+  constexpr double kRound = 0x1.8p52 + 1023;
+  constexpr double kLeast = -709.1;
+  constexpr double kCoefficients[] = {
       1.0,
       1.0,
       1.0 / 2,
@@ -64,16 +82,19 @@ inline double_v exp(double_v x) {
       1.0 / 3628800,
       1.0 / 39916800,
       1.0 / 479001600
-  );
-  const double_v scale = (double_v)(((int64_v)shifted + 1023) << 52);
-  const double_v result = p * scale;
-  return (double_v)((int64_v)result & ~(x < kLeast));
+  };
+  x = at_least(x, kLeast);
+  const double_v shifted = multiply_add(x, broadcast(0x1.71547652b82fep+0), broadcast(kRound));
+  const double_v n = shifted - kRound;
+  double_v r = multiply_add(n, broadcast(-0x1.62e42fefa0000p-1), x);
+  r = multiply_add(n, broadcast(-0x1.cf79abc9e3b3ap-40), r);
+  const double_v scale = (double_v)((uint64_v)shifted << 52);
+  return polynomial(r, kCoefficients) * scale;
 }
 
 // 2 atanh(s) / s from s^2, for s^2 <= 1/9
 inline double_v atanh_series(double_v square) {
-  return polynomial(
-      square,
+  constexpr double kCoefficients[] = {
       2.0,
       2.0 / 3,
       2.0 / 5,
@@ -89,13 +110,13 @@ inline double_v atanh_series(double_v square) {
       2.0 / 25,
       2.0 / 27,
       2.0 / 29
-  );
+  };
+  return polynomial(square, kCoefficients);
 }
 
 // log(1 + x) for x in [0, 1]: within 2e-7 or 1e-14 relative
 inline float_v log1p(float_v x) {
-  const float_v q = polynomial(
-      x,
+  constexpr float kCoefficients[] = {
       -0.49999648f,
       0.33321324f,
       -0.24857163f,
@@ -104,8 +125,8 @@ inline float_v log1p(float_v x) {
       0.079204500f,
       -0.030065769f,
       0.0053648185f
-  );
-  return multiply_add(x * x, q, x);
+  };
+  return multiply_add(x * x, polynomial(x, kCoefficients), x);
 }
 
 inline double_v log1p(double_v x) {
@@ -121,7 +142,8 @@ inline float_v log(float_v x) {
   const float_v mantissa = (float_v)(bits - (exponent << 23));
   const float_v s = (mantissa - 1.0f) / (mantissa + 1.0f);
   const float_v n = __builtin_convertvector(exponent, float_v);
-  const float_v series = polynomial(s * s, 2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9);
+  constexpr float kCoefficients[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9};
+  const float_v series = polynomial(s * s, kCoefficients);
   const float_v result = multiply_add(n, broadcast(0x1.62e430p-1f), s * series);
   const float_v special = x >= 0.0f ? float_v{} - __builtin_inff() : float_v{} + __builtin_nanf("");
   return x >= 0x1p-126f ? result : special;

@@ -27,17 +27,17 @@ struct ConvPacking {
   int64_t taps;
   int64_t lanes, block;  // conv_lanes() and conv_block()
 
-  int64_t width() const {
+  FASTVISION_NO_COPY int64_t width() const {
     const bool shares = C == K && C < lanes && groups > 1 && (C == 1 || C == 2 || C == 4 || C == 8);
     return shares ? C : 0;
   }
   // without groups that share vectors, else with all of them as one
-  int64_t outer_groups() const { return width() ? 1 : groups; }
-  int64_t outer_K() const { return width() ? groups * K : K; }
-  int64_t padded_K() const { return (outer_K() + lanes - 1) / lanes * lanes; }
-  int64_t blocks() const { return (padded_K() + block - 1) / block; }
-  int64_t bias_size() const { return outer_groups() * padded_K(); }
-  int64_t size() const { return bias_size() * (1 + taps * C); }
+  FASTVISION_NO_COPY int64_t outer_groups() const { return width() ? 1 : groups; }
+  FASTVISION_NO_COPY int64_t outer_K() const { return width() ? groups * K : K; }
+  FASTVISION_NO_COPY int64_t padded_K() const { return (outer_K() + lanes - 1) / lanes * lanes; }
+  FASTVISION_NO_COPY int64_t blocks() const { return (padded_K() + block - 1) / block; }
+  FASTVISION_NO_COPY int64_t bias_size() const { return outer_groups() * padded_K(); }
+  FASTVISION_NO_COPY int64_t size() const { return bias_size() * (1 + taps * C); }
 };
 
 // Some output pixels, and of their channels the blocks [block_begin, block_end), counted over all

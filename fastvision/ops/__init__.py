@@ -1,19 +1,33 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import (
     ConvTranspose2dNormActivation,
     conv_transpose2d,
     conv_transpose2d_bn_relu,
 )
+from .focal_loss import (
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
+from .misc import Conv2dNormActivation, ConvBNReLU2d, FrozenBatchNorm2d
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
+    "Conv2dNormActivation",
+    "ConvBNReLU2d",
     "ConvTranspose2dNormActivation",
+    "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+    "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",
@@ -22,4 +36,6 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
 ]

@@ -21,6 +21,8 @@ def check_maps(input: object, weight: object) -> None:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
         check_floating(tensor, name)
     assert isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if 0 in weight.shape:
+        raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}")
     if weight.dtype != input.dtype and not (weight.itemsize == 4 and input.itemsize == 2):
         raise TypeError(
             f"weight must have the type of input, {input.dtype}, or be float32 beside 16-bit "

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from .. import _extension, reference
-from ..reference.activations import ACTIVATIONS
+from ..reference.activations import ACTIVATIONS, activate
+from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from . import _onednn
-from ._backend import choose
+from ._backend import choose, requested_by_environment
 from ._checks import is_eager
 from ._convolution import (
     check_channels,
@@ -22,6 +25,7 @@ from ._convolution import (
     check_window,
 )
 from ._packing import remembered
+from .batch_norm_relu import batch_norm_relu
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -40,6 +44,12 @@ torch.library.define(
     "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
     "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
     "int groups, int activation, float negative_slope) -> Tensor",
+)
+# weight: [taps, taps, C]; images channels_last (csrc/ops/conv_bn_relu.h)
+torch.library.define(
+    "fastvision::conv_depthwise",
+    "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
+    "int[] padding, int activation, float negative_slope) -> Tensor",
 )
 
 torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
@@ -146,11 +156,26 @@ def _cpu(
     )
 
 
+def _cuda(*args: Any) -> Tensor:
+    from ._conv_dispatch import run
+
+    return run(*args)
+
+
+def _triton(*args: Any) -> Tensor:
+    from ._conv_dispatch import run_triton  # triton is imported only where it runs
+
+    return run_triton(*args)
+
+
 for _suffix in ("", "_triton"):
     torch.library.register_fake(f"fastvision::conv_bn_relu{_suffix}", _fake)
 torch.library.impl("fastvision::conv_bn_relu", "CPU", _cpu)
+torch.library.impl("fastvision::conv_bn_relu", "CUDA", _cuda)
+torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 
 _OP = torch.ops.fastvision.conv_bn_relu.default
+_TRITON_OP = torch.ops.fastvision.conv_bn_relu_triton.default
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -184,6 +209,150 @@ def _paddings(
     return horizontal, horizontal, vertical, vertical
 
 
+def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor:
+    """The op without derivatives; the activation in ``options`` is an index."""
+    if backend == "reference":
+        arguments = [*tensors, *options]
+        arguments[-2] = ACTIVATIONS[arguments[-2]]
+        return reference.conv_bn_relu(*arguments)
+    # the dispatcher's boxing of so many arguments takes longer than a small convolution
+    input = tensors[0]
+    if backend == "triton":
+        run: Any = _TRITON_OP
+    else:
+        run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
+    return run(*tensors, *options)
+
+
+def _winograd_wins_once(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether Winograd's algorithm is faster than torch's even if the weights are packed for it.
+
+    In training they are in each step, which takes as long as some hundred pixels.
+    """
+    return (
+        input.is_cpu
+        and type(input) is Tensor
+        and is_eager()
+        and _extension.missing is None
+        and input.dtype == weight.dtype
+        and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
+        and max(padding) <= 2
+        and _winograd_wins(input, weight, stride, dilation, groups)
+        and not _onednn.preferred(input, weight, None, padding, groups, "none")
+    )
+
+
+class _FrozenConvBNReLU(torch.autograd.Function):
+    """With fixed statistics: the convolution's own gradients, from which follow all the others.
+
+    Only of activations whose derivative the result tells. The backward is made of differentiable
+    functions, so the second derivative is right as well.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
+        output = _run(backend, tensors, options)
+        *parameters, _residual = tensors
+        ctx.save_for_backward(*parameters, output if options[-2] > 0 else None)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+        stride, padding, dilation, groups, eps, activation, negative_slope = ctx.options
+        input, weight, bias, bn_weight, bn_bias, running_mean, running_var, output = (
+            ctx.saved_tensors
+        )
+        needs = ctx.needs_input_grad[2:]
+        dz = grad
+        if output is not None:
+            name = ACTIVATIONS[activation]
+            dz = activation_gradient(grad, output.detach(), name, negative_slope)
+        folded, _ = reference.fold_batch_norm(
+            weight, None, bn_weight, None, running_mean, running_var, eps
+        )
+        of_weight = needs[1] or needs[3]
+        of_bias = needs[2] or needs[3] or needs[4]
+        dx, dfolded, dshift = _convolution_backward(
+            dz, input, folded.to(dz.dtype), stride, padding, dilation, groups,
+            (needs[0], of_weight, of_bias),
+        )  # fmt: skip
+        grads: list[Tensor | None] = [dx, dfolded, dshift, None, dshift, None, None, dz]
+        if running_mean is not None and (of_weight or of_bias):
+            # z = conv(x, w * scale) + (b - mean) * scale + shift with scale = bn_weight * invstd
+            invstd = (running_var.to(folded.dtype) + eps).rsqrt()
+            scale = invstd if bn_weight is None else invstd * bn_weight.to(invstd.dtype)
+            if dfolded is not None:
+                grads[1] = dfolded * scale.view(-1, 1, 1, 1)
+            if dshift is not None:
+                grads[2] = dshift * scale
+            if needs[3]:
+                centre = -running_mean if bias is None else bias - running_mean
+                dot = (dfolded.to(scale.dtype) * weight).sum((1, 2, 3))
+                grads[3] = (dot + dshift.to(scale.dtype) * centre) * invstd
+        tensors = (input, weight, bias, bn_weight, bn_bias, None, None, dz)
+        return (
+            None,
+            None,
+            *(
+                g.to(x.dtype) if needed and g is not None and x is not None else None
+                for g, x, needed in zip(grads, tensors, needs, strict=True)
+            ),
+        )
+
+
+def _symmetric(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+    """The input and its padding in height and width as torch's convolution takes it."""
+    left, right, top, bottom = padding
+    if left == right and top == bottom:
+        return input, (top, left)
+    return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+
+def _convolution_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    mask: tuple[bool, bool, bool],
+) -> tuple[Any, Any, Any]:
+    """Gradients of input, weight and bias, None where ``mask`` is False."""
+    turn = (grad, weight, stride, padding, dilation, groups)
+    if mask[0] and not torch.is_grad_enabled() and _winograd_wins_once(*turn):
+        # the gradient of the input is the convolution with the filters turned around
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        packed = torch.ops.fastvision.conv_winograd_pack.default(turned, None)
+        dx = torch.ops.fastvision.conv_winograd.default(
+            grad, packed, None, input.shape[1], *(2 - side for side in padding), 0, 0.0
+        )
+        if not (mask[1] or mask[2]):
+            return dx, None, None
+        rest = _convolution_backward(
+            grad, input, weight, stride, padding, dilation, groups, (False, mask[1], mask[2])
+        )
+        return dx, rest[1], rest[2]
+    padded, sides = _symmetric(input, padding)
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        grad, padded, weight, [weight.shape[0]], stride, sides, dilation, False, [0, 0], groups,
+        list(mask),
+    )  # fmt: skip
+    if dx is not None and padded is not input:
+        left, _, top, _ = padding
+        height, width = input.shape[2:]
+        dx = dx[:, :, top : top + height, left : left + width]
+    return dx, dweight, dbias
+
+
 def conv_bn_relu(
     input: Tensor,
     weight: Tensor,
@@ -207,15 +376,47 @@ def conv_bn_relu(
 ) -> Tensor:
     """activation(batch_norm(conv2d(input, weight, bias)) + residual).
 
+    Args:
+        input: [N, C, H, W] float16, bfloat16, float32 or float64.
+        weight: [K, C / groups, R, S] of the convolution.
+        bias: [K] of the convolution.
+        bn_weight, bn_bias: [K], 1 and 0 if None.
+        running_mean, running_var: [K], what normalizes if not ``training``. Both None: then there
+            is no normalization at all; in training nothing is updated.
+        training: normalizes with the statistics of the batch and updates the running ones, as
+            :func:`batch_norm_relu`.
+        momentum, eps: of the batch normalization.
+        stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
+            four numbers, left, right, top, bottom.
+        residual: [N, K, OH, OW], added before the activation.
+        activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
+        negative_slope: of leaky_relu.
+        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        [N, K, OH, OW] in the dtype and memory format of ``input``; under autocast in autocast's
+        dtype, as the convolution. Without training the normalization is part of the convolution's
+        weight and bias (Ioffe and Szegedy 2015, section 3.1).
+
+    Differentiable in all tensors but the running statistics, any number of times and in forward
+    mode.
+
     On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 channels and more
     are computed by Winograd's minimal filtering (Lavin and Gray, 2016), whose root mean square
     error stays below twice that of the plain sum, and which makes NaN of infinite values.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
     """
     check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
+    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input = input.to(dtype)
+        residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
     check_window(strides, paddings, dilations, groups)
     K = weight.shape[0]
     if K % groups != 0:
@@ -240,12 +441,45 @@ def conv_bn_relu(
             f"input {list(input.shape[2:])} with padding {paddings}"
         )
     check_residual(residual, input, (input.shape[0], K, *size))
+    if training:
+        if choose(input, backend) == "cpp" and _winograd_wins_once(
+            input, weight, strides, paddings, dilations, groups
+        ):
+            x = conv_bn_relu(
+                input, weight, bias, padding=paddings, activation="none", backend=backend
+            )
+        else:
+            x, sides = _symmetric(input, paddings)
+            filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+            x = F.conv2d(x, filters, offset, strides, sides, dilations, groups)
+        return batch_norm_relu(
+            x,
+            running_mean, running_var, bn_weight, bn_bias, True, momentum, eps,
+            residual=residual, activation=activation, negative_slope=negative_slope,
+            backend=None if backend == "cuda" else backend,
+        )  # fmt: skip
+    chosen = choose(input, backend)
+    if chosen == "triton" and (backend or requested_by_environment) is None:
+        chosen = "cuda"  # whose op measures which kernels are the fastest, Triton's among them
     tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
     options = (strides, paddings, dilations, groups, eps)
-    if choose(input, backend) == "reference" or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    index = ACTIVATIONS.index(activation)
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if not transformed and not (
+        torch.is_grad_enabled()
+        and any(
+            t is not None and t.requires_grad
+            for t in (input, weight, bias, bn_weight, bn_bias, residual)
+        )
     ):
+        return _run(chosen, tensors, (*options, index, negative_slope))
+    if running_mean is not None and running_var is not None:
+        tensors = (*tensors[:5], running_mean.detach(), running_var.detach(), residual)
+    if transformed:
         return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
-    # the dispatcher's boxing of so many arguments takes longer than a small convolution
-    run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
-    return run(*tensors, *options, ACTIVATIONS.index(activation), negative_slope)
+    if activation in ("none", "relu", "relu6") or (
+        activation == "leaky_relu" and negative_slope > 0
+    ):
+        return _FrozenConvBNReLU.apply(chosen, (*options, index, negative_slope), *tensors)
+    z = _FrozenConvBNReLU.apply(chosen, (*options, 0, 0.0), *tensors)
+    return activate(z, activation, negative_slope)

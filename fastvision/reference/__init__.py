@@ -1,8 +1,15 @@
 """Eager PyTorch for every op: the specification, the oracle of the tests, and the fallback."""
 
 from .activations import ACTIVATIONS, activate
+from .batch_norm_relu import (
+    batch_norm_relu,
+    batch_norm_relu_backward,
+    batch_norm_relu_statistics,
+    batch_norm_relu_sums,
+)
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
+from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
@@ -10,6 +17,10 @@ __all__ = [
     "ACTIVATIONS",
     "activate",
     "assign_levels",
+    "batch_norm_relu",
+    "batch_norm_relu_backward",
+    "batch_norm_relu_statistics",
+    "batch_norm_relu_sums",
     "conv_bn_relu",
     "conv_transpose2d",
     "fold_batch_norm",
@@ -17,4 +28,6 @@ __all__ = [
     "nms",
     "nms_padded",
     "roi_align",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
 ]

@@ -432,6 +432,7 @@ BAD = {
     "input must be float16": {"input": torch.zeros(1, 8, 9, 9, dtype=torch.int32)},
     "input must be a Tensor, got str": {"input": "x"},
     "weight must have 4 dim": {"weight": torch.zeros(8)},
+    "weight must not be empty": {"weight": torch.zeros(0, 8, 3, 3)},
     "weight must have the type of input": {"weight": torch.zeros(12, 8, 3, 3).double()},
     "input must have 5 channels": {"weight": torch.zeros(12, 5, 3, 3)},
     "bias must have shape \\[12\\]": {"bias": torch.zeros(5)},

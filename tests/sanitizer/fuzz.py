@@ -7,6 +7,7 @@ nonsense is to refuse it with an exception that names the argument. Run by tests
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastvision import _extension, ops, reference
+from fastvision import _extension, ops
+from fastvision.reference import ACTIVATIONS
 from fastvision.testing.numerics import assert_matches
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -118,6 +120,147 @@ def fuzz_nms(rng: random.Random) -> list[Tensor]:
     return [kept]
 
 
+def fuzz_conv_bn_relu(rng: random.Random) -> list[Tensor]:
+    if rng.random() < 0.3:  # Winograd's
+        groups, C, K, window = 1, rng.choice((32, 33, 64)), rng.choice((32, 39, 64)), (3, 3)
+        stride, dilation = (1, 1), (1, 1)
+        images, height, width = rng.randint(1, 2), rng.randint(12, 17), rng.randint(12, 17)
+    else:
+        groups = rng.choice((1, 1, 2, 5, 8, 33))
+        C, K = rng.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (3, 5), (16, 17), (1, 2)))
+        window = rng.choice(((1, 1), (3, 3), (1, 4), (5, 5), (7, 2)))
+        stride, dilation = (rng.randint(1, 3), rng.randint(1, 2)), (1, rng.choice((1, 1, 3)))
+        images, height, width = rng.randint(0, 3), rng.choice((0, 1, 5, 16)), rng.choice((1, 7, 30))
+    dtype = rng.choice(DTYPES)
+    x = random_format(rng, torch.randn(images, C * groups, height, width).to(dtype))
+    if x.numel() and rng.random() < 0.2:
+        # a huge number's rounding errors would hide the others of its tile
+        hostile = HOSTILE if (C, K) < (32, 32) else HOSTILE[:3]
+        x[tuple(rng.randrange(size) for size in x.shape)] = rng.choice(hostile)
+    weight = torch.randn(K * groups, C, *window).to(dtype) / (C * window[0] * window[1]) ** 0.5
+    norm = {"running_mean": torch.randn(K * groups), "running_var": torch.rand(K * groups)}
+    options = {
+        "bias": torch.randn(K * groups).to(dtype) if rng.random() < 0.5 else None,
+        "stride": stride,
+        "padding": tuple(rng.randint(0, 3) for _ in range(4)),
+        "dilation": dilation,
+        "groups": groups,
+        "activation": rng.choice(ACTIVATIONS),
+        **(norm if rng.random() < 0.5 else {}),
+    }
+    try:
+        y = ops.conv_bn_relu(x, weight, **options)
+    except ValueError as error:
+        assert "does not fit into input" in str(error)
+        return []
+    residual = random_format(rng, torch.randn(y.shape).to(dtype))
+    return [y, ops.conv_bn_relu(x, weight, residual=residual, **options)]
+
+
+def random_layout(rng: random.Random, x: Tensor) -> Tensor:
+    """The same values in memory of another order, or with gaps."""
+    kind = rng.choice(("contiguous", "transposed", "gaps"))
+    if kind == "transposed" and x.dim() > 1:
+        return x.mT.contiguous().mT
+    return torch.stack([x, x], -1)[..., 0] if kind == "gaps" else x
+
+
+def random_logits(rng: random.Random, *shape: int) -> Tensor:
+    x = torch.randn(shape) * rng.choice((1, 10, 200))
+    for _ in range(rng.choice((0, 0, 3)) if x.numel() else 0):
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+    return random_layout(rng, x.to(rng.choice(DTYPES)))
+
+
+def random_labels(rng: random.Random, shape: tuple[int, ...], classes: int) -> Tensor:
+    labels = torch.randint(-3, classes, shape) if classes > 0 else torch.full(shape, -1)
+    if labels.numel() and rng.random() < 0.1:
+        wrong = rng.choice((classes, classes + 1, 1 << 40, -(1 << 62)))
+        labels.view(-1)[rng.randrange(labels.numel())] = wrong
+    return random_layout(rng, labels)
+
+
+def fuzz_focal_loss(rng: random.Random) -> list[Tensor]:
+    classes = rng.choice((0, 1, 2, 7, 8, 9, 17, 80, 91))
+    gamma = rng.choice((0, 0.5, 1, 1.5, 2, 3, 5.5))
+    reduction = rng.choice(("none", "sum", "mean"))
+    kind = rng.choice(("numbers", "labels", "levels", "softmax"))
+    rows = rng.choice((0, 1, 3, 40, 1000))
+    if kind == "levels":
+        reduction = "sum" if reduction == "none" else reduction
+        sizes = [rng.choice((0, 1, 5, 60)) for _ in range(rng.randint(1, 8))]
+        inputs = [random_logits(rng, 2, size, classes) for size in sizes]
+        targets: Tensor | list[Tensor] = random_labels(rng, (2, sum(sizes)), classes)
+    else:
+        inputs = [random_logits(rng, rows, classes)]
+        targets = random_labels(rng, (rows,), classes)
+    for x in inputs:
+        x.requires_grad_(rng.random() < 0.8)
+    if kind == "softmax":
+        weights = torch.rand(classes) if rng.random() < 0.5 else None
+        ignore_index = rng.choice((-100, -1, 0))
+        if rng.random() < 0.7:  # most labels are no class otherwise
+            assert isinstance(targets, Tensor)
+            targets = targets.clamp(min=0) if classes else torch.full((rows,), ignore_index)
+        loss = ops.softmax_focal_loss(inputs[0], targets, weights, gamma, reduction, ignore_index)
+    else:
+        alpha = rng.choice((-1, 0, 0.25, 1))
+        if kind == "numbers":
+            t = torch.rand(rows, classes)
+            t = (t > 0.9).float() if rng.random() < 0.5 else t
+            if t.numel() and rng.random() < 0.2:
+                t.view(-1)[rng.randrange(t.numel())] = rng.choice(HOSTILE)
+            targets = random_layout(rng, t.to(inputs[0].dtype))
+        arguments = inputs if kind == "levels" else inputs[0]
+        loss = ops.sigmoid_focal_loss(arguments, targets, alpha, gamma, reduction)
+    wanted = [x for x in inputs if x.requires_grad]
+    grads: list[Tensor] = []
+    if wanted:
+        grad = torch.rand_like(loss)
+        grads = list(torch.autograd.grad(loss, wanted, grad, retain_graph=True))
+        again = torch.autograd.grad(loss, wanted, grad)
+        assert all(g.shape == x.shape for g, x in zip(grads, wanted, strict=True))
+        for one, other in zip(grads, again, strict=True):
+            assert torch.equal(one.isnan(), other.isnan())
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    return [loss.detach(), *grads]
+
+
+def fuzz_batch_norm_relu(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    channels = rng.choice((1, 2, 3, 8, 17, 33, 64, 130))
+    sizes = ((), (1, 1), (1, 7), (5, 5), (7, 16), (40, 60))
+    shape = (rng.choice((0, 1, 2, 3, 9)), channels, *rng.choice(sizes))
+    training = rng.random() < 0.7 and shape[0] * math.prod(shape[2:]) != 1
+    x = torch.randn(shape)
+    if x.numel() and rng.random() < 0.2:
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+
+    def in_some_format(t: Tensor) -> Tensor:
+        return (random_format(rng, t) if len(shape) == 4 else t).to(dtype)
+
+    x, residual, grad = (in_some_format(t) for t in (x, torch.randn(shape), torch.randn(shape)))
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, weight, bias = torch.randn(3, channels).to(wide)
+    var = torch.rand(channels).to(wide) + 0.1
+    inputs = [t.requires_grad_(rng.random() < 0.8) for t in (x, weight, bias, residual)]
+    activation = rng.choice(ACTIVATIONS)
+    y = ops.batch_norm_relu(
+        x, mean, var,
+        weight if rng.random() < 0.8 else None,
+        bias if rng.random() < 0.8 else None,
+        training, residual=residual if rng.random() < 0.5 else None, activation=activation,
+        negative_slope=rng.choice((0.01, 0.0, -0.5)),
+    )  # fmt: skip
+    assert y.shape == shape and y.dtype == dtype
+    if y.requires_grad:
+        y.backward(grad)
+    grads = [t.grad for t in inputs if t.grad is not None]
+    # a sum of thousands of terms in 16 bits has few digits, and a kink has two sides
+    smooth = activation in ("none", "silu", "sigmoid", "hardswish") and dtype.itemsize > 2
+    return [y.detach(), mean, var, *(grads if smooth else [])]
+
+
 def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
     groups = rng.choice((1, 1, 2, 5))
@@ -158,10 +301,20 @@ def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
         groups=groups,
         dilation=dilation,
         residual=residual,
-        activation=rng.choice(reference.ACTIVATIONS),
+        activation=rng.choice(ACTIVATIONS),
     )
     assert y.shape == (x.shape[0], K, *sizes) and y.dtype == dtype
     return [] if kind == "hostile" else [y]  # infinities may cancel in another order
+
+
+FUZZERS = (
+    fuzz_roi_align,
+    fuzz_nms,
+    fuzz_focal_loss,
+    fuzz_conv_bn_relu,
+    fuzz_batch_norm_relu,
+    fuzz_conv_transpose2d,
+)
 
 
 def outcome(fuzz: Callable[[random.Random], list[Tensor]], seed: int) -> list[Tensor] | str:
@@ -170,7 +323,7 @@ def outcome(fuzz: Callable[[random.Random], list[Tensor]], seed: int) -> list[Te
     try:
         return fuzz(random.Random(seed))
     except (RuntimeError, ValueError) as error:
-        if "rois: " not in str(error) and "padding: " not in str(error):
+        if "rois: " not in str(error) and "targets: " not in str(error):
             raise
         return str(error)
 
@@ -201,7 +354,7 @@ def main() -> None:
     start = time.monotonic()
     while done < 40 or time.monotonic() - start < options.seconds:
         seed = options.seed + done
-        fuzz = random.Random(-seed).choice((fuzz_roi_align, fuzz_nms, fuzz_conv_transpose2d))
+        fuzz = random.Random(-seed).choice(FUZZERS)
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:

@@ -1,0 +1,42 @@
+// Contract of the CUDA kernels of convolution with scale, shift, residual and activation. What
+// cuDNN does well is left to it (fastvision/ops/_conv_dispatch.py); here is depthwise convolution.
+#pragma once
+
+#include <cstdint>
+
+#include "common/activation.h"
+#include "common/scalar.h"
+
+struct CUstream_st;  // *cudaStream_t
+
+namespace fastvision {
+
+// Square kernels of 3, 5 or 7 taps per axis, stride 1 or 2, no dilation. C is a multiple of 16
+// bytes, and all pointers to the storage type are aligned to 16 bytes.
+struct DepthwiseArgs {
+  const void* input;     // [N, H, W, C]
+  const void* weight;    // [taps, taps, C]
+  const float* scale;    // [C], or null
+  const float* shift;    // [C], or null
+  const void* residual;  // like output, or null
+  void* output;          // [N, OH, OW, C]
+  int N;
+  int C;
+  int H;
+  int W;
+  int OH;
+  int OW;
+  int taps;
+  int stride;
+  int pad_top;
+  int pad_left;
+  Activation activation;
+  float negative_slope;
+};
+
+// output = activation(conv(input, weight) * scale + shift + residual), in float before the result,
+// for float, half_t and bfloat16_t. The output must not be empty.
+template <typename T>
+void launch_conv_depthwise(const DepthwiseArgs& args, CUstream_st* stream);
+
+}  // namespace fastvision

@@ -1,0 +1,408 @@
+"""Batch normalization, residual and activation in two passes forward and two backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import reference
+from ..reference.activations import ACTIVATIONS
+from ..reference.batch_norm_relu import activation_gradient
+from ..reference.roi_align import is_channels_last
+from ._backend import choose, unsupported
+from ._checks import check_floating, check_tensor
+
+# mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
+# ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
+_AFFINE = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
+_SCHEMAS = {
+    "batch_norm_relu_statistics": (
+        "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
+        "float eps) -> (Tensor, Tensor, Tensor)"
+    ),
+    "batch_norm_relu": (
+        f"(Tensor input, {_AFFINE}, Tensor? residual, int activation, float negative_slope)"
+        " -> Tensor"
+    ),
+    "batch_norm_relu_sums": (
+        f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? residual, Tensor? output, "
+        "int activation, float negative_slope) -> (Tensor, Tensor)"
+    ),
+    "batch_norm_relu_backward": (
+        f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? sums, SymInt count, "
+        "int activation, float negative_slope) -> Tensor"
+    ),
+}
+
+
+def _like(input: Tensor) -> Tensor:
+    format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return torch.empty_like(input, memory_format=format)
+
+
+def _channels(input: Tensor, *shape: Any) -> Tensor:
+    return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32))
+
+
+def _fake_statistics(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    C = input.shape[1]
+    return _channels(input, C), _channels(input, C), _channels(input, C)
+
+
+def _fake(input: Tensor, *_: Any) -> Tensor:
+    return _like(input)
+
+
+def _fake_sums(grad: Tensor, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    residual, output = rest[4:6]
+    given = residual is not None or output is not None
+    dz = _like(input) if given else _channels(input, 0)
+    return _channels(input, 2, input.shape[1]), dz
+
+
+def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return _like(input)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "batch_norm_relu_statistics": _fake_statistics,
+    "batch_norm_relu": _fake,
+    "batch_norm_relu_sums": _fake_sums,
+    "batch_norm_relu_backward": _fake_backward,
+}
+
+
+def _triton(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        from ..kernels import batch_norm_relu  # triton is imported only where it runs
+
+        return getattr(batch_norm_relu, f"launch_{name}")(*args)
+
+    return run
+
+
+def _reference(name: str) -> Callable[..., Any]:
+    function = getattr(reference, name)
+    if name == "batch_norm_relu_statistics":
+        return function
+
+    def run(*args: Any) -> Any:
+        return function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
+
+    return run
+
+
+_RUN: dict[str, dict[str, Callable[..., Any]]] = {"cpp": {}, "triton": {}, "reference": {}}
+for _name, _schema in _SCHEMAS.items():
+    for _suffix in ("", "_triton"):
+        torch.library.define(f"fastvision::{_name}{_suffix}", _schema)
+        torch.library.register_fake(f"fastvision::{_name}{_suffix}", _FAKES[_name])
+    torch.library.impl(f"fastvision::{_name}_triton", ("CPU", "CUDA"), _triton(_name))
+    _RUN["cpp"][_name] = getattr(torch.ops.fastvision, _name).default
+    _RUN["triton"][_name] = getattr(torch.ops.fastvision, f"{_name}_triton").default
+    _RUN["reference"][_name] = _reference(_name)
+
+
+class _BatchNormReLU(torch.autograd.Function):
+    """With ``count``, the elements of a channel, the statistics are those of the input (of all
+    processes in ``group``); without it they are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        count: Any,
+        group: Any,
+        options: tuple[str, int, float, float],
+    ) -> Tensor:
+        backend, activation, negative_slope, _ = options
+        output = _RUN[backend]["batch_norm_relu"](
+            input, mean, invstd, weight, bias, residual, activation, negative_slope
+        )
+        # beside a residual the result tells which elements pass, and something else keeps it anyway
+        name = ACTIVATIONS[activation]
+        from_output = residual is not None and (
+            name in ("none", "relu", "relu6") or (name == "leaky_relu" and negative_slope > 0)
+        )
+        kept = (None, output) if from_output else (residual, None)
+        ctx.save_for_backward(input, weight, bias, mean, invstd, *kept)
+        ctx.count, ctx.group, ctx.options = count, group, options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+        input, weight, bias, mean, invstd, residual, output = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _differentiable_backward(ctx, grad)
+        backend, activation, negative_slope, _ = ctx.options
+        run, affine = _RUN[backend], (mean, invstd, weight, bias)
+        dx: Tensor | None = None
+        sums: Any = None
+        beside = residual is not None or output is not None
+        if ctx.count is not None or needs_weight or needs_bias or beside:
+            sums, dz = run["batch_norm_relu_sums"](
+                grad, input, *affine, residual, output, activation, negative_slope
+            )
+            if beside:
+                grad, activation = dz, 0
+        if needs_input:
+            total, count = None, 1
+            if ctx.group is not None:
+                total = _all_reduced(sums, ctx.group) / ctx.count
+            elif ctx.count is not None:
+                total, count = sums, ctx.count
+            dx = run["batch_norm_relu_backward"](
+                grad, input, *affine, total, count, activation, negative_slope
+            )
+        dbias, dweight = (None, None) if sums is None else sums.unbind()
+        return (
+            dx,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            grad if needs_residual else None,
+            *[None] * 5,
+        )
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The gradients through the reference, which has derivatives of its own."""
+    if ctx.group is not None:
+        raise RuntimeError("batch_norm_relu has no second derivative with a process_group")
+    input, weight, bias, mean, invstd, residual, output = ctx.saved_tensors
+    _, activation, negative_slope, eps = ctx.options
+    name = ACTIVATIONS[activation]
+    if output is not None:  # piecewise linear: it has no second derivative
+        grad = activation_gradient(grad, output.detach(), name, negative_slope)
+        name = "none"
+    with torch.enable_grad():
+        if ctx.count is not None:
+            mean, _, invstd = reference.batch_norm_relu_statistics(input, eps=eps)
+        y = reference.batch_norm_relu(
+            input, mean, invstd, weight, bias, residual, name, negative_slope
+        )
+    grads: list[Tensor | None] = [None] * 9
+    if output is not None and ctx.needs_input_grad[3]:
+        grads[3] = grad
+    tensors = (input, weight, bias, residual)
+    wanted = [i for i, x in enumerate(tensors) if x is not None and ctx.needs_input_grad[i]]
+    if wanted:
+        found = torch.autograd.grad(y, [tensors[i] for i in wanted], grad, create_graph=True)
+        for i, g in zip(wanted, found, strict=True):
+            grads[i] = g
+    return tuple(grads)
+
+
+def _all_reduced(sums: Tensor, group: Any) -> Tensor:
+    total = sums.clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total
+
+
+def _gathered_statistics(
+    mean: Tensor, var: Tensor, count: int, eps: float, group: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance, invstd and number of elements of all processes together.
+
+    The groups' deviations are merged (Chan, Golub and LeVeque 1983, equation 1.5).
+    """
+    local = torch.stack([mean, var, torch.full_like(mean, count)])
+    parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, local, group=group)
+    means, variances, counts = torch.stack(parts).double().unbind(1)  # [processes, C]
+    total = counts.sum(0)
+    mean_all = (counts * means).sum(0) / total
+    var_all = (counts * (variances + (means - mean_all).square())).sum(0) / total
+    invstd = (var_all + eps).rsqrt()
+    dtype = mean.dtype
+    return mean_all.to(dtype), var_all.to(dtype), invstd.to(dtype), total[0].to(dtype)
+
+
+def _updated(running: Tensor | None, batch: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.lerp_(batch.to(running.dtype), momentum)
+
+
+def _batch_statistics(
+    backend: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    group: Any,
+) -> tuple[Tensor, Tensor, Any]:
+    """Mean and invstd of the batch, and the elements of a channel; updates the running ones."""
+    count: Any = input.numel() // input.shape[1]
+    run = _RUN[backend]["batch_norm_relu_statistics"]
+    running = [x for x in (running_mean, running_var) if x is not None]
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    if group is None and all(x.dtype == dtype and x.is_contiguous() for x in running):
+        mean, _, invstd = run(input, running_mean, running_var, momentum, eps)
+        if not torch.compiler.is_compiling():
+            for x in running:  # a backward that has saved them must notice
+                torch.autograd.graph.increment_version(x)
+        return mean, invstd, count
+    if count > 0:
+        mean, var, invstd = run(input, None, None, momentum, eps)
+    else:  # this process has no part in the batch
+        mean, var, invstd = (torch.zeros_like(_channels(input, input.shape[1])) for _ in range(3))
+    if group is not None:
+        mean, var, invstd, count = _gathered_statistics(mean, var, count, eps, group)
+    _updated(running_mean, mean, momentum)
+    _updated(running_var, var * (count / (count - 1)), momentum)
+    return mean, invstd, count
+
+
+def _choose(input: Tensor, requested: str | None) -> str:
+    backend = choose(input, requested)
+    if backend != "cuda":
+        return backend
+    if requested is not None:
+        raise ValueError("backend='cuda' has no batch_norm_relu, use 'triton'")
+    return "reference" if unsupported("triton", "cuda", input.device.index) else "triton"
+
+
+def _check(input: Tensor, residual: Tensor | None, **channels: Tensor | None) -> None:
+    check_floating(input, "input")
+    if input.dim() < 2:
+        raise ValueError(f"input must have shape [N, C, ...], got {list(input.shape)}")
+    C = input.shape[1]
+    for name, values in channels.items():
+        if values is None:
+            continue
+        check_tensor(values, name)
+        if values.dim() != 1 or values.shape[0] != C:
+            raise ValueError(f"{name} must have shape [{C}], got {list(values.shape)}")
+        check_floating(values, name)
+        if values.device != input.device:
+            raise ValueError(f"{name} must be on {input.device} as input, got {values.device}")
+    if residual is None:
+        return
+    check_tensor(residual, "residual")
+    if residual.shape != input.shape:
+        raise ValueError(
+            f"residual must have the shape of what it is added to, {list(input.shape)}, "
+            f"got {list(residual.shape)}"
+        )
+    if residual.dtype != input.dtype or residual.device != input.device:
+        raise ValueError(
+            f"residual must be {input.dtype} on {input.device}, "
+            f"got {residual.dtype} on {residual.device}"
+        )
+
+
+def _as(dtype: torch.dtype, values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.to(dtype).contiguous()
+
+
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    process_group: Any = None,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(input) + residual), with the arguments of F.batch_norm first.
+
+    Ioffe and Szegedy, Batch Normalization, 2015. In training the mean and variance of the batch are
+    found in one read of the input and the running ones are updated in place, with the unbiased
+    variance. Sums are deterministic.
+
+    Args:
+        input: [N, C, ...] float16, bfloat16, float32 or float64; contiguous, or channels_last if
+            it has four dimensions (others are copied).
+        running_mean, running_var: [C], what normalizes if not ``training``; then they get no
+            gradient. None in training: not updated.
+        weight, bias: [C], 1 and 0 if None.
+        training: normalizes with the statistics of the batch.
+        momentum: share of the batch in the new running statistics.
+        eps: added to the variance.
+        residual: of the shape and dtype of ``input``, added before the activation; under autocast
+            it is cast to that dtype.
+        activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
+        negative_slope: of leaky_relu.
+        process_group: in training, the statistics are those of all its processes, which call this
+            together; as in torch.nn.SyncBatchNorm the gradients of weight and bias are not summed.
+        backend: "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        The shape, dtype and memory format of ``input``, rounded once; arithmetic is in float32
+        (float64 for float64 inputs).
+
+    Differentiable in input, weight, bias and residual, any number of times (with a process_group:
+    once) and in forward mode.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; a single value per channel in training.
+    """
+    check_tensor(input, "input")
+    if (
+        isinstance(residual, Tensor)
+        and residual.dtype != input.dtype
+        and torch.is_autocast_enabled(input.device.type)
+    ):
+        residual = residual.to(input.dtype)
+    _check(
+        input, residual,
+        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
+    )  # fmt: skip
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if training and process_group is None and input.numel() == input.shape[1] > 0:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, "
+            f"got input size {list(input.shape)}"
+        )
+    chosen = _choose(input, backend)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    weight, bias = _as(dtype, weight), _as(dtype, bias)
+    composed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if composed and process_group is not None:
+        raise RuntimeError("batch_norm_relu with a process_group knows backward() only")
+    count: Any = None
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("running_mean and running_var must be given unless training")
+        mean = running_mean.detach().to(dtype).contiguous()
+        invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
+    elif input.numel() == 0 and process_group is None:  # torch leaves the running ones alone too
+        mean = torch.zeros_like(_channels(input, input.shape[1]))
+        invstd = torch.ones_like(mean)
+    else:
+        with torch.no_grad():
+            mean, invstd, count = _batch_statistics(
+                chosen, input, running_mean, running_var, momentum, eps, process_group
+            )
+    if composed:
+        if count is not None:
+            mean, _, invstd = reference.batch_norm_relu_statistics(input, eps=eps)
+        return reference.batch_norm_relu(
+            input, mean, invstd, weight, bias, residual, activation, negative_slope
+        )
+    index = ACTIVATIONS.index(activation)
+    tensors = (input, weight, bias, residual)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        options = (chosen, index, negative_slope, eps)
+        return _BatchNormReLU.apply(*tensors, mean, invstd, count, process_group, options)
+    return _RUN[chosen]["batch_norm_relu"](
+        input, mean, invstd, weight, bias, residual, index, negative_slope
+    )

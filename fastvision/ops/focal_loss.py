@@ -1,0 +1,553 @@
+"""Focal loss, sigmoid and softmax: the gradient is made in the forward's one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .. import reference
+from ._backend import choose
+from ._checks import check_floating, check_tensor
+
+# grad_scale: what the gradients are multiplied by; 0 if none are wanted. The result is the loss,
+# if reduced a sum in the type of arithmetic, and the gradient of each input.
+_SIGMOID_SCHEMA = (
+    "(Tensor[] inputs, Tensor[] targets, float alpha, float gamma, bool reduce, float grad_scale) "
+    "-> Tensor[]"
+)
+_SOFTMAX_SCHEMA = (
+    "(Tensor inputs, Tensor targets, Tensor? weights, float gamma, int ignore_index, bool reduce, "
+    "float grad_scale) -> Tensor[]"
+)
+_SCALE_SCHEMA = "(Tensor(a!)[] grads, Tensor factor, float scale) -> ()"
+MAX_LEVELS = 8  # kMaxFocalLevels of csrc/ops/focal_loss.h
+# Easy examples' gradients are below float16's range, and a loss scale that brings them back comes
+# only in the backward: they are stored times that. No gradient is then above the range; in softmax,
+# none unless a class weighs more than a thousand.
+HALF_GRAD_SCALE = {"sigmoid": 1024.0, "softmax": 32.0}
+
+for _suffix in ("", "_triton"):
+    torch.library.define(f"fastvision::sigmoid_focal_loss{_suffix}", _SIGMOID_SCHEMA)
+    torch.library.define(f"fastvision::softmax_focal_loss{_suffix}", _SOFTMAX_SCHEMA)
+    torch.library.define(f"fastvision::focal_loss_scale{_suffix}_", _SCALE_SCHEMA)
+
+
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_results(
+    inputs: list[Tensor], losses: Sequence[int], reduce: bool, grad_scale: float
+) -> list[Tensor]:
+    first = inputs[0]
+    dtype = _arithmetic(first.dtype) if reduce else first.dtype
+    loss = first.new_empty(() if reduce else losses, dtype=dtype)
+    return [loss, *(first.new_empty(x.shape) for x in inputs if grad_scale)]
+
+
+def _fake_sigmoid(
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    alpha: float,
+    gamma: float,
+    reduce: bool,
+    grad_scale: float,
+) -> list[Tensor]:
+    return _fake_results(inputs, inputs[0].shape, reduce, grad_scale)
+
+
+def _fake_softmax(
+    inputs: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    gamma: float,
+    ignore_index: int,
+    reduce: bool,
+    grad_scale: float,
+) -> list[Tensor]:
+    return _fake_results([inputs], targets.shape, reduce, grad_scale)
+
+
+def _fake_scale(grads: list[Tensor], factor: Tensor, scale: float) -> None:
+    pass
+
+
+def _triton_sigmoid(*args: Any) -> list[Tensor]:
+    from ..kernels.focal_loss import launch_sigmoid_focal_loss  # triton only where it runs
+
+    return launch_sigmoid_focal_loss(*args)
+
+
+def _triton_softmax(*args: Any) -> list[Tensor]:
+    from ..kernels.focal_loss import launch_softmax_focal_loss
+
+    return launch_softmax_focal_loss(*args)
+
+
+def _triton_scale(*args: Any) -> None:
+    from ..kernels.focal_loss import launch_focal_loss_scale
+
+    launch_focal_loss_scale(*args)
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"fastvision::sigmoid_focal_loss{_suffix}", _fake_sigmoid)
+    torch.library.register_fake(f"fastvision::softmax_focal_loss{_suffix}", _fake_softmax)
+    torch.library.register_fake(f"fastvision::focal_loss_scale{_suffix}_", _fake_scale)
+_TRITON = ("CPU", "CUDA")
+torch.library.impl("fastvision::sigmoid_focal_loss_triton", _TRITON, _triton_sigmoid)
+torch.library.impl("fastvision::softmax_focal_loss_triton", _TRITON, _triton_softmax)
+torch.library.impl("fastvision::focal_loss_scale_triton_", _TRITON, _triton_scale)
+
+_OPS = torch.ops.fastvision
+_SIGMOID = {
+    "cpp": _OPS.sigmoid_focal_loss.default,
+    "cuda": _OPS.sigmoid_focal_loss.default,
+    "triton": _OPS.sigmoid_focal_loss_triton.default,
+}
+_SOFTMAX = {
+    "cpp": _OPS.softmax_focal_loss.default,
+    "cuda": _OPS.softmax_focal_loss.default,
+    "triton": _OPS.softmax_focal_loss_triton.default,
+}
+_SCALE = {
+    "cpp": _OPS.focal_loss_scale_.default,
+    "cuda": _OPS.focal_loss_scale_.default,
+    "triton": _OPS.focal_loss_scale_triton_.default,
+}
+
+
+# A call is (kind, backend, options, reduce, divisor) and its tensors, of which the first are the
+# inputs. sigmoid: inputs, targets; options (alpha, gamma). softmax: input, target and the weights
+# if there are any; options (gamma, ignore_index). A sum is divided by the divisor.
+_Call = tuple[str, str, tuple[Any, ...], bool, float]
+
+
+def _inputs(call: _Call, tensors: Sequence[Tensor]) -> int:
+    return len(tensors) // 2 if call[0] == "sigmoid" else 1
+
+
+def _run_op(call: _Call, tensors: Sequence[Tensor], grad_scale: float) -> list[Tensor]:
+    kind, backend, options, reduce, divisor = call
+    if kind == "sigmoid":
+        n = len(tensors) // 2
+        results = _SIGMOID[backend](
+            list(tensors[:n]), list(tensors[n:]), *options, reduce, grad_scale
+        )
+    else:
+        weights = tensors[2] if len(tensors) > 2 else None
+        results = _SOFTMAX[backend](*tensors[:2], weights, *options, reduce, grad_scale)
+    if divisor == 1:
+        return results
+    total, *grads = results
+    return [total / divisor, *grads]
+
+
+def _run_reference(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
+    kind, _, (option, other), reduce, divisor = call
+    if kind == "sigmoid":
+        n = len(tensors) // 2
+        loss = reference.sigmoid_focal_loss(tensors[:n], tensors[n:], option, other, reduce)
+    else:
+        x, t, *weights = tensors
+        weight = weights[0] if weights else None
+        loss = reference.softmax_focal_loss(x, t, weight, option, other, reduce)
+    return loss if divisor == 1 else loss / divisor
+
+
+def _scales(call: _Call, dtype: torch.dtype) -> tuple[float, float]:
+    """Of the stored gradients, and what makes them gradients of the loss."""
+    divisor = call[-1] or 1.0
+    if dtype == torch.float16:
+        scale = HALF_GRAD_SCALE[call[0]]
+        return scale, 1 / (scale * divisor)
+    return 1 / divisor, 1.0
+
+
+def _factor(call: _Call, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad``, the loss's, in the type of arithmetic and to be multiplied with the gradients."""
+    _, factor = _scales(call, dtype)
+    grad = grad.to(_arithmetic(dtype))
+    grad = grad if factor == 1 else grad * factor
+    return grad.unsqueeze(-1) if call[0] == "softmax" and not call[3] else grad
+
+
+class _FocalLoss(torch.autograd.Function):
+    """Keeps the gradient of the forward, and gives it away in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
+        grad_scale, _ = _scales(call, tensors[0].dtype)
+        loss, *ctx.grads = _run_op(call, tensors, grad_scale)
+        ctx.call = call
+        ctx.save_for_backward(*tensors)  # for further derivatives alone
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        call: _Call = ctx.call
+        grads, ctx.grads = ctx.grads, None
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            tensors = ctx.saved_tensors
+            n = _inputs(call, tensors)
+            loss = _run_reference(call, tensors)
+            wanted = [i for i in range(n) if tensors[i].requires_grad]
+            found = torch.autograd.grad(
+                loss, [tensors[i] for i in wanted], grad.to(loss.dtype), create_graph=True
+            )
+            result: list[Tensor | None] = [None] * len(tensors)
+            for i, g in zip(wanted, found, strict=True):
+                result[i] = g
+            return (None, *result)
+        if grads is None:  # given away, and asked for again
+            tensors = ctx.saved_tensors
+            grad_scale, _ = _scales(call, tensors[0].dtype)
+            _, *grads = _run_op(call, tensors, grad_scale)
+        if call[3]:
+            _, factor = _scales(call, grads[0].dtype)
+            _SCALE[call[1]](grads, grad, factor)
+        else:
+            grads[0].mul_(_factor(call, grad, grads[0].dtype))
+        return (None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads)))
+
+
+class _FocalLossTraced(torch.autograd.Function):
+    """For torch.compile, which plans memory itself and knows no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
+        grad_scale, _ = _scales(call, tensors[0].dtype)
+        loss, *grads = _run_op(call, tensors, grad_scale)
+        ctx.call, ctx.count = call, len(tensors)
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grads = ctx.saved_tensors
+        dtype = grads[0].dtype
+        factor = _factor(ctx.call, grad, dtype)
+        scaled = [(g.to(factor.dtype) * factor).to(dtype) for g in grads]
+        return (None, *scaled, *[None] * (ctx.count - len(scaled)))
+
+
+def _run(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
+    """The loss, through autograd only where a derivative is wanted."""
+    n = _inputs(call, tensors)
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors[:n])
+    if (
+        call[1] == "reference"
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors[n:]))
+    ):
+        return _run_reference(call, tensors)
+    if not wants_grad:
+        return _run_op(call, tensors, 0.0)[0]
+    if not torch.compiler.is_compiling():
+        return _FocalLoss.apply(call, *tensors)
+    distinct: list[Tensor] = []  # what torch.compile insists on
+    for t in tensors:
+        distinct.append(t.view_as(t) if any(t is other for other in distinct) else t)
+    return _FocalLossTraced.apply(call, *distinct)
+
+
+# ---- arguments
+
+
+def _check_options(gamma: float, reduction: str) -> None:
+    if not gamma >= 0:
+        raise ValueError(f"Invalid gamma: {gamma}, expected a number that is not negative")
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"Invalid reduction: {reduction!r}, expected 'none', 'mean' or 'sum'")
+
+
+def _as_targets(x: Tensor, targets: object, name: str) -> Tensor:
+    """int64 labels, or numbers of a floating-point type."""
+    check_tensor(targets, name)
+    assert isinstance(targets, Tensor)
+    if targets.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} as inputs, got {targets.device}")
+    if targets.shape == x.shape:
+        return targets if targets.is_floating_point() else targets.to(x.dtype)
+    if targets.shape != x.shape[:-1] or targets.dim() == x.dim():
+        raise ValueError(
+            f"{name} must have the shape of inputs, {list(x.shape)}, or for labels all but its "
+            f"last dimension, got {list(targets.shape)}"
+        )
+    if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
+        raise TypeError(
+            f"{name} of shape {list(targets.shape)} must be integers, got {targets.dtype}"
+        )
+    return targets if targets.dtype == torch.int64 else targets.to(torch.int64)
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    """Under autocast a loss is float32, as torch's own are."""
+    is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    return torch.promote_types(x.dtype, torch.float32) if is_autocast else x.dtype
+
+
+def _levels(
+    inputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    if isinstance(inputs, Tensor):
+        check_floating(inputs, "inputs")
+        return [inputs], [_as_targets(inputs, targets, "targets")]
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(f"inputs must be a Tensor or a list of them, got {type(inputs).__name__}")
+    if not 1 <= len(inputs) <= MAX_LEVELS:
+        raise ValueError(f"inputs must be 1 to {MAX_LEVELS} levels, got {len(inputs)}")
+    for level, x in enumerate(inputs):
+        check_tensor(x, f"inputs[{level}]")
+        check_floating(x, f"inputs[{level}]")
+        if x.dim() < 1 or x.shape[-1] != inputs[0].shape[-1] or x.device != inputs[0].device:
+            raise ValueError(
+                f"inputs[{level}] must be [..., {inputs[0].shape[-1]}] on {inputs[0].device} as "
+                f"inputs[0], got {list(x.shape)} on {x.device}"
+            )
+    if isinstance(targets, Tensor):
+        sizes = [x.shape[1] if x.dim() > 1 else 0 for x in inputs]
+        if targets.dim() < 2 or targets.shape[1] != sum(sizes):
+            raise ValueError(
+                f"targets must be one Tensor per level, or [N, {sum(sizes)}, ...] for all of them, "
+                f"got {list(targets.shape)}"
+            )
+        targets = targets.split(sizes, 1)
+    if len(targets) != len(inputs):
+        raise ValueError(f"targets must be one per level, {len(inputs)}, got {len(targets)}")
+    fitting = [
+        _as_targets(x, t, f"targets[{i}]")
+        for i, (x, t) in enumerate(zip(inputs, targets, strict=True))
+    ]
+    if len({t.is_floating_point() for t in fitting}) > 1:
+        raise TypeError("targets must be labels for all levels, or numbers for all")
+    return list(inputs), fitting
+
+
+def _common_dtype(inputs: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs, and targets that are no labels, in the type that torch promotes them to."""
+    dtype = inputs[0].dtype
+    numbers = targets if targets[0].is_floating_point() else []
+    if all(t.dtype == dtype for t in (*inputs, *numbers)):
+        return inputs, targets
+    for t in (*inputs, *numbers):
+        dtype = torch.promote_types(dtype, t.dtype)
+    return [x.to(dtype) for x in inputs], [t.to(dtype) for t in numbers] or targets
+
+
+def _in_order_of_memory(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Both permuted so that ``x`` is contiguous, if it is dense: its elements are all alike."""
+    order = list(range(x.dim()))
+    if not x.is_contiguous():
+        by_stride = sorted(order, key=lambda dim: (-x.stride()[dim], -x.shape[dim]))
+        if x.permute(by_stride).is_contiguous():
+            order = by_stride
+            return x.permute(order), t.permute(order), order
+    return x, t, order
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor | Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor],
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Focal loss of independent binary decisions (Focal Loss for Dense Object Detection).
+
+    ``alpha_t * (1 - p_t)**gamma * -log(p_t)``, with p = sigmoid(inputs), p_t = p where the target
+    is 1 and 1 - p where it is 0; targets in between interpolate p_t, alpha_t and the cross-entropy.
+
+    Args:
+        inputs: logits of any shape, float16, bfloat16, float32 or float64; or a list of up to 8
+            levels of a detector's head, [..., K] each, if the loss is reduced. Levels are not
+            concatenated.
+        targets: numbers of the same shape; or integer labels of one dimension fewer: 0 to K - 1
+            the class, -1 background, below -1 the row of K logits is ignored. For levels
+            [N, A_l, K] one Tensor per level, or one of all, [N, sum of A_l] or [N, sum of A_l, K].
+        alpha: weight of positives, 1 - alpha that of negatives; -1: no weights.
+        gamma: how much easy examples count less, 0 or more.
+        reduction: "none"; "sum"; or "mean", over all logits that are not of an ignored row.
+        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        The shape of ``inputs``, or one number if reduced, in the dtype that torch promotes
+        ``inputs`` and ``targets`` to; float32 under autocast. Arithmetic is in float32 (float64 for
+        float64), sums are in a fixed order and the same for any number of threads.
+
+    The gradient is made in the forward's pass and scaled in place by the backward. Further
+    derivatives, forward mode and gradients of the targets go through the operations of PyTorch.
+
+    ==============================  =============================  =============================
+    input                           CPU                            CUDA
+    ==============================  =============================  =============================
+    infinite logit                  the limit, of the gradient too the limit
+    NaN logit or target             NaN there                      NaN there
+    label of K or more              RuntimeError                   NaN
+    ignored row                     0, whatever its logits         0
+    nothing to reduce               sum 0, mean NaN                sum 0, mean NaN
+    ==============================  =============================  =============================
+
+    Raises:
+        ValueError: alpha, gamma, reduction or shapes that do not fit; ``backend`` cannot run here.
+        TypeError: dtypes that do not fit.
+    """
+    if not 0 <= alpha <= 1 and alpha != -1:
+        raise ValueError(f"Invalid alpha value: {alpha}. Expected one in [0, 1], or -1 for none.")
+    _check_options(gamma, reduction)
+    levels, labels = _levels(inputs, targets)
+    chosen = choose(levels[0], backend)
+    levels, labels = _common_dtype(levels, labels)
+    dtype = _result_dtype(levels[0])
+    reduce = reduction != "none"
+    are_labels = not labels[0].is_floating_point()
+    if not reduce:
+        if not isinstance(inputs, Tensor):
+            raise ValueError("reduction must be 'sum' or 'mean' for a list of levels, got 'none'")
+        levels = [levels[0].to(dtype)]
+        labels = labels if are_labels else [labels[0].to(dtype)]
+    orders: list[list[int]] = []
+    if not are_labels and not all(x.is_contiguous() for x in levels):
+        dense = [_in_order_of_memory(x, t) for x, t in zip(levels, labels, strict=True)]
+        levels, labels, orders = map(list, zip(*dense, strict=True))
+    divisor = 1.0
+    if reduction == "mean" and not are_labels:
+        divisor = float(sum(x.numel() for x in levels))
+    call = ("sigmoid", chosen, (float(alpha), float(gamma)), reduce, divisor)
+    loss = _run(call, (*levels, *labels))
+    if reduction == "mean" and are_labels:
+        rows = [(t >= -1).sum() for t in labels]
+        total = rows[0] if len(rows) == 1 else torch.stack(rows).sum()
+        loss = loss / (total * levels[0].shape[-1])
+    elif orders and not reduce:
+        loss = loss.permute([orders[0].index(dim) for dim in range(loss.dim())])
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def softmax_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor | None = None,
+    gamma: float = 2,
+    reduction: str = "none",
+    ignore_index: int = -100,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Focal loss of a choice between K classes, ``-alpha_y * (1 - p_y)**gamma * log(p_y)``.
+
+    p = softmax(inputs), y the label. gamma 0 is cross-entropy.
+
+    Args:
+        inputs: [..., K] logits, float16, bfloat16, float32 or float64. The classes come last: for a
+            map [N, K, H, W] pass ``x.permute(0, 2, 3, 1)``.
+        targets: integer labels [...]; or probabilities [..., K], whose losses are summed weighted
+            by them (by PyTorch's operations: no kernel).
+        alpha: weight per class [K], or one for all; None or a negative number: no weights.
+        gamma: how much easy examples count less, 0 or more.
+        reduction: "none"; "sum"; or "mean", over the rows that are not ignored (not weighted).
+        ignore_index: label of rows that count as nothing.
+        backend: see :func:`sigmoid_focal_loss`.
+
+    Returns:
+        [...] or one number, in the dtype of ``inputs``; float32 under autocast. Arithmetic,
+        determinism and derivatives are as in :func:`sigmoid_focal_loss`.
+
+    A logit of -infinity is a class of probability 0; +infinity gives NaN, as softmax does. A label
+    outside [0, K) that is not ``ignore_index`` is a RuntimeError on the CPU, NaN on CUDA.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit; ``backend`` cannot run here.
+    """
+    _check_options(gamma, reduction)
+    check_tensor(inputs, "inputs")
+    check_floating(inputs, "inputs")
+    if inputs.dim() < 1:
+        raise ValueError("inputs must have shape [..., K], got []")
+    labels = _as_targets(inputs, targets, "targets")
+    dtype = _result_dtype(inputs)
+    arithmetic = _arithmetic(inputs.dtype)
+    chosen = choose(inputs, backend)
+    weights: tuple[Tensor, ...] = ()
+    if isinstance(alpha, Tensor) and alpha.dim() > 0:
+        if alpha.shape != inputs.shape[-1:] or alpha.device != inputs.device:
+            raise ValueError(
+                f"alpha must have shape [{inputs.shape[-1]}] on {inputs.device}, got "
+                f"{list(alpha.shape)} on {alpha.device}"
+            )
+        weights = (alpha.to(arithmetic),)
+        alpha = None
+    soft = labels.is_floating_point()
+    x = inputs.to(dtype) if reduction == "none" else inputs
+    call = (
+        "softmax",
+        "reference" if soft else chosen,
+        (float(gamma), int(ignore_index)),
+        reduction != "none",
+        float(labels[..., 0].numel()) if reduction == "mean" and soft else 1.0,
+    )
+    loss = _run(call, (x, labels.to(arithmetic) if soft else labels, *weights))
+    if reduction == "mean" and not soft:
+        loss = loss / (labels != ignore_index).sum()
+    if alpha is not None and alpha >= 0:
+        loss = loss * alpha
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+class SigmoidFocalLoss(nn.Module):
+    """See :func:`sigmoid_focal_loss`."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2, reduction: str = "mean") -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def forward(
+        self, inputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]
+    ) -> Tensor:
+        return sigmoid_focal_loss(inputs, targets, self.alpha, self.gamma, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+
+class SoftmaxFocalLoss(nn.Module):
+    """See :func:`softmax_focal_loss`; weights per class move with the module."""
+
+    alpha: float | Tensor | None
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None = None,
+        gamma: float = 2,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        if isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return softmax_focal_loss(
+            inputs, targets, self.alpha, self.gamma, self.reduction, self.ignore_index
+        )
+
+    def extra_repr(self) -> str:
+        alpha = "per class" if isinstance(self.alpha, Tensor) else self.alpha
+        return (
+            f"alpha={alpha}, gamma={self.gamma}, reduction={self.reduction!r}, "
+            f"ignore_index={self.ignore_index}"
+        )

@@ -1,0 +1,294 @@
+"""Layers made of a convolution, a normalization and an activation, run as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.activations import activate
+from .batch_norm_relu import batch_norm_relu
+from .conv_bn_relu import conv_bn_relu
+
+_ACTIVATION_LAYERS: dict[type[nn.Module], str] = {
+    nn.Identity: "none",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+}
+_DEFAULT_SLOPE = 0.01
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalization whose statistics and affine parameters are buffers: they never change.
+
+    Args:
+        num_features: channels of the [N, C, H, W] input.
+        eps: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)  # of a BatchNorm2d's checkpoint
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_norm_relu(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps,
+            activation="none",
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"
+
+
+def _is_frozen_batch_norm(module: nn.Module) -> bool:
+    # torchvision's as well, which need not be installed
+    return type(module).__name__ == "FrozenBatchNorm2d" and not module._parameters
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Calling it runs nothing but its forward: no hooks, no forward of the instance's own."""
+    return "forward" not in module.__dict__ and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _global_hooks() -> bool:
+    state = nn.modules.module
+    return bool(
+        state._global_forward_hooks
+        or state._global_forward_pre_hooks
+        or state._global_backward_hooks
+        or state._global_backward_pre_hooks
+    )
+
+
+def _fusible(conv: nn.Module, norm: nn.Module | None, *others: nn.Module) -> bool:
+    """Whether the ops do what calling the layers one after the other does."""
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
+        return False
+    if norm is not None:
+        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or _is_frozen_batch_norm(norm)
+        if not known or not _is_plain(norm):
+            return False
+    return _is_plain(conv) and all(map(_is_plain, others)) and not _global_hooks()
+
+
+def _activation(module: nn.Module | None) -> tuple[str, float] | None:
+    """Name and negative slope of an activation layer that is one of ours."""
+    if module is None:
+        return "none", _DEFAULT_SLOPE
+    name = _ACTIVATION_LAYERS.get(type(module))
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else _DEFAULT_SLOPE
+    return None if name is None else (name, slope)
+
+
+def _process_group(norm: nn.Module) -> Any:
+    """Over whose processes the statistics go, None for this one alone."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_available():
+        return None
+    if not torch.distributed.is_initialized():
+        return None
+    group = norm.process_group or torch.distributed.group.WORLD
+    return group if torch.distributed.get_world_size(group) > 1 else None
+
+
+def _conv_norm_activation(
+    input: Tensor,
+    conv: Any,
+    norm: Any,
+    activation: str,
+    negative_slope: float,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(norm(conv(input)) + residual), where ``norm`` is None or a batch normalization."""
+    end: dict[str, Any] = {
+        "residual": residual,
+        "activation": activation,
+        "negative_slope": negative_slope,
+    }
+    geometry: dict[str, Any] = {
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+    }
+    if norm is None:
+        return conv_bn_relu(input, conv.weight, conv.bias, **geometry, **end)
+    training, momentum = False, 0.0
+    running_mean, running_var = norm.running_mean, norm.running_var
+    if not _is_frozen_batch_norm(norm):
+        # as torch.nn.BatchNorm2d.forward
+        training = norm.training or (running_mean is None and running_var is None)
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        if norm.training and not norm.track_running_stats:
+            running_mean = running_var = None
+    group = _process_group(norm) if training and norm.training else None
+    if group is not None:
+        return batch_norm_relu(
+            conv(input), running_mean, running_var, norm.weight, norm.bias, True, momentum,
+            norm.eps, process_group=group, **end,
+        )  # fmt: skip
+    return conv_bn_relu(
+        input, conv.weight, conv.bias, bn_weight=norm.weight, bn_bias=norm.bias,
+        running_mean=running_mean, running_var=running_var, training=training, momentum=momentum,
+        eps=norm.eps, **geometry, **end,
+    )  # fmt: skip
+
+
+class ConvBNReLU2d(nn.Module):
+    """activation(bn(conv(input)) + residual), see :func:`conv_bn_relu`.
+
+    ``conv`` is a :class:`torch.nn.Conv2d` and ``bn`` a :class:`torch.nn.BatchNorm2d`, so state
+    dicts have the keys ``conv.*`` and ``bn.*``. ``bn`` may be replaced by a SyncBatchNorm, whose
+    statistics are then those of all its processes (on the CPU too), by a FrozenBatchNorm2d, or by
+    another module; hooks of the two are respected: then they run one after the other.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: of
+            :class:`torch.nn.Conv2d`.
+        bias: of the convolution; without, since the normalization would remove it.
+        eps, momentum: of the batch normalization.
+        activation, negative_slope: see :func:`conv_bn_relu`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str = "relu",
+        negative_slope: float = _DEFAULT_SLOPE,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+        self.bn = nn.BatchNorm2d(out_channels, eps, momentum, device=device, dtype=dtype)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if isinstance(input, Tensor) and _fusible(self.conv, self.bn):
+            return _conv_norm_activation(
+                input, self.conv, self.bn, self.activation, self.negative_slope, residual
+            )
+        z = self.bn(self.conv(input))
+        z = z if residual is None else z + residual
+        return activate(z, self.activation, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        slope = f", negative_slope={self.negative_slope}"
+        return f"activation={self.activation}" + slope * (self.activation == "leaky_relu")
+
+
+def _same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]) -> Any:
+    """What keeps the size for odd kernels, as in torchvision."""
+    if isinstance(kernel_size, int) and isinstance(dilation, int):
+        return (kernel_size - 1) // 2 * dilation
+    kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    steps = (dilation,) * 2 if isinstance(dilation, int) else tuple(dilation)
+    return tuple((k - 1) // 2 * d for k, d in zip(kernel, steps, strict=True))
+
+
+class Conv2dNormActivation(nn.Sequential):
+    """A Sequential of convolution, normalization and activation that runs as one op.
+
+    torchvision's constructor and state dict (``0.*``, ``1.*``). It is one op where ``norm_layer``
+    makes a BatchNorm2d, SyncBatchNorm (whose statistics are those of all its processes, on the CPU
+    too), FrozenBatchNorm2d or is None, and ``activation_layer`` a ReLU, ReLU6, LeakyReLU, SiLU,
+    Hardswish, Sigmoid or is None. Otherwise, and where a layer has hooks, layer by layer.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, groups: of the convolution.
+        padding: of the convolution; ``(kernel_size - 1) // 2 * dilation`` if None.
+        norm_layer: called with ``out_channels``.
+        activation_layer: called with ``inplace`` unless that is None.
+        inplace: of the activation, where it runs as a layer.
+        bias: of the convolution; if None, only without a ``norm_layer``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str | None = None,
+        groups: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        dilation: int | tuple[int, int] = 1,
+        inplace: bool | None = True,
+        bias: bool | None = None,
+    ) -> None:
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _same_padding(kernel_size, dilation) if padding is None else padding,
+            dilation,
+            groups,
+            norm_layer is None if bias is None else bias,
+        )
+        layers: list[nn.Module] = [conv]
+        if norm_layer is not None:
+            layers.append(norm_layer(out_channels))
+        if activation_layer is not None:
+            layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
+        super().__init__(*layers)
+        self.out_channels = out_channels
+        self._has_norm = norm_layer is not None
+
+    def forward(self, input: Tensor) -> Tensor:
+        conv, *rest = self.children()
+        norm = rest.pop(0) if self._has_norm and rest else None
+        activation = _activation(rest[0] if rest else None)
+        if (
+            activation is not None
+            and isinstance(input, Tensor)  # what is none traces the layers
+            and len(rest) <= 1
+            and _fusible(conv, norm, *rest)
+        ):
+            return _conv_norm_activation(input, conv, norm, *activation)
+        return super().forward(input)

@@ -1,0 +1,153 @@
+"""Batch normalization, residual and activation, forward and backward, step by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activations import activate
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _over_channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+def batch_norm_relu_statistics(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[C] mean, biased variance and 1 / sqrt(variance + eps) of each channel of [N, C, ...].
+
+    The running statistics move by ``momentum`` towards the batch's, with the unbiased variance.
+    """
+    x = _wide(input)
+    dims = [0, *range(2, x.dim())]
+    var, mean = torch.var_mean(x, dims, correction=0)
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        count = x.numel() // x.shape[1]
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    return mean, var, (var + eps).rsqrt()
+
+
+def _normalized(input: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    x = _wide(input)
+    return (x - _over_channels(mean, x)) * _over_channels(invstd, x)
+
+
+def _pre_activation(
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    z = _normalized(input, mean, invstd)
+    if weight is not None:
+        z = z * _over_channels(weight, z)
+    if bias is not None:
+        z = z + _over_channels(bias, z)
+    return z if residual is None else z + residual.to(z.dtype)
+
+
+def batch_norm_relu(
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """activation((input - mean) * invstd * weight + bias + residual), rounded once at the end.
+
+    [N, C, ...] of a float type; mean, invstd, weight and bias [C] in float32 or better.
+    """
+    z = _pre_activation(input, mean, invstd, weight, bias, residual)
+    return activate(z, activation, negative_slope).to(input.dtype)
+
+
+def activation_gradient(
+    grad: Tensor, z: Tensor, activation: str, negative_slope: float = 0.01
+) -> Tensor:
+    """Gradient of ``z`` from that of ``activate(z)``.
+
+    The result of relu, relu6 and leaky_relu (of a positive slope) serves as well as ``z``.
+    """
+    if activation == "relu":
+        return torch.where(z <= 0, 0, grad)
+    if activation == "relu6":
+        return torch.where((z <= 0) | (z >= 6), 0, grad)
+    if activation == "leaky_relu":
+        return torch.where(z > 0, grad, grad * negative_slope)
+    if activation == "hardswish":
+        return torch.where(z <= -3, 0, torch.where(z >= 3, grad, grad * (z / 3 + 0.5)))
+    if activation in ("silu", "sigmoid"):
+        s = F.sigmoid(z)
+        return grad * (s * (1 - s) if activation == "sigmoid" else s * (1 + z * (1 - s)))
+    return grad
+
+
+def batch_norm_relu_sums(
+    grad: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
+    """[2, C] sums of dz and of dz * (input - mean) * invstd: the gradients of bias and weight.
+
+    Also dz, the gradient before the activation and so the residual's, if there is a ``residual`` or
+    an ``output``, which then decides about the activation's derivative.
+    """
+    if output is not None:
+        z = _wide(output)
+    else:
+        z = _pre_activation(input, mean, invstd, weight, bias, residual)
+    dz = activation_gradient(_wide(grad), z, activation, negative_slope)
+    dims = [0, *range(2, z.dim())]
+    sums = torch.stack([dz.sum(dims), (dz * _normalized(input, mean, invstd)).sum(dims)])
+    given = residual is not None or output is not None
+    return sums, dz.to(grad.dtype) if given else sums.new_empty(0)
+
+
+def batch_norm_relu_backward(
+    grad: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sums: Tensor | None,
+    count: int,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """Gradient of the input (Ioffe and Szegedy 2015, section 3).
+
+    ``sums`` are those of :func:`batch_norm_relu_sums` and ``count`` is the number of elements of a
+    channel; without them the statistics count as constants.
+    """
+    z = _pre_activation(input, mean, invstd, weight, bias, None)
+    dx = activation_gradient(_wide(grad), z, activation, negative_slope)
+    if sums is not None:
+        normalized, means = _normalized(input, mean, invstd), sums / count
+        dx = dx - _over_channels(means[0], z) - normalized * _over_channels(means[1], z)
+    scale = invstd if weight is None else invstd * weight
+    return (dx * _over_channels(scale, z)).to(grad.dtype)

@@ -1,0 +1,561 @@
+"""Convolution with scale, shift, residual and activation in its epilogue.
+
+The general kernel is an implicit GEMM of [M, R*S*C] pixels and [R*S*C, K] weights per group, M the
+N*OH*OW output pixels: a row's address and the taps that lie inside the image are computed once,
+and a step along the reduction adds one offset to all rows (Chetlur et al. 2014, section 3). A 1x1
+convolution is the case in which all of that vanishes. Where the output has too few tiles for the
+device, the reduction is split: the parts go to a workspace, and the pointwise kernel adds them in
+their order, so that the result is the same in every run. Depthwise convolutions have a kernel of
+their own, since there is no matrix to multiply.
+
+Weights are in the input's dtype. A batch normalization is a scale and a shift in float32, applied
+to the float32 sum: nothing is rounded before the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common.activation import activate
+from .configs.conv_bn_relu import (
+    DEPTHWISE_REGISTERS,
+    DEPTHWISE_WARPS,
+    POINTWISE_WARPS,
+    Tile,
+    default_tile,
+    depthwise_block,
+    is_flat,
+    pointwise_block,
+)
+
+MOST_PIXELS = 2**31 - 4096  # of a batch: a tile's last row still counts in 32 bits
+MAX_TAPS = 31  # per axis: the taps inside the image are bits of an integer
+# Triton's dot uses tensor cores from here on; before, it is compiled to code that spills
+DOT_CAPABILITY = (8, 0)
+
+
+@triton.jit
+def _inside(start, step, extent, TAPS: tl.constexpr):
+    """Bit t says whether ``start + t * step`` is in [0, extent)."""
+    bits = tl.zeros_like(start)
+    for t in tl.static_range(TAPS):
+        position = start + t * step
+        bits |= ((position >= 0) & (position < extent)).to(tl.int32) << t
+    return bits
+
+
+@triton.jit
+def _epilogue(
+    acc,  # [BLOCK_M, BLOCK_N] float32
+    k,  # channel of each column, or of each row
+    k_mask,
+    offset,  # in the output
+    mask,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    negative_slope,
+    CHANNEL_AXIS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + k, mask=k_mask, other=0.0)
+        acc *= tl.expand_dims(scale, 1 - CHANNEL_AXIS)
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + k, mask=k_mask, other=0.0)
+        acc += tl.expand_dims(shift, 1 - CHANNEL_AXIS)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    return activate(acc, negative_slope, ACTIVATION)
+
+
+@triton.jit(do_not_specialize=["N", "negative_slope"])
+def _conv_kernel(
+    input_ptr,  # [N, H, W, C]
+    weight_ptr,  # [K, R, S, C / groups]
+    scale_ptr,  # [K] float32, or None
+    shift_ptr,  # [K] float32, or None
+    residual_ptr,  # like output, or None
+    output_ptr,  # [N, OH, OW, K]; [splits, ...] float32 sums if IS_SPLIT
+    N,
+    H,
+    W,
+    OH,
+    OW,
+    C_UNITS,  # channels of a group, in units of UNIT_C
+    K_UNITS,
+    groups,
+    stride_h,
+    stride_w,
+    pad_top,
+    pad_left,
+    dilation_h,
+    dilation_w,
+    split_steps,  # of the reduction, per split
+    negative_slope,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    UNIT_C: tl.constexpr,  # a known factor of the sizes, so that loads can be wide
+    UNIT_K: tl.constexpr,
+    PADDED: tl.constexpr,  # taps may lie outside the image
+    DENSE: tl.constexpr,  # 1x1 and stride 1: rows of the input are rows of the output
+    FLAT_C: tl.constexpr,  # channels of a group if a tile spans taps, else 0
+    INT64: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    TF32: tl.constexpr,  # float32 products on tensor cores
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    C = C_UNITS * UNIT_C  # of a group
+    K = K_UNITS * UNIT_K
+    P = OH * OW
+    M = N * P
+    group = tl.program_id(1)
+    # tiles in bands of GROUP_M rows: those that run together share rows and columns in L2
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(K, BLOCK_N)
+    band = tl.program_id(0) // (GROUP_M * tiles_n)
+    rows = tl.minimum(tiles_m - band * GROUP_M, GROUP_M)
+    within = tl.program_id(0) % (GROUP_M * tiles_n)
+    m = (band * GROUP_M + within % rows) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = within // rows * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_mask = m < M
+
+    if DENSE:
+        base = m
+        row_taps = m
+        col_taps = m
+    else:
+        h = m % P // OW * stride_h - pad_top
+        w = m % OW * stride_w - pad_left
+        base = (m // P * H + h) * W + w
+        if PADDED:
+            row_taps = _inside(h, dilation_h, H, R)
+            col_taps = _inside(w, dilation_w, W, S)
+    if INT64:
+        base = base.to(tl.int64)
+        group = group.to(tl.int64)
+    row_ptr = input_ptr + base * (C * groups) + group * C  # [BLOCK_M]
+    reduction = R * S * C
+    column_ptr = weight_ptr + (group * K + n) * reduction  # [BLOCK_N]
+    n_mask = n < K
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if FLAT_C > 0:
+        steps = tl.cdiv(R * S * FLAT_C, BLOCK_K)
+    else:
+        channel_steps = tl.cdiv(C, BLOCK_K)
+        steps = R * S * channel_steps
+    first = 0
+    last = steps
+    if IS_SPLIT:
+        first = tl.program_id(2) * split_steps
+        last = tl.minimum(first + split_steps, steps)
+    for step in range(first, last):
+        if FLAT_C > 0:
+            q = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            q_mask = q < R * S * FLAT_C
+            c = q % FLAT_C
+            r = q // FLAT_C // S
+            s = q // FLAT_C % S
+            offset = (r * dilation_h * W + s * dilation_w) * (C * groups) + c
+            mask = m_mask[:, None] & q_mask[None, :]
+            if PADDED:
+                mask &= (
+                    (row_taps[:, None] >> r[None, :]) & (col_taps[:, None] >> s[None, :]) & 1
+                ) > 0
+            a = tl.load(row_ptr[:, None] + offset[None, :], mask=mask, other=0.0)
+        else:
+            if R * S == 1:
+                r = 0
+                s = 0
+                c = step * BLOCK_K + tl.arange(0, BLOCK_K)
+                q = c
+            else:
+                tap = step // channel_steps
+                r = tap // S
+                s = tap % S
+                c = (step - tap * channel_steps) * BLOCK_K + tl.arange(0, BLOCK_K)
+                q = tap * C + c
+            mask = m_mask
+            if PADDED:
+                mask &= ((row_taps >> r) & (col_taps >> s) & 1) > 0
+            q_mask = c < C
+            offset = (r * dilation_h * W + s * dilation_w) * (C * groups) + c
+            a = tl.load(
+                row_ptr[:, None] + offset[None, :],
+                mask=mask[:, None] & q_mask[None, :],
+                other=0.0,
+            )
+        b = tl.load(
+            column_ptr[None, :] + q[:, None], mask=q_mask[:, None] & n_mask[None, :], other=0.0
+        )
+        acc = tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
+
+    k = group * K + n
+    if INT64:
+        m = m.to(tl.int64)
+    offset = m[:, None] * (K * groups) + k[None, :]
+    mask = m_mask[:, None] & n_mask[None, :]
+    if IS_SPLIT:
+        output_ptr += tl.program_id(2).to(tl.int64) * M * (K * groups)
+    else:
+        acc = _epilogue(
+            acc, k, n_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
+            ACTIVATION,
+        )  # fmt: skip
+    tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["N", "negative_slope"])
+def _depthwise_kernel(
+    input_ptr,  # [N, H, W, C]
+    weight_ptr,  # [R, S, K]
+    scale_ptr,  # [K] float32, or None
+    shift_ptr,  # [K] float32, or None
+    residual_ptr,  # like output, or None
+    output_ptr,  # [N, OH, OW, K]
+    N,
+    H,
+    W,
+    OH,
+    OW,
+    C_UNITS,
+    stride_h,
+    stride_w,
+    pad_top,
+    pad_left,
+    dilation_h,
+    dilation_w,
+    negative_slope,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    MULTIPLIER: tl.constexpr,  # output channels of an input channel
+    INT64: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    C = C_UNITS * UNIT_C
+    K = C * MULTIPLIER
+    P = OH * OW
+    channel_blocks = tl.cdiv(K, BLOCK_N)
+    m = tl.program_id(0) // channel_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.program_id(0) % channel_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_mask = m < N * P
+    k_mask = k < K
+    h = m % P // OW * stride_h - pad_top
+    w = m % OW * stride_w - pad_left
+    base = (m // P * H + h) * W + w
+    if INT64:
+        base = base.to(tl.int64)
+    pixel_ptr = input_ptr + base[:, None] * C + (k // MULTIPLIER)[None, :]
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for r in range(R):
+        y = h + r * dilation_h
+        y_mask = m_mask & (y >= 0) & (y < H)
+        for s in tl.static_range(S):
+            x = w + s * dilation_w
+            mask = (y_mask & (x >= 0) & (x < W))[:, None] & k_mask[None, :]
+            value = tl.load(
+                pixel_ptr + (r * dilation_h * W + s * dilation_w) * C, mask=mask, other=0.0
+            )
+            weight = tl.load(weight_ptr + (r * S + s) * K + k, mask=k_mask, other=0.0)
+            acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
+
+    if INT64:
+        m = m.to(tl.int64)
+    offset = m[:, None] * K + k[None, :]
+    mask = m_mask[:, None] & k_mask[None, :]
+    acc = _epilogue(
+        acc, k, k_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
+        ACTIVATION,
+    )  # fmt: skip
+    tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "parts", "channels", "negative_slope"])
+def _pointwise_kernel(
+    parts_ptr,  # [parts, rows, columns], added in their order
+    scale_ptr,  # [channels] float32, or None
+    shift_ptr,  # [channels] float32, or None
+    residual_ptr,  # [rows, columns], or None
+    output_ptr,  # [rows, columns]; may be the only part
+    rows,
+    column_units,
+    parts,
+    channels,
+    negative_slope,
+    UNIT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,  # a column is a channel; else a row is one of an image
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    columns = column_units * UNIT
+    column_blocks = tl.cdiv(columns, BLOCK_N)
+    row = tl.program_id(0) // column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    offset = row.to(tl.int64)[:, None] * columns + column[None, :]
+
+    acc = tl.load(parts_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    part_size = rows.to(tl.int64) * columns
+    for part in range(1, parts):
+        acc += tl.load(parts_ptr + part * part_size + offset, mask=mask, other=0.0).to(tl.float32)
+    if CHANNELS_LAST:
+        acc = _epilogue(
+            acc, column, column < columns, offset, mask, scale_ptr, shift_ptr, residual_ptr,
+            negative_slope, 1, ACTIVATION,
+        )  # fmt: skip
+    else:
+        acc = _epilogue(
+            acc, row % channels, row < rows, offset, mask, scale_ptr, shift_ptr, residual_ptr,
+            negative_slope, 0, ACTIVATION,
+        )  # fmt: skip
+    tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+def _unit(size: int) -> int:
+    """The largest of 16, 8, 4, 2, 1 that divides ``size``."""
+    return min(size & -size, 16) or 16
+
+
+def _exceeds_int32(*tensors: Tensor) -> bool:
+    return any(t.numel() >= 2**31 for t in tensors)
+
+
+def unsupported(
+    input: Tensor,
+    weight: Tensor,  # [K, C / groups, R, S]
+    output_pixels: int,  # N * OH * OW
+) -> str | None:
+    """Why :func:`launch_conv` cannot do this convolution, or None."""
+    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it computes in float32, not {input.dtype}"
+    if max(weight.shape[2:]) > MAX_TAPS:
+        return f"a side of the kernel may have up to {MAX_TAPS} taps, got {list(weight.shape[2:])}"
+    N, _, H, W = input.shape
+    if max(N * H * W, output_pixels) > MOST_PIXELS:
+        return f"input and output may have up to {MOST_PIXELS} pixels each"
+    if input.is_cuda and weight.shape[1] != 1:
+        capability = torch.cuda.get_device_capability(input.device)
+        if capability < DOT_CAPABILITY:
+            return f"it needs compute capability 8.0, this device has {capability}"
+    return None
+
+
+def launch_conv(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [K, R, S, C / groups], or [R, S, K] of a depthwise one; input's dtype
+    scale: Tensor | None,  # [K] float32
+    shift: Tensor | None,  # [K] float32
+    residual: Tensor | None,  # like output
+    output: Tensor,  # [N, K, OH, OW] in input's dtype, contiguous or channels_last
+    stride: Sequence[int],
+    padding: Sequence[int],  # left, right, top, bottom
+    dilation: Sequence[int],
+    groups: int,
+    activation: int,
+    negative_slope: float,
+    tf32: bool = False,  # float32 products may be rounded to 10 bits
+    tile: Tile | None = None,
+) -> None:
+    """activation(conv(input, weight) * scale + shift + residual), in float32 before the result."""
+    if output.numel() == 0:
+        return
+    if input.is_cpu and input.dtype == torch.bfloat16:
+        # Triton's interpreter computes wrongly in bfloat16
+        input, weight = input.float(), weight.float()
+        residual = None if residual is None else residual.float()
+    # the kernels gather and scatter channels: for other formats a copy costs less than strides do
+    input = input.contiguous(memory_format=torch.channels_last)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    target = output
+    if input.dtype != output.dtype or not output.is_contiguous(memory_format=torch.channels_last):
+        target = torch.empty_like(output, dtype=input.dtype, memory_format=torch.channels_last)
+    launch = _launch_depthwise if weight.dim() == 3 else _launch_gemm
+    with torch.cuda.device_of(input):
+        launch(
+            input, weight, scale, shift, residual, target, stride, padding, dilation, groups,
+            activation, negative_slope, tf32, tile,
+        )  # fmt: skip
+    if target is not output:
+        output.copy_(target)
+
+
+def _launch_depthwise(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: int,
+    negative_slope: float,
+    _tf32: bool,
+    _tile: Tile | None,
+) -> None:
+    N, C, H, W = input.shape
+    R, S, K = weight.shape
+    OH, OW = output.shape[2:]
+    unit = _unit(C)
+    block_m, block_n = depthwise_block(K)
+    _depthwise_kernel[(triton.cdiv(N * OH * OW, block_m) * triton.cdiv(K, block_n),)](
+        input,
+        weight,
+        scale,
+        shift,
+        residual,
+        output,
+        N,
+        H,
+        W,
+        OH,
+        OW,
+        C // unit,
+        *stride,
+        padding[2],
+        padding[0],
+        *dilation,
+        negative_slope,
+        R=R,
+        S=S,
+        UNIT_C=unit,
+        MULTIPLIER=K // groups,
+        INT64=_exceeds_int32(input, output),
+        ACTIVATION=activation,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        num_warps=DEPTHWISE_WARPS,
+        maxnreg=DEPTHWISE_REGISTERS,
+    )
+
+
+def _launch_gemm(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: int,
+    negative_slope: float,
+    tf32: bool,
+    tile: Tile | None,
+) -> None:
+    N, _, H, W = input.shape
+    K, R, S, C = weight.shape
+    K //= groups
+    OH, OW = output.shape[2:]
+    M = N * OH * OW
+    if tile is None:
+        tile = default_tile(M, K, C, R * S, groups, input.element_size(), tf32, input.device)
+    flat = is_flat(C)
+    steps = triton.cdiv(R * S * C, tile.block_k) if flat else R * S * triton.cdiv(C, tile.block_k)
+    split_steps = triton.cdiv(max(steps, 1), tile.splits)
+    splits = triton.cdiv(max(steps, 1), split_steps)
+    target = output
+    if splits > 1:
+        target = torch.empty(splits * output.numel(), dtype=torch.float32, device=output.device)
+    padded = any(padding)
+    unit_c, unit_k = _unit(C), _unit(K)
+    grid = (triton.cdiv(M, tile.block_m) * triton.cdiv(K, tile.block_n), groups, splits)
+    _conv_kernel[grid](
+        input,
+        weight,
+        scale,
+        shift,
+        residual,
+        target,
+        N,
+        H,
+        W,
+        OH,
+        OW,
+        C // unit_c,
+        K // unit_k,
+        groups,
+        *stride,
+        padding[2],
+        padding[0],
+        *dilation,
+        split_steps,
+        negative_slope,
+        R=R,
+        S=S,
+        UNIT_C=unit_c,
+        UNIT_K=unit_k,
+        PADDED=padded,
+        DENSE=R * S == 1 and not padded and tuple(stride) == (1, 1),
+        FLAT_C=C if flat else 0,
+        INT64=_exceeds_int32(input, weight, output),
+        IS_SPLIT=splits > 1,
+        ACTIVATION=activation,
+        TF32=tf32,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        GROUP_M=8,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    if splits > 1:
+        launch_pointwise(target, scale, shift, residual, output, activation, negative_slope)
+
+
+def launch_pointwise(
+    parts: Tensor,  # one or more of output's size and order, of any floating type
+    scale: Tensor | None,  # [K] float32
+    shift: Tensor | None,  # [K] float32
+    residual: Tensor | None,  # like output
+    output: Tensor,  # [N, K, OH, OW], contiguous or channels_last; may be the only part
+    activation: int,
+    negative_slope: float,
+) -> None:
+    """activation(sum(parts) * scale + shift + residual), in float32 before the result."""
+    if output.numel() == 0:
+        return
+    N, K, OH, OW = output.shape
+    channels_last = output.is_contiguous(memory_format=torch.channels_last)
+    rows, columns = (N * OH * OW, K) if channels_last else (N * K, OH * OW)
+    unit = _unit(columns)
+    block_m, block_n = pointwise_block(columns)
+    with torch.cuda.device_of(output):
+        _pointwise_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)](
+            parts,
+            scale,
+            shift,
+            residual,
+            output,
+            rows,
+            columns // unit,
+            parts.numel() // output.numel(),
+            K,
+            negative_slope,
+            UNIT=unit,
+            CHANNELS_LAST=channels_last,
+            ACTIVATION=activation,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=POINTWISE_WARPS,
+        )
