@@ -1,4 +1,4 @@
-"""Transposed convolution as a CUDA device runs it: Triton's kernels, and cuDNN for the rest."""
+"""Transposed convolution on a CUDA device: by Triton's kernels, or left to cuDNN."""
 
 import pytest
 import torch
