@@ -1,9 +1,19 @@
 """Vision kernels for PyTorch: a faster drop-in for torchvision.ops on CPU and GPU."""
 
+from typing import Any
+
 from . import ops
 from ._extension import empty_cache
 from ._info import info
 from ._version import __version__
 from .torchvision_patch import disable, enable, enabled
 
-__all__ = ["__version__", "disable", "empty_cache", "enable", "enabled", "info", "ops"]
+__all__ = ["__version__", "disable", "empty_cache", "enable", "enabled", "fuse", "info", "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fuse":  # most programs do without, and it takes time to import
+        from .fusion import fuse
+
+        return fuse
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

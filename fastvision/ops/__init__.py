@@ -13,6 +13,7 @@ from .focal_loss import (
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
+from .linear_act import linear_act
 from .misc import Conv2dNormActivation, ConvBNReLU2d, FrozenBatchNorm2d
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
@@ -33,6 +34,7 @@ __all__ = [
     "conv_bn_relu",
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
+    "linear_act",
     "multiscale_roi_align",
     "nms",
     "roi_align",

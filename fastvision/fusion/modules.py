@@ -1,0 +1,303 @@
+"""The modules that a fused model runs: frozen weights, one op per call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from .. import _extension, ops
+from ..ops import _backend
+from ..ops._checks import is_eager
+from ..ops.conv_bn_relu import _cpu as _conv_bn_relu_cpu
+from ..ops.conv_bn_relu import _paddings, _pair
+from ..ops.linear_act import linear_act
+from ..reference.activations import ACTIVATIONS, activate
+
+
+class Norm(NamedTuple):
+    """A batch normalization with fixed statistics, whatever module it was."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x``, [N, C, H, W] or [C, H, W], is in channels_last and not contiguous as well."""
+    if x.is_contiguous() or x.dim() not in (3, 4):
+        return False
+    x = x if x.dim() == 4 else x.unsqueeze(0)
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation needs to see torch's own operators."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+class _Fused(nn.Module):
+    """What the fused layers share: weight, bias and an activation."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float
+    ) -> None:
+        super().__init__()
+        self.weight = _frozen(weight)  # type: ignore[assignment]
+        self.register_parameter("bias", _frozen(bias))
+        self.activation, self.negative_slope = activation, negative_slope
+        self.training = False
+
+    def _sizes(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
+    def extra_repr(self) -> str:
+        return f"weight=[{self._sizes()}], bias={self.bias is not None}, {self.activation}"
+
+
+class _FusedConvolution(_Fused):
+    """activation(convolution(x) + residual); a batch normalization is part of the weights."""
+
+    def __init__(
+        self,
+        convolution: nn.Conv2d | nn.ConvTranspose2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(weight, bias, activation, negative_slope)
+        self.stride = _pair(convolution.stride, "stride")
+        self.dilation = _pair(convolution.dilation, "dilation")
+        self.padding: Any = convolution.padding
+        self.groups = convolution.groups
+        self.channels_last = channels_last
+
+    def extra_repr(self) -> str:
+        options = f"stride={self.stride}, padding={self.padding}, groups={self.groups}"
+        return f"{super().extra_repr()}, {options}, channels_last={self.channels_last}"
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() == 3:  # one image, as torch's convolutions take it
+            residual = residual if residual is None else residual.unsqueeze(0)
+            return self.forward(x.unsqueeze(0), residual).squeeze(0)
+        if self.channels_last and not _is_transformed():  # vmap knows no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)
+        if residual is None:
+            return self._run(x, None, self.activation)
+        if residual.dtype == x.dtype and residual.shape == self._output_shape(x):
+            return self._run(x, residual, self.activation)
+        # an addition that broadcasts or promotes
+        return activate(self._run(x, None, "none") + residual, self.activation, self.negative_slope)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        raise NotImplementedError
+
+
+class FusedConv2d(_FusedConvolution):
+    """See :func:`fastvision.ops.conv_bn_relu`."""
+
+    def __init__(self, convolution: nn.Conv2d, *arguments: Any, **options: Any) -> None:
+        super().__init__(convolution, *arguments, **options)
+        K, C, *kernel = self.weight.shape
+        self._channels = C * self.groups
+        self._padding = _paddings(self.padding, kernel, self.stride, self.dilation)
+        self._window = (K, *kernel, *self.stride, *self._padding, *self.dilation)
+        self._code = ACTIVATIONS.index(self.activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._is_plain(x) and (residual is None or residual.dtype == x.dtype):
+            if self.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            if residual is None or residual.shape == self._output_shape(x):
+                return self._run_plain(x, residual)
+        return super().forward(x, residual)
+
+    def _run_plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        return _conv_bn_relu_cpu(
+            x, weight, bias, None, None, None, None, residual,
+            self.stride, self._padding, self.dilation, self.groups,
+            0.0, self._code, self.negative_slope,
+        )  # fmt: skip
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether the public function's checks, which take longer than a small convolution, are not
+        needed."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return (
+            type(x) is Tensor
+            and x.is_cpu
+            and weight.is_cpu
+            and x.dtype == weight.dtype
+            and x.dim() == 4
+            and x.shape[1] == self._channels
+            and is_eager()
+            and not (x.requires_grad and torch.is_grad_enabled())
+            and not _is_transformed()
+            and _extension.missing is None
+            and _backend.requested_by_environment is None
+        )
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        K, R, S, sy, sx, left, right, top, bottom, dy, dx = self._window
+        N, _, H, W = x.shape
+        OH = (H + top + bottom - dy * (R - 1) - 1) // sy + 1
+        OW = (W + left + right - dx * (S - 1) - 1) // sx + 1
+        return N, K, OH, OW
+
+    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        return ops.conv_bn_relu(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            residual=residual,
+            activation=activation,
+            negative_slope=self.negative_slope,
+            backend="reference" if _is_transformed() else None,
+        )
+
+
+class FusedConvTranspose2d(_FusedConvolution):
+    """See :func:`fastvision.ops.conv_transpose2d_bn_relu`."""
+
+    def __init__(self, convolution: nn.ConvTranspose2d, *arguments: Any, **options: Any) -> None:
+        super().__init__(convolution, *arguments, **options)
+        self.output_padding = tuple(convolution.output_padding)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        size = [
+            (x.shape[2 + i] - 1) * self.stride[i]
+            - 2 * self.padding[i]
+            + self.dilation[i] * (self.weight.shape[2 + i] - 1)
+            + self.output_padding[i]
+            + 1
+            for i in (0, 1)
+        ]
+        return (x.shape[0], self.weight.shape[1] * self.groups, *size)
+
+    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        return ops.conv_transpose2d_bn_relu(  # type: ignore[attr-defined, unused-ignore]
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            groups=self.groups,
+            dilation=self.dilation,
+            residual=residual,
+            activation=activation,
+            negative_slope=self.negative_slope,
+            backend="reference" if _is_transformed() else None,
+        )
+
+
+class FusedLinear(_Fused):
+    """See :func:`fastvision.ops.linear_act.linear_act`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) or _is_transformed():
+            return activate(
+                F.linear(x, self.weight, self.bias), self.activation, self.negative_slope
+            )
+        return linear_act(
+            x,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
+
+
+class FusedBatchNorm2d(nn.Module):
+    """relu(batch_norm(x)) with fixed statistics."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.weight, self.bias = _frozen(norm.weight), _frozen(norm.bias)
+        self.running_mean, self.running_var = _frozen(norm.mean), _frozen(norm.var)
+        self.eps = norm.eps
+        self.training = False
+
+    def extra_repr(self) -> str:
+        return f"{len(self.running_mean)}, eps={self.eps}, relu"  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps).relu_()
+
+
+class ChannelShuffle(nn.Module):
+    """:func:`torch.nn.functional.channel_shuffle` in the format of its input."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.channel_shuffle(x, self.groups)
+
+
+class InputFormat(nn.Module):
+    """The results of a graph in the format of its inputs: contiguous unless they were not."""
+
+    def forward(self, outputs: Any, *inputs: Any) -> Any:
+        return restore_format(outputs, inputs)
+
+
+def restore_format(outputs: Any, inputs: Sequence[Any]) -> Any:
+    """``outputs``, nested as it may be, with what is channels_last made contiguous.
+
+    Not if an input is channels_last: then torch's own layers would have kept that.
+    """
+    if _is_transformed() or any(isinstance(x, Tensor) and is_channels_last(x) for x in inputs):
+        return outputs
+    return _contiguous(outputs)
+
+
+def _contiguous(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.contiguous() if is_channels_last(value) else value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _contiguous(item)
+        return value
+    if isinstance(value, list):
+        value[:] = [_contiguous(item) for item in value]
+        return value
+    if isinstance(value, tuple):
+        items = [_contiguous(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def restore_format_hook(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    """Forward hook of a module that runs in channels_last inside."""
+    return restore_format(outputs, inputs)
