@@ -89,6 +89,10 @@ def supported(backend, dtype, channels_last=False) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_and_backward(backend, channels_last, dtype, shape):
     supported(backend, dtype, channels_last)
+    if (dtype, channels_last) in ((torch.float64, True), (torch.float16, False)):
+        pytest.skip("the formats' code is the same for all types")
+    if backend.interpreted and shape == "many phases":
+        pytest.skip("Triton's interpreter is slow")
     batch = 1 if backend.interpreted else 2
     x, weight, bias, options = make(shape, dtype, channels_last, backend.device, batch)
     args = [leaf(t) for t in (x, weight, bias)]
