@@ -12,7 +12,7 @@ constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking th
 // input of a task: stays in the second-level cache, where rows of taps overlap more of it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
-constexpr int64_t kTilePixels = 6;  // of the kernels, kPixels there
+constexpr int64_t kTilePixels = 6;       // of the kernels, kPixels there
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

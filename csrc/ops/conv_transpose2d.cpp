@@ -394,8 +394,8 @@ Tensor conv_transpose2d_separable(
         static_cast<Activation>(activation),
         static_cast<A>(negative_slope),
     });
-});
-return output;
+  });
+  return output;
 }
 
 }  // namespace
