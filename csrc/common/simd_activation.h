@@ -28,6 +28,23 @@ inline V clamp(V x, V low, V high) {
   return above > high ? high : above;
 }
 
+// exp() ends where the number would be infinite
+template <typename T>
+constexpr T kMostExponent = sizeof(T) == 4 ? T(88) : T(709);
+
+template <typename T>
+inline vector_t<T> sigmoid(vector_t<T> x) {
+  const vector_t<T> most = broadcast(kMostExponent<T>);
+  return T(1) / (exp(-x > most ? most : -x) + T(1));
+}
+
+// NaN at minus infinity, as in torch
+template <typename T>
+inline vector_t<T> silu(vector_t<T> x) {
+  const vector_t<T> most = broadcast(kMostExponent<T>), infinity = broadcast(T(__builtin_inf()));
+  return x / (-x > most ? infinity : exp(-x) + T(1));
+}
+
 // Calls apply(f) with the function of `activation`, so that the choice is made outside of loops.
 template <typename T, typename Apply>
 inline void with_activation(Activation activation, T negative_slope, const Apply& apply) {
@@ -45,17 +62,14 @@ inline void with_activation(Activation activation, T negative_slope, const Apply
       const V slope = broadcast(negative_slope);
       return apply([=](V x) { return x > V{} ? x : x * slope; });
     }
-    case Activation::silu: {
-      // exp() ends at a finite number: without the bound, -infinity over it would stay infinite
-      const V infinity = broadcast(T(__builtin_inf()));
-      return apply([=](V x) { return x / (x < T(-87) ? infinity : exp(-x) + T(1)); });
-    }
+    case Activation::silu:
+      return apply([](V x) { return silu<T>(x); });
     case Activation::hardswish: {
       const V six = broadcast(T(6));
       return apply([=](V x) { return x * clamp(x + T(3), V{}, six) / six; });
     }
     case Activation::sigmoid:
-      return apply([](V x) { return T(1) / (exp(-x) + T(1)); });
+      return apply([](V x) { return sigmoid<T>(x); });
   }
 }
 

@@ -3,7 +3,7 @@
 #include "ops/batch_norm_relu.h"
 
 #include "common/simd.h"
-#include "common/simd_math.h"
+#include "common/simd_activation.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -91,7 +91,7 @@ struct Sigmoid {
   using V = vector_t<A>;
 
   explicit Sigmoid(const BatchNormReluArgs&) {}
-  V value(V z) const { return 1 / (1 + exp(-z)); }
+  V value(V z) const { return sigmoid<A>(z); }
   V gradient(V g, V z) const {
     const V s = value(z);
     return g * (s * (1 - s));
@@ -101,12 +101,11 @@ struct Sigmoid {
 template <typename A>
 struct SiLU {
   using V = vector_t<A>;
-  Sigmoid<A> sigmoid;
 
-  explicit SiLU(const BatchNormReluArgs& args) : sigmoid(args) {}
-  V value(V z) const { return z * sigmoid.value(z); }
+  explicit SiLU(const BatchNormReluArgs&) {}
+  V value(V z) const { return silu<A>(z); }
   V gradient(V g, V z) const {
-    const V s = sigmoid.value(z);
+    const V s = sigmoid<A>(z);
     return g * (s * (1 + z * (1 - s)));
   }
 };

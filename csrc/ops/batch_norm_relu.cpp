@@ -365,7 +365,8 @@ Tensor batch_norm_relu_backward(
     std::vector<A> means(2 * C);
     if (sums) {
       STD_TORCH_CHECK(sums->dim() == 2 && sums->size(0) == 2, "sums must have shape [2, C]");
-      const A* totals = per_channel<A>(torch::stable::flatten(*sums, 0, 1), 2 * C, "sums");
+      const Tensor flat = torch::stable::flatten(*sums, 0, 1);
+      const A* totals = per_channel<A>(flat, 2 * C, "sums");
       for (int64_t c = 0; c < 2 * C; ++c) {
         means[c] = totals[c] / count;
       }

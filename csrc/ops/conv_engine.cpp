@@ -57,7 +57,7 @@ class PhaseRun {
       packing_.taps = taps_;
     }
     depthwise_rows_ = packing_.width() == 1 && phase.out_step_x == 1;
-    zeros_.resize(depthwise_rows_ ? input_.W * input_.C : tap_values_);
+    zeros_.resize(depthwise_rows_ ? std::max<int64_t>(input_.W, 1) * input_.C : tap_values_);
     split();
   }
 
@@ -152,11 +152,15 @@ class PhaseRun {
       const int64_t width = run_->merged_width(), left = -run_->phase_.first_x;
       const int64_t x0 = std::clamp<int64_t>(-left, 0, input.W);
       const int64_t x1 = std::clamp<int64_t>(width - left, x0, input.W);
+      // where the pixels lie in the row; the padding may be wider than all of it
+      const int64_t begin = std::clamp<int64_t>(x0 + left, 0, width);
+      const int64_t end = std::clamp<int64_t>(x1 + left, begin, width);
       for (int64_t y = part.low; y < part.high; ++y, to += width * C) {
-        std::fill(to, to + (x0 + left) * C, T(0));
-        std::fill(to + (x1 + left) * C, to + width * C, T(0));
-        if (x1 > x0) {
-          FASTVISION_CALL(conv_gather, maps(part.n, y, x0, x1 - x0), to + (x0 + left) * C, C);
+        std::fill(to, to + begin * C, T(0));
+        std::fill(to + end * C, to + width * C, T(0));
+        if (end > begin) {
+          const auto from = maps(part.n, y, begin - left, end - begin);
+          FASTVISION_CALL(conv_gather, from, to + begin * C, C);
         }
       }
     }
@@ -389,7 +393,9 @@ class PhaseRun {
 
   void split() {
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t bytes = input_.C * phase_.step_x * phase_.step_y * (int64_t)sizeof(T);
+    const int64_t step_x = std::clamp<int64_t>(phase_.step_x, 1, std::max<int64_t>(input_.W, 1));
+    const int64_t step_y = std::clamp<int64_t>(phase_.step_y, 1, std::max<int64_t>(input_.H, 1));
+    const int64_t bytes = input_.C * step_x * step_y * static_cast<int64_t>(sizeof(T));
     const int64_t most = taps_ > 1 ? kChunkBytesOfTaps : kChunkBytes;
     chunk_ = std::clamp(most / bytes, kLeastPixels, kMostPixels);
     // enough chunks for all threads, as long as they do not get small

@@ -70,7 +70,8 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
 int64_t extent(
     int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
 ) {
-  return (size + before + after - dilation * (taps - 1) - 1) / stride + 1;
+  const int64_t room = size + before + after - dilation * (taps - 1) - 1;
+  return room < 0 ? room : room / stride + 1;
 }
 
 // Single numbers, since lists cost microseconds on their way here.
@@ -109,7 +110,7 @@ Tensor conv_packed(
   const ScalarType dtype = input.scalar_type();
   const bool wide = dtype == ScalarType::Double;
   STD_TORCH_CHECK(
-      packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
+      packed.is_contiguous() && packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
           packed.numel() ==
               conv_packing(packed.scalar_type(), groups, C / groups, K / groups, R * S).size(),
       "packed does not belong to these sizes, this type and this CPU level"

@@ -222,7 +222,7 @@ Tensor conv_winograd(
   const Layout layout(C, K);
   STD_TORCH_CHECK(
       input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float &&
-          packed.numel() == layout.size(),
+          packed.is_contiguous() && packed.numel() == layout.size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
   STD_TORCH_CHECK(OH >= 0 && OW >= 0, "the kernel does not fit into the padded input");

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ._checks import check_floating, check_tensor
 
+MOST = 2**31 - 1  # sizes are computed in 64 bits
+
 
 def check_maps(input: object, weight: object) -> None:
     """Two four-dimensional tensors of a floating-point dtype on one device.
@@ -91,3 +93,5 @@ def check_window(
         for value in values:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {tuple(values)}")
+            if value > MOST:
+                raise ValueError(f"{name} must be at most {MOST}, got {tuple(values)}")

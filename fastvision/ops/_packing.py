@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,6 +13,7 @@ MOST_PURPOSES = 8  # per weight: one that meets ever new input shapes must not f
 
 # what was made of a weight, by its id and what it was made for
 _entries: dict[int, _Entry] = {}
+_lock = threading.Lock()  # of what is made: threads may share a model
 
 
 class _Entry:
@@ -23,15 +25,13 @@ class _Entry:
 
 def _state(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...] | None:
     """Differs after a tensor is written to or given other memory; None if that cannot be told."""
-    weight = tensors[0]
-    assert weight is not None
     try:
-        state: list[Any] = [weight.shape, weight.stride()]
-        for t in tensors:
-            state.append(None if t is None else (t.data_ptr(), t._version))
+        return tuple(
+            None if t is None else (t.data_ptr(), t._version, t.shape, t.stride(), t.dtype)
+            for t in tensors
+        )
     except RuntimeError:  # tensors made in inference mode have no version
         return None
-    return tuple(state)
 
 
 def remembered(
@@ -47,7 +47,7 @@ def remembered(
         purpose: tells apart different things made of the same weight; holds the options.
         make: its result must not alias ``tensors``.
 
-    Writing through ``.data`` is the one change that torch does not count and that is not noticed.
+    Not noticed is what torch does not count: writing through ``.data``, NumPy or DLPack.
     """
     weight = tensors[0]
     state = _state(tensors)
@@ -62,7 +62,8 @@ def remembered(
     made = make(tensors, *options)
     # the memory is kept with it, so that no other tensor can come to lie at the same address
     alive = [t.detach() for t in tensors if t is not None]
-    while len(entry.made) >= MOST_PURPOSES:
-        entry.made.pop(next(iter(entry.made)))
-    entry.made[purpose] = (state, alive, made)
+    with _lock:
+        while len(entry.made) >= MOST_PURPOSES:
+            entry.made.pop(next(iter(entry.made)))
+        entry.made[purpose] = (state, alive, made)
     return made

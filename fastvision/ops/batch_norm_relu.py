@@ -358,6 +358,7 @@ def batch_norm_relu(
     if (
         isinstance(residual, Tensor)
         and residual.dtype != input.dtype
+        and (input.is_cpu or input.is_cuda)
         and torch.is_autocast_enabled(input.device.type)
     ):
         residual = residual.to(input.dtype)

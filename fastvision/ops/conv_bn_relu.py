@@ -16,7 +16,7 @@ from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from . import _onednn
 from ._backend import choose, requested_by_environment
-from ._checks import is_eager
+from ._checks import check_tensor, is_eager
 from ._convolution import (
     check_channels,
     check_maps,
@@ -408,15 +408,24 @@ def conv_bn_relu(
     Raises:
         TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
     """
+    check_tensor(input, "input")
+    check_tensor(weight, "weight")
+    if (
+        (input.is_cpu or input.is_cuda)
+        and input.is_floating_point()
+        and input.dtype != torch.float64
+        and torch.is_autocast_enabled(input.device.type)
+    ):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input = input.to(dtype)
+        if weight.dtype != torch.float32:  # which is packed as it is
+            weight = weight.to(dtype)
+        residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
     check_maps(input, weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     paddings = _paddings(padding, weight.shape[2:], strides, dilations)
-    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input = input.to(dtype)
-        residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
     check_window(strides, paddings, dilations, groups)
     K = weight.shape[0]
     if K % groups != 0:

@@ -24,6 +24,7 @@ from ._convolution import (
     check_residual,
     check_window,
 )
+from ._hooks import has_global_hooks, is_plain
 from ._packing import remembered
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
@@ -726,7 +727,8 @@ class ConvTranspose2dNormActivation(nn.Sequential):
             or len(layers) > 1
             or activation is None
             or (norm is not None and (norm.training or norm.running_mean is None))
-            or any(module._forward_hooks or module._forward_pre_hooks for module in self)
+            or not all(map(is_plain, self))
+            or has_global_hooks()
         ):
             return super().forward(input)
         normalize: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.activations import activate
+from ._hooks import has_global_hooks, is_plain
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 
@@ -66,35 +67,15 @@ def _is_frozen_batch_norm(module: nn.Module) -> bool:
     return type(module).__name__ == "FrozenBatchNorm2d" and not module._parameters
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Calling it runs nothing but its forward: no hooks, no forward of the instance's own."""
-    return "forward" not in module.__dict__ and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def _global_hooks() -> bool:
-    state = nn.modules.module
-    return bool(
-        state._global_forward_hooks
-        or state._global_forward_pre_hooks
-        or state._global_backward_hooks
-        or state._global_backward_pre_hooks
-    )
-
-
 def _fusible(conv: nn.Module, norm: nn.Module | None, *others: nn.Module) -> bool:
     """Whether the ops do what calling the layers one after the other does."""
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
         return False
     if norm is not None:
         known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or _is_frozen_batch_norm(norm)
-        if not known or not _is_plain(norm):
+        if not known or not is_plain(norm):
             return False
-    return _is_plain(conv) and all(map(_is_plain, others)) and not _global_hooks()
+    return is_plain(conv) and all(map(is_plain, others)) and not has_global_hooks()
 
 
 def _activation(module: nn.Module | None) -> tuple[str, float] | None:

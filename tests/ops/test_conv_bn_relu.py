@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -161,6 +162,46 @@ def test_nan_and_infinity(backend):
         sample.input[1, 1, 2, 3] = float("-inf")
         y = sample(activation=activation, backend=backend.name)
         assert_matches(y, sample.expected(activation=activation), scale=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=id_of)
+@pytest.mark.parametrize("activation", ["silu", "sigmoid", "hardswish"])
+def test_far_from_zero(backend, activation, dtype):
+    """Where the exponential leaves the range of numbers."""
+    if backend.interpreted:
+        pytest.skip("Triton's interpreter is slow: the tests of the kernels have these")
+    values = [-1e4, -1e3, -710.5, -355, -100, -89.1, -88.0, 88.0, 89.1, 800, 1e30]
+    x = torch.tensor(values, dtype=dtype, device=backend.device).expand(1, 9, 2, 11)
+    weight = torch.eye(9, dtype=dtype, device=backend.device)[:, :, None, None]
+    y = ops.conv_bn_relu(x, weight, activation=activation, backend=backend.name)
+    assert_matches(y, reference.activate(x.double(), activation))
+
+
+# padding that is wider than the taps of all pixels, strides that pass the map, no pixels at all
+@pytest.mark.parametrize(
+    ("shape", "groups", "stride", "padding"),
+    [
+        ((1, 3, 5, 1), 1, (1, 8), (4, 4, 1, 1)),
+        ((1, 3, 2, 3), 1, (9, 9), (7, 1, 8, 2)),
+        ((2, 8, 4, 4), 1, 2**31 - 1, (1, 1, 1, 1)),
+        ((2, 8, 4, 4), 8, 2**31 - 1, (1, 1, 1, 1)),
+        ((1, 8, 4, 0), 8, 1, (2, 2, 2, 2)),
+        ((1, 8, 0, 4), 1, 1, (2, 2, 2, 2)),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_windows_beyond_the_map(backend, shape, groups, stride, padding, channels_last):
+    if backend.name != "cpp":
+        pytest.skip("about the CPU's engine")
+    x = in_format(cases.feature_map(*shape), channels_last)
+    weight, bias = cases.feature_map(8, shape[1] // groups, 3, 3, seed=2), torch.arange(8.0)
+    window = {"stride": stride, "padding": padding, "groups": groups}
+    y = ops.conv_bn_relu(x, weight, bias, **window, backend="cpp")
+    if 0 in shape:  # nothing but padding, which torch refuses
+        expected = bias[:, None, None].expand_as(y)
+    else:
+        expected = F.conv2d(F.pad(x, padding), weight, bias, stride, 0, 1, groups).relu()
+    assert_matches(y, expected, scale=8)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
@@ -331,6 +372,36 @@ def test_a_change_of_the_weights_is_noticed(layer):
     assert_matches(y, F.relu(norm(conv(x))), scale=8)
 
 
+def test_views_of_the_same_memory_are_told_apart():
+    x, weight = cases.feature_map(1, 8, 5, 5), cases.feature_map(4, 8, 1, 1, seed=2)
+    values = torch.arange(8.0)
+    for bias in (values[:4], values[::2], values[:4]):
+        y = ops.conv_bn_relu(x, weight, bias, activation="none")
+        assert_matches(y, F.conv2d(x, weight, bias), scale=8)
+
+
+def test_threads_share_a_weight():
+    weight = cases.feature_map(4, 8, 1, 1)
+    x = cases.feature_map(1, 8, 3, 3)
+    norm = {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+
+    def work(thread: int) -> None:
+        for i in range(60):  # more purposes than are remembered
+            ops.conv_bn_relu(x, weight, eps=1e-5 * (1 + (thread + i) % 12), **norm)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_meta_and_autocast():
+    x, weight = torch.empty(2, 8, 9, 9, device="meta"), torch.empty(4, 8, 3, 3, device="meta")
+    assert ops.conv_bn_relu(x, weight, padding=1).shape == (2, 4, 9, 9)
+    sample = Sample(8, 4, (3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.conv_bn_relu(sample.input, sample.weight.bfloat16(), sample.bias)
+    assert y.dtype == torch.bfloat16
+
+
 @torch.no_grad()
 def test_weights_are_packed_once_and_forgotten_with_their_layer(layer, monkeypatch):
     if _extension.missing:
@@ -441,6 +512,7 @@ BAD = {
     "bn_weight and bn_bias need": {"running_mean": None, "running_var": None},
     "activation must be one of": {"activation": "gelu"},
     "stride must be at least 1, got \\(0, 0\\)": {"stride": 0},
+    "stride must be at most": {"stride": 2**31},
     "stride must be an int or two": {"stride": (1, 2, 3)},
     "padding must be at least 0": {"padding": -1},
     "padding must be 'same', 'valid'": {"padding": "full"},
