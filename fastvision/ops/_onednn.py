@@ -58,7 +58,6 @@ def preferred(
         and top == bottom
         and weight.shape[1] >= LEAST_CHANNELS
         and input.numel() > 0
-        and weight.numel() > 0
         and (activation in _IN_PLACE or (activation in _POST_OPS and residual is None))
         and torch._C._get_mkldnn_enabled()
     )
