@@ -885,6 +885,45 @@ def test_linear_act(activation: str, shape: tuple[int, ...], dtype: torch.dtype)
         torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu"])
+def test_linear_act_keeps_nan(activation: str) -> None:
+    x, w = image(5, 16), image(8, 16, seed=1)
+    x[2, 3] = float("nan")
+    y = fastvision.ops.linear_act(x, w, activation=activation)
+    assert torch.equal(y.isnan(), F.linear(x, w).isnan())
+
+
+def test_linear_act_strides() -> None:
+    x, w = image(5, 16), image(8, 16, seed=1)
+    for bias in (torch.ones(1).expand(8), image(16)[::2]):
+        y = fastvision.ops.linear_act(x, w, bias, activation="none")
+        torch.testing.assert_close(y, F.linear(x, w, bias))
+    for rows in (x[:1].expand(5, 16), image(5, 32)[:, ::2], image(16, 5).T):
+        y = fastvision.ops.linear_act(rows, w, activation="none")
+        torch.testing.assert_close(y, F.linear(rows, w))
+
+
+def test_linear_act_without_outputs() -> None:
+    assert fastvision.ops.linear_act(image(5, 16), torch.empty(0, 16)).shape == (5, 0)
+
+
+def test_linear_act_notices_changes_of_the_weight() -> None:
+    x = image(5, 16)
+    with torch.inference_mode():
+        made_in_inference = image(8, 16, seed=1).clone()
+    for w in (image(8, 16, seed=1), made_in_inference):
+        for factor in (1.0, 2.0, -3.0):
+            with torch.inference_mode(w.is_inference()):
+                w.mul_(factor)
+                y = fastvision.ops.linear_act(x, w, activation="none")
+                torch.testing.assert_close(y, F.linear(x, w))
+    w = image(8, 16, seed=1)
+    for _ in range(8):
+        w.data = w.data * 1.5  # other memory, perhaps where an earlier one was
+        y = fastvision.ops.linear_act(x, w, activation="none")
+        torch.testing.assert_close(y, F.linear(x, w))
+
+
 def test_linear_act_opcheck():
     op = torch.ops.fastvision.linear_act.default
     for bias in (image(4), None):

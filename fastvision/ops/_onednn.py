@@ -7,7 +7,7 @@ machine's limit for dense convolutions, and only it uses the 16-bit instructions
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +19,14 @@ from ._packing import remembered
 
 LEAST_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
 
-# oneDNN's names and numbers
-_POST_OPS: dict[str, tuple[str, list[float]]] = {
-    "none": ("none", []),
-    "relu": ("relu", []),
-    "relu6": ("hardtanh", [0.0, 6.0]),
-    "silu": ("swish", []),
-    "hardswish": ("hardswish", []),
-    "sigmoid": ("sigmoid", []),
+# oneDNN's relu and hardtanh turn NaN into 0: these come after it, in place
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu_,
+    "relu6": lambda y: y.clamp_(0, 6),
 }
-_AFTER_RESIDUAL = ("none", "relu")
+# oneDNN's names of those that keep NaN
+_POST_OPS = {"silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid"}
 
 
 @functools.cache
@@ -60,7 +58,7 @@ def preferred(
         and top == bottom
         and weight.shape[1] >= LEAST_CHANNELS
         and input.numel() > 0
-        and (activation in _AFTER_RESIDUAL if residual is not None else activation in _POST_OPS)
+        and (activation in _IN_PLACE or (activation in _POST_OPS and residual is None))
         and torch._C._get_mkldnn_enabled()
     )
 
@@ -96,13 +94,14 @@ def convolution(
     # oneDNN chooses a layout of the weights by the input's shape
     purpose = ("oneDNN", input.shape, input.dtype, window, eps)
     weight, bias = remembered(tensors, purpose, _pack, input.shape, input.dtype, window, eps)
-    name, numbers = _POST_OPS[ACTIVATIONS[activation]]
+    name = ACTIVATIONS[activation]
     run = torch.ops.mkldnn._convolution_pointwise
     if residual is None:
-        return run(input, weight, bias, *window, 1, name, numbers, "")
-    after = None if name == "none" else name
-    last = input.is_contiguous(memory_format=torch.channels_last)
-    format = torch.channels_last if last else torch.contiguous_format
-    residual = residual.contiguous(memory_format=format)
-    y = run.binary(input, residual, weight, bias, *window, 1, "add", None, after, [], "")
-    return y.contiguous(memory_format=format)
+        y = run(input, weight, bias, *window, 1, _POST_OPS.get(name, "none"), [], "")
+    else:
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        format = torch.channels_last if last else torch.contiguous_format
+        residual = residual.contiguous(memory_format=format)
+        y = run.binary(input, residual, weight, bias, *window, 1, "add", None, None, [], "")
+        y = y.contiguous(memory_format=format)
+    return _IN_PLACE[name](y) if name in _IN_PLACE else y

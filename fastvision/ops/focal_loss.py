@@ -176,6 +176,18 @@ def _factor(call: _Call, grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.unsqueeze(-1) if call[0] == "softmax" and not call[3] else grad
 
 
+def _is_batched(grad: Tensor) -> bool:
+    """By torch.func.vmap, or autograd.grad's is_grads_batched, which has a kind of its own."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
+
+
+def _scaled(call: _Call, grads: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    dtype = grads[0].dtype
+    factor = _factor(call, grad, dtype)
+    return [(g.to(factor.dtype) * factor).to(dtype) for g in grads]
+
+
 class _FocalLoss(torch.autograd.Function):
     """Keeps the gradient of the forward, and gives it away in the backward."""
 
@@ -192,7 +204,8 @@ class _FocalLoss(torch.autograd.Function):
         call: _Call = ctx.call
         grads, ctx.grads = ctx.grads, None
         if torch.is_grad_enabled():  # the gradient will be differentiated
-            tensors = ctx.saved_tensors
+            # aliases, since levels may be the same Tensor or made from each other
+            tensors = [t.view_as(t) for t in ctx.saved_tensors]
             n = _inputs(call, tensors)
             loss = _run_reference(call, tensors)
             wanted = [i for i in range(n) if tensors[i].requires_grad]
@@ -207,7 +220,9 @@ class _FocalLoss(torch.autograd.Function):
             tensors = ctx.saved_tensors
             grad_scale, _ = _scales(call, tensors[0].dtype)
             _, *grads = _run_op(call, tensors, grad_scale)
-        if call[3]:
+        if _is_batched(grad):
+            grads = _scaled(call, grads, grad)
+        elif call[3]:
             _, factor = _scales(call, grads[0].dtype)
             _SCALE[call[1]](grads, grad, factor)
         else:
@@ -228,10 +243,7 @@ class _FocalLossTraced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grads = ctx.saved_tensors
-        dtype = grads[0].dtype
-        factor = _factor(ctx.call, grad, dtype)
-        scaled = [(g.to(factor.dtype) * factor).to(dtype) for g in grads]
+        scaled = _scaled(ctx.call, ctx.saved_tensors, grad)
         return (None, *scaled, *[None] * (ctx.count - len(scaled)))
 
 
@@ -491,7 +503,7 @@ def softmax_focal_loss(
         "reference" if soft else chosen,
         (float(gamma), int(ignore_index)),
         reduction != "none",
-        float(labels[..., 0].numel()) if reduction == "mean" and soft else 1.0,
+        float(labels.shape[:-1].numel()) if reduction == "mean" and soft else 1.0,
     )
     loss = _run(call, (x, labels.to(arithmetic) if soft else labels, *weights))
     if reduction == "mean" and not soft:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ..reference.activations import ACTIVATIONS, activate
 from ._checks import check_floating, check_tensor
+from ._packing import remembered
 
 torch.library.define(
     "fastvision::linear_act",
@@ -19,30 +21,20 @@ torch.library.define(
 # oneDNN with a prepacked weight took 0.4 to 0.85 of F.linear's time for 2 to 200 rows on AVX2;
 # for one row memory decides, and for 1000 rows MKL packs as it goes and was faster
 _PACKED_ROWS = range(2, 513)
-_ONEDNN_ACTIVATIONS = {"none": "none", "relu": "relu"}
-
-# by id of a weight: who it is, its storage and version, its packed form. Not part of any module,
-# so that copies and pickles of modules do not carry it
-_packed: dict[int, tuple[weakref.ref[Tensor], int, int, Tensor]] = {}
 
 
-def _pack(weight: Tensor) -> Tensor:
-    key = id(weight)
-    owner, pointer, version, packed = _packed.get(key, (None, 0, 0, weight))
-    current = 0 if weight.is_inference() else weight._version
-    if owner is None or owner() is not weight or (pointer, version) != (weight.data_ptr(), current):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
-        forget = weakref.ref(weight, lambda _: _packed.pop(key, None))
-        _packed[key] = forget, weight.data_ptr(), current, packed
-    return packed
+def _pack(tensors: Sequence[Any]) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(tensors[0].detach(), 64)
 
 
 def _can_pack(input: Tensor, weight: Tensor, activation: str) -> bool:
     return (
-        activation in _ONEDNN_ACTIVATIONS
+        activation in ("none", "relu")
         and input.dtype == weight.dtype == torch.float32
         and input.numel() // max(input.shape[-1], 1) in _PACKED_ROWS
         and weight.is_contiguous()
+        and weight.numel() > 0
+        and not weight.is_inference()  # whose changes are not counted: packed anew every time
         and torch.backends.mkldnn.is_available()
         and torch._C._get_mkldnn_enabled()
     )
@@ -64,9 +56,11 @@ def _cpu(
     if not _can_pack(input, weight, name):
         return _any_device(input, weight, bias, activation, negative_slope)
     rows = input.reshape(-1, input.shape[-1])
-    output = torch.ops.mkldnn._linear_pointwise(
-        rows, _pack(weight), bias, _ONEDNN_ACTIVATIONS[name], [], ""
-    )
+    packed = remembered((weight,), "oneDNN linear", _pack)
+    bias = None if bias is None else bias.contiguous()  # oneDNN ignores its stride
+    output = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    if name == "relu":
+        output.relu_()  # oneDNN's own turns NaN into 0
     return output.view(*input.shape[:-1], weight.shape[0])
 
 

@@ -301,23 +301,28 @@ def test_float32_weight_beside_16_bit_input(backend):
     assert_matches(y, sample.expected(), scale=2)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_by_onednn(monkeypatch, activation, channels_last):
-    """What runs on CPUs with AVX-512, wherever torch has oneDNN."""
+@pytest.fixture
+def onednn_calls(monkeypatch) -> list[int]:
+    """What runs on CPUs with AVX-512, wherever torch has oneDNN; an item for each convolution."""
     if _extension.missing or not torch.backends.mkldnn.is_available():
         pytest.skip("needs the compiled library and a torch with oneDNN")
     monkeypatch.setattr(_onednn, "_fast_dtypes", lambda level: (torch.float32,))
-    calls = []
+    calls: list[int] = []
     convolution = _onednn.convolution
     monkeypatch.setattr(_onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    return calls
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_by_onednn(onednn_calls, activation, channels_last):
     sample = Sample(16, 20, (3, 3), channels_last=channels_last)
     window = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "activation": activation}
     for _ in range(2):
         y = sample(**window)
         assert_matches(y, sample.expected(**window), scale=2)
         sample.weight.mul_(1.5)
-    assert len(calls) == (0 if activation == "leaky_relu" else 2)
+    assert len(onednn_calls) == (0 if activation == "leaky_relu" else 2)
     residual = torch.randn(y.shape)
     y = sample(**window, residual=residual)
     assert_matches(y, sample.expected(**window, residual=residual), scale=2)
@@ -325,6 +330,31 @@ def test_by_onednn(monkeypatch, activation, channels_last):
     assert y.is_contiguous(memory_format=format)
     sample(padding=(1, 0, 1, 1), dilation=2)  # asymmetric: the engine's
     assert_matches(sample(padding="valid"), sample.expected(), scale=2)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_onednn_keeps_nan(onednn_calls, activation, kernel):
+    sample = Sample(16, 20, kernel)
+    sample.input[1, 3, 5, 6] = float("nan")
+    y, expected = sample(activation=activation), sample.expected(activation=activation)
+    assert expected.isnan().any() and torch.equal(y.isnan(), expected.isnan())
+    residual = torch.randn(y.shape)
+    residual[0, 2, 1, 1] = float("nan")
+    kept = residual.clone()
+    y = sample(activation=activation, residual=residual)
+    expected = sample.expected(activation=activation, residual=residual)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(residual.nan_to_num(9), kept.nan_to_num(9))
+    with_residual = activation in ("none", "relu", "relu6")
+    assert len(onednn_calls) == (0 if activation == "leaky_relu" else 1 + with_residual)
+
+
+def test_onednn_with_strided_bias(onednn_calls):
+    sample = Sample(16, 20, (3, 3), norm=False)
+    for sample.bias in (torch.randn(40)[::2], torch.ones(1).expand(20)):
+        assert_matches(sample(), sample.expected(), scale=2)
+    assert len(onednn_calls) == 2
 
 
 @pytest.fixture

@@ -334,6 +334,9 @@ def test_empty(backend, shape):
     assert ops.softmax_focal_loss(x, ignored, reduction="sum", backend=backend.name) == 0
     assert ops.softmax_focal_loss(x, ignored, reduction="mean", backend=backend.name).isnan()
     assert ops.softmax_focal_loss(x, ignored, backend=backend.name).shape == shape[:-1]
+    soft = torch.ones_like(x)
+    mean = ops.softmax_focal_loss(x, soft, reduction="mean", backend=backend.name)
+    assert torch.equal(mean.isnan(), torch.tensor(0 in shape[:-1], device=x.device))
 
 
 def test_one_number(backend):
@@ -442,6 +445,44 @@ def test_second_and_forward_derivatives(backend, kind, gamma, reduction):
     assert_matches(
         tangent.sum(), differentiate(loss(x).sum(), x, torch.ones_like(tangent.sum())).sum()
     )
+
+
+@pytest.mark.parametrize("second", [lambda x: x, lambda x: x * x], ids=["same", "made from it"])
+def test_levels_that_depend_on_each_other(backend, second):
+    x = leaf(logits(2, 5, 3, dtype=torch.float64, spread=1).to(backend.device))
+    t = make_targets("soft", x)
+
+    def grad(create_graph: bool, name: str | None = backend.name) -> Tensor:
+        levels = [x, second(x)]
+        loss = ops.sigmoid_focal_loss(levels, [t, 1 - t], 0.25, 2, "sum", backend=name)
+        return torch.autograd.grad(loss, x, create_graph=create_graph)[0]
+
+    expected = grad(True, "reference")
+    assert_matches(grad(False), expected)
+    assert_matches(grad(True), expected)
+    of_its_square = [torch.autograd.grad(g.square().sum(), x)[0] for g in (grad(True), expected)]
+    assert_matches(*of_its_square)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=id_of)
+@pytest.mark.parametrize("op", [ops.sigmoid_focal_loss, ops.softmax_focal_loss])
+def test_batch_of_gradients(backend, op, dtype, reduction, create_graph):
+    """A Jacobian's rows at once, as torch.autograd.functional.jacobian(vectorize=True) has them."""
+    x = leaf(logits(3, 4, dtype=dtype).to(backend.device))
+    t = torch.tensor([0, 3, 1], device=backend.device)
+    loss = op(x, t, reduction=reduction, backend=backend.name)
+    grads = torch.eye(loss.numel(), dtype=loss.dtype, device=x.device).view(-1, *loss.shape)
+    options = {"retain_graph": True, "create_graph": create_graph}
+    batches = [
+        *torch.autograd.grad(loss, x, grads, is_grads_batched=True, **options),
+        *torch.func.vmap(lambda grad: torch.autograd.grad(loss, x, grad, **options))(grads),
+    ]
+    for batch in batches:
+        for row, grad in zip(batch, grads, strict=True):
+            (expected,) = torch.autograd.grad(loss, x, grad, retain_graph=True)
+            assert_matches(row, expected)
 
 
 def test_gradient_of_the_targets(backend):
