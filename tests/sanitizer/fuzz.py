@@ -289,7 +289,7 @@ def fuzz_conv_transpose2d(rng: random.Random) -> list[Tensor]:
         )
     ]
     if min(sizes) < 1:
-        raise ValueError("padding: refused in Python before any kernel")
+        return []  # refused in Python before any kernel
     residual = torch.randn(x.shape[0], K, *sizes).to(dtype) if rng.random() < 0.5 else None
     y = ops.conv_transpose2d_bn_relu(
         x,
