@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -583,6 +584,130 @@ def test_channels_last_inside():
     assert is_channels_last(fused(x.contiguous(memory_format=torch.channels_last)))
     check(model, x.contiguous(memory_format=torch.channels_last))
     check(model, image(3, 12, 14))  # one image without a batch
+
+
+# --- code that does what fusing must not lose: the copy's results are the model's
+
+
+def norm_called_twice(self, x):
+    return self.act(self.norm(x)) + self.norm(2 * x)
+
+
+def attributes_are_read(self, x):
+    y = self.act(self.norm(self.conv(x)))
+    return y.reshape(len(y), self.conv.out_channels, -1) * self.norm.num_features
+
+
+def norm_is_read(self, x):
+    return self.act(self.norm(self.conv(x))) * self.norm.weight.sum() + self.norm.running_mean.sum()
+
+
+def size_is_added(self, x):
+    return F.relu(self.conv(x) + x.shape[0])
+
+
+def item_is_added(self, x):
+    return F.relu(self.conv(x) + x.mean().item())
+
+
+def add_in_place_promotes(self, x):
+    y = self.conv(x.float())
+    y += x.double()
+    return F.relu(y)
+
+
+def named_arguments(self, x):
+    return self.act(input=self.norm(input=self.conv(input=x)))
+
+
+def power_in_place(self, x):
+    y = self.conv(x)
+    z = y
+    z **= 2
+    return F.relu(y)
+
+
+def hooked_container_in_place(self, x):
+    x = torch.tanh(x)
+    y = self.norm(self.conv(x))
+    return F.relu(y + self.hooked(x))
+
+
+CODE = [
+    *(norm_called_twice, attributes_are_read, norm_is_read, size_is_added, item_is_added),
+    *(add_in_place_promotes, named_arguments, power_in_place, hooked_container_in_place),
+]
+
+
+def adversary(forward: Callable[..., Any]) -> nn.Module:
+    model = net(forward, **{name: build() for name, build in SIDE.items()})
+    model.hooked = nn.Sequential(nn.ReLU(inplace=True))
+    model.hooked.register_forward_hook(lambda module, inputs, output: None)
+    model.register_buffer("count", torch.zeros(()))
+    return model
+
+
+@pytest.mark.parametrize("forward", CODE, ids=lambda f: f.__name__)
+def test_code_is_kept(forward: Callable[..., Any]) -> None:
+    check(adversary(forward))
+
+
+def untraceable(call: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self, x):
+        return call(self, x) if x.sum() > -1e9 else x
+
+    return forward
+
+
+def test_arguments_of_layers_in_code_that_cannot_be_traced():
+    up = nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1)
+    for size in ([23, 28], (24, 27)):
+        check(net(untraceable(lambda self, x, size=size: self.up(x, size)), up=up))
+        check(net(untraceable(lambda self, x, s=size: self.up(input=x, output_size=s)), up=up))
+    check(net(untraceable(lambda self, x: self.fc(input=x)), fc=nn.Linear(14, 3)))
+    check(net(untraceable(lambda self, x: self.conv(x) * self.conv.groups), conv=conv()))
+
+
+def test_norm_shared_by_children_traced_apart():
+    norm = nn.BatchNorm2d(3)
+    layers = {"a": nn.Sequential(norm, nn.ReLU()), "b": nn.Sequential(norm, nn.Tanh())}
+    check(net(untraceable(lambda self, x: self.a(x) + self.b(x)), **layers))
+
+
+def test_in_place_addition_keeps_the_dtype():
+    def forward(self, x, residual):
+        y = self.conv(x)
+        y += residual
+        return F.relu(y)
+
+    model = net(forward, conv=conv(3, 3)).bfloat16()
+    fused = check(model, image().bfloat16(), image(seed=1))
+    assert kinds(fused) == {"Conv2d + add + relu": 1}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_forward_of_an_instance(index: int) -> None:
+    model = nn.Sequential(conv(3, 3), nn.BatchNorm2d(3), nn.ReLU(), conv(3, 3))
+    model[index].forward = lambda x: x * 3
+    check(model)
+    model = nn.Sequential(adversary(add_after), conv(3, 3))
+    model[0].forward = types.MethodType(lambda self, x: F.relu(self.conv(x) - x), model[0])
+    fused = check(model)
+    assert reasons(fused)["0"] == "its forward was replaced"
+
+
+def test_a_frozen_norm_of_another_kind():
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.eps = 0.0
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                self.register_buffer(name, torch.ones(6))
+
+        def forward(self, x):  # by the deviation rather than the variance
+            return (x - self.running_mean.view(6, 1, 1)) / self.running_var.view(6, 1, 1)
+
+    check(nn.Sequential(conv(), FrozenBatchNorm2d(), nn.ReLU()))
 
 
 # --- torchvision's models

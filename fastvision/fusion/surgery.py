@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -51,6 +53,9 @@ class Surgeon:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        if "forward" in vars(module):
+            self.report.skipped.append((path, "its forward was replaced"))
+            return
         whole = whole and not is_reached_into(module, names)
         if layers.is_anchor(module):
             self._fuse_alone(path, module, whole)
@@ -135,6 +140,10 @@ class Surgeon:
     def _install(self, old: nn.Module, new: nn.Module) -> None:
         """Puts ``new`` wherever ``old`` is."""
         new.eval()
+        if not isinstance(new, fx.GraphModule):
+            for name, value in vars(old).items():  # what describes the layer, like out_channels
+                if not name.startswith("_") and name not in vars(new):
+                    setattr(new, name, value)
         for path in self.paths[id(old)]:
             if not path:
                 self.model = new
@@ -169,7 +178,7 @@ class _Plan:
         mine = self.surgeon.paths[id(self.trace.root)]
         for node in self.trace.graph.nodes:
             module = self.trace.module(node)
-            if layers.is_anchor(module) and not self._is_private(module, mine):
+            if _is_replaceable(module) and not self._is_private(module, mine):
                 self.blocked[id(module)] = "is used in several places"
 
     def _is_private(self, module: nn.Module | None, mine: list[str]) -> bool:
@@ -272,11 +281,11 @@ class _Plan:
         return not reason
 
     def _one_region_each(self) -> bool:
-        """Whether every anchor is called from one region, or from none, only."""
+        """Whether every layer is called from one region, or from none, only."""
         homes: dict[int, set[str]] = {}
         for node in self.trace.graph.nodes:
             module = self.trace.module(node)
-            if layers.is_anchor(module):
+            if _is_replaceable(module):
                 homes.setdefault(id(module), set()).add(self._home(node))
         shared = [key for key, regions in homes.items() if len(regions) > 1]
         new = [key for key in shared if key not in self.blocked]
@@ -360,9 +369,13 @@ class _Plan:
                 done.add(id(chain.module))
                 self.surgeon._install(chain.module, _fused(chain, channels_last))
                 self._note(chain, _join(region, target))
-            residual = () if chain.add is None else (chain.add.args[chain.residual],)
+            options: dict[str, Any] = {}
+            if chain.add is not None:
+                options["residual"] = chain.add.args[chain.residual]
+                if chain.add.target in (operator.iadd, "add_"):
+                    options["in_place"] = True
             with graph.inserting_before(chain.add or chain.anchor):
-                call = graph.call_module(target, (chain.anchor.args[0], *residual))
+                call = graph.call_module(target, (chain.anchor.args[0],), options)
             chain.nodes[-1].replace_all_uses_with(call)
             for node in reversed(chain.nodes):
                 graph.erase_node(node)
@@ -388,6 +401,10 @@ class _Plan:
                     output.args = (graph.call_module("input_format", (output.args[0], *inputs)),)
         graph.lint()
         self.surgeon._install(root, fx.GraphModule(root, graph, type(root).__name__))
+
+
+def _is_replaceable(module: nn.Module | None) -> bool:
+    return layers.is_anchor(module) or layers.norm(module) is not None
 
 
 def _fused(chain: Chain, channels_last: bool) -> nn.Module:

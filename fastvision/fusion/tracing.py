@@ -7,7 +7,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import operator
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
@@ -70,23 +69,20 @@ class Untraceable(Exception):
 class _Proxy(fx.Proxy):
     """Sees x += y as what it is; torch.fx's own takes it for x = x + y."""
 
-    def _in_place(self, function: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place(operator.iadd, other)
+def _in_place_method(function: Any) -> Callable[[fx.Proxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
 
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place(operator.isub, other)
 
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place(operator.itruediv, other)
+for _function in layers.IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place_method(_function))
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else their values would become constants
+
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[str] = [""]
@@ -134,6 +130,8 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
     Raises:
         Untraceable: Python code in it looks at values.
     """
+    if "forward" in vars(module):
+        raise Untraceable("its forward was replaced")
     constants = dict(call.constants) if call else {}
     concrete: dict[str, Any] = {}
     for parameter in inspect.signature(module.forward).parameters.values():
