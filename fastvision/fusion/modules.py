@@ -203,7 +203,7 @@ class FusedConvTranspose2d(_FusedConvolution):
         self.kernel_size = tuple(convolution.kernel_size)
         self.output_padding = tuple(convolution.output_padding)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor,
         output_size: list[int] | None = None,
@@ -215,7 +215,8 @@ class FusedConvTranspose2d(_FusedConvolution):
             return super().forward(input, residual=residual, in_place=in_place)
         assert residual is None, "no chain begins with a call that has options"
         options = self.stride, self.padding, self.kernel_size, 2, self.dilation
-        padding = nn.ConvTranspose2d._output_padding(self, input, output_size, *options)  # type: ignore[arg-type]
+        theirs: Any = nn.ConvTranspose2d
+        padding = theirs._output_padding(self, input, output_size, *options)
         y = F.conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, padding,
             self.groups, self.dilation,

@@ -77,8 +77,8 @@ class _Proxy(fx.Proxy):
     """Sees x += y as what it is; torch.fx's own takes it for x = x + y. And is no Tensor, so that
     code that asks for that takes the wrong branch: it is not traceable."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_globals.get("__name__") in ("abc", "typing"):
             frame = frame.f_back
@@ -94,8 +94,8 @@ def _in_place_method(function: Any) -> Callable[[fx.Proxy, Any], Any]:
     )
 
 
-for _function in layers.IN_PLACE_OPERATORS:
-    setattr(_Proxy, f"__{_function.__name__}__", _in_place_method(_function))
+for _operator in layers.IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_operator.__name__}__", _in_place_method(_operator))
 
 
 def _modes() -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
             call is None or parameter.name not in call.given
         ):
             concrete[parameter.name] = parameter.default
-    option = None if call else steering_option(type(module))
+    option = None if call else steering_option(type(module))  # type: ignore[arg-type]
     if option:
         raise Untraceable(f"what forward does depends on its parameter {option}")
     with torch.enable_grad():  # unlike code in torch.no_grad
@@ -189,7 +189,7 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
     traced = Trace(module, graph, tracer.callers, tracer.calls)
     for path in ("", *tracer.calls):
         cls = type(module.get_submodule(path))
-        code = reach(cls)
+        code = reach(cls)  # type: ignore[arg-type]
         if code is None:
             raise Untraceable(f"the source of {cls.__name__} is unknown")
         if code.modes:
@@ -260,7 +260,7 @@ def _random_state() -> tuple[Any, ...]:
     generators = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     states = (g.get_state().numpy().tobytes() for g in generators)
     numpy = sys.modules.get("numpy")
-    theirs = repr(numpy.random.get_state()[1:3]) if numpy is not None else ""
+    theirs = str(numpy.random.get_state(legacy=False)["state"]["pos"]) if numpy else ""
     return random.getstate(), torch.get_rng_state().numpy().tobytes(), theirs, *states
 
 
