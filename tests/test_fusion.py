@@ -831,6 +831,13 @@ def test_random_numbers_stay_random(forward: Callable[..., Any]) -> None:
         assert_same(fused(image()), expected)
 
 
+def test_code_without_source():
+    scope: dict[str, Any] = {"F": F, "Tensor": Tensor}
+    exec("def forward(self, x):\n    return F.relu(self.norm(self.conv(x)) + x)", scope)
+    fused = check(adversary(scope["forward"]))
+    assert "source of Net is unknown" in reasons(fused)[""]
+
+
 def without_gradient(self, x):
     with torch.no_grad():
         y = F.relu(self.norm(self.conv(x)))

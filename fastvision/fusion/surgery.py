@@ -127,6 +127,10 @@ class Surgeon:
         if channels_last:
             self.report.channels_last.append(path)
         for name, module in hooked.items():
+            if traced.type_tests:
+                reason = "code outside asks for the types of layers"
+                self.report.skipped.append((_join(path, name), reason))
+                continue
             self._visit(_join(path, name), module, frozenset(), whole=True, any_format=False)
 
     def _runs_channels_last(self, plan: _Plan) -> bool:

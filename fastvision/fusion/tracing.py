@@ -260,7 +260,7 @@ def _random_state() -> tuple[Any, ...]:
     generators = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     states = (g.get_state().numpy().tobytes() for g in generators)
     numpy = sys.modules.get("numpy")
-    theirs = str(numpy.random.get_state(legacy=False)["state"]["pos"]) if numpy else ""
+    theirs = repr(numpy.random.get_state(legacy=False)) if numpy else ""
     return random.getstate(), torch.get_rng_state().numpy().tobytes(), theirs, *states
 
 
@@ -311,6 +311,8 @@ _VALUE_TYPES = {
 @functools.lru_cache(maxsize=1024)
 def reach(cls: type) -> Reach | None:
     """Of forward and the methods and functions that it may call; None if there is no source."""
+    if _function(cls.forward) is None:  # type: ignore[attr-defined]
+        return None
     methods: dict[str, list[Any]] = {}
     for base in cls.__mro__:
         if base.__module__.startswith("torch.nn.") or base is object:
