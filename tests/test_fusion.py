@@ -644,6 +644,7 @@ def adversary(forward: Callable[..., Any]) -> nn.Module:
     model.hooked = nn.Sequential(nn.ReLU(inplace=True))
     model.hooked.register_forward_hook(lambda module, inputs, output: None)
     model.register_buffer("count", torch.zeros(()))
+    model.held = [torch.zeros(())]
     return model
 
 
@@ -794,8 +795,13 @@ def counts_in_the_dark(self, x):
     return F.relu(self.conv(x) + x) * self.count
 
 
+def counts_in_a_list(self, x):
+    self.held[0].add_(1)
+    return F.relu(self.conv(x) + x) * self.held[0]
+
+
 TRACED_WRONG = [asks_isinstance, asks_is_tensor, asks_grad_mode]
-TRACED_WRONG += [counts, counts_by_method, counts_in_the_dark]
+TRACED_WRONG += [counts, counts_by_method, counts_in_the_dark, counts_in_a_list]
 
 
 @pytest.mark.parametrize("forward", TRACED_WRONG, ids=lambda f: f.__name__)

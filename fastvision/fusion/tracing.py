@@ -252,8 +252,17 @@ def _has_version(tensor: torch.Tensor) -> bool:
 
 
 def _held(module: nn.Module) -> list[torch.Tensor]:
-    """Tensors that are plain attributes."""
-    return [v for v in vars(module).values() if isinstance(v, torch.Tensor)]
+    """Tensors that are plain attributes, or in those that are containers."""
+    hidden = ("_parameters", "_buffers", "_modules")
+    values = [value for name, value in vars(module).items() if name not in hidden]
+    for value in values:  # grows: containers may be in containers
+        if type(value) in (list, tuple, set):
+            values += value
+        elif type(value) in (dict, OrderedDict):
+            values += value.values()
+        if len(values) > 10_000:
+            break  # or a container is in itself
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _random_state() -> tuple[Any, ...]:
