@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -546,8 +547,8 @@ def test_option_of_the_model():
     fused = check(model)
     with torch.no_grad():
         assert_same(fused(image(), features=True), model(image(), features=True))
-    assert kinds(fused) == {BN: 1}
-    assert reasons(fused)[""] == "forward has optional parameters"
+    assert kinds(fused) == {"Conv2d": 1}
+    assert "depends on its parameter features" in reasons(fused)[""]
 
 
 def test_view_of_an_image():
@@ -583,6 +584,345 @@ def test_channels_last_inside():
     assert is_channels_last(fused(x.contiguous(memory_format=torch.channels_last)))
     check(model, x.contiguous(memory_format=torch.channels_last))
     check(model, image(3, 12, 14))  # one image without a batch
+
+
+# --- code that does what fusing must not lose: the copy's results are the model's
+
+
+def norm_called_twice(self, x):
+    return self.act(self.norm(x)) + self.norm(2 * x)
+
+
+def attributes_are_read(self, x):
+    y = self.act(self.norm(self.conv(x)))
+    return y.reshape(len(y), self.conv.out_channels, -1) * self.norm.num_features
+
+
+def norm_is_read(self, x):
+    return self.act(self.norm(self.conv(x))) * self.norm.weight.sum() + self.norm.running_mean.sum()
+
+
+def size_is_added(self, x):
+    return F.relu(self.conv(x) + x.shape[0])
+
+
+def item_is_added(self, x):
+    return F.relu(self.conv(x) + x.mean().item())
+
+
+def add_in_place_promotes(self, x):
+    y = self.conv(x.float())
+    y += x.double()
+    return F.relu(y)
+
+
+def named_arguments(self, x):
+    return self.act(input=self.norm(input=self.conv(input=x)))
+
+
+def power_in_place(self, x):
+    y = self.conv(x)
+    z = y
+    z **= 2
+    return F.relu(y)
+
+
+def hooked_container_in_place(self, x):
+    x = torch.tanh(x)
+    y = self.norm(self.conv(x))
+    return F.relu(y + self.hooked(x))
+
+
+CODE = [
+    *(norm_called_twice, attributes_are_read, norm_is_read, size_is_added, item_is_added),
+    *(add_in_place_promotes, named_arguments, power_in_place, hooked_container_in_place),
+]
+
+
+def adversary(forward: Callable[..., Any]) -> nn.Module:
+    model = net(forward, **{name: build() for name, build in SIDE.items()})
+    model.hooked = nn.Sequential(nn.ReLU(inplace=True))
+    model.hooked.register_forward_hook(lambda module, inputs, output: None)
+    model.register_buffer("count", torch.zeros(()))
+    model.held = [torch.zeros(())]
+    return model
+
+
+@pytest.mark.parametrize("forward", CODE, ids=lambda f: f.__name__)
+def test_code_is_kept(forward: Callable[..., Any]) -> None:
+    check(adversary(forward))
+
+
+def untraceable(call: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self, x):
+        return call(self, x) if x.sum() > -1e9 else x
+
+    return forward
+
+
+def test_arguments_of_layers_in_code_that_cannot_be_traced():
+    up = nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1)
+    for size in ([23, 28], (24, 27)):
+        check(net(untraceable(lambda self, x, size=size: self.up(x, size)), up=up))
+        check(net(untraceable(lambda self, x, s=size: self.up(input=x, output_size=s)), up=up))
+    check(net(untraceable(lambda self, x: self.fc(input=x)), fc=nn.Linear(14, 3)))
+    check(net(untraceable(lambda self, x: self.conv(x) * self.conv.groups), conv=conv()))
+
+
+def test_norm_shared_by_children_traced_apart():
+    norm = nn.BatchNorm2d(3)
+    layers = {"a": nn.Sequential(norm, nn.ReLU()), "b": nn.Sequential(norm, nn.Tanh())}
+    check(net(untraceable(lambda self, x: self.a(x) + self.b(x)), **layers))
+
+
+def test_in_place_addition_keeps_the_dtype():
+    def forward(self, x, residual):
+        y = self.conv(x)
+        y += residual
+        return F.relu(y)
+
+    model = net(forward, conv=conv(3, 3)).bfloat16()
+    fused = check(model, image().bfloat16(), image(seed=1))
+    assert kinds(fused) == {"Conv2d + add + relu": 1}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_forward_of_an_instance(index: int) -> None:
+    model = nn.Sequential(conv(3, 3), nn.BatchNorm2d(3), nn.ReLU(), conv(3, 3))
+    model[index].forward = lambda x: x * 3
+    check(model)
+    model = nn.Sequential(adversary(add_after), conv(3, 3))
+    model[0].forward = types.MethodType(lambda self, x: F.relu(self.conv(x) - x), model[0])
+    fused = check(model)
+    assert reasons(fused)["0"] == "its forward was replaced"
+
+
+def test_a_frozen_norm_of_another_kind():
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.eps = 0.0
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                self.register_buffer(name, torch.ones(6))
+
+        def forward(self, x):  # by the deviation rather than the variance
+            return (x - self.running_mean.view(6, 1, 1)) / self.running_var.view(6, 1, 1)
+
+    check(nn.Sequential(conv(), FrozenBatchNorm2d(), nn.ReLU()))
+
+
+def option_that_steers(self, x, raw=False):
+    y = self.conv(x)
+    if raw:
+        return y
+    return self.act(self.norm(y))
+
+
+def none_that_steers(self, x, scale):
+    y = self.conv(x)
+    y = self.norm(y) if scale is None else y * scale
+    return self.act(y)
+
+
+@pytest.mark.parametrize("channels_last", [None, False])
+def test_parameters_that_steer(channels_last: bool | None) -> None:
+    layers = {name: build() for name, build in SIDE.items()}
+    model = net(option_that_steers, **layers)
+    for option in (True, False):
+        check(model, image(), option, channels_last=channels_last)
+        call = untraceable(lambda self, x, raw=option: self.model(x, raw=raw))
+        check(net(call, model=model), channels_last=channels_last)
+    for scale in (None, torch.tensor(2.0)):
+        check(net(none_that_steers, **layers), image(), scale, channels_last=channels_last)
+
+
+def taps_of_activations(self, x):
+    taps = []
+    for layer in self.layers:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            taps.append(x)
+    return taps
+
+
+def doubled_convolutions(self, x):
+    for layer in self.layers:
+        x = layer(x) * 2 if type(layer) is nn.Conv2d else layer(x)
+    return x
+
+
+@pytest.mark.parametrize("forward", [taps_of_activations, doubled_convolutions])
+def test_code_that_asks_for_the_types_of_layers(forward: Callable[..., Any]) -> None:
+    def outer(self, x):
+        return forward(self, x if x.sum() != 0 else -x)
+
+    for code in (forward, outer):
+        layers = conv(), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 6), nn.ReLU()
+        check(net(code, layers=nn.Sequential(*layers)))
+
+
+def test_code_outside_that_asks_for_the_type_of_a_layer():
+    def forward(self, x):
+        return self.conv(x) if isinstance(self.conv, nn.Conv2d) and x.sum() != 0 else x
+
+    check(net(forward, conv=conv()))
+
+
+def asks_isinstance(self, x):
+    return F.relu(self.conv(x)) if isinstance(x, Tensor) else self.conv(x[0])
+
+
+def asks_is_tensor(self, x):
+    return self.conv(x) if torch.is_tensor(x) else self.act(self.norm(self.conv(x)))
+
+
+def asks_grad_mode(self, x):
+    return self.conv(x) if not torch.is_grad_enabled() else F.relu(self.norm(self.conv(x)))
+
+
+def counts(self, x):
+    self.count += 1
+    return self.act(self.conv(x)) * self.count
+
+
+def counts_by_method(self, x):
+    self.count.add_(1)
+    return F.relu(self.conv(x) + x) * self.count
+
+
+def counts_in_the_dark(self, x):
+    self._buffers["count"].add_(1)
+    return F.relu(self.conv(x) + x) * self.count
+
+
+def counts_in_a_list(self, x):
+    self.held[0].add_(1)
+    return F.relu(self.conv(x) + x) * self.held[0]
+
+
+TRACED_WRONG = [asks_isinstance, asks_is_tensor, asks_grad_mode]
+TRACED_WRONG += [counts, counts_by_method, counts_in_the_dark, counts_in_a_list]
+
+
+@pytest.mark.parametrize("forward", TRACED_WRONG, ids=lambda f: f.__name__)
+def test_code_that_looks_outside_the_graph(forward: Callable[..., Any]) -> None:
+    model = randomized(adversary(forward))
+    fused = fastvision.fuse(model)
+    assert model.count == fused.count == 0
+    with torch.no_grad():
+        for seed in range(3):
+            assert_same(fused(image(seed=seed)), model(image(seed=seed)))
+    if forward is asks_grad_mode:
+        assert_same(fused(image()).detach(), model(image()).detach())
+
+
+def random_number(self, x):
+    return F.relu(self.conv(x) + x) * torch.rand(()).item()
+
+
+def random_tensor(self, x):
+    return F.relu(self.conv(x) + x) * torch.rand(3, 1, 1)
+
+
+@pytest.mark.parametrize("forward", [random_number, random_tensor])
+def test_random_numbers_stay_random(forward: Callable[..., Any]) -> None:
+    model = randomized(adversary(forward))
+    state = torch.get_rng_state()
+    fused = fastvision.fuse(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    for _ in range(2):
+        state = torch.get_rng_state()
+        expected = model(image())
+        torch.set_rng_state(state)
+        assert_same(fused(image()), expected)
+
+
+def test_code_without_source():
+    scope: dict[str, Any] = {"F": F, "Tensor": Tensor}
+    exec("def forward(self, x):\n    return F.relu(self.norm(self.conv(x)) + x)", scope)
+    fused = check(adversary(scope["forward"]))
+    assert "source of Net is unknown" in reasons(fused)[""]
+
+
+def without_gradient(self, x):
+    with torch.no_grad():
+        y = F.relu(self.norm(self.conv(x)))
+    return y * x
+
+
+def in_bfloat16(self, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = self.conv(x)
+    return self.act(self.norm(y.float()))
+
+
+def test_contexts_are_kept():
+    model = randomized(adversary(without_gradient))
+    fused = fastvision.fuse(model)
+    mine, theirs = image().requires_grad_(), image().requires_grad_()
+    fused(mine).sum().backward()
+    model(theirs).sum().backward()
+    assert_same(mine.grad, theirs.grad)
+    model = randomized(adversary(in_bfloat16))
+    with torch.no_grad():
+        actual, expected = fastvision.fuse(model)(image()), model(image())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.05)
+    assert "changes the mode" in reasons(fastvision.fuse(model))[""]
+
+
+# --- memory formats
+
+
+def writes_through_a_view(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    view = y.view(-1)
+    view[:5].zero_()
+    return y
+
+
+def writes_through_flatten(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    y.flatten(1).mul_(2)
+    return F.relu(self.last(y))
+
+
+def writes_by_operator(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    view = y.reshape(2, -1)
+    view *= 2
+    return y
+
+
+def view_as_complex(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    return torch.view_as_complex(y.view(2, 3, 12, 7, 2)).abs()
+
+
+def unflatten_as_complex(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    return torch.view_as_complex(y.unflatten(3, (7, 2))).abs()
+
+
+def view_of_bits(self, x):
+    return self.last(F.relu(self.norm(self.conv(x)))).view(torch.int32).view(torch.float32)
+
+
+def view_by_name(self, x):
+    y = self.last(F.relu(self.norm(self.conv(x))))
+    return F.relu(self.last(y.view(size=(2, 3, 12, 14))))
+
+
+FORMATS = [writes_through_a_view, writes_through_flatten, writes_by_operator]
+FORMATS += [view_as_complex, unflatten_as_complex, view_of_bits, view_by_name]
+
+
+@pytest.mark.parametrize("forward", FORMATS, ids=lambda f: f.__name__)
+def test_code_that_needs_contiguous_images(forward: Callable[..., Any]) -> None:
+    model = adversary(forward)
+    model.last = conv(3, 3)
+    for channels_last in (None, True):
+        fused = check(model, channels_last=channels_last)
+        assert "not channels_last" in str(fused.fastvision_report)
 
 
 # --- torchvision's models

@@ -23,8 +23,9 @@ def fuse(
     Convolution (transposed, too), batch normalization with its running statistics, the addition of
     a residual and an activation become one op, as do a linear layer and its activation. The
     normalization becomes part of the weights. Any torch.nn model will do: what torch.fx can trace
-    is searched as a whole, else module by module. What cannot be fused safely stays as it is:
-    ``str(fused.fastvision_report)`` tells what was done, what not and why.
+    is searched as a whole, else module by module. What cannot be fused safely stays as it is,
+    such as code whose source is unknown, that tests the types of its layers or that depends on
+    options: ``str(fused.fastvision_report)`` tells what was done, what not and why.
 
     Modules keep their names and classes, but for two things: a layer that was fused with the one
     before it is an nn.Identity, and a module whose own code calls a function that was fused is a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ def find_chains(
         if reason is not None:
             skipped[str(node.target)] = reason
             continue
-        chain = _grow(trace, node, module, claimed, positions, roots, allowed, skipped)
+        chain = _grow(trace, node, module, claimed, read, positions, roots, allowed, skipped)
         claimed.update(chain.nodes)
         chains.setdefault(id(module), []).append(chain)
     found: list[Chain] = []
@@ -73,7 +73,8 @@ def find_chains(
             found += group
         else:
             skipped[str(group[0].anchor.target)] = "is called more than once, with different layers"
-    found += _norm_chains(trace, {n for chain in found for n in chain.nodes}, allowed)
+    claimed = {n for chain in found for n in chain.nodes}
+    found += _norm_chains(trace, claimed, blocked.keys() | read, allowed)
     return found, list(skipped.items())
 
 
@@ -82,6 +83,7 @@ def _grow(
     anchor: fx.Node,
     module: nn.Module,
     claimed: set[fx.Node],
+    read: set[int],
     positions: dict[fx.Node, int],
     roots: dict[fx.Node, set[Any]],
     allowed: Callable[[Chain], bool] | None,
@@ -120,6 +122,9 @@ def _grow(
                 break
             if chain.norm is not None or chain.add is not None:
                 break
+            if any(id(tensor) in read for tensor in fact[0][:4]):
+                skipped[str(node.target)] = "its tensors are read elsewhere"
+                break
             longer.norm, longer.activation = fact
             longer.parts.append(type(follower).__name__)
         elif (
@@ -142,23 +147,48 @@ def _grow(
 
 
 def _norm_chains(
-    trace: Trace, claimed: set[fx.Node], allowed: Callable[[Chain], bool] | None
+    trace: Trace,
+    claimed: set[fx.Node],
+    blocked: Set[int],
+    allowed: Callable[[Chain], bool] | None,
 ) -> list[Chain]:
-    """Normalizations that stand before a ReLU and behind no convolution."""
-    found = []
+    """Normalizations that stand before a ReLU, in all calls, and behind no convolution.
+
+    ``blocked``: ids of modules, and of tensors, whose modules stay as they are.
+    """
+    groups: dict[int, list[Chain | None]] = {}
     for node in trace.graph.nodes:
         module = trace.module(node)
-        fact = None if node in claimed else layers.norm(module)
-        if not isinstance(fact, tuple) or len(node.users) != 1:
+        fact = layers.norm(module)
+        if not isinstance(fact, tuple):
             continue
         assert module is not None
-        user = next(iter(node.users))
-        if fact[1] is None and layers.activation(user, trace.module(user)) == ("relu", 0.01):
-            parts = [type(module).__name__, "relu"]
-            chain = Chain([node, user], module, parts, *fact, absorbed=[user])
-            if allowed is None or allowed(chain):
-                found.append(chain)
-    return found
+        chain = None
+        if node not in claimed and fact[1] is None and _is_unary(node) and len(node.users) == 1:
+            user = next(iter(node.users))
+            follower = trace.module(user)
+            if (
+                user.args[:1] == (node,)
+                and (follower is None or not layers.has_hooks(follower))
+                and layers.activation(user, follower) == ("relu", 0.01)
+                and not any(id(tensor) in blocked for tensor in fact[0][:4])
+            ):
+                parts = [type(module).__name__, "relu"]
+                chain = Chain([node, user], module, parts, *fact, absorbed=[user])
+                if allowed is not None and not allowed(chain):
+                    chain = None
+        groups.setdefault(id(module), []).append(chain)
+    return [
+        chain
+        for key, group in groups.items()
+        if key not in blocked and None not in group
+        for chain in group
+        if chain is not None
+    ]
+
+
+def _is_unary(node: fx.Node) -> bool:
+    return len(node.args) == 1 and not node.kwargs
 
 
 def _roots(trace: Trace) -> dict[fx.Node, set[Any]]:

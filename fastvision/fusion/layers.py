@@ -43,12 +43,21 @@ _FUNCTIONS: dict[Any, str] = {
 }
 # modules that give their input back in eval mode
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+IN_PLACE_OPERATORS = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
+    *(operator.imod, operator.ipow, operator.imatmul, operator.ilshift, operator.irshift),
+    *(operator.iand, operator.ior, operator.ixor),
+)
+_WRITERS = (*IN_PLACE_OPERATORS, operator.setitem, operator.delitem)
+# whose sources were read: a class of that name may compute something else
+_FROZEN_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops.")
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to see the calls of ``module``."""
+    """Whether somebody wants to see the calls of ``module``, or does something else instead."""
+    if "forward" in vars(module):
+        return True
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in names)
 
@@ -63,10 +72,10 @@ def why_not(module: nn.Module) -> str | None:
     if type(module) not in _ANCHORS:
         cls = type(module)
         return f"{cls.__module__}.{cls.__qualname__} is a sub-class of {_base(module).__name__}"
-    if has_hooks(module):
-        return "has hooks"
     if "forward" in vars(module):
         return "its forward was replaced"
+    if has_hooks(module):
+        return "has hooks"
     weight = module.weight
     if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor:
         return "its weight is no plain parameter"
@@ -92,7 +101,7 @@ def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | Non
     tensors = {**module._parameters, **module._buffers}
     cls = type(module)
     act: Activation | None = None
-    if cls.__name__ == "FrozenBatchNorm2d" and {"running_mean", "running_var"} <= tensors.keys():
+    if cls.__name__ == "FrozenBatchNorm2d" and cls.__module__.startswith(_FROZEN_NORMS):
         pass
     elif cls.__name__ == "BatchNormAct2d" and cls.__module__.startswith("timm."):
         act = activation_module(module.act)
@@ -175,7 +184,11 @@ def addend(node: fx.Node, value: fx.Node) -> fx.Node | None:
 def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether ``node`` may write to its arguments."""
     if node.op == "call_module":
-        return bool(getattr(module, "inplace", False))
+        assert module is not None
+        known = type(module).__module__.startswith(("torch.nn.", "fastvision."))
+        if has_hooks(module) or not (known or norm(module) is not None):
+            return True
+        return any(getattr(m, "inplace", False) for m in module.modules())
     if node.op not in ("call_function", "call_method"):
         return False
     if node.kwargs.get("inplace") or "out" in node.kwargs:
@@ -183,9 +196,9 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
         return True
-    if node.target in (F.relu, F.relu6, F.leaky_relu, F.silu, F.hardswish):
-        return True in node.args
-    return node.target in _IN_PLACE
+    if getattr(node.target, "__module__", "") == "torch.nn.functional":
+        return any(argument is True for argument in node.args)  # may be inplace
+    return node.target in _WRITERS
 
 
 def is_fresh(node: fx.Node, module: nn.Module | None) -> bool:

@@ -91,18 +91,29 @@ class _FusedConvolution(_Fused):
         options = f"stride={self.stride}, padding={self.padding}, groups={self.groups}"
         return f"{super().extra_repr()}, {options}, channels_last={self.channels_last}"
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.dim() == 3:  # one image, as torch's convolutions take it
-            residual = residual if residual is None else residual.unsqueeze(0)
-            return self.forward(x.unsqueeze(0), residual).squeeze(0)
+    def forward(self, input: Tensor, *, residual: Any = None, in_place: bool = False) -> Tensor:
+        """``residual``: a tensor or number. ``in_place``: whether it is added as by +=."""
+        if input.dim() == 3:  # one image, as torch's convolutions take it
+            residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
+            y = self.forward(input.unsqueeze(0), residual=residual, in_place=in_place)
+            return y.squeeze(0)
         if self.channels_last and not _is_transformed():  # vmap knows no memory formats
-            x = x.contiguous(memory_format=torch.channels_last)
+            input = input.contiguous(memory_format=torch.channels_last)
         if residual is None:
-            return self._run(x, None, self.activation)
-        if residual.dtype == x.dtype and residual.shape == self._output_shape(x):
-            return self._run(x, residual, self.activation)
+            return self._run(input, None, self.activation)
+        if (
+            isinstance(residual, Tensor)
+            and residual.dtype == input.dtype
+            and residual.shape == self._output_shape(input)
+        ):
+            return self._run(input, residual, self.activation)
         # an addition that broadcasts or promotes
-        return activate(self._run(x, None, "none") + residual, self.activation, self.negative_slope)
+        y = self._run(input, None, "none")
+        if in_place:
+            y += residual
+        else:
+            y = y + residual
+        return activate(y, self.activation, self.negative_slope)
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         raise NotImplementedError
@@ -122,13 +133,16 @@ class FusedConv2d(_FusedConvolution):
         self._window = (K, *kernel, *self.stride, *self._padding, *self.dilation)
         self._code = ACTIVATIONS.index(self.activation)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._is_plain(x) and (residual is None or residual.dtype == x.dtype):
+    def forward(self, input: Tensor, *, residual: Any = None, in_place: bool = False) -> Tensor:
+        if self._is_plain(input) and (
+            residual is None or (type(residual) is Tensor and residual.dtype == input.dtype)
+        ):
+            x = input
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             if residual is None or residual.shape == self._output_shape(x):
                 return self._run_plain(x, residual)
-        return super().forward(x, residual)
+        return super().forward(input, residual=residual, in_place=in_place)
 
     def _run_plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
@@ -186,7 +200,28 @@ class FusedConvTranspose2d(_FusedConvolution):
 
     def __init__(self, convolution: nn.ConvTranspose2d, *arguments: Any, **options: Any) -> None:
         super().__init__(convolution, *arguments, **options)
+        self.kernel_size = tuple(convolution.kernel_size)
         self.output_padding = tuple(convolution.output_padding)
+
+    def forward(
+        self,
+        input: Tensor,
+        output_size: list[int] | None = None,
+        *,
+        residual: Any = None,
+        in_place: bool = False,
+    ) -> Tensor:
+        if output_size is None:
+            return super().forward(input, residual=residual, in_place=in_place)
+        assert residual is None, "no chain begins with a call that has options"
+        options = self.stride, self.padding, self.kernel_size, 2, self.dilation
+        theirs: Any = nn.ConvTranspose2d
+        padding = theirs._output_padding(self, input, output_size, *options)
+        y = F.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, padding,
+            self.groups, self.dilation,
+        )  # fmt: skip
+        return activate(y, self.activation, self.negative_slope)
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         size = [
@@ -219,13 +254,13 @@ class FusedConvTranspose2d(_FusedConvolution):
 class FusedLinear(_Fused):
     """See :func:`fastvision.ops.linear_act.linear_act`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) or _is_transformed():
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type) or _is_transformed():
             return activate(
-                F.linear(x, self.weight, self.bias), self.activation, self.negative_slope
+                F.linear(input, self.weight, self.bias), self.activation, self.negative_slope
             )
         return linear_act(
-            x,
+            input,
             self.weight,
             self.bias,
             activation=self.activation,
@@ -246,11 +281,11 @@ class FusedBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.running_mean)}, eps={self.eps}, relu"  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var
-        if _is_transformed() or torch.is_autocast_enabled(x.device.type):
-            return F.relu(F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps))
-        return ops.batch_norm_relu(x, *statistics, self.weight, self.bias, eps=self.eps)
+        if _is_transformed() or torch.is_autocast_enabled(input.device.type):
+            return F.relu(F.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps))
+        return ops.batch_norm_relu(input, *statistics, self.weight, self.bias, eps=self.eps)
 
 
 class ChannelShuffle(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,6 +25,9 @@ _ANY_FORMAT = ("torchvision.models.detection.",)
 # with fewer convolutions the conversions at the borders cost more than they bring
 _LEAST_CONVOLUTIONS = 2
 _STRIDE_SENSITIVE = ("as_strided", "as_strided_", "stride", "is_contiguous", "storage", "data_ptr")
+_STRIDE_SENSITIVE_FUNCTIONS = (torch.as_strided, torch.view_as_complex, torch.view_as_real)
+# a view of a contiguous tensor, a copy of one that is channels_last
+_FLATTENING = ("view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "contiguous")
 
 
 class Surgeon:
@@ -51,6 +56,9 @@ class Surgeon:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        if "forward" in vars(module):
+            self.report.skipped.append((path, "its forward was replaced"))
+            return
         whole = whole and not is_reached_into(module, names)
         if layers.is_anchor(module):
             self._fuse_alone(path, module, whole)
@@ -75,6 +83,9 @@ class Surgeon:
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             self.report.skipped.append((path, reason))
         inner = reach(type(module))  # type: ignore[arg-type]
+        if inner is not None and inner.tests_types:
+            self.report.skipped.append((path, "its code asks for the types of layers"))
+            return
         any_format = type(module).__module__.startswith(_ANY_FORMAT)
         for name, child in module.named_children():
             self._visit(
@@ -116,6 +127,10 @@ class Surgeon:
         if channels_last:
             self.report.channels_last.append(path)
         for name, module in hooked.items():
+            if traced.type_tests:
+                reason = "code outside asks for the types of layers"
+                self.report.skipped.append((_join(path, name), reason))
+                continue
             self._visit(_join(path, name), module, frozenset(), whole=True, any_format=False)
 
     def _runs_channels_last(self, plan: _Plan) -> bool:
@@ -135,6 +150,10 @@ class Surgeon:
     def _install(self, old: nn.Module, new: nn.Module) -> None:
         """Puts ``new`` wherever ``old`` is."""
         new.eval()
+        if not isinstance(new, fx.GraphModule):
+            for name, value in vars(old).items():  # what describes the layer, like out_channels
+                if not name.startswith("_") and name not in vars(new):
+                    setattr(new, name, value)
         for path in self.paths[id(old)]:
             if not path:
                 self.model = new
@@ -169,7 +188,7 @@ class _Plan:
         mine = self.surgeon.paths[id(self.trace.root)]
         for node in self.trace.graph.nodes:
             module = self.trace.module(node)
-            if layers.is_anchor(module) and not self._is_private(module, mine):
+            if _is_replaceable(module) and not self._is_private(module, mine):
                 self.blocked[id(module)] = "is used in several places"
 
     def _is_private(self, module: nn.Module | None, mine: list[str]) -> bool:
@@ -196,13 +215,18 @@ class _Plan:
         for chain in self.chains:
             if not self._in_place(chain, absorbed) and not layers.norm(chain.module):
                 stack = self._region(chain)
-                wanted[stack[-1]] = stack
+                if stack[-1] not in self.no_region:
+                    wanted[stack[-1]] = stack
+        if channels_last and self._writes_through_view():
+            self.no_channels_last = "writes through a view"
+            return wanted
         for node in self._views() if channels_last else ():
             stack = self.trace.callers[node]
             if stack[-1] in self.no_region:
                 self.no_channels_last = self.no_region[stack[-1]]
-            elif node.target not in ("view", "view_as"):
-                self.no_channels_last = f"calls {node.target}"
+            elif not _is_reshape(node):
+                name = getattr(node.target, "__name__", node.target)
+                self.no_channels_last = f"calls {name} with what depends on strides"
             else:
                 wanted[stack[-1]] = stack
         return wanted
@@ -217,17 +241,23 @@ class _Plan:
 
     def _in_place(self, chain: Chain, absorbed: set[fx.Node]) -> bool:
         """Whether replacing modules is enough: each follower is always a follower."""
-        if chain.add is not None:
+        if chain.add is not None or self._is_type_tested(self.trace.callers[chain.anchor]):
             return False
         mine = self.surgeon.paths[id(self.trace.root)]
         for node in chain.absorbed:
             module = self.trace.module(node)
             if module is None or not self._is_private(module, mine) or layers.has_hooks(module):
                 return False
+            if self._is_type_tested(self.trace.callers[node]):
+                return False
             calls = [n for n in self.trace.graph.nodes if n.target == node.target]
             if not absorbed.issuperset(calls):
                 return False
         return True
+
+    def _is_type_tested(self, callers: tuple[str, ...]) -> bool:
+        """Whether code that runs a layer would see that it has become another."""
+        return not self.trace.type_tests.isdisjoint(callers)
 
     def _allowed(self, chain: Chain) -> bool:
         """Whether a chain may have grown this long; called before others of the graph are known."""
@@ -261,9 +291,15 @@ class _Plan:
             reason = "is called in different ways"
         elif not calls and region == "" and has_options(module):
             reason = "forward has optional parameters"
+        elif any(self._is_type_tested(call.callers) for call in calls):
+            reason = "code outside asks for the types of layers"
         if not reason:
             try:
-                self.region_traces[region] = trace(module, calls[0] if calls else None)
+                traced = trace(module, calls[0] if calls else None)
+                if traced.unrepeatable:
+                    reason = "its code has contexts or takes numbers out of tensors"
+                else:
+                    self.region_traces[region] = traced
             except Untraceable as error:
                 reason = f"not traceable by itself ({error})"
         if reason:
@@ -272,11 +308,11 @@ class _Plan:
         return not reason
 
     def _one_region_each(self) -> bool:
-        """Whether every anchor is called from one region, or from none, only."""
+        """Whether every layer is called from one region, or from none, only."""
         homes: dict[int, set[str]] = {}
         for node in self.trace.graph.nodes:
             module = self.trace.module(node)
-            if layers.is_anchor(module):
+            if _is_replaceable(module):
                 homes.setdefault(id(module), set()).add(self._home(node))
         shared = [key for key, regions in homes.items() if len(regions) > 1]
         new = [key for key in shared if key not in self.blocked]
@@ -302,7 +338,7 @@ class _Plan:
             if node.op == "call_method" and node.args and node.args[0] in images:
                 if node.target in ("view", "view_as") or node.target in _STRIDE_SENSITIVE:
                     views.append(node)
-            elif node.op == "call_function" and node.target is torch.as_strided:
+            elif node.op == "call_function" and node.target in _STRIDE_SENSITIVE_FUNCTIONS:
                 views.append(node)
             if not flat and (node.op == "placeholder" or any(n in images for n in inputs)):
                 images.add(node)
@@ -313,6 +349,23 @@ class _Plan:
             for n in o.all_input_nodes
         )
         return views
+
+    def _writes_through_view(self) -> bool:
+        """Whether code writes to what is a view of a contiguous tensor only."""
+        views: set[fx.Node] = set()
+        for node in self.trace.graph.nodes:
+            module = self.trace.module(node)
+            inputs = node.all_input_nodes
+            identity = layers.is_identity(node, module)
+            if any(n in views for n in inputs):
+                if layers.is_in_place(node, module) and not identity:
+                    return True
+                if identity or not layers.is_fresh(node, module):
+                    views.add(node)
+            name = getattr(node.target, "__name__", node.target)
+            if isinstance(module, nn.Flatten) or (node.op != "call_module" and name in _FLATTENING):
+                views.add(node)
+        return False
 
     # --- changing modules
 
@@ -360,9 +413,13 @@ class _Plan:
                 done.add(id(chain.module))
                 self.surgeon._install(chain.module, _fused(chain, channels_last))
                 self._note(chain, _join(region, target))
-            residual = () if chain.add is None else (chain.add.args[chain.residual],)
+            options: dict[str, Any] = {}
+            if chain.add is not None:
+                options["residual"] = chain.add.args[chain.residual]
+                if chain.add.target in (operator.iadd, "add_"):
+                    options["in_place"] = True
             with graph.inserting_before(chain.add or chain.anchor):
-                call = graph.call_module(target, (chain.anchor.args[0], *residual))
+                call = graph.call_module(target, (chain.anchor.args[0],), options)
             chain.nodes[-1].replace_all_uses_with(call)
             for node in reversed(chain.nodes):
                 graph.erase_node(node)
@@ -378,7 +435,7 @@ class _Plan:
             )
         if channels_last:
             for node in graph.nodes:
-                if node.op == "call_method" and node.target in ("view", "view_as"):
+                if _is_reshape(node):
                     node.target = {"view": "reshape", "view_as": "reshape_as"}[node.target]
             if border and not region and self.gives_images:
                 root.add_module("input_format", InputFormat())
@@ -388,6 +445,22 @@ class _Plan:
                     output.args = (graph.call_module("input_format", (output.args[0], *inputs)),)
         graph.lint()
         self.surgeon._install(root, fx.GraphModule(root, graph, type(root).__name__))
+
+
+def _is_reshape(node: fx.Node) -> bool:
+    """Whether ``node`` is a view that gives the same by reshape."""
+    if node.op != "call_method" or node.kwargs:
+        return False
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    return node.target == "view_as" or (
+        node.target == "view" and all(isinstance(size, (int, fx.Node)) for size in sizes)
+    )
+
+
+def _is_replaceable(module: nn.Module | None) -> bool:
+    return layers.is_anchor(module) or layers.norm(module) is not None
 
 
 def _fused(chain: Chain, channels_last: bool) -> nn.Module:

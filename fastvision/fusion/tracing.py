@@ -7,7 +7,8 @@ import contextlib
 import copy
 import functools
 import inspect
-import operator
+import random
+import sys
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
@@ -50,6 +51,11 @@ class Trace:
     # by path: how the module was called, once per call
     calls: dict[str, list[Call]] = field(default_factory=dict)
 
+    # paths of modules whose code asks for the types of layers, and of those whose code does what a
+    # graph of it does not repeat
+    type_tests: set[str] = field(default_factory=set)
+    unrepeatable: set[str] = field(default_factory=set)
+
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
@@ -68,30 +74,50 @@ class Untraceable(Exception):
 
 
 class _Proxy(fx.Proxy):
-    """Sees x += y as what it is; torch.fx's own takes it for x = x + y."""
+    """Sees x += y as what it is; torch.fx's own takes it for x = x + y. And is no Tensor, so that
+    code that asks for that takes the wrong branch: it is not traceable."""
 
-    def _in_place(self, function: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__") in ("abc", "typing"):
+            frame = frame.f_back
+        ours = frame.f_globals.get("__name__", "").startswith(("torch.", __name__))
+        if not ours and not {"isinstance", "__class__"}.isdisjoint(frame.f_code.co_names):
+            raise Untraceable("asks for the type of a value")
+        return type(self)
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place(operator.iadd, other)
 
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place(operator.isub, other)
+def _in_place_method(function: Any) -> Callable[[fx.Proxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
 
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place(operator.imul, other)
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place(operator.itruediv, other)
+for _operator in layers.IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_operator.__name__}__", _in_place_method(_operator))
+
+
+def _modes() -> tuple[Any, ...]:
+    """What torch's context managers change for the code in them."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
+    )
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else their values would become constants
+
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[str] = [""]
         self.callers: dict[fx.Node, tuple[str, ...]] = {}
         self.calls: dict[str, list[Call]] = {}
+        self.modes = _modes()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -100,6 +126,8 @@ class _Tracer(fx.Tracer):
         return is_leaf(m)
 
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise Untraceable("changes the mode of gradients or autocast")
         node = super().create_node(*arguments, **options)
         self.callers[node] = tuple(self.stack)
         return node
@@ -134,6 +162,8 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
     Raises:
         Untraceable: Python code in it looks at values.
     """
+    if "forward" in vars(module):
+        raise Untraceable("its forward was replaced")
     constants = dict(call.constants) if call else {}
     concrete: dict[str, Any] = {}
     for parameter in inspect.signature(module.forward).parameters.values():
@@ -145,14 +175,30 @@ def trace(module: nn.Module, call: Call | None = None) -> Trace:
             call is None or parameter.name not in call.given
         ):
             concrete[parameter.name] = parameter.default
-    tracer = _Tracer()
-    with _unchanged(module):
+    option = None if call else steering_option(type(module))  # type: ignore[arg-type]
+    if option:
+        raise Untraceable(f"what forward does depends on its parameter {option}")
+    with torch.enable_grad():  # unlike code in torch.no_grad
+        tracer = _Tracer()
+    with _unchanged(module), torch.enable_grad():
         try:
             graph = tracer.trace(module, concrete or None)
         except Exception as error:  # any code of the model may run here and trip over a proxy
             text = (str(error) or type(error).__name__).strip().splitlines()[0].split(". ")[0]
             raise Untraceable(text if len(text) <= 100 else text[:100] + " ...") from error
-    return Trace(module, graph, tracer.callers, tracer.calls)
+    traced = Trace(module, graph, tracer.callers, tracer.calls)
+    for path in ("", *tracer.calls):
+        cls = type(module.get_submodule(path))
+        code = reach(cls)  # type: ignore[arg-type]
+        if code is None:
+            raise Untraceable(f"the source of {cls.__name__} is unknown")
+        if code.modes:
+            raise Untraceable(f"{cls.__name__} calls {min(code.modes)}")
+        if code.tests_types:
+            traced.type_tests.add(path)
+        if code.unrepeatable:
+            traced.unrepeatable.add(path)
+    return traced
 
 
 @contextlib.contextmanager
@@ -163,6 +209,11 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         Untraceable: an attribute was changed, so a call may depend on the calls before it.
     """
     before = [(m, dict(m.__dict__), _contents(m)) for m in module.modules()]
+    held = [*module.buffers(), *(v for m in module.modules() for v in _held(m))]
+    held = [t for t in held if _has_version(t)]
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in held]
+    versions = [(p, p._version) for p in module.parameters() if _has_version(p)]
+    random_state = _random_state()
     changed = ""
     try:
         yield
@@ -173,7 +224,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
                 _identities(now[name]) == _identities(content) for name, content in contents.items()
             ):
                 continue
-            changed = type(m).__name__
+            changed = f"forward of {type(m).__name__} changes attributes"
             m.__dict__.clear()
             m.__dict__.update(attributes)
             for name, content in contents.items():
@@ -181,8 +232,45 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
                 (attributes[name].extend if isinstance(content, list) else attributes[name].update)(
                     content
                 )
+        for tensor, version, value in values:
+            if tensor._version != version:
+                changed = "forward writes to its tensors"
+                with torch.no_grad():
+                    tensor.copy_(value)
+        if any(p._version != version for p, version in versions):
+            changed = "forward writes to its parameters"
+        if _random_state() != random_state:
+            changed = "forward takes random numbers"
+            random.setstate(random_state[0])
+            torch.set_rng_state(torch.frombuffer(bytearray(random_state[1]), dtype=torch.uint8))
     if changed:
-        raise Untraceable(f"forward of {changed} changes attributes")
+        raise Untraceable(changed)
+
+
+def _has_version(tensor: torch.Tensor) -> bool:
+    return not nn.parameter.is_lazy(tensor) and not tensor.is_inference()
+
+
+def _held(module: nn.Module) -> list[torch.Tensor]:
+    """Tensors that are plain attributes, or in those that are containers."""
+    hidden = ("_parameters", "_buffers", "_modules")
+    values = [value for name, value in vars(module).items() if name not in hidden]
+    for value in values:  # grows: containers may be in containers
+        if type(value) in (list, tuple, set):
+            values += value
+        elif type(value) in (dict, OrderedDict):
+            values += value.values()
+        if len(values) > 10_000:
+            break  # or a container is in itself
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _random_state() -> tuple[Any, ...]:
+    generators = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    states = (g.get_state().numpy().tobytes() for g in generators)
+    numpy = sys.modules.get("numpy")
+    theirs = repr(numpy.random.get_state(legacy=False)) if numpy else ""
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), theirs, *states
 
 
 def _contents(module: nn.Module) -> dict[str, Any]:
@@ -212,46 +300,150 @@ class Reach:
 
     bare: frozenset[str]  # attributes of self that it does more with than to call them
     names: frozenset[str]  # attributes that it takes from other objects
+    tests_types: bool  # of objects that may be layers
+    modes: frozenset[str]  # what it calls to learn the mode that it runs in
+    unrepeatable: bool  # whether it has contexts, or takes numbers out of tensors
 
 
 _ITERATORS = ("children", "named_children", "modules", "named_modules", "_modules")
+_MODES = {
+    *("is_grad_enabled", "is_inference_mode_enabled", "is_inference_mode"),
+    *("is_autocast_enabled", "is_autocast_cpu_enabled", "get_autocast_dtype", "is_tensor"),
+}
+# layers are instances of none of these
+_VALUE_TYPES = {
+    *("Tensor", "list", "tuple", "dict", "set", "int", "float", "str", "bool", "complex", "bytes"),
+    *("OrderedDict", "Number", "Real", "Integral", "NestedTensor", "ImageList", "Size"),
+}
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def reach(cls: type) -> Reach | None:
-    """Of forward and the methods that it may call; None if there is no source."""
-    methods: dict[str, list[ast.FunctionDef]] = {}
+    """Of forward and the methods and functions that it may call; None if there is no source."""
+    if _function(cls.forward) is None:  # type: ignore[attr-defined]
+        return None
+    methods: dict[str, list[Any]] = {}
     for base in cls.__mro__:
         if base.__module__.startswith("torch.nn.") or base is object:
             continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            return None
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                methods.setdefault(node.name, []).append(node)
+        for name, value in vars(base).items():
+            if (function := _function(value)) is not None:
+                methods.setdefault(name, []).append(function)
     bare: set[str] = set()
     names: set[str] = set()
-    waiting, seen = ["forward"], {"forward"}
+    modes: set[str] = set()
+    tests_types = unrepeatable = False
+    waiting: list[Any] = list(methods.get("forward", ()))
+    seen: set[Any] = {"forward"}
     while waiting:
-        for node in (n for method in methods.get(waiting.pop(), ()) for n in ast.walk(method)):
+        function = waiting.pop()
+        method = _parse(function)
+        if method is None:
+            return None
+        parameters = [*method.args.posonlyargs, *method.args.args]
+        this = parameters[0].arg if parameters else "self"
+        fine: set[ast.AST] = set()
+        messages: set[ast.AST] = set()
+        for node in ast.walk(method):
             # ast.walk comes to the outer node first, which knows how the inner one is used
+            if isinstance(node, (ast.Raise, ast.JoinedStr)):
+                messages.update(ast.walk(node))
             if isinstance(node, ast.Call):
-                node.func.fine = True  # type: ignore[attr-defined]
+                fine.add(node.func)
+                if _tests_type(node, this) and node not in messages:
+                    tests_types = True
+                    if node.func.id == "type":  # type: ignore[attr-defined]
+                        modes.add("type")  # of a value, a tracer's placeholder would give its own
+                if isinstance(node.func, ast.Name):
+                    helper = _function(_look_up(function, node.func.id))
+                    ours = ("torch.", "torchvision.", "fastvision.")
+                    if helper not in (None, *seen) and not helper.__module__.startswith(ours):
+                        seen.add(helper)
+                        waiting.append(helper)
+            elif isinstance(node, (ast.With, ast.AsyncWith)):
+                unrepeatable = True
             elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
-                node.left.fine = True  # type: ignore[attr-defined]
+                fine.add(node.left)
             elif isinstance(node, ast.Attribute):
+                tests_types |= node.attr == "__class__"
+                unrepeatable |= node.attr in ("item", "tolist")
                 if node.attr not in _ITERATORS:
-                    node.value.fine = True  # type: ignore[attr-defined]
-                if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                    fine.add(node.value)
+                if not (isinstance(node.value, ast.Name) and node.value.id == this):
                     names.add(node.attr)
-                elif not hasattr(node, "fine"):
+                elif node not in fine:
                     bare.add(node.attr)
                 if node.attr in methods and node.attr not in seen:
                     seen.add(node.attr)
-                    waiting.append(node.attr)
-    return Reach(frozenset(bare), frozenset(names))
+                    waiting += methods[node.attr]
+            name = getattr(node, "attr", getattr(node, "id", ""))
+            if name in _MODES:
+                modes.add(name)
+    return Reach(frozenset(bare), frozenset(names), tests_types, frozenset(modes), unrepeatable)
+
+
+def _function(value: Any) -> Any:
+    """The Python function that ``value``, found in a class or module, is or calls."""
+    if isinstance(value, property):
+        value = value.fget
+    value = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else value
+    value = getattr(value, "__func__", value)
+    return value if inspect.isfunction(value) else None
+
+
+def _look_up(function: Any, name: str) -> Any:
+    free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for variable, cell in free:
+        if variable == name:
+            with contextlib.suppress(ValueError):  # an empty cell
+                return cell.cell_contents
+    return function.__globals__.get(name)
+
+
+def _parse(function: Any) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return tree if isinstance(tree, ast.FunctionDef) else None
+
+
+def _tests_type(call: ast.Call, this: str) -> bool:
+    if not isinstance(call.func, ast.Name) or not call.args:
+        return False
+    if call.func.id == "type":
+        return not (isinstance(call.args[0], ast.Name) and call.args[0].id == this)
+    if call.func.id not in ("isinstance", "issubclass") or len(call.args) != 2:
+        return False
+    kinds = call.args[1].elts if isinstance(call.args[1], ast.Tuple) else [call.args[1]]
+    return any(getattr(k, "attr", getattr(k, "id", "")) not in _VALUE_TYPES for k in kinds)
+
+
+@functools.lru_cache(maxsize=1024)
+def steering_option(cls: type[nn.Module]) -> str | None:
+    """A parameter of forward whose value may decide what it does, so that one graph is not enough.
+
+    That is one with a default that is used but in arithmetic, or any that is compared by ``is``.
+    """
+    if cls.__module__.startswith("torch.nn."):
+        return None
+    function = _function(cls.forward)
+    method = None if function is None else _parse(function)
+    if function is None or method is None:
+        return None  # such a class is not traceable anyway
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    options = {p.name for p in parameters if p.default is not p.empty}
+    required = {p.name for p in parameters} - options
+    fine: set[ast.AST] = set()
+    for node in ast.walk(method):
+        if isinstance(node, ast.BinOp):
+            fine |= {node.left, node.right}
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+            if isinstance(node.left, ast.Name) and node.left.id in required:
+                return node.left.id
+        elif isinstance(node, ast.Name) and node.id in options and node not in fine:
+            return node.id
+    return None
 
 
 def is_reached_into(module: nn.Module, names: Set[str]) -> bool:
