@@ -110,7 +110,8 @@ Tensor conv_packed(
   const ScalarType dtype = input.scalar_type();
   const bool wide = dtype == ScalarType::Double;
   STD_TORCH_CHECK(
-      packed.is_contiguous() && packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
+      packed.is_contiguous() &&
+          packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
           packed.numel() ==
               conv_packing(packed.scalar_type(), groups, C / groups, K / groups, R * S).size(),
       "packed does not belong to these sizes, this type and this CPU level"
