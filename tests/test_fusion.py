@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import types
 from collections.abc import Callable, Iterator
@@ -27,6 +28,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers of any size take the way of large ones."""
+    module = importlib.import_module("fastvision.ops.linear_act")
+    monkeypatch.setattr(module, "_LEAST_PACKED", 1)
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
