@@ -18,8 +18,8 @@ torch.library.define(
     "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
 )
 
-# where oneDNN with a prepacked weight was 1.03 to 2.8 times as fast as F.linear on AVX2; with smaller
-# weights the call costs more, for one row memory decides, and for 1000 rows MKL was faster
+# where oneDNN with a prepacked weight was 1.03 to 2.8 times as fast as F.linear on AVX2; with
+# smaller weights the call costs more, for one row memory decides, for 1000 rows MKL was faster
 _PACKED_ROWS = range(2, 513)
 _LEAST_PACKED = 1 << 21  # numbers in the weight
 
