@@ -508,6 +508,8 @@ def test_opcheck(backend, channels_last, shape):
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
+    if compiler == "inductor" and torch.__version__.startswith("2.13"):
+        pytest.skip("inductor of torch 2.13 cannot lower a convolution's gradient of dynamic sizes")
     _, weight, bias, options = make("k4s2p1")
     norm = batch_norm(bias.numel(), "cpu")
 
