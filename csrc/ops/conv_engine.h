@@ -43,6 +43,47 @@ ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K,
 template <typename T>
 void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed);
 
+// A new tensor of `size` numbers that pack(weight, bias or null, packed) writes, all three pointers
+// to float or to double; the bias has a value for each of `channels`.
+template <typename Pack>
+Tensor pack_weight(
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    int64_t channels,
+    int64_t size,
+    const Pack& pack
+) {
+  const ScalarType dtype = weight.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
+  );
+  const Tensor from = torch::stable::contiguous(weight);
+  std::optional<Tensor> shift;
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(
+        bias->scalar_type() == dtype && bias->numel() == channels,
+        "bias must have a value per channel, in the weight's dtype"
+    );
+    shift = torch::stable::contiguous(*bias);
+  }
+  Tensor packed = torch::stable::new_empty(weight, {size});
+  const auto run = [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    pack(
+        static_cast<const T*>(from.const_data_ptr()),
+        shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,
+        static_cast<T*>(packed.mutable_data_ptr())
+    );
+  };
+  dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
+  return packed;
+}
+
+// The residual, if there is one, in the result's memory format; refused if it does not fit.
+std::optional<Tensor> residual_of(
+    const std::optional<Tensor>& residual, const Tensor& output, bool channels_last
+);
+
 void run_conv(const ConvPlan& plan);
 
 }  // namespace fastvision

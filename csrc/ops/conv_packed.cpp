@@ -33,38 +33,37 @@ void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed) 
 template void pack_conv(const ConvPacking&, const float*, const float*, float*);
 template void pack_conv(const ConvPacking&, const double*, const double*, double*);
 
+std::optional<Tensor> residual_of(
+    const std::optional<Tensor>& residual, const Tensor& output, bool channels_last
+) {
+  if (!residual.has_value()) {
+    return std::nullopt;
+  }
+  check_dim(*residual, 4, "residual");
+  for (int dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(
+        residual->size(dim) == output.size(dim), "residual must have the shape of the result"
+    );
+  }
+  STD_TORCH_CHECK(
+      residual->scalar_type() == output.scalar_type() && residual->is_cpu(),
+      "residual must have the dtype and device of the result"
+  );
+  return in_format(*residual, channels_last);
+}
+
 namespace {
 
 Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
   check_dim(weight, 4, "weight");
-  const ScalarType dtype = weight.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
-  );
   const int64_t K = weight.size(0);
   STD_TORCH_CHECK(groups > 0 && K % groups == 0, "groups must divide the output channels");
-  const ConvPacking packing =
-      conv_packing(dtype, groups, weight.size(1), K / groups, weight.size(2) * weight.size(3));
-  const Tensor from = torch::stable::contiguous(weight);
-  std::optional<Tensor> shift;
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(
-        bias->scalar_type() == dtype && bias->numel() == K, "bias must have a value per channel"
-    );
-    shift = torch::stable::contiguous(*bias);
-  }
-  Tensor packed = torch::stable::new_empty(weight, {packing.size()});
-  const auto run = [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    pack_conv(
-        packing,
-        static_cast<const T*>(from.const_data_ptr()),
-        shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,
-        static_cast<T*>(packed.mutable_data_ptr())
-    );
-  };
-  dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
-  return packed;
+  const ConvPacking packing = conv_packing(
+      weight.scalar_type(), groups, weight.size(1), K / groups, weight.size(2) * weight.size(3)
+  );
+  return pack_weight(weight, bias, K, packing.size(), [&](auto... pointers) {
+    pack_conv(packing, pointers...);
+  });
 }
 
 int64_t extent(
@@ -123,15 +122,7 @@ Tensor conv_packed(
   if (output.numel() == 0) {
     return output;
   }
-  std::optional<Tensor> addend;
-  if (residual.has_value()) {
-    STD_TORCH_CHECK(
-        residual->dim() == 4 && residual->size(0) == N && residual->size(1) == K &&
-            residual->size(2) == OH && residual->size(3) == OW && residual->scalar_type() == dtype,
-        "residual must have the shape and dtype of the result"
-    );
-    addend = in_format(*residual, channels_last);
-  }
+  const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   ConvPlan plan{
       dtype,
       {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},

@@ -118,10 +118,6 @@ Tensor conv_transpose2d_pack(
     int64_t groups
 ) {
   check_dim(weight, 4, "weight");
-  const ScalarType dtype = weight.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double, "weight must be float32 or float64"
-  );
   const Filter filter{
       groups,
       per_group(weight.size(0), groups),
@@ -132,46 +128,19 @@ Tensor conv_transpose2d_pack(
       {dilation_y, dilation_x}
   };
   check_filter(filter, weight.size(0));
-  const Tensor from = torch::stable::contiguous(weight);
-  std::optional<Tensor> shift;
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(
-        bias->scalar_type() == dtype && bias->numel() == filter.K * groups,
-        "bias must have a value per channel, in the weight's dtype"
-    );
-    shift = torch::stable::contiguous(*bias);
-  }
-  Tensor packed = torch::stable::new_empty(weight, {filter.packed_size(dtype)});
-  const auto run = [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    pack(
-        filter,
-        static_cast<const T*>(from.const_data_ptr()),
-        shift ? static_cast<const T*>(shift->const_data_ptr()) : nullptr,
-        static_cast<T*>(packed.mutable_data_ptr())
-    );
-  };
-  dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
-  return packed;
+  return pack_weight(
+      weight,
+      bias,
+      filter.K * groups,
+      filter.packed_size(weight.scalar_type()),
+      [&](auto... pointers) { pack(filter, pointers...); }
+  );
 }
 
 int64_t extent(
     int64_t size, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t extra
 ) {
   return (size - 1) * stride - 2 * padding + dilation * (taps - 1) + extra + 1;
-}
-
-void check_residual(const Tensor& residual, const Tensor& output) {
-  check_dim(residual, 4, "residual");
-  for (int dim = 0; dim < 4; ++dim) {
-    STD_TORCH_CHECK(
-        residual.size(dim) == output.size(dim), "residual must have the shape of the result"
-    );
-  }
-  STD_TORCH_CHECK(
-      residual.scalar_type() == output.scalar_type() && residual.is_cpu(),
-      "residual must have the dtype and device of the result"
-  );
 }
 
 // Single numbers, since lists cost microseconds on their way here.
@@ -227,11 +196,7 @@ Tensor conv_transpose2d_packed(
   // once, since each phase reads it
   const Tensor x = has_channels_last_strides(input) ? input : in_format(input, true);
   Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
-  std::optional<Tensor> addend;
-  if (residual.has_value()) {
-    check_residual(*residual, output);
-    addend = in_format(*residual, channels_last);
-  }
+  const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
   }
@@ -356,11 +321,7 @@ Tensor conv_transpose2d_separable(
   const bool channels_last = is_channels_last(input);
   const Tensor x = in_format(input, channels_last);
   Tensor output = empty_in_format(input, N, C, OH, OW, channels_last);
-  std::optional<Tensor> added;
-  if (residual) {
-    check_residual(*residual, output);
-    added = in_format(*residual, channels_last);
-  }
+  const std::optional<Tensor> added = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
   }

@@ -232,16 +232,7 @@ Tensor conv_winograd(
   if (output.numel() == 0) {
     return output;
   }
-  std::optional<Tensor> addend;
-  if (residual.has_value()) {
-    STD_TORCH_CHECK(
-        residual->dim() == 4 && residual->size(0) == N && residual->size(1) == K &&
-            residual->size(2) == OH && residual->size(3) == OW &&
-            residual->scalar_type() == ScalarType::Float,
-        "residual must have the shape and dtype of the result"
-    );
-    addend = in_format(*residual, true);
-  }
+  const std::optional<Tensor> addend = residual_of(residual, output, true);
   const Plan plan{
       static_cast<const float*>(x.const_data_ptr()),
       addend ? static_cast<const float*>(addend->const_data_ptr()) : nullptr,
