@@ -12,34 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common.activation import (
+    HARDSWISH,
+    LEAKY_RELU,
+    RELU,
+    RELU6,
+    SIGMOID,
+    SILU,
+    activate,
+)
 from .common.scalars import as_double, double_bits
 from .configs.batch_norm_relu import NUM_WARPS, splits, tile
-
-# codes of fastvision/reference/activations.py
-RELU = tl.constexpr(1)
-RELU6 = tl.constexpr(2)
-LEAKY_RELU = tl.constexpr(3)
-SILU = tl.constexpr(4)
-HARDSWISH = tl.constexpr(5)
-SIGMOID = tl.constexpr(6)
-
-
-@triton.jit
-def _activate(z, negative_slope, ACTIVATION: tl.constexpr):
-    if ACTIVATION == RELU:
-        z = tl.where(z < 0, 0.0, z)  # NaN stays
-    elif ACTIVATION == RELU6:
-        z = tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
-    elif ACTIVATION == LEAKY_RELU:
-        z = tl.where(z > 0, z, z * negative_slope)
-    elif ACTIVATION == SILU:
-        z = z * tl.sigmoid(z)
-    elif ACTIVATION == HARDSWISH:
-        gate = z + 3
-        z = z * tl.where(gate < 0, 0.0, tl.where(gate > 6, 6.0, gate)) / 6
-    elif ACTIVATION == SIGMOID:
-        z = tl.sigmoid(z)
-    return z
 
 
 @triton.jit
@@ -226,7 +209,7 @@ def _batch_norm_relu_forward_kernel(
     if residual_ptr is not None:
         z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(z.dtype)
     slope = as_double(negative_slope).to(z.dtype)
-    y = _activate(z, slope, ACTIVATION)
+    y = activate(z, slope, ACTIVATION)
     tl.store(output_ptr + offsets, y.to(output_ptr.dtype.element_ty), mask=mask)
 
 

@@ -17,7 +17,7 @@ SIGMOID = tl.constexpr(6)
 
 @triton.jit
 def activate(x, negative_slope, ACTIVATION: tl.constexpr):
-    """``x`` in float32, activated. Selections, not minima and maxima: those would lose a NaN."""
+    """``x``, activated. Selections, not minima and maxima: those would lose a NaN."""
     if ACTIVATION == RELU:
         return tl.where(x < 0, 0.0, x)
     elif ACTIVATION == RELU6:
@@ -29,7 +29,7 @@ def activate(x, negative_slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == HARDSWISH:
         gate = x + 3
         gate = tl.where(gate < 0, 0.0, tl.where(gate > 6, 6.0, gate))
-        return x * (gate * (1 / 6))
+        return x * gate / 6
     elif ACTIVATION == SIGMOID:
         return tl.sigmoid(x)
     else:
