@@ -213,14 +213,14 @@ def conv_transpose2d_variants(all_variants):
         )
 
 
-@pytest.fixture(scope="module")
-def resources():
+def resources_by_architecture(script):
+    """What ``script`` prints for all architectures; a skip where there is no Triton."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, *architectures],
+            [sys.executable, script, *architectures],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for architectures in PROCESSES
@@ -231,6 +231,11 @@ def resources():
         assert process.returncode == 0, errors
         results |= json.loads(output)
     return results
+
+
+@pytest.fixture(scope="module")
+def resources():
+    return resources_by_architecture(__file__)
 
 
 @pytest.mark.parametrize("arch", [arch for group in PROCESSES for arch in group])

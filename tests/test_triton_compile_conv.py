@@ -6,15 +6,18 @@ A script as test_triton_compile.py, for the same reason.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from test_triton_compile import ALL_VARIANTS, PROCESSES, ROOT, compiled_resources
+from test_triton_compile import (
+    ALL_VARIANTS,
+    PROCESSES,
+    compiled_resources,
+    resources_by_architecture,
+)
 
 RELU, SILU = 1, 4
 SHARED_MEMORY = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}
@@ -98,22 +101,7 @@ def other_variants(arch):
 
 @pytest.fixture(scope="module")
 def resources():
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *architectures],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for architectures in PROCESSES
-    ]  # fmt: skip
-    results = {}
-    for process in processes:
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        results |= json.loads(output)
-    return results
+    return resources_by_architecture(__file__)
 
 
 @pytest.mark.parametrize("arch", [arch for group in PROCESSES for arch in group])
