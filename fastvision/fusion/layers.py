@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..ops._layers import activation_of, is_frozen_batch_norm, is_plain
 from ..reference.conv_bn_relu import fold_batch_norm
 from .modules import FusedConv2d, FusedConvTranspose2d, FusedLinear, Norm
 
@@ -18,13 +19,6 @@ Activation = tuple[str, float]  # name in ACTIVATIONS, negative slope
 _ANCHORS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_PLAIN_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-}
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
     F.relu_: "relu",
@@ -49,17 +43,12 @@ IN_PLACE_OPERATORS = (
     *(operator.iand, operator.ior, operator.ixor),
 )
 _WRITERS = (*IN_PLACE_OPERATORS, operator.setitem, operator.delitem)
-# whose sources were read: a class of that name may compute something else
-_FROZEN_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops.")
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody wants to see the calls of ``module``, or does something else instead."""
-    if "forward" in vars(module):
-        return True
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in names)
+    return not is_plain(module)
 
 
 def is_anchor(module: nn.Module | None) -> bool:
@@ -101,7 +90,7 @@ def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | Non
     tensors = {**module._parameters, **module._buffers}
     cls = type(module)
     act: Activation | None = None
-    if cls.__name__ == "FrozenBatchNorm2d" and cls.__module__.startswith(_FROZEN_NORMS):
+    if is_frozen_batch_norm(module):
         pass
     elif cls.__name__ == "BatchNormAct2d" and cls.__module__.startswith("timm."):
         act = activation_module(module.act)
@@ -120,10 +109,9 @@ def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | Non
 
 
 def activation_module(module: Any) -> Activation | None:
-    if type(module) in _PLAIN_ACTIVATIONS:
-        return _PLAIN_ACTIVATIONS[type(module)], 0.01
-    if type(module) is nn.LeakyReLU:
-        return "leaky_relu", float(module.negative_slope)
+    known = activation_of(module)
+    if known is not None:
+        return known
     if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0, 6):
         return "relu6", 0.01
     # timm has activations of its own under torch's names

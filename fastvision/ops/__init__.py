@@ -2,11 +2,7 @@
 
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
-from .conv_transpose2d import (
-    ConvTranspose2dNormActivation,
-    conv_transpose2d,
-    conv_transpose2d_bn_relu,
-)
+from .conv_transpose2d import conv_transpose2d, conv_transpose2d_bn_relu
 from .focal_loss import (
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
@@ -14,7 +10,12 @@ from .focal_loss import (
     softmax_focal_loss,
 )
 from .linear_act import linear_act
-from .misc import Conv2dNormActivation, ConvBNReLU2d, FrozenBatchNorm2d
+from .misc import (
+    Conv2dNormActivation,
+    ConvBNReLU2d,
+    ConvTranspose2dNormActivation,
+    FrozenBatchNorm2d,
+)
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align

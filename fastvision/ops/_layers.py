@@ -1,8 +1,33 @@
-"""Whether calling a layer does more than its forward, which a fused op would leave out."""
+"""Which layers of torch the ops can stand for."""
 
 from __future__ import annotations
 
 from torch import nn
+
+from ..reference.activations import DEFAULT_SLOPE
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+}
+# whose sources were read: a class of that name may compute something else
+_FROZEN_BATCH_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops.")
+
+
+def activation_of(module: nn.Module | None) -> tuple[str, float] | None:
+    """Name and negative slope of an activation layer; None if it is not one of the ops'."""
+    name = _ACTIVATIONS.get(type(module))  # type: ignore[arg-type]
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else DEFAULT_SLOPE
+    return None if name is None else (name, float(slope))
+
+
+def is_frozen_batch_norm(module: nn.Module | None) -> bool:
+    cls = type(module)
+    return cls.__name__ == "FrozenBatchNorm2d" and cls.__module__.startswith(_FROZEN_BATCH_NORMS)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
@@ -24,8 +24,8 @@ from ._convolution import (
     check_residual,
     check_window,
 )
-from ._hooks import has_global_hooks, is_plain
 from ._packing import remembered
+from .batch_norm_relu import batch_norm_relu
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -405,25 +405,6 @@ def _differentiable(backend: str, *args: Any) -> Tensor:
     return y if fused else reference.activate(y, activation, negative_slope)
 
 
-def _batch_norm_train(
-    y: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-    residual: Tensor | None,
-    activation: str,
-    negative_slope: float,
-) -> Tensor:
-    """activation(batch_norm(y) + residual) with the batch's statistics."""
-    y = F.batch_norm(y, running_mean, running_var, weight, bias, True, momentum, eps)
-    if residual is not None:
-        y = y + residual
-    return reference.activate(y, activation, negative_slope)
-
-
 def _choose(input: Tensor, requested: str | None, weight: Tensor, groups: int) -> str:
     """A key of _FORWARD, or "reference"."""
     backend = choose(input, requested)
@@ -528,8 +509,11 @@ def _conv_transpose2d(
         y = _conv_transpose2d(
             input, weight, bias, strides, paddings, extra, groups, dilations, backend
         )
-        norm = (mean, var, bn_weight, bn_bias, momentum, eps)
-        return _batch_norm_train(y, *norm, residual, activation, negative_slope)
+        return batch_norm_relu(
+            y, mean, var, bn_weight, bn_bias, True, momentum, eps,
+            residual=residual, activation=activation, negative_slope=negative_slope,
+            backend=backend,
+        )  # fmt: skip
     tensors = (input, weight, bias, bn_weight, bn_bias, mean, var, residual)
     if chosen == "reference":
         return reference.conv_transpose2d(*tensors, *options, eps, activation, negative_slope)
@@ -654,102 +638,3 @@ def conv_transpose2d_bn_relu(
         activation,
         negative_slope,
     )
-
-
-# activation modules that the op has, with what tells their slope
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-}
-
-
-class ConvTranspose2dNormActivation(nn.Sequential):
-    """Transposed convolution, normalization and activation, fused where they can be.
-
-    The arguments are those of :class:`torchvision.ops.Conv2dNormActivation` and
-    ``output_padding``; the sub-modules are "0", "1" and "2", so that checkpoints of the plain
-    ``nn.Sequential`` load.
-    With other layers than ``nn.BatchNorm2d`` and the activations of
-    :func:`conv_transpose2d_bn_relu`, or with hooks on a sub-module, they run one after the other.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = 3,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | None = None,
-        groups: int = 1,
-        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
-        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
-        dilation: int | tuple[int, int] = 1,
-        inplace: bool | None = True,
-        bias: bool | None = None,
-        *,
-        output_padding: int | tuple[int, int] = 0,
-    ) -> None:
-        if padding is None:
-            kernel, dilations = _pair(kernel_size, "kernel_size"), _pair(dilation, "dilation")
-            padding = ((kernel[0] - 1) // 2 * dilations[0], (kernel[1] - 1) // 2 * dilations[1])
-        layers: list[nn.Module] = [
-            nn.ConvTranspose2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                padding,
-                output_padding,
-                groups,
-                norm_layer is None if bias is None else bias,
-                dilation,
-            )
-        ]
-        if norm_layer is not None:
-            layers.append(norm_layer(out_channels))
-        if activation_layer is not None:
-            layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
-        super().__init__(*layers)
-        self.out_channels = out_channels
-
-    def forward(self, input: Tensor) -> Tensor:
-        layers = list(self)
-        conv = layers.pop(0)
-        norm = layers.pop(0) if layers and type(layers[0]) is nn.BatchNorm2d else None
-        assert norm is None or isinstance(norm, nn.BatchNorm2d)
-        activation = _MODULES.get(type(layers[0])) if layers else "none"
-        if (
-            type(conv) is not nn.ConvTranspose2d
-            or len(layers) > 1
-            or activation is None
-            or (norm is not None and (norm.training or norm.running_mean is None))
-            or not all(map(is_plain, self))
-            or has_global_hooks()
-        ):
-            return super().forward(input)
-        normalize: dict[str, Any] = {}
-        if norm is not None:
-            normalize = {
-                "bn_weight": norm.weight,
-                "bn_bias": norm.bias,
-                "running_mean": norm.running_mean,
-                "running_var": norm.running_var,
-                "eps": norm.eps,
-            }
-        return conv_transpose2d_bn_relu(
-            input,
-            conv.weight,
-            conv.bias,
-            **normalize,
-            stride=conv.stride,
-            padding=conv.padding,  # type: ignore[arg-type]
-            output_padding=conv.output_padding,
-            groups=conv.groups,
-            dilation=conv.dilation,
-            activation=activation,
-            negative_slope=getattr(layers[0], "negative_slope", 0.01) if layers else 0.01,
-        )

@@ -8,21 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..reference.activations import activate
-from ._hooks import has_global_hooks, is_plain
+from ..reference.activations import DEFAULT_SLOPE, activate
+from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
-
-_ACTIVATION_LAYERS: dict[type[nn.Module], str] = {
-    nn.Identity: "none",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-}
-_DEFAULT_SLOPE = 0.01
+from .conv_transpose2d import conv_transpose2d_bn_relu
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -62,29 +52,22 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"
 
 
-def _is_frozen_batch_norm(module: nn.Module) -> bool:
-    # torchvision's as well, which need not be installed
-    return type(module).__name__ == "FrozenBatchNorm2d" and not module._parameters
-
-
 def _fusible(conv: nn.Module, norm: nn.Module | None, *others: nn.Module) -> bool:
     """Whether the ops do what calling the layers one after the other does."""
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
+    if type(conv) not in (nn.Conv2d, nn.ConvTranspose2d) or conv.padding_mode != "zeros":
         return False
     if norm is not None:
-        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or _is_frozen_batch_norm(norm)
+        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or is_frozen_batch_norm(norm)
         if not known or not is_plain(norm):
             return False
     return is_plain(conv) and all(map(is_plain, others)) and not has_global_hooks()
 
 
 def _activation(module: nn.Module | None) -> tuple[str, float] | None:
-    """Name and negative slope of an activation layer that is one of ours."""
-    if module is None:
-        return "none", _DEFAULT_SLOPE
-    name = _ACTIVATION_LAYERS.get(type(module))
-    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else _DEFAULT_SLOPE
-    return None if name is None else (name, slope)
+    """As :func:`activation_of`, where no activation is one as well."""
+    if module is None or type(module) is nn.Identity:
+        return "none", DEFAULT_SLOPE
+    return activation_of(module)
 
 
 def _process_group(norm: nn.Module) -> Any:
@@ -117,11 +100,15 @@ def _conv_norm_activation(
         "dilation": conv.dilation,
         "groups": conv.groups,
     }
+    op: Callable[..., Tensor] = conv_bn_relu
+    if isinstance(conv, nn.ConvTranspose2d):
+        op = conv_transpose2d_bn_relu
+        geometry["output_padding"] = conv.output_padding
     if norm is None:
-        return conv_bn_relu(input, conv.weight, conv.bias, **geometry, **end)
+        return op(input, conv.weight, conv.bias, **geometry, **end)
     training, momentum = False, 0.0
     running_mean, running_var = norm.running_mean, norm.running_var
-    if not _is_frozen_batch_norm(norm):
+    if not is_frozen_batch_norm(norm):
         # as torch.nn.BatchNorm2d.forward
         training = norm.training or (running_mean is None and running_var is None)
         momentum = 0.0 if norm.momentum is None else norm.momentum
@@ -137,7 +124,7 @@ def _conv_norm_activation(
             conv(input), running_mean, running_var, norm.weight, norm.bias, True, momentum,
             norm.eps, process_group=group, **end,
         )  # fmt: skip
-    return conv_bn_relu(
+    return op(
         input, conv.weight, conv.bias, bn_weight=norm.weight, bn_bias=norm.bias,
         running_mean=running_mean, running_var=running_var, training=training, momentum=momentum,
         eps=norm.eps, **geometry, **end,
@@ -177,7 +164,7 @@ class ConvBNReLU2d(nn.Module):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         activation: str = "relu",
-        negative_slope: float = _DEFAULT_SLOPE,
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -211,7 +198,40 @@ def _same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int
     return tuple((k - 1) // 2 * d for k, d in zip(kernel, steps, strict=True))
 
 
-class Conv2dNormActivation(nn.Sequential):
+class _ConvNormActivation(nn.Sequential):
+    """A convolution, a normalization and an activation; one op where there is one for them."""
+
+    def __init__(
+        self,
+        conv: nn.Conv2d | nn.ConvTranspose2d,
+        norm_layer: Callable[..., nn.Module] | None,
+        activation_layer: Callable[..., nn.Module] | None,
+        inplace: bool | None,
+    ) -> None:
+        layers: list[nn.Module] = [conv]
+        if norm_layer is not None:
+            layers.append(norm_layer(conv.out_channels))
+        if activation_layer is not None:
+            layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
+        super().__init__(*layers)
+        self.out_channels = conv.out_channels
+        self._has_norm = norm_layer is not None
+
+    def forward(self, input: Tensor) -> Tensor:
+        conv, *rest = self.children()
+        norm = rest.pop(0) if self._has_norm and rest else None
+        activation = _activation(rest[0] if rest else None)
+        if (
+            activation is not None
+            and isinstance(input, Tensor)  # what is none traces the layers
+            and len(rest) <= 1
+            and _fusible(conv, norm, *rest)
+        ):
+            return _conv_norm_activation(input, conv, norm, *activation)
+        return super().forward(input)
+
+
+class Conv2dNormActivation(_ConvNormActivation):
     """A Sequential of convolution, normalization and activation that runs as one op.
 
     torchvision's constructor and state dict (``0.*``, ``1.*``). It is one op where ``norm_layer``
@@ -252,24 +272,40 @@ class Conv2dNormActivation(nn.Sequential):
             groups,
             norm_layer is None if bias is None else bias,
         )
-        layers: list[nn.Module] = [conv]
-        if norm_layer is not None:
-            layers.append(norm_layer(out_channels))
-        if activation_layer is not None:
-            layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
-        super().__init__(*layers)
-        self.out_channels = out_channels
-        self._has_norm = norm_layer is not None
+        super().__init__(conv, norm_layer, activation_layer, inplace)
 
-    def forward(self, input: Tensor) -> Tensor:
-        conv, *rest = self.children()
-        norm = rest.pop(0) if self._has_norm and rest else None
-        activation = _activation(rest[0] if rest else None)
-        if (
-            activation is not None
-            and isinstance(input, Tensor)  # what is none traces the layers
-            and len(rest) <= 1
-            and _fusible(conv, norm, *rest)
-        ):
-            return _conv_norm_activation(input, conv, norm, *activation)
-        return super().forward(input)
+
+class ConvTranspose2dNormActivation(_ConvNormActivation):
+    """:class:`Conv2dNormActivation` of a transposed convolution.
+
+    The same arguments, ``output_padding`` besides, and the state dict of the plain Sequential.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
+        groups: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        dilation: int | tuple[int, int] = 1,
+        inplace: bool | None = True,
+        bias: bool | None = None,
+        *,
+        output_padding: int | tuple[int, int] = 0,
+    ) -> None:
+        conv = nn.ConvTranspose2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _same_padding(kernel_size, dilation) if padding is None else padding,
+            output_padding,
+            groups,
+            norm_layer is None if bias is None else bias,
+            dilation,
+        )
+        super().__init__(conv, norm_layer, activation_layer, inplace)

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 # in the order of their codes, csrc/common/activation.h
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid")
 
+DEFAULT_SLOPE = 0.01  # leaky_relu's, as torch's
 
-def activate(x: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor:
+
+def activate(x: Tensor, activation: str, negative_slope: float = DEFAULT_SLOPE) -> Tensor:
     """``activation`` by name; ``negative_slope`` is leaky_relu's."""
     if activation == "none":
         return x
