@@ -12,6 +12,8 @@ namespace {
 constexpr int kPixels = 6;
 constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int64_t kPassBytes = 160 << 10;
+constexpr int64_t kLineBytes = 64;
+constexpr int kStretch = 8;  // channels between two prefetches
 
 // A tile's way to memory, in local copies: the compiler must assume that a store changes the
 // others.
@@ -87,7 +89,11 @@ struct Block {
   int64_t channels;  // of output
   int64_t C;         // of input per tap
   int64_t tap_begin, tap_end;
+  int64_t ahead;      // lines of the weights behind these to prefetch per stretch
+  bool first;        // whether it is the first to read the inputs
 };
+
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 template <int kRows, int kCols, typename T>
 inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
@@ -102,13 +108,24 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   }
   const T* weights = block.weights + block.tap_begin * block.C * kCols * lanes_v<T>;
   const T* const* inputs = tile.inputs + block.tap_begin * tile.pixels + pixel;
+  const char* ahead = (const char*)(block.weights + block.tap_end * block.C * kCols * lanes_v<T>) +
+                      pixel / kPixels * (block.tap_end - block.tap_begin) *
+                          (block.C / kStretch * block.ahead * kLineBytes);
+  if (tile.far_outputs && block.tap_end == tile.packing->taps) {
+    for (int i = 0; i < kRows; ++i) {
+      __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
+      if (tile.residuals != nullptr) {
+        __builtin_prefetch(tile.residuals[pixel + i] + block.output_channel, 0, 3);
+      }
+    }
+  }
   for (int64_t tap = block.tap_begin; tap < block.tap_end; ++tap, inputs += tile.pixels) {
     const T* rows[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       rows[i] = inputs[i] + block.input_channel;
     }
-    for (int64_t c = 0; c < block.C; ++c, weights += kCols * lanes_v<T>) {
+    const auto add = [&](int64_t c) __attribute__((always_inline)) {
       V w[kCols];
 #pragma GCC unroll 8
       for (int j = 0; j < kCols; ++j) {
@@ -121,6 +138,23 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
         for (int j = 0; j < kCols; ++j) {
           sums[i][j] = multiply_add(x, w[j], sums[i][j]);
         }
+      }
+      weights += kCols * lanes_v<T>;
+    };
+    const bool next_inputs = block.first && pixel + 2 * kRows <= tile.pixels;
+    const int64_t stretch = next_inputs || block.ahead ? kStretch : block.C;
+    for (int64_t c = 0; c < block.C;) {
+      for (int64_t line = 0; line < block.ahead; ++line, ahead += kLineBytes) {
+        prefetch(ahead);
+      }
+      if (next_inputs && c % (kLineBytes / sizeof(T)) == 0) {
+        for (int i = 0; i < kRows; ++i) {
+          prefetch(inputs[i + kRows] + block.input_channel + c);
+        }
+      }
+      const int64_t end = min(c + stretch, block.C);
+      for (; c < end; ++c) {
+        add(c);
       }
     }
   }
@@ -242,6 +276,12 @@ void run_block(const ConvTile<T>& tile, Block<T> block) {
   do {  // once without taps, too: a phase of a transposed convolution may have only a bias
     block.tap_begin = block.tap_end;
     block.tap_end = min(block.tap_begin + step, taps);
+    if (kSize > 0 && tile.far_weights) {
+      // lines of a stretch's weights, shared out over the tiles
+      const int64_t lines = kSize * kVectorBytes * kStretch / kLineBytes;
+      const int64_t tiles = (tile.pixels + kPixels - 1) / kPixels;
+      block.ahead = (lines + tiles - 1) / tiles;
+    }
     run_taps<kSize>(tile, block);
   } while (block.tap_end < taps);
   if (!is_clamp(tile.activation)) {
@@ -301,6 +341,8 @@ void run(const ConvTile<T>& tile) {
     const int64_t left = packing.outer_K() - k;
     block.channels = left < packing.block ? left : packing.block;
     block.C = packing.C;
+    block.ahead = 0;
+    block.first = tile.far_inputs && b == tile.block_begin;
     if (width == 0) {
       run_dense(tile, block);
       continue;

@@ -52,6 +52,7 @@ struct ConvTile {
   const T* packed;
   const ConvPacking* packing;
   int64_t block_begin, block_end;
+  bool far_inputs, far_outputs, far_weights;  // whether they are not in the nearer caches yet
   Activation activation;
   double negative_slope;
 };

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking threads does not pay
 // input of a task: stays in the second-level cache, where rows of taps overlap more of it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
+constexpr int64_t kNearBytes = 192 << 10;  // weights that stay in the second-level cache
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kTilePixels = 6;       // of the kernels, kPixels there
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
@@ -312,6 +313,9 @@ class PhaseRun {
           &run_->packing_,
           block_begin_,
           block_end_,
+          run_->direct_input_ && run_->taps_ == 1,
+          run_->direct_output_,
+          run_->packing_.size() * static_cast<int64_t>(sizeof(T)) > kNearBytes,
           run_->plan_.activation,
           run_->plan_.negative_slope
       };

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 384
                                << 10;  // transformed inputs of a task: in the second-level cache
+constexpr int64_t kNearBytes = 384 << 10;  // weights that stay there beside them
 constexpr int64_t kLeastTiles = 12, kMostTiles = 96;
 
 // Packed: the bias [K'], then for each block of output channels and each position the packed
@@ -190,6 +191,9 @@ class Worker {
           &packing,
           0,
           1,
+          false,
+          false,
+          layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes,
           Activation::none,
           0
       };
