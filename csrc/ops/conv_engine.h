@@ -86,4 +86,18 @@ std::optional<Tensor> residual_of(
 
 void run_conv(const ConvPlan& plan);
 
+// The numbers that a convolution's op takes, int64[14] in this order; the slope is a double's bits.
+struct ConvOptions {
+  int64_t K, R, S;
+  int64_t stride_y, stride_x;
+  int64_t left, right, top, bottom;  // padding
+  int64_t dilation_y, dilation_x;
+  int64_t groups;
+  int64_t activation;
+  double negative_slope;
+
+  // One tensor, since each argument costs a good part of a microsecond on its way here.
+  static ConvOptions read(const Tensor& options);
+};
+
 }  // namespace fastvision

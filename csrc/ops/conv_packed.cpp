@@ -52,6 +52,25 @@ std::optional<Tensor> residual_of(
   return in_format(*residual, channels_last);
 }
 
+ConvOptions ConvOptions::read(const Tensor& options) {
+  STD_TORCH_CHECK(
+      options.is_cpu() && options.scalar_type() == ScalarType::Long && options.numel() == 14 &&
+          options.is_contiguous(),
+      "options must be int64[14]"
+  );
+  ConvOptions o;
+  static_assert(sizeof(o) == 14 * sizeof(int64_t));
+  std::memcpy(&o, options.const_data_ptr(), sizeof(o));
+  STD_TORCH_CHECK(
+      std::min({o.K, o.R, o.S, o.stride_y, o.stride_x, o.dilation_y, o.dilation_x, o.groups}) > 0,
+      "channels, kernel, stride, dilation and groups must be positive"
+  );
+  STD_TORCH_CHECK(
+      o.activation >= 0 && o.activation < kActivations, "unknown activation ", o.activation
+  );
+  return o;
+}
+
 namespace {
 
 Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
@@ -73,52 +92,36 @@ int64_t extent(
   return room < 0 ? room : room / stride + 1;
 }
 
-// Single numbers, since lists cost microseconds on their way here.
 Tensor conv_packed(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    int64_t K,
-    int64_t R,
-    int64_t S,
-    int64_t stride_y,
-    int64_t stride_x,
-    int64_t left,
-    int64_t right,
-    int64_t top,
-    int64_t bottom,
-    int64_t dilation_y,
-    int64_t dilation_x,
-    int64_t groups,
-    int64_t activation,
-    double negative_slope
+    const Tensor& options
 ) {
+  const ConvOptions o = ConvOptions::read(options);
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
   STD_TORCH_CHECK(
-      groups > 0 && C % groups == 0 && K % groups == 0, "channels and groups do not fit"
+      C % o.groups == 0 && o.K % o.groups == 0, "channels and groups do not fit"
   );
-  STD_TORCH_CHECK(
-      std::min({R, S, stride_y, stride_x, dilation_y, dilation_x}) > 0,
-      "kernel, stride and dilation must be positive"
-  );
-  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
-  const int64_t OH = extent(H, top, bottom, R, dilation_y, stride_y);
-  const int64_t OW = extent(W, left, right, S, dilation_x, stride_x);
-  STD_TORCH_CHECK(OH >= 0 && OW >= 0, "the kernel does not fit into the padded input");
+  const int64_t OH = extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
+  const int64_t OW = extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
+  STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
   const ScalarType dtype = input.scalar_type();
   const bool wide = dtype == ScalarType::Double;
   STD_TORCH_CHECK(
       packed.is_contiguous() &&
           packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
           packed.numel() ==
-              conv_packing(packed.scalar_type(), groups, C / groups, K / groups, R * S).size(),
+              conv_packing(
+                  packed.scalar_type(), o.groups, C / o.groups, o.K / o.groups, o.R * o.S
+              ).size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
 
   const bool channels_last = is_channels_last(input);
   const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
-  Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
+  Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
   if (output.numel() == 0) {
     return output;
   }
@@ -126,25 +129,25 @@ Tensor conv_packed(
   ConvPlan plan{
       dtype,
       {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
-      {output.mutable_data_ptr(), N, K, OH, OW, has_channels_last_strides(output)},
+      {output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)},
       addend ? addend->const_data_ptr() : nullptr,
-      groups,
+      o.groups,
       {},
-      static_cast<Activation>(activation),
-      negative_slope
+      static_cast<Activation>(o.activation),
+      o.negative_slope
   };
   plan.phases.push_back(
       {packed.const_data_ptr(),
-       R,
-       S,
+       o.R,
+       o.S,
        OH,
        OW,
-       stride_y,
-       stride_x,
-       -top,
-       -left,
-       dilation_y,
-       dilation_x,
+       o.stride_y,
+       o.stride_x,
+       -o.top,
+       -o.left,
+       o.dilation_y,
+       o.dilation_x,
        1,
        1,
        0,

@@ -207,32 +207,30 @@ class Worker {
   std::vector<float*> results_, outputs_;
 };
 
-// channels_last, stride and dilation 1
 Tensor conv_winograd(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    int64_t K,
-    int64_t left,
-    int64_t right,
-    int64_t top,
-    int64_t bottom,
-    int64_t activation,
-    double negative_slope
+    const Tensor& options
 ) {
+  const ConvOptions o = ConvOptions::read(options);
+  STD_TORCH_CHECK(
+      o.R == 3 && o.S == 3 && o.groups == 1 &&
+          std::max({o.stride_y, o.stride_x, o.dilation_y, o.dilation_x}) == 1,
+      "the kernel must be 3x3 of stride, dilation and groups 1"
+  );
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const int64_t OH = H + top + bottom - 2, OW = W + left + right - 2;
-  const Layout layout(C, K);
+  const int64_t OH = H + o.top + o.bottom - 2, OW = W + o.left + o.right - 2;
+  const Layout layout(C, o.K);
   STD_TORCH_CHECK(
       input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float &&
           packed.is_contiguous() && packed.numel() == layout.size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
-  STD_TORCH_CHECK(OH >= 0 && OW >= 0, "the kernel does not fit into the padded input");
-  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
+  STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
   const Tensor x = in_format(input, true);
-  Tensor output = empty_in_format(input, N, K, OH, OW, true);
+  Tensor output = empty_in_format(input, N, o.K, OH, OW, true);
   if (output.numel() == 0) {
     return output;
   }
@@ -247,11 +245,11 @@ Tensor conv_winograd(
       W,
       OH,
       OW,
-      left,
-      top,
+      o.left,
+      o.top,
       layout,
-      static_cast<Activation>(activation),
-      negative_slope,
+      static_cast<Activation>(o.activation),
+      o.negative_slope,
       std::vector<float>(C)
   };
   const int64_t wanted = 4 * torch::stable::get_num_threads(), tiles = plan.tiles();

@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .. import _extension, ops
-from ..ops import _backend
-from ..ops._checks import is_eager
-from ..ops.conv_bn_relu import _cpu as _conv_bn_relu_cpu
-from ..ops.conv_bn_relu import _paddings, _pair
+from .. import ops
+from ..ops._checks import is_transformed
+from ..ops.conv_bn_relu import _paddings, _pair, output_size
 from ..ops.linear_act import linear_act
-from ..reference.activations import ACTIVATIONS, activate
+from ..reference.activations import activate
 
 
 class Norm(NamedTuple):
@@ -35,11 +32,6 @@ def is_channels_last(x: Tensor) -> bool:
         return False
     x = x if x.dim() == 4 else x.unsqueeze(0)
     return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation needs to see torch's own operators."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
@@ -97,7 +89,7 @@ class _FusedConvolution(_Fused):
             residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
             y = self.forward(input.unsqueeze(0), residual=residual, in_place=in_place)
             return y.squeeze(0)
-        if self.channels_last and not _is_transformed():  # vmap knows no memory formats
+        if self.channels_last and not is_transformed():  # vmap knows no memory formats
             input = input.contiguous(memory_format=torch.channels_last)
         if residual is None:
             return self._run(input, None, self.activation)
@@ -127,57 +119,14 @@ class FusedConv2d(_FusedConvolution):
 
     def __init__(self, convolution: nn.Conv2d, *arguments: Any, **options: Any) -> None:
         super().__init__(convolution, *arguments, **options)
-        K, C, *kernel = self.weight.shape
-        self._channels = C * self.groups
+        kernel = self.weight.shape[2:]
         self._padding = _paddings(self.padding, kernel, self.stride, self.dilation)
-        self._window = (K, *kernel, *self.stride, *self._padding, *self.dilation)
-        self._code = ACTIVATIONS.index(self.activation)
-
-    def forward(self, input: Tensor, *, residual: Any = None, in_place: bool = False) -> Tensor:
-        if self._is_plain(input) and (
-            residual is None or (type(residual) is Tensor and residual.dtype == input.dtype)
-        ):
-            x = input
-            if self.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            if residual is None or residual.shape == self._output_shape(x):
-                return self._run_plain(x, residual)
-        return super().forward(input, residual=residual, in_place=in_place)
-
-    def _run_plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        assert weight is not None
-        return _conv_bn_relu_cpu(
-            x, weight, bias, None, None, None, None, residual,
-            self.stride, self._padding, self.dilation, self.groups,
-            0.0, self._code, self.negative_slope,
-        )  # fmt: skip
-
-    def _is_plain(self, x: Tensor) -> bool:
-        """Whether the public function's checks, which take longer than a small convolution, are not
-        needed."""
-        weight = self._parameters["weight"]
-        assert weight is not None
-        return (
-            type(x) is Tensor
-            and x.is_cpu
-            and weight.is_cpu
-            and x.dtype == weight.dtype
-            and x.dim() == 4
-            and x.shape[1] == self._channels
-            and is_eager()
-            and not (x.requires_grad and torch.is_grad_enabled())
-            and not _is_transformed()
-            and _extension.missing is None
-            and _backend.requested_by_environment is None
-        )
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
-        K, R, S, sy, sx, left, right, top, bottom, dy, dx = self._window
-        N, _, H, W = x.shape
-        OH = (H + top + bottom - dy * (R - 1) - 1) // sy + 1
-        OW = (W + left + right - dx * (S - 1) - 1) // sx + 1
-        return N, K, OH, OW
+        size = output_size(
+            x.shape[2:], self.weight.shape[2:], self.stride, self._padding, self.dilation
+        )
+        return (x.shape[0], self.weight.shape[0], *size)
 
     def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         return ops.conv_bn_relu(
@@ -185,13 +134,13 @@ class FusedConv2d(_FusedConvolution):
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
+            padding=self._padding,
             dilation=self.dilation,
             groups=self.groups,
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
-            backend="reference" if _is_transformed() else None,
+            backend="reference" if is_transformed() else None,
         )
 
 
@@ -247,7 +196,7 @@ class FusedConvTranspose2d(_FusedConvolution):
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
-            backend="reference" if _is_transformed() else None,
+            backend="reference" if is_transformed() else None,
         )
 
 
@@ -255,7 +204,7 @@ class FusedLinear(_Fused):
     """See :func:`fastvision.ops.linear_act.linear_act`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type) or _is_transformed():
+        if torch.is_autocast_enabled(input.device.type) or is_transformed():
             return activate(
                 F.linear(input, self.weight, self.bias), self.activation, self.negative_slope
             )
@@ -283,7 +232,7 @@ class FusedBatchNorm2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var
-        if _is_transformed() or torch.is_autocast_enabled(input.device.type):
+        if is_transformed() or torch.is_autocast_enabled(input.device.type):
             return F.relu(F.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps))
         return ops.batch_norm_relu(input, *statistics, self.weight, self.bias, eps=self.eps)
 
@@ -314,7 +263,7 @@ def restore_format(outputs: Any, inputs: Sequence[Any]) -> Any:
 
     Not if an input is channels_last: then torch's own layers would have kept that.
     """
-    if _is_transformed() or any(isinstance(x, Tensor) and is_channels_last(x) for x in inputs):
+    if is_transformed() or any(isinstance(x, Tensor) and is_channels_last(x) for x in inputs):
         return outputs
     return _contiguous(outputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -16,6 +17,11 @@ def check_tensor(tensor: object, name: str) -> None:
 def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
     if tensor.dtype not in FLOATING:
         raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation needs to see torch's own operators."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def is_eager() -> bool:

@@ -29,9 +29,13 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 _POST_OPS = {"silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid"}
 
 
+def fast_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN has its best instructions for."""
+    return _fast_dtypes(_extension.cpu_level())
+
+
 @functools.cache
 def _fast_dtypes(level: str) -> tuple[torch.dtype, ...]:
-    """What oneDNN has its best instructions for at that level of the CPU."""
     has_op = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     if level != "avx512" or not torch.backends.mkldnn.is_available() or not has_op:
         return ()
@@ -48,8 +52,7 @@ def preferred(
     activation: str,
 ) -> bool:
     """Whether oneDNN can do this convolution and is expected to be faster."""
-    dtypes = _fast_dtypes(_extension.cpu_level())
-    if not dtypes or input.dtype not in dtypes:
+    if input.dtype not in fast_dtypes():
         return False
     left, right, top, bottom = padding
     return (

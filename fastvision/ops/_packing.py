@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-MOST_PURPOSES = 8  # per weight: one that meets ever new input shapes must not fill the memory
+MOST_PURPOSES = 16  # per weight: one that meets ever new input shapes must not fill the memory
 
 # what was made of a weight, by its id and what it was made for
 _entries: dict[int, _Entry] = {}
@@ -20,18 +20,44 @@ class _Entry:
     def __init__(self, weight: Tensor) -> None:
         identity = id(weight)
         self.weight = weakref.ref(weight, lambda _: _entries.pop(identity, None))
-        self.made: dict[Hashable, tuple[tuple[Any, ...], list[Tensor], Any]] = {}
+        self.made: dict[Hashable, tuple[list[Any], list[Tensor], Any]] = {}
 
 
-def _state(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...] | None:
+def _state(tensors: tuple[Tensor | None, ...]) -> list[Any] | None:
     """Differs after a tensor is written to or given other memory; None if that cannot be told."""
     try:
-        return tuple(
-            None if t is None else (t.data_ptr(), t._version, t.shape, t.stride(), t.dtype)
+        return [
+            None if t is None else (t.data_ptr(), t._version, t.size(), t.stride(), t.dtype)
             for t in tensors
-        )
-    except RuntimeError:  # tensors made in inference mode have no version
+        ]
+    except (RuntimeError, AttributeError):  # made in inference mode: no version; or no tensor
         return None
+
+
+def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
+    """What was made of the tensors, as they are, for that purpose, or None."""
+    entry = _entries.get(id(tensors[0]))
+    if entry is None or entry.weight() is not tensors[0]:
+        return None
+    found = entry.made.get(purpose)
+    return found[2] if found is not None and found[0] == _state(tensors) else None
+
+
+def remember(tensors: tuple[Tensor | None, ...], purpose: Hashable, made: Any) -> None:
+    """``made`` is what :func:`recall` returns until one of the tensors changes."""
+    weight, state = tensors[0], _state(tensors)
+    if state is None or weight is None:
+        return
+    entry = _entries.get(id(weight))
+    if entry is None or entry.weight() is not weight:
+        entry = _entries[id(weight)] = _Entry(weight)
+    # the memory is kept with it, so that no other tensor can come to lie at the same address
+    alive = [t.detach() for t in tensors if t is not None]
+    with _lock:
+        entry.made.pop(purpose, None)
+        while len(entry.made) >= MOST_PURPOSES:
+            entry.made.pop(next(iter(entry.made)))
+        entry.made[purpose] = (state, alive, made)
 
 
 def remembered(
@@ -45,25 +71,12 @@ def remembered(
     Args:
         tensors: all that ``make`` reads. The first one is a Tensor, with which the result goes.
         purpose: tells apart different things made of the same weight; holds the options.
-        make: its result must not alias ``tensors``.
+        make: its result must not alias ``tensors``, or not keep them alive.
 
     Not noticed is what torch does not count: writing through ``.data``, NumPy or DLPack.
     """
-    weight = tensors[0]
-    state = _state(tensors)
-    if state is None or weight is None:
-        return make(tensors, *options)
-    entry = _entries.get(id(weight))
-    if entry is None or entry.weight() is not weight:
-        entry = _entries[id(weight)] = _Entry(weight)
-    found = entry.made.get(purpose)
-    if found is not None and found[0] == state:
-        return found[2]
-    made = make(tensors, *options)
-    # the memory is kept with it, so that no other tensor can come to lie at the same address
-    alive = [t.detach() for t in tensors if t is not None]
-    with _lock:
-        while len(entry.made) >= MOST_PURPOSES:
-            entry.made.pop(next(iter(entry.made)))
-        entry.made[purpose] = (state, alive, made)
+    made = recall(tensors, purpose)
+    if made is None:
+        made = make(tensors, *options)
+        remember(tensors, purpose, made)
     return made

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
-from . import _onednn
+from . import _conv_cpu, _onednn
 from ._backend import choose, requested_by_environment
-from ._checks import check_tensor, is_eager
+from ._checks import check_tensor, is_eager, is_transformed
+from ._conv_cpu import conv_options, winograd_wins
 from ._convolution import (
     check_channels,
     check_maps,
@@ -24,7 +25,7 @@ from ._convolution import (
     check_residual,
     check_window,
 )
-from ._packing import remembered
+from ._packing import recall, remember
 from .batch_norm_relu import batch_norm_relu
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -36,27 +37,11 @@ _SCHEMA = (
 )
 for _suffix in ("", "_triton"):
     torch.library.define(f"fastvision::conv_bn_relu{_suffix}", _SCHEMA)
-torch.library.define(
-    "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
-)
-torch.library.define(
-    "fastvision::conv_packed",
-    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
-    "int stride_x, int left, int right, int top, int bottom, int dilation_y, int dilation_x, "
-    "int groups, int activation, float negative_slope) -> Tensor",
-)
 # weight: [taps, taps, C]; images channels_last (csrc/ops/conv_bn_relu.h)
 torch.library.define(
     "fastvision::conv_depthwise",
     "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
     "int[] padding, int activation, float negative_slope) -> Tensor",
-)
-
-torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
-torch.library.define(
-    "fastvision::conv_winograd",
-    "(Tensor input, Tensor packed, Tensor? residual, int K, int left, int right, int top, "
-    "int bottom, int activation, float negative_slope) -> Tensor",
 )
 
 
@@ -82,80 +67,6 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output.to(memory_format=format)
 
 
-def _pack(tensors: Sequence[Any], dtype: torch.dtype, groups: int | None, eps: float) -> Tensor:
-    """Weight, bias and batch normalization in the engine's layout, or Winograd's for no groups."""
-    weight, bias, bn_weight, bn_bias, mean, var = tensors
-    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if groups is None:
-        return torch.ops.fastvision.conv_winograd_pack.default(weight, bias)
-    return torch.ops.fastvision.conv_pack.default(weight, bias, groups)
-
-
-def _winograd_wins(
-    input: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
-) -> bool:
-    """3x3 with so many channels that the transforms, and tiles that the weights, are worth it."""
-    images, C, height, width = input.shape
-    return (
-        weight.shape[2] == weight.shape[3] == 3
-        and groups == 1
-        and C >= 32
-        and weight.shape[0] >= 32
-        and input.dtype == torch.float32
-        and images * height * width >= 144
-        and (stride[0], stride[1], dilation[0], dilation[1]) == (1, 1, 1, 1)
-        and is_channels_last(input)
-    )
-
-
-def _cpu(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    eps: float,
-    activation: int,
-    negative_slope: float,
-) -> Tensor:
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    name = ACTIVATIONS[activation]
-    if _onednn.preferred(input, weight, residual, padding, groups, name):
-        return _onednn.convolution(
-            input, tensors, residual, stride, padding, dilation, eps, activation
-        )
-    level = _extension.cpu_level()
-    if _winograd_wins(input, weight, stride, dilation, groups):
-        packed = remembered(tensors, ("winograd", eps, level), _pack, dtype, None, eps)
-        return torch.ops.fastvision.conv_winograd.default(
-            input, packed, residual, weight.shape[0], *padding, activation, negative_slope
-        )
-    purpose = ("conv", dtype, groups, eps, level)
-    packed = remembered(tensors, purpose, _pack, dtype, groups, eps)
-    return torch.ops.fastvision.conv_packed.default(
-        input,
-        packed,
-        residual,
-        weight.shape[0],
-        *weight.shape[2:],
-        *stride,
-        *padding,
-        *dilation,
-        groups,
-        activation,
-        negative_slope,
-    )
-
-
 def _cuda(*args: Any) -> Tensor:
     from ._conv_dispatch import run
 
@@ -170,7 +81,7 @@ def _triton(*args: Any) -> Tensor:
 
 for _suffix in ("", "_triton"):
     torch.library.register_fake(f"fastvision::conv_bn_relu{_suffix}", _fake)
-torch.library.impl("fastvision::conv_bn_relu", "CPU", _cpu)
+torch.library.impl("fastvision::conv_bn_relu", "CPU", _conv_cpu.conv_bn_relu)
 torch.library.impl("fastvision::conv_bn_relu", "CUDA", _cuda)
 torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 
@@ -220,7 +131,8 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
     if backend == "triton":
         run: Any = _TRITON_OP
     else:
-        run = _cpu if input.is_cpu and type(input) is Tensor and is_eager() else _OP
+        eager = input.is_cpu and type(input) is Tensor and is_eager()
+        run = _conv_cpu.conv_bn_relu if eager else _OP
     return run(*tensors, *options)
 
 
@@ -244,7 +156,7 @@ def _winograd_wins_once(
         and input.dtype == weight.dtype
         and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
         and max(padding) <= 2
-        and _winograd_wins(input, weight, stride, dilation, groups)
+        and winograd_wins(input, weight, stride, dilation, groups)
         and not _onednn.preferred(input, weight, None, padding, groups, "none")
     )
 
@@ -332,9 +244,9 @@ def _convolution_backward(
         # the gradient of the input is the convolution with the filters turned around
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         packed = torch.ops.fastvision.conv_winograd_pack.default(turned, None)
-        dx = torch.ops.fastvision.conv_winograd.default(
-            grad, packed, None, input.shape[1], *(2 - side for side in padding), 0, 0.0
-        )
+        turned_padding = (2 - side for side in padding)
+        options = conv_options(input.shape[1], 3, 3, 1, 1, *turned_padding, 1, 1, 1, 0)
+        dx = torch.ops.fastvision.conv_winograd.default(grad, packed, None, options)
         if not (mask[1] or mask[2]):
             return dx, None, None
         rest = _convolution_backward(
@@ -351,6 +263,46 @@ def _convolution_backward(
         height, width = input.shape[2:]
         dx = dx[:, :, top : top + height, left : left + width]
     return dx, dweight, dbias
+
+
+def _needs_gradient(tensors: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in tensors
+    )
+
+
+def _is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether nothing but the result on the CPU is wanted of a call."""
+    input, *_, residual = tensors
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and (residual is None or type(residual) is Tensor)
+        and _extension.missing is None
+        and requested_by_environment is None
+        and not torch.is_autocast_enabled("cpu")
+        and not _needs_gradient(tensors)
+        and is_eager()
+        and not is_transformed()
+    )
+
+
+def _repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:
+    """The result, if a call before was the same but for input and residual, and they fit.
+
+    What such a call checks and looks up takes longer than a small convolution.
+    """
+    input, *_, residual = tensors
+    try:
+        layer = recall(tensors[1:7], (input.dtype, *call))
+    except TypeError:  # a list among the options
+        return None
+    if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
+        return None
+    try:
+        return layer(input, residual)
+    except RuntimeError:  # the checks say it better
+        return None
 
 
 def conv_bn_relu(
@@ -408,6 +360,12 @@ def conv_bn_relu(
     Raises:
         TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
     """
+    norm = (bn_weight, bn_bias, running_mean, running_var)
+    tensors: Any = (input, weight, bias, *norm, residual)
+    call = (stride, padding, dilation, groups, eps, activation, negative_slope)
+    plain = not training and backend in (None, "cpp") and _is_plain(tensors)
+    if plain and (output := _repeat(tensors, call)) is not None:
+        return output
     check_tensor(input, "input")
     check_tensor(weight, "weight")
     if (
@@ -467,25 +425,24 @@ def conv_bn_relu(
             residual=residual, activation=activation, negative_slope=negative_slope,
             backend=None if backend == "cuda" else backend,
         )  # fmt: skip
+    index = ACTIVATIONS.index(activation)
+    options: Any = (strides, paddings, dilations, groups, eps)
+    if plain:
+        layer = _conv_cpu.layer(tensors[1:7], input.dtype, *options, index, negative_slope)
+        with contextlib.suppress(TypeError):  # a list among the options
+            remember(tensors[1:7], (input.dtype, *call), layer)
+        return layer(input, residual)
     chosen = choose(input, backend)
     if chosen == "triton" and (backend or requested_by_environment) is None:
         chosen = "cuda"  # whose op measures which kernels are the fastest, Triton's among them
-    tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
-    options = (strides, paddings, dilations, groups, eps)
-    index = ACTIVATIONS.index(activation)
-    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if not transformed and not (
-        torch.is_grad_enabled()
-        and any(
-            t is not None and t.requires_grad
-            for t in (input, weight, bias, bn_weight, bn_bias, residual)
-        )
-    ):
+    tensors = (input, weight, bias, *norm, residual)  # as autocast made them
+    transformed = is_transformed()
+    if not transformed and not _needs_gradient(tensors):
         return _run(chosen, tensors, (*options, index, negative_slope))
     if running_mean is not None and running_var is not None:
         tensors = (*tensors[:5], running_mean.detach(), running_var.detach(), residual)
     if transformed:
-        return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)
+        return reference.conv_bn_relu(*tensors, *options, activation, negative_slope)  # type: ignore[call-arg]
     if activation in ("none", "relu", "relu6") or (
         activation == "leaky_relu" and negative_slope > 0
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -378,6 +379,64 @@ def run(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor, **options) -> to
         padding=1,
         **options,
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": cases.feature_map(2, 9, 9, 9)},
+        {"input": cases.feature_map(2, 8, 9, 9).double()},
+        {"input": cases.feature_map(2, 8, 9, 9)[0]},
+        {"input": cases.feature_map(2, 8, 9, 9).tolist()},
+        {"input": torch.empty(2, 8, 1, 0)},
+        {"residual": torch.zeros(2, 12, 9, 8)},
+        {"residual": torch.zeros(2, 12, 9, 9).double()},
+        {"residual": 3},
+        {"running_mean": 3},
+        {"running_mean": None},
+        {"running_var": torch.ones(13)},
+        {"bias": torch.ones(13)},
+        {"groups": 0},
+        {"stride": (1, 0)},
+        {"activation": "gelu"},
+    ],
+    ids=lambda change: "-".join(f"{k}={type(v).__name__}" for k, v in change.items()),
+)
+def test_a_repeated_call_is_checked_as_the_first(layer, change):
+    conv, norm = layer
+    good = {
+        "input": cases.feature_map(2, 8, 9, 9),
+        "weight": conv.weight,
+        "bias": conv.bias,
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+        "padding": 1,
+    }
+    bad = good | change
+    with pytest.raises((TypeError, ValueError)) as first:
+        ops.conv_bn_relu(bad.pop("input"), bad.pop("weight"), **bad)
+    y = ops.conv_bn_relu(**good)
+    assert torch.equal(ops.conv_bn_relu(**good), y)
+    bad = good | change
+    with pytest.raises(first.type, match=re.escape(str(first.value))):
+        ops.conv_bn_relu(bad.pop("input"), bad.pop("weight"), **bad)
+
+
+def test_a_repeated_call_lets_gradients_through(layer):
+    conv, norm = layer
+    x = cases.feature_map(2, 8, 9, 9)
+    with torch.no_grad():
+        run(conv, norm, x)
+        run(conv, norm, x)
+    y = run(conv, norm, x)
+    assert y.requires_grad
+    conv.requires_grad_(False), norm.requires_grad_(False)
+    assert not run(conv, norm, x).requires_grad
+    assert run(conv, norm, x.requires_grad_()).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert run(conv, norm, x).dtype == torch.bfloat16
+    assert torch.func.vmap(lambda x: run(conv, norm, x))(x[None]).shape == (1, *y.shape)
 
 
 @torch.no_grad()

@@ -1,0 +1,132 @@
+"""The CPU's convolution of one layer: the engine, Winograd's algorithm or oneDNN, packed once."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, reference
+from ..reference.activations import ACTIVATIONS
+from ..reference.roi_align import is_channels_last
+from . import _onednn
+from ._packing import remembered
+
+# options: csrc/ops/conv_engine.h, ConvOptions
+for _name in ("conv_packed", "conv_winograd"):
+    torch.library.define(
+        f"fastvision::{_name}",
+        "(Tensor input, Tensor packed, Tensor? residual, Tensor options) -> Tensor",
+    )
+torch.library.define(
+    "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
+)
+torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
+
+_OPS = torch.ops.fastvision
+_LEAST_WINOGRAD_PIXELS = 144
+
+
+@functools.lru_cache(maxsize=4096)
+def conv_options(*numbers: int, negative_slope: float = 0.0) -> Tensor:
+    """K, R, S, stride, padding (left, right, top, bottom), dilation, groups, activation."""
+    (slope,) = struct.unpack("q", struct.pack("d", negative_slope))
+    with torch.inference_mode(False):
+        return torch.tensor([*numbers, slope], dtype=torch.int64, device="cpu")
+
+
+def winograd_wins(
+    input: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """3x3 with so many channels that the transforms, and tiles that the weights, are worth it."""
+    return winograd_fits(weight, input.dtype, stride, dilation, groups) and has_tiles(input)
+
+
+def winograd_fits(
+    weight: Tensor,
+    dtype: torch.dtype,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    K, C, R, S = weight.shape
+    ones = (*stride, *dilation, groups)
+    return R == S == 3 and C >= 32 and K >= 32 and dtype == torch.float32 and ones == (1,) * 5
+
+
+def has_tiles(input: Tensor) -> bool:
+    N, _, H, W = input.shape
+    return N * H * W >= _LEAST_WINOGRAD_PIXELS and is_channels_last(input)
+
+
+class Layer:
+    """A convolution with its weights and options, ready for any input of its dtype."""
+
+    tensors: tuple[Any, ...]
+
+    def __init__(
+        self,
+        tensors: Sequence[Any],  # weight, bias, bn_weight, bn_bias, running_mean, running_var
+        dtype: torch.dtype,  # the input's
+        stride: Sequence[int],
+        padding: Sequence[int],  # left, right, top, bottom
+        dilation: Sequence[int],
+        groups: int,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> None:
+        weight = tensors[0]
+        self.tensors = tuple(None if t is None else t.detach() for t in tensors)
+        self.window = (stride, padding, dilation)
+        self.groups, self.eps, self.activation = groups, eps, activation
+        self.channels = weight.shape[1] * groups
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32  # to compute in
+        self.may_use_onednn = dtype in _onednn.fast_dtypes()
+        self.may_use_winograd = winograd_fits(weight, dtype, stride, dilation, groups)
+        self.options = conv_options(
+            *(weight.shape[0], *weight.shape[2:], *stride, *padding, *dilation, groups, activation),
+            negative_slope=negative_slope,
+        )
+        self._packed: Tensor | None = None
+        self._winograd: Tensor | None = None
+
+    def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        if self.may_use_onednn:
+            stride, padding, dilation = self.window
+            weight, name = self.tensors[0], ACTIVATIONS[self.activation]
+            if _onednn.preferred(input, weight, residual, padding, self.groups, name):
+                return _onednn.convolution(
+                    *(input, self.tensors, residual, stride, padding, dilation),
+                    *(self.eps, self.activation),
+                )
+        if self.may_use_winograd and has_tiles(input):
+            if self._winograd is None:
+                self._winograd = _OPS.conv_winograd_pack.default(*self._folded())
+            return _OPS.conv_winograd.default(input, self._winograd, residual, self.options)
+        if self._packed is None:
+            self._packed = _OPS.conv_pack.default(*self._folded(), self.groups)
+        return _OPS.conv_packed.default(input, self._packed, residual, self.options)
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = reference.fold_batch_norm(*self.tensors, self.eps)  # type: ignore[call-arg]
+        return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+
+def layer(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, *options: Any) -> Layer:
+    """The :class:`Layer` of these arguments; its packed weights last as long as the tensors."""
+    purpose = ("conv", dtype, options, _extension.cpu_level())
+    made: Layer = remembered(tensors, purpose, Layer, dtype, *options)
+    return made
+
+
+def conv_bn_relu(input: Tensor, *args: Any) -> Tensor:
+    """The kernel of the op."""
+    tensors, residual = args[:6], args[6]
+    stride, padding, dilation, *rest = args[7:]
+    options = (tuple(stride), tuple(padding), tuple(dilation), *rest)
+    return layer(tensors, input.dtype, *options)(input, residual)
