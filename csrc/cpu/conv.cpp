@@ -89,8 +89,8 @@ struct Block {
   int64_t channels;  // of output
   int64_t C;         // of input per tap
   int64_t tap_begin, tap_end;
-  int64_t ahead;      // lines of the weights behind these to prefetch per stretch
-  bool first;        // whether it is the first to read the inputs
+  int64_t ahead;  // lines of the weights behind these to prefetch per stretch
+  bool first;     // whether it is the first to read the inputs
 };
 
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
@@ -108,9 +108,9 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   }
   const T* weights = block.weights + block.tap_begin * block.C * kCols * lanes_v<T>;
   const T* const* inputs = tile.inputs + block.tap_begin * tile.pixels + pixel;
-  const char* ahead = (const char*)(block.weights + block.tap_end * block.C * kCols * lanes_v<T>) +
-                      pixel / kPixels * (block.tap_end - block.tap_begin) *
-                          (block.C / kStretch * block.ahead * kLineBytes);
+  const char* ahead =
+      (const char*)(block.weights + block.tap_end * block.C * kCols * lanes_v<T>)+pixel / kPixels *
+      (block.tap_end - block.tap_begin) * (block.C / kStretch * block.ahead * kLineBytes);
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
     for (int i = 0; i < kRows; ++i) {
       __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
@@ -391,7 +391,21 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * C;
   T* output = row.output + pixel * C;
   const int64_t step = row.step * C, dilation = row.dilation * C;
+  // with each vector of channels a share of a coming tile is prefetched
+  constexpr int kAhead = kRows * kStep * kVectorBytes / kLineBytes;
+  const int64_t ahead = (1 + 128 / C) * kRows;
+  const int64_t behind = (pixel + ahead - 1) * step + S * C;
   for (int64_t k = 0; k < C; k += lanes_v<T>) {
+    for (int64_t r = row.R - row.fresh; kTaps > 0 && r < row.R; ++r) {
+#pragma GCC unroll 16
+      for (int line = 0; line < kAhead; ++line) {
+        prefetch((const char*)(row.inputs[r] + behind + k * kRows * kStep) + line * kLineBytes);
+      }
+    }
+#pragma GCC unroll 16
+    for (int line = 0; line < kRows * kVectorBytes / kLineBytes; ++line) {
+      __builtin_prefetch((char*)(output + ahead * C + k * kRows) + line * kLineBytes, 1, 3);
+    }
     const int count = (int)min<int64_t>(C - k, lanes_v<T>);
     const bool full = count == lanes_v<T>;
     vector_t<T> sums[kRows];

@@ -66,6 +66,7 @@ struct ConvDepthwiseRow {
   const T* residual;       // likewise, or null
   int64_t pixels;
   int64_t R, S;
+  int64_t fresh;           // of the R rows, how many at the end no row before has read
   int64_t step, dilation;  // between pixels and between taps, in input pixels
   const T* packed;
   const ConvPacking* packing;

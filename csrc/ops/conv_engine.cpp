@@ -265,43 +265,60 @@ class PhaseRun {
       });
     }
 
-    void run_pixels(int64_t begin, int64_t end) {
+    // addresses `step` values apart
+    template <typename P>
+    static void fill(P** pointers, int64_t count, P* first, int64_t step) {
+      for (int64_t i = 0; i < count; ++i) {
+        pointers[i] = first + i * step;
+      }
+    }
+
+    // where the taps of `length` pixels of a row lie, those of each tap `stride` pointers apart
+    void locate_taps(const Pixel& pixel, const T** pointers, int64_t length, int64_t stride) {
       const ConvPhase& phase = run_->phase_;
       const ConvImage& input = run_->input_;
-      const int64_t count = end - begin, C = input.C;
+      const int64_t columns = run_->merged_ ? 1 : phase.S, C = input.C, step = phase.step_x;
+      for (int64_t s = 0; s < columns; ++s) {
+        int64_t x = pixel.x * step, inside_begin = 0, inside_end = length;
+        if (!run_->merged_) {  // whose rows hold the padding
+          x += phase.first_x + s * phase.dilation_x;
+          inside_begin = x < 0 ? std::min(ceil_div(-x, step), length) : 0;
+          const int64_t room = input.W - x;
+          inside_end =
+              std::clamp<int64_t>(room > 0 ? ceil_div(room, step) : 0, inside_begin, length);
+        }
+        for (int64_t r = 0; r < phase.R; ++r) {
+          const T** tap = pointers + (r * columns + s) * stride;
+          const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
+          const T* zeros = run_->zeros_.data();
+          if (y < 0 || y >= input.H) {
+            fill(tap, length, zeros, 0);
+            continue;
+          }
+          fill(tap, inside_begin, zeros, 0);
+          const T* first = input_row(pixel.n, y) + (x + inside_begin * step) * C;
+          fill(tap + inside_begin, inside_end - inside_begin, first, step * C);
+          fill(tap + inside_end, length - inside_end, zeros, 0);
+        }
+      }
+    }
+
+    void run_pixels(int64_t begin, int64_t end) {
+      const ConvPhase& phase = run_->phase_;
+      const int64_t count = end - begin;
       const T** inputs = inputs_.get(run_->taps_ * count);
       T** outputs = outputs_.get(count);
       const T** residuals = run_->plan_.residual == nullptr ? nullptr : residuals_.get(count);
-      const int64_t columns = run_->merged_ ? 1 : phase.S;
-      Pixel pixel = at(begin);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t index = run_->direct_output_ ? output_pixel(pixel) : begin + i - begin_;
-        outputs[i] = output_base_ + index * run_->output_.C;
+      for (int64_t i = 0, length; i < count; i += length) {
+        const Pixel pixel = at(begin + i);
+        length = std::min(count - i, phase.grid_w - pixel.x);
+        const int64_t first = run_->direct_output_ ? output_pixel(pixel) : begin + i - begin_;
+        const int64_t step = (run_->direct_output_ ? phase.out_step_x : 1) * run_->output_.C;
+        fill(outputs + i, length, output_base_ + first * run_->output_.C, step);
         if (residuals != nullptr) {
-          residuals[i] = residual_base_ + index * run_->output_.C;
+          fill(residuals + i, length, residual_base_ + first * run_->output_.C, step);
         }
-        const int64_t x0 = pixel.x * phase.step_x + phase.first_x;
-        const T** entry = inputs + i;
-        for (int64_t r = 0; r < phase.R; ++r) {
-          const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
-          const bool inside = y >= 0 && y < input.H;
-          const T* row = inside ? input_row(pixel.n, y) : nullptr;
-          for (int64_t s = 0; s < columns; ++s, entry += count) {
-            if (run_->merged_) {
-              *entry = inside ? row + pixel.x * phase.step_x * C : run_->zeros_.data();
-              continue;
-            }
-            const int64_t x = x0 + s * phase.dilation_x;
-            *entry = inside && x >= 0 && x < input.W ? row + x * C : run_->zeros_.data();
-          }
-        }
-        if (++pixel.x == phase.grid_w) {
-          pixel.x = 0;
-          if (++pixel.y == phase.grid_h) {
-            pixel.y = 0;
-            ++pixel.n;
-          }
-        }
+        locate_taps(pixel, inputs + i, length, count);
       }
       const ConvTile<T> tile{
           inputs,
@@ -358,6 +375,7 @@ class PhaseRun {
             right - left,
             phase.R,
             phase.S,
+            std::min(phase.R, phase.step_y),
             phase.step_x,
             phase.dilation_x,
             static_cast<const T*>(phase.packed),

@@ -92,6 +92,15 @@ int64_t extent(
   return room < 0 ? room : room / stride + 1;
 }
 
+// All pixels as one row, which they are to a convolution of 1x1: of all images if `batch`, where
+// they lie one behind the other.
+void flatten(ConvImage& image, bool batch) {
+  const int64_t images = batch ? image.N : 1;
+  image.W *= image.H * images;
+  image.H = 1;
+  image.N /= images;
+}
+
 Tensor conv_packed(
     const Tensor& input,
     const Tensor& packed,
@@ -101,9 +110,7 @@ Tensor conv_packed(
   const ConvOptions o = ConvOptions::read(options);
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  STD_TORCH_CHECK(
-      C % o.groups == 0 && o.K % o.groups == 0, "channels and groups do not fit"
-  );
+  STD_TORCH_CHECK(C % o.groups == 0 && o.K % o.groups == 0, "channels and groups do not fit");
   const int64_t OH = extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
   const int64_t OW = extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
   STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
@@ -113,9 +120,8 @@ Tensor conv_packed(
       packed.is_contiguous() &&
           packed.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
           packed.numel() ==
-              conv_packing(
-                  packed.scalar_type(), o.groups, C / o.groups, o.K / o.groups, o.R * o.S
-              ).size(),
+              conv_packing(packed.scalar_type(), o.groups, C / o.groups, o.K / o.groups, o.R * o.S)
+                  .size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
 
@@ -126,10 +132,18 @@ Tensor conv_packed(
     return output;
   }
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
+  const bool last = has_channels_last_strides(x);
+  ConvImage from{const_cast<void*>(x.const_data_ptr()), N, C, H, W, last};
+  ConvImage to{output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)};
+  if (o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W) {
+    const bool batch = from.channels_last && to.channels_last;
+    flatten(from, batch);
+    flatten(to, batch);
+  }
   ConvPlan plan{
       dtype,
-      {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
-      {output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)},
+      from,
+      to,
       addend ? addend->const_data_ptr() : nullptr,
       o.groups,
       {},
@@ -140,8 +154,8 @@ Tensor conv_packed(
       {packed.const_data_ptr(),
        o.R,
        o.S,
-       OH,
-       OW,
+       to.H,
+       to.W,
        o.stride_y,
        o.stride_x,
        -o.top,
