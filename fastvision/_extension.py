@@ -43,7 +43,7 @@ def cpu_level() -> str:
 def empty_cache() -> None:
     """Gives back to the system the CPU memory that is kept for coming results.
 
-    Results of 4 MiB and more reuse the memory of freed ones, of which up to 256 MiB are kept.
+    Results of 1 MiB and more reuse the memory of freed ones, of which up to 256 MiB are kept.
     """
     if _C is not None:
         _C.empty_cache()

@@ -31,7 +31,7 @@ extern "C" AOTITorchError torch_from_blob(
 namespace fastvision {
 namespace {
 
-constexpr size_t kLeastBytes = size_t{4} << 20;  // smaller results are torch's allocator's business
+constexpr size_t kLeastBytes = size_t{1} << 20;  // smaller results are torch's allocator's business
 constexpr size_t kMostIdleBytes = size_t{256} << 20;
 constexpr size_t kPage = size_t{2} << 20;  // a huge page
 
@@ -45,7 +45,8 @@ class Idle {
  public:
   // one that is at most a quarter too large, or fresh memory; null where there is none
   void* take(size_t least, size_t* taken) {
-    const size_t bytes = (least + kPage - 1) / kPage * kPage;
+    const size_t unit = least < kPage ? kPage / 8 : kPage;
+    const size_t bytes = (least + unit - 1) / unit * unit;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       auto best = blocks_.end();

@@ -36,10 +36,10 @@ struct Epilogue {
   ) const {
     constexpr int n = lanes_v<T>, end = (kCols - 1) * n;
     if (residuals != nullptr) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const T* residual = residuals[pixel + i] + channel;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int j = 0; j < kCols - 1; ++j) {
           sums[i][j] += load(residual + j * n);
         }
@@ -48,10 +48,10 @@ struct Epilogue {
     }
     T* const* const out = outputs + pixel;
     const vector_t<T> least = low, most = high;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       T* output = out[i] + channel;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < kCols - 1; ++j) {
         store(output + j * n, clamp(sums[i][j], least, most));
       }
@@ -121,20 +121,20 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   }
   for (int64_t tap = block.tap_begin; tap < block.tap_end; ++tap, inputs += tile.pixels) {
     const T* rows[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       rows[i] = inputs[i] + block.input_channel;
     }
     const auto add = [&](int64_t c) __attribute__((always_inline)) {
       V w[kCols];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < kCols; ++j) {
         w[j] = load(weights + j * lanes_v<T>);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const V x = broadcast(rows[i][c]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int j = 0; j < kCols; ++j) {
           sums[i][j] = multiply_add(x, w[j], sums[i][j]);
         }
@@ -183,7 +183,7 @@ inline void add_shared(
 ) {
   if constexpr (c < kWidth) {
     const vector_t<T> w = load(weights);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const vector_t<T> value = pick<kWidth, c>(x[i], typename make_lanes<lanes_v<T>>::type{});
       sums[i][0] = multiply_add(value, w, sums[i][0]);
@@ -206,7 +206,7 @@ inline void shared_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t 
   for (int64_t tap = 0; tap < tile.packing->taps; ++tap, inputs += tile.pixels) {
     V x[kRows];
     if (__builtin_expect(count == lanes_v<T>, 1)) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         x[i] = load(inputs[i] + block.output_channel);
       }
@@ -232,36 +232,26 @@ inline void run_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pix
   }
 }
 
+// run_tile of `rows` rows, at most kRows
+template <int kSize, int kRows, typename T>
+inline void run_rows(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel, int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return run_rows<kSize, kRows - 1>(tile, block, pixel, rows);
+    }
+  }
+  run_tile<kSize, kRows>(tile, block, pixel);
+}
+
 template <int kSize, typename T>
 void run_taps(const ConvTile<T>& tile, const Block<T>& block) {
-  const int64_t pixels = tile.pixels;
-  int64_t p = 0;
-  while (p < pixels) {
-    const int64_t left = pixels - p;
+  // of one vector of channels twice as many pixels, or each sum would wait for the one before
+  constexpr int kMost = kSize == 1 ? 2 * kPixels : kPixels;
+  for (int64_t p = 0, rows; p < tile.pixels; p += rows) {
+    const int64_t left = tile.pixels - p;
     // the last two tiles share what is left, since a narrow one waits for its sums
-    const int64_t rows = left >= 2 * kPixels || left == kPixels ? kPixels
-                         : left > kPixels                       ? (left + 1) / 2
-                                                                : left;
-    switch (rows) {
-      case 6:
-        run_tile<kSize, 6>(tile, block, p);
-        break;
-      case 5:
-        run_tile<kSize, 5>(tile, block, p);
-        break;
-      case 4:
-        run_tile<kSize, 4>(tile, block, p);
-        break;
-      case 3:
-        run_tile<kSize, 3>(tile, block, p);
-        break;
-      case 2:
-        run_tile<kSize, 2>(tile, block, p);
-        break;
-      default:
-        run_tile<kSize, 1>(tile, block, p);
-    }
-    p += rows;
+    rows = left >= 2 * kMost || left == kMost ? kMost : left > kMost ? (left + 1) / 2 : left;
+    run_rows<kSize, kMost>(tile, block, p, rows);
   }
 }
 
@@ -363,7 +353,7 @@ void run(const ConvTile<T>& tile) {
 template <int kRows, int kTaps, int kStep, typename T>
 inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, const T* weights) {
   vector_t<T> w[kTaps];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int s = 0; s < kTaps; ++s) {
     w[s] = load(weights + s * lanes_v<T>);
   }
@@ -371,7 +361,7 @@ inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, cons
   for (int column = 0; column < (kRows - 1) * kStep + kTaps; ++column) {
     const vector_t<T> value = load(x);
     x += pitch;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const int s = column - i * kStep;
       if (s >= 0 && s < kTaps) {
@@ -427,7 +417,7 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
         }
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const int64_t at = i * C + k;
       if (residual != nullptr) {

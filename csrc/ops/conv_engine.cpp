@@ -12,8 +12,10 @@ constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking th
 // input of a task: stays in the second-level cache, where rows of taps overlap more of it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
 constexpr int64_t kNearBytes = 192 << 10;  // weights that stay in the second-level cache
+constexpr int64_t kLeastWidth = 28;        // of the output, below which depthwise rows are padded
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
-constexpr int64_t kTilePixels = 6;       // of the kernels, kPixels there
+constexpr int64_t kLeastDepthwise = 16 << 10;  // values
+constexpr int64_t kTilePixels = 6;             // of the kernels, kPixels there
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -48,7 +50,12 @@ class PhaseRun {
         merged_(
             plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 && input_.C < kMergedChannels
         ),
-        direct_input_(std::is_same_v<S, T> && input_.channels_last && !merged_),
+        depthwise_rows_(packing_.width() == 1 && phase.out_step_x == 1),
+        padded_(
+            merged_ || (depthwise_rows_ && phase.grid_w < kLeastWidth &&
+                        padded_width() <= 2 * input_.W + kLeastWidth)
+        ),
+        direct_input_(std::is_same_v<S, T> && input_.channels_last && !padded_),
         direct_output_(std::is_same_v<S, T> && output_.channels_last),
         taps_(merged_ ? phase.R : phase.R * phase.S),
         tap_values_(merged_ ? phase.S * input_.C : input_.C),
@@ -57,8 +64,11 @@ class PhaseRun {
       packing_.C = tap_values_;
       packing_.taps = taps_;
     }
-    depthwise_rows_ = packing_.width() == 1 && phase.out_step_x == 1;
-    zeros_.resize(depthwise_rows_ ? std::max<int64_t>(input_.W, 1) * input_.C : tap_values_);
+    zeros_.resize(
+        padded_           ? padded_width() * input_.C
+        : depthwise_rows_ ? std::max<int64_t>(input_.W, 1) * input_.C
+                          : tap_values_
+    );
     split();
   }
 
@@ -127,8 +137,7 @@ class PhaseRun {
     };
 
     int64_t row_values() const {
-      return run_->merged_ ? run_->merged_width() * run_->input_.C
-                           : run_->input_.W * run_->input_.C;
+      return (run_->padded_ ? run_->padded_width() : run_->input_.W) * run_->input_.C;
     }
 
     ConvMaps<const S> maps(int64_t n, int64_t y, int64_t x, int64_t pixels) const {
@@ -142,7 +151,7 @@ class PhaseRun {
     void gather_rows(const Rows& part, T* to) {
       const ConvImage& input = run_->input_;
       const int64_t C = input.C;
-      if (!run_->merged_) {
+      if (!run_->padded_) {
         const int64_t pixels = (part.high - part.low) * input.W;
         if (pixels > 0) {
           FASTVISION_CALL(conv_gather, maps(part.n, part.low, 0, pixels), to, C);
@@ -150,7 +159,7 @@ class PhaseRun {
         return;
       }
       // with the padding at both sides, so that the taps of a row are one stretch of values
-      const int64_t width = run_->merged_width(), left = -run_->phase_.first_x;
+      const int64_t width = run_->padded_width(), left = -run_->phase_.first_x;
       const int64_t x0 = std::clamp<int64_t>(-left, 0, input.W);
       const int64_t x1 = std::clamp<int64_t>(width - left, x0, input.W);
       // where the pixels lie in the row; the padding may be wider than all of it
@@ -343,12 +352,15 @@ class PhaseRun {
     void run_rows() {
       const ConvPhase& phase = run_->phase_;
       const ConvImage& input = run_->input_;
-      const int64_t reach = (phase.S - 1) * phase.dilation_x;
-      const int64_t left =
-          std::clamp<int64_t>(ceil_div(-phase.first_x, phase.step_x), 0, phase.grid_w);
-      const int64_t room = input.W - 1 - reach - phase.first_x;
-      const int64_t right =
-          room < 0 ? left : std::clamp<int64_t>(room / phase.step_x + 1, left, phase.grid_w);
+      // pixels none of whose taps is beside the row
+      int64_t left = 0, right = phase.grid_w, x = 0;
+      if (!run_->padded_) {
+        const int64_t reach = (phase.S - 1) * phase.dilation_x;
+        const int64_t room = input.W - 1 - reach - phase.first_x;
+        left = std::clamp<int64_t>(ceil_div(-phase.first_x, phase.step_x), 0, phase.grid_w);
+        right = room < 0 ? left : std::clamp<int64_t>(room / phase.step_x + 1, left, phase.grid_w);
+        x = left * phase.step_x + phase.first_x;
+      }
       const T** rows = inputs_.get(phase.R);
       for (int64_t p = begin_; p < end_; p += phase.grid_w) {
         if (left > 0) {
@@ -362,7 +374,6 @@ class PhaseRun {
         }
         rows = inputs_.get(phase.R);
         const Pixel pixel = at(p);
-        const int64_t x = left * phase.step_x + phase.first_x;
         for (int64_t r = 0; r < phase.R; ++r) {
           const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
           rows[r] =
@@ -410,7 +421,9 @@ class PhaseRun {
     );
   }
 
-  int64_t merged_width() const { return (phase_.grid_w - 1) * phase_.step_x + phase_.S; }
+  int64_t padded_width() const {
+    return (phase_.grid_w - 1) * phase_.step_x + (phase_.S - 1) * phase_.dilation_x + 1;
+  }
   int64_t all_blocks() const { return packing_.outer_groups() * packing_.blocks(); }
 
   void split() {
@@ -422,7 +435,8 @@ class PhaseRun {
     chunk_ = std::clamp(most / bytes, kLeastPixels, kMostPixels);
     // enough chunks for all threads, as long as they do not get small
     const int64_t wanted = 4 * threads;
-    chunk_ = std::min(chunk_, std::max(ceil_div(pixels_, wanted), kLeastPixels));
+    const int64_t least = depthwise_rows_ ? kLeastDepthwise / input_.C : kLeastPixels;
+    chunk_ = std::min(chunk_, std::max(ceil_div(pixels_, wanted), least));
     // chunks of the same length, in units of what a tile or a row has
     const int64_t unit = depthwise_rows_ ? phase_.grid_w : kTilePixels;
     chunk_ = ceil_div(ceil_div(pixels_, ceil_div(pixels_, chunk_)), unit) * unit;
@@ -435,7 +449,9 @@ class PhaseRun {
   const ConvImage& input_;
   const ConvImage& output_;
   ConvPacking packing_;
-  bool merged_, direct_input_, direct_output_, depthwise_rows_;
+  bool merged_, depthwise_rows_;
+  bool padded_;  // whether rows are gathered with the padding at both sides
+  bool direct_input_, direct_output_;
   int64_t taps_, tap_values_;
   int64_t pixels_;
   int64_t chunk_, chunks_, splits_;
