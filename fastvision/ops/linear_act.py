@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import _extension
 from ..reference.activations import ACTIVATIONS, activate
+from . import _onednn
 from ._checks import check_floating, check_tensor
+from ._conv_cpu import conv_options
 from ._packing import remembered
 
 torch.library.define(
@@ -18,26 +22,39 @@ torch.library.define(
     "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
 )
 
-# where oneDNN with a prepacked weight was 1.03 to 2.8 times as fast as F.linear on AVX2; with
-# smaller weights the call costs more, for one row memory decides, for 1000 rows MKL was faster
-_PACKED_ROWS = range(2, 513)
-_LEAST_PACKED = 1 << 21  # numbers in the weight
+# with one row memory decides, and torch's kernel reads the weight as it lies
+_LEAST_ROWS = 2
+_LEAST_PACKED = 1 << 18  # numbers in the weight: smaller ones are in the caches anyway
 
 
-def _pack(tensors: Sequence[Any]) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(tensors[0].detach(), 64)
+@functools.cache
+def _taps(features: int) -> int | None:
+    """Among how many taps ``features`` are shared out, so that the weights of some stay in the
+    second-level cache; None if they do not divide so."""
+    if features <= 512:
+        return 1
+    counts = range(features // 512, features // 64 + 1)
+    return next((n for n in counts if n and features % n == 0 and features // n <= 1024), None)
 
 
-def _can_pack(input: Tensor, weight: Tensor, activation: str) -> bool:
+def _pack(tensors: Sequence[Any], taps: int) -> Tensor:
+    weight, bias = tensors
+    K, features = weight.shape
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    filters = (
+        weight.detach().to(dtype).view(K, taps, features // taps).transpose(1, 2).unsqueeze(-1)
+    )
+    shift = None if bias is None else bias.detach().to(dtype)
+    return torch.ops.fastvision.conv_pack.default(filters, shift, 1)
+
+
+def _can_pack(input: Tensor, weight: Tensor) -> bool:
     return (
-        activation in ("none", "relu")
-        and input.dtype == weight.dtype == torch.float32
-        and input.numel() // max(input.shape[-1], 1) in _PACKED_ROWS
-        and weight.is_contiguous()
+        input.numel() >= _LEAST_ROWS * input.shape[-1]
         and weight.numel() >= _LEAST_PACKED
         and not weight.is_inference()  # whose changes are not counted: packed anew every time
-        and torch.backends.mkldnn.is_available()
-        and torch._C._get_mkldnn_enabled()
+        and (input.itemsize != 2 or input.dtype not in _onednn.fast_dtypes())
+        and _extension.missing is None
     )
 
 
@@ -53,16 +70,17 @@ def _any_device(
 def _cpu(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: int, negative_slope: float
 ) -> Tensor:
-    name = ACTIVATIONS[activation]
-    if not _can_pack(input, weight, name):
+    K, features = weight.shape
+    if not _can_pack(input, weight) or (taps := _taps(features)) is None:
         return _any_device(input, weight, bias, activation, negative_slope)
-    rows = input.reshape(-1, input.shape[-1])
-    packed = remembered((weight,), "oneDNN linear", _pack)
-    bias = None if bias is None else bias.contiguous()  # oneDNN ignores its stride
-    output = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    if name == "relu":
-        output.relu_()  # oneDNN's own turns NaN into 0
-    return output.view(*input.shape[:-1], weight.shape[0])
+    level = _extension.cpu_level()
+    packed = remembered((weight, bias), ("linear", taps, level), _pack, taps)
+    # the rows as images of `taps` pixels below each other, and as high a window
+    rows = input.reshape(-1, taps, 1, features // taps).permute(0, 3, 1, 2)
+    window = (taps, 1, 1, 1, 0, 0, 0, 0, 1, 1)
+    options = conv_options(K, *window, 1, activation, negative_slope=negative_slope)
+    output = torch.ops.fastvision.conv_packed.default(rows, packed, None, options)
+    return output.view(*input.shape[:-1], K)
 
 
 def _fake(
@@ -88,8 +106,8 @@ def linear_act(
 ) -> Tensor:
     """activation(input @ weight.T + bias).
 
-    On the CPU the weight is packed once for oneDNN where that is the faster way; the packed form is
-    kept as long as the weight lives unchanged. Gradients flow, without that.
+    On the CPU it is a convolution of the engine, whose packed weight is kept as long as the weight
+    lives unchanged; one row alone goes to torch's kernel. Gradients flow, without that.
 
     Args:
         input: [..., I] of a float type.
