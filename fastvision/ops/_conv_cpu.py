@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +64,61 @@ def has_tiles(input: Tensor) -> bool:
     return N * H * W >= _LEAST_WINOGRAD_PIXELS and is_channels_last(input)
 
 
+def onednn_wins(
+    input: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    groups: int,
+    activation: str,
+    *,
+    winograd: bool,
+) -> bool:
+    """Whether oneDNN can do this convolution and is faster than what would do it else."""
+    if not _onednn.preferred(input, weight, residual, padding, groups, activation):
+        return False
+    if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
+        return True
+    kind = "winograd" if winograd else "window" if weight[0, 0].numel() > 1 else "pointwise"
+    return not torch.are_deterministic_algorithms_enabled() and _onednn_wins_trial(
+        kind, torch.get_num_threads()
+    )
+
+
+@functools.cache
+def _onednn_wins_trial(kind: str, threads: int) -> bool:
+    """Measured once on a typical convolution, some hundredths of a second, with as many threads."""
+    ours, theirs = _trial(kind)
+    best = [float("inf"), float("inf")]
+    for _ in range(6):
+        for i, run in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            run()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[1] < 0.98 * best[0]
+
+
+@torch.inference_mode(False)
+def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """A convolution by the engine, or by Winograd's algorithm, and by oneDNN."""
+    C, taps = (256, 1) if kind == "pointwise" else (128, 3)
+    x = torch.full((1, C, 28, 28), 0.5, device="cpu").contiguous(memory_format=torch.channels_last)
+    weight = torch.full((C, C, taps, taps), 0.01, device="cpu")
+    padding = (taps // 2,) * 4
+    options = conv_options(C, taps, taps, 1, 1, *padding, 1, 1, 1, 0)
+    tensors = (weight, None, None, None, None, None)
+    ones = (1, 1)
+
+    def theirs() -> Tensor:
+        return _onednn.convolution(x, tensors, None, ones, padding, ones, 0.0, 0)
+
+    if kind == "winograd":
+        packed = _OPS.conv_winograd_pack.default(weight, None)
+        return lambda: _OPS.conv_winograd.default(x, packed, None, options), theirs
+    packed = _OPS.conv_pack.default(weight, None, 1)
+    return lambda: _OPS.conv_packed.default(x, packed, None, options), theirs
+
+
 class Layer:
     """A convolution with its weights and options, ready for any input of its dtype."""
 
@@ -96,15 +152,16 @@ class Layer:
         self._winograd: Tensor | None = None
 
     def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        winograd = self.may_use_winograd and has_tiles(input)
         if self.may_use_onednn:
             stride, padding, dilation = self.window
             weight, name = self.tensors[0], ACTIVATIONS[self.activation]
-            if _onednn.preferred(input, weight, residual, padding, self.groups, name):
+            if onednn_wins(input, weight, residual, padding, self.groups, name, winograd=winograd):
                 return _onednn.convolution(
                     *(input, self.tensors, residual, stride, padding, dilation),
                     *(self.eps, self.activation),
                 )
-        if self.may_use_winograd and has_tiles(input):
+        if winograd:
             if self._winograd is None:
                 self._winograd = _OPS.conv_winograd_pack.default(*self._folded())
             return _OPS.conv_winograd.default(input, self._winograd, residual, self.options)

@@ -1,7 +1,7 @@
 """Convolutions by oneDNN, with packed weights and its fused post-operations, as torch exposes them.
 
-The CPU's own engine is as fast or faster on AVX2. With AVX-512 oneDNN comes within a tenth of the
-machine's limit for dense convolutions, and only it uses the 16-bit instructions of newer CPUs.
+The CPU's own engine is as fast or faster on AVX2. With AVX-512 oneDNN may be faster for dense
+convolutions (_conv_cpu.py measures that), and only it uses the 16-bit instructions of newer CPUs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def preferred(
     groups: int,
     activation: str,
 ) -> bool:
-    """Whether oneDNN can do this convolution and is expected to be faster."""
+    """Whether oneDNN can do this convolution and may be faster."""
     if input.dtype not in fast_dtypes():
         return False
     left, right, top, bottom = padding

@@ -14,10 +14,10 @@ from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
-from . import _conv_cpu, _onednn
+from . import _conv_cpu
 from ._backend import choose, requested_by_environment
 from ._checks import check_tensor, is_eager, is_transformed
-from ._conv_cpu import conv_options, winograd_wins
+from ._conv_cpu import conv_options, onednn_wins, winograd_wins
 from ._convolution import (
     check_channels,
     check_maps,
@@ -157,7 +157,7 @@ def _winograd_wins_once(
         and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
         and max(padding) <= 2
         and winograd_wins(input, weight, stride, dilation, groups)
-        and not _onednn.preferred(input, weight, None, padding, groups, "none")
+        and not onednn_wins(input, weight, None, padding, groups, "none", winograd=True)
     )
 
 

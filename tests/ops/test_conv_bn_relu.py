@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastvision import _extension, ops, reference
-from fastvision.ops import _onednn, _packing
+from fastvision.ops import _conv_cpu, _onednn, _packing
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
@@ -308,6 +308,8 @@ def onednn_calls(monkeypatch) -> list[int]:
     if _extension.missing or not torch.backends.mkldnn.is_available():
         pytest.skip("needs the compiled library and a torch with oneDNN")
     monkeypatch.setattr(_onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     calls: list[int] = []
     convolution = _onednn.convolution
     monkeypatch.setattr(_onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
@@ -349,6 +351,25 @@ def test_onednn_keeps_nan(onednn_calls, activation, kernel):
     assert torch.equal(residual.nan_to_num(9), kept.nan_to_num(9))
     with_residual = activation in ("none", "relu", "relu6")
     assert len(onednn_calls) == (0 if activation == "leaky_relu" else 1 + with_residual)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "window", "winograd"])
+def test_trial_of_onednn_and_the_engine(onednn_calls, monkeypatch, kind):
+    """Both do the same; the faster one is taken, or always the engine where that is asked for."""
+    ours, theirs = _conv_cpu._trial(kind)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
+    kinds = []
+    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, _: kinds.append(kind))
+    size, taps = (14, 3) if kind == "winograd" else (5, 1 if kind == "pointwise" else 3)
+    x = cases.feature_map(1, 32, size, size, channels_last=True)
+    weight = cases.feature_map(32, 32, taps, taps)
+    onednn_calls.clear()
+    ops.conv_bn_relu(x, weight, padding=taps // 2)
+    assert kinds == [kind] and not onednn_calls
+    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    ops.conv_bn_relu(x, weight, padding=taps // 2)
+    assert not onednn_calls
 
 
 def test_onednn_with_strided_bias(onednn_calls):
