@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "common/parallel.h"
+#include "ops/conv_taps.h"
 
 namespace fastvision {
 namespace {
@@ -17,8 +18,6 @@ constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kLeastDepthwise = 16 << 10;  // values
 constexpr int64_t kTilePixels = 6;             // of the kernels, kPixels there
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory of a worker that grows but is not initialised.
 template <typename T>
@@ -274,60 +273,33 @@ class PhaseRun {
       });
     }
 
-    // addresses `step` values apart
-    template <typename P>
-    static void fill(P** pointers, int64_t count, P* first, int64_t step) {
-      for (int64_t i = 0; i < count; ++i) {
-        pointers[i] = first + i * step;
-      }
-    }
-
-    // where the taps of `length` pixels of a row lie, those of each tap `stride` pointers apart
-    void locate_taps(const Pixel& pixel, const T** pointers, int64_t length, int64_t stride) {
-      const ConvPhase& phase = run_->phase_;
-      const ConvImage& input = run_->input_;
-      const int64_t columns = run_->merged_ ? 1 : phase.S, C = input.C, step = phase.step_x;
-      for (int64_t s = 0; s < columns; ++s) {
-        int64_t x = pixel.x * step, inside_begin = 0, inside_end = length;
-        if (!run_->merged_) {  // whose rows hold the padding
-          x += phase.first_x + s * phase.dilation_x;
-          inside_begin = x < 0 ? std::min(ceil_div(-x, step), length) : 0;
-          const int64_t room = input.W - x;
-          inside_end =
-              std::clamp<int64_t>(room > 0 ? ceil_div(room, step) : 0, inside_begin, length);
-        }
-        for (int64_t r = 0; r < phase.R; ++r) {
-          const T** tap = pointers + (r * columns + s) * stride;
-          const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
-          const T* zeros = run_->zeros_.data();
-          if (y < 0 || y >= input.H) {
-            fill(tap, length, zeros, 0);
-            continue;
-          }
-          fill(tap, inside_begin, zeros, 0);
-          const T* first = input_row(pixel.n, y) + (x + inside_begin * step) * C;
-          fill(tap + inside_begin, inside_end - inside_begin, first, step * C);
-          fill(tap + inside_end, length - inside_end, zeros, 0);
-        }
-      }
-    }
-
     void run_pixels(int64_t begin, int64_t end) {
       const ConvPhase& phase = run_->phase_;
       const int64_t count = end - begin;
       const T** inputs = inputs_.get(run_->taps_ * count);
       T** outputs = outputs_.get(count);
       const T** residuals = run_->plan_.residual == nullptr ? nullptr : residuals_.get(count);
+      const ConvWindow window = run_->window();
       for (int64_t i = 0, length; i < count; i += length) {
         const Pixel pixel = at(begin + i);
         length = std::min(count - i, phase.grid_w - pixel.x);
         const int64_t first = run_->direct_output_ ? output_pixel(pixel) : begin + i - begin_;
         const int64_t step = (run_->direct_output_ ? phase.out_step_x : 1) * run_->output_.C;
-        fill(outputs + i, length, output_base_ + first * run_->output_.C, step);
+        fill_pointers(outputs + i, length, output_base_ + first * run_->output_.C, step);
         if (residuals != nullptr) {
-          fill(residuals + i, length, residual_base_ + first * run_->output_.C, step);
+          fill_pointers(residuals + i, length, residual_base_ + first * run_->output_.C, step);
         }
-        locate_taps(pixel, inputs + i, length, count);
+        locate_taps(
+            window,
+            run_->input_.C,
+            pixel.y,
+            pixel.x,
+            length,
+            run_->zeros_.data(),
+            [&](int64_t y) { return input_row(pixel.n, y); },
+            inputs + i,
+            count
+        );
       }
       const ConvTile<T> tile{
           inputs,
@@ -425,6 +397,22 @@ class PhaseRun {
     return (phase_.grid_w - 1) * phase_.step_x + (phase_.S - 1) * phase_.dilation_x + 1;
   }
   int64_t all_blocks() const { return packing_.outer_groups() * packing_.blocks(); }
+
+  // whose rows hold the padding, and all taps of a row as one, if they are merged
+  ConvWindow window() const {
+    return {
+        phase_.R,
+        merged_ ? 1 : phase_.S,
+        phase_.step_y,
+        phase_.step_x,
+        phase_.first_y,
+        merged_ ? 0 : phase_.first_x,
+        phase_.dilation_y,
+        phase_.dilation_x,
+        input_.H,
+        merged_ ? padded_width() : input_.W
+    };
+  }
 
   void split() {
     const int64_t threads = torch::stable::get_num_threads();

@@ -3,6 +3,7 @@
 
 #include "common/memory_format.h"
 #include "ops/conv_engine.h"
+#include "ops/conv_taps.h"
 
 namespace fastvision {
 template <typename T>
@@ -83,13 +84,6 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   return pack_weight(weight, bias, K, packing.size(), [&](auto... pointers) {
     pack_conv(packing, pointers...);
   });
-}
-
-int64_t extent(
-    int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
-) {
-  const int64_t room = size + before + after - dilation * (taps - 1) - 1;
-  return room < 0 ? room : room / stride + 1;
 }
 
 // All pixels as one row, which they are to a convolution of 1x1: of all images if `batch`, where

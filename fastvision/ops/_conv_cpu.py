@@ -26,6 +26,9 @@ for _name in ("conv_packed", "conv_winograd"):
 torch.library.define(
     "fastvision::conv_pack", "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor"
 )
+torch.library.define(
+    "fastvision::conv_weight_gradient", "(Tensor grad, Tensor input, Tensor options) -> Tensor"
+)
 torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
 
 _OPS = torch.ops.fastvision

@@ -161,6 +161,25 @@ def _winograd_wins_once(
     )
 
 
+def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the CPU has a kernel for it: with 1x1 windows torch's matrix product is as fast."""
+    K, C, R, S = weight.shape
+    return (
+        groups == 1
+        and R * S > 1
+        and C >= 16
+        and K % 16 == 0  # whole vectors of any level
+        and input.is_cpu
+        and type(input) is Tensor
+        and is_eager()
+        and _extension.missing is None
+        and input.dtype == grad.dtype == weight.dtype == torch.float32
+        and input.numel() > 0
+        and is_channels_last(input)
+        and is_channels_last(grad)
+    )
+
+
 class _FrozenConvBNReLU(torch.autograd.Function):
     """With fixed statistics: the convolution's own gradients, from which follow all the others.
 
@@ -240,7 +259,8 @@ def _convolution_backward(
 ) -> tuple[Any, Any, Any]:
     """Gradients of input, weight and bias, None where ``mask`` is False."""
     turn = (grad, weight, stride, padding, dilation, groups)
-    if mask[0] and not torch.is_grad_enabled() and _winograd_wins_once(*turn):
+    once = not torch.is_grad_enabled()  # the kernels have no derivatives
+    if mask[0] and once and _winograd_wins_once(*turn):
         # the gradient of the input is the convolution with the filters turned around
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         packed = torch.ops.fastvision.conv_winograd_pack.default(turned, None)
@@ -253,6 +273,20 @@ def _convolution_backward(
             grad, input, weight, stride, padding, dilation, groups, (False, mask[1], mask[2])
         )
         return dx, rest[1], rest[2]
+    if (
+        mask[1]
+        and not torch.is_grad_enabled()
+        and _has_weight_gradient(grad, input, weight, groups)
+    ):
+        numbers = (*weight.shape[2:], *stride, *padding, *dilation, 1, 0)
+        options = conv_options(weight.shape[0], *numbers)
+        dweight = torch.ops.fastvision.conv_weight_gradient.default(grad, input, options)
+        if not (mask[0] or mask[2]):
+            return None, dweight, None
+        rest = _convolution_backward(
+            grad, input, weight, stride, padding, dilation, groups, (mask[0], False, mask[2])
+        )
+        return rest[0], dweight, rest[2]
     padded, sides = _symmetric(input, padding)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad, padded, weight, [weight.shape[0]], stride, sides, dilation, False, [0, 0], groups,

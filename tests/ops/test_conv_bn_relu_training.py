@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastvision import _extension, ops
+from fastvision.ops import _conv_cpu
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
@@ -228,3 +229,76 @@ def test_compile(backend, activation, training):
     expected = results(fused, *options, backend=backend.name)
     for a, b in zip(actual, expected, strict=True):
         assert_matches(a, b, scale=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape, filters, window, options",
+    [
+        ((2, 16, 9, 7), 16, (3, 3), {"padding": (1, 1)}),
+        ((1, 7, 40, 200), 32, (3, 3), {"padding": (1, 1)}),  # a chunk is less than a row
+        ((9, 24, 5, 5), 48, (3, 3), {"padding": (1, 1), "stride": (2, 2)}),  # or several images
+        ((3, 5, 17, 33), 80, (2, 5), {"padding": (4, 3), "stride": (3, 2), "dilation": (2, 3)}),
+        ((8, 13, 12, 12), 144, (1, 1), {}),
+        ((2, 32, 30, 30), 16, (3, 3), {"padding": (0, 2)}),
+        ((1, 19, 3, 3), 16, (3, 3), {}),
+    ],
+    ids=str,
+)
+def test_gradient_of_the_weight(shape, filters, window, options, dtype):
+    if _extension.missing:
+        pytest.skip(_extension.missing)
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=g, dtype=torch.float64)
+    weight = torch.zeros(filters, shape[1], *window, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight, **options)
+    grad = torch.randn(y.shape, generator=g, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(y, weight, grad)
+    stride, padding = options.get("stride", (1, 1)), options.get("padding", (0, 0))
+    sides = (padding[1], padding[1], padding[0], padding[0])
+    numbers = (filters, *window, *stride, *sides, *options.get("dilation", (1, 1)), 1, 0)
+    actual = torch.ops.fastvision.conv_weight_gradient(
+        *(t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (grad, x)),
+        _conv_cpu.conv_options(*numbers),
+    )
+    assert actual.dtype == dtype and actual.is_contiguous()
+    bound = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
+    assert (actual - expected).norm() <= bound * expected.norm()
+
+
+def test_gradient_of_the_weight_does_not_depend_on_threads():
+    if _extension.missing:
+        pytest.skip(_extension.missing)
+    g = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, 4, 32, 40, 40, generator=g)
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in maps)
+    options = _conv_cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(torch.ops.fastvision.conv_weight_gradient(grad, x, options))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grad": torch.zeros(2, 16, 9, 9)},
+        {"grad": torch.zeros(2, 17, 9, 9).contiguous(memory_format=torch.channels_last)},
+        {"grad": torch.zeros(1, 16, 9, 9).contiguous(memory_format=torch.channels_last)},
+        {"grad": torch.zeros(2, 16, 10, 9).contiguous(memory_format=torch.channels_last)},
+        {"options": torch.zeros(13, dtype=torch.int64)},
+    ],
+    ids=lambda change: "-".join(f"{k}={list(v.shape)}" for k, v in change.items()),
+)
+def test_gradient_of_the_weight_of_bad_arguments(change):
+    if _extension.missing:
+        pytest.skip(_extension.missing)
+    arguments = {
+        "grad": torch.zeros(2, 16, 9, 9).contiguous(memory_format=torch.channels_last),
+        "input": torch.zeros(2, 4, 9, 9).contiguous(memory_format=torch.channels_last),
+        "options": _conv_cpu.conv_options(16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0),
+    }
+    with pytest.raises(RuntimeError, match="must"):
+        torch.ops.fastvision.conv_weight_gradient(**(arguments | change))
