@@ -14,7 +14,8 @@ inline V polynomial(const V (&powers)[4], const A* c) {
   if constexpr (n == 1) {
     return broadcast(c[0]);
   } else {
-    constexpr int level = n > 8 ? 3 : n > 4 ? 2 : n > 2 ? 1 : 0;
+    // six go without x^4: the chain is as long
+    constexpr int level = n > 8 ? 3 : n > 6 ? 2 : n > 2 ? 1 : 0;
     constexpr int half = 1 << level;
     const V high = polynomial<n - half>(powers, c + half);
     return multiply_add(powers[level], high, polynomial<half>(powers, c));
@@ -63,6 +64,19 @@ inline float_v exp(float_v x) {
   r = multiply_add(n, broadcast(-0x1.7f7d1cp-20f), r);
   const float_v scale = (float_v)((uint32_v)shifted << 23);
   return polynomial(r, kCoefficients) * scale;  // NaN times anything is NaN
+}
+
+// The same from -87 on, where e^x is normal, with fewer operations: within 2e-7 + 2e-8 |x|
+// relative, 2e-7 + 7e-8 |x| where multiply_add rounds twice
+inline float_v exp_of_normal(float_v x) {
+  constexpr float kRound = 0x1.8p23f;
+  constexpr float kCoefficients[] = {
+      1.0f, 0.69314700f, 0.24022247f, 0.055507109f, 0.0096712923f, 0.0013269535f
+  };
+  const float_v log2_e = broadcast(0x1.715476p+0f);
+  const float_v shifted = multiply_add(x, log2_e, broadcast(kRound));
+  const float_v power = polynomial(multiply_add(x, log2_e, kRound - shifted), kCoefficients);
+  return (float_v)((uint32_v)power + ((uint32_v)shifted << 23));  // adds to the exponent
 }
 
 inline double_v exp(double_v x) {

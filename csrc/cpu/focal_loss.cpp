@@ -33,6 +33,8 @@ struct ScalarMath {
 // Vectors are summed in A for a while only: the loss of millions of easy negatives is a sum of very
 // small numbers.
 constexpr int kVectorsPerSum = 32;
+// Vectors that are gone through for easy negatives before the others among them are looked at.
+constexpr int kBlock = 256;
 
 template <typename V>
 inline double sum_of_lanes(V v) {
@@ -54,106 +56,170 @@ inline auto load_filled(const T* p, int count, accumulate_t<T> fill) {
   return load(buffer);
 }
 
-constexpr double kInfinity = __builtin_inf();
-
-// Pointers into one level; losses and grads may be null.
-template <typename T>
-struct Elements {
-  const T* inputs;
-  T* losses;
-  T* grads;
-
-  inline Elements at(int64_t offset) const {
-    return {inputs + offset, losses ? losses + offset : nullptr, grads ? grads + offset : nullptr};
-  }
-};
-
-// Writes terms(vector, its offset, lanes of it that count) of `count` elements; gives the sum of
-// the losses where they are not written.
-template <typename T, bool kGrad, typename A, typename F>
-inline double for_vectors(
-    const Elements<T>& elements, int64_t count, A grad_scale, const F& terms
-) {
-  using V = vector_t<A>;
-  constexpr int lanes = lanes_v<A>;
+// Calls add(i, sum of some vectors) for i in [0, count); gives the sum of all.
+template <typename V, typename F>
+inline double sum_of_vectors(int count, const F& add) {
   double sum = 0;
-  int64_t i = 0;
-  while (i + lanes <= count) {
-    const int64_t end = least(i + kVectorsPerSum * lanes, count - lanes + 1);
+  for (int i = 0; i < count;) {
+    const int end = i + kVectorsPerSum < count ? i + kVectorsPerSum : count;
     V recent{};
-    for (; i < end; i += lanes) {
-      const FocalTerm<V> term = terms(load(elements.inputs + i), i, lanes);
-      if (elements.losses) {
-        store(elements.losses + i, term.loss);
-      } else {
-        recent += term.loss;
-      }
-      if constexpr (kGrad) {
-        store(elements.grads + i, term.grad * grad_scale);
-      }
+    for (; i < end; ++i) {
+      add(i, recent);
     }
     sum += sum_of_lanes(recent);
-  }
-  if (i < count) {
-    // a negative at -infinity is without loss
-    const int rest = static_cast<int>(count - i);
-    const FocalTerm<V> term = terms(load_filled(elements.inputs + i, rest, A(-kInfinity)), i, rest);
-    if (elements.losses) {
-      store_partial(elements.losses + i, term.loss, rest);
-    } else {
-      sum += sum_of_lanes(term.loss);
-    }
-    if constexpr (kGrad) {
-      store_partial(elements.grads + i, term.grad * grad_scale, rest);
-    }
   }
   return sum;
 }
 
-// Nearly all logits of a detector are far below 0, and nearly everyone takes gamma 2. With e = e^x,
-// p^2 log(1 + e) and its derivative are then e^3 times short polynomials (fitted for e <= 1/8,
-// within 6e-8 relative), which take half the time.
-constexpr float kEasy = -2.0794416f;
+constexpr double kInfinity = __builtin_inf();
 
-inline bool all_easy(float_v x) { return movemask(x <= kEasy) == (1u << lanes_v<float>)-1; }
+// Pointers into one level. targets are null with labels; losses and grads may be.
+template <typename T>
+struct Elements {
+  const T* inputs;
+  const T* targets;
+  T* losses;
+  T* grads;
 
-template <bool kGrad>
-inline FocalTerm<float_v> easy_negative(float_v x) {
-  constexpr float kLoss[] = {
-      1.0f, -2.49998975f, 4.33239317f, -6.38425922f, 8.1830883f, -7.15524101f
-  };
-  constexpr float kDerivative[] = {
-      3.0f, -9.99999523f, 21.6660633f, -38.4710922f, 60.2290497f, -80.9850159f, 70.710762f
-  };
-  const float_v e = exp(x);
-  const float_v cube = e * e * e;
-  FocalTerm<float_v> term{cube * polynomial(e, kLoss), float_v{}};
-  if constexpr (kGrad) {
-    term.grad = cube * polynomial(e, kDerivative);
+  inline Elements at(int64_t offset) const {
+    return {
+        inputs + offset,
+        targets ? targets + offset : nullptr,
+        losses ? losses + offset : nullptr,
+        grads ? grads + offset : nullptr
+    };
   }
-  return term;
+};
+
+template <bool kTargets, typename T>
+inline bool are_negatives(const Elements<T>& vector) {
+  if constexpr (kTargets) {
+    return movemask(load(vector.targets) != accumulate_t<T>(0)) == 0;
+  }
+  return true;
 }
 
-// focal_negative with that short cut.
-template <bool kGrad, typename V, typename A>
-inline FocalTerm<V> negative(V x, const FocalParams<A>& params) {
-  if constexpr (sizeof(A) == sizeof(float)) {
-    if (params.power == kPowerTwo && all_easy(x)) {
-      return easy_negative<kGrad>(x);
+// The vectors of a block that hold more than easy negatives.
+struct Others {
+  int count = 0;
+  uint16_t index[kBlock];
+};
+
+// Nearly all logits of a detector are far below 0, and nearly everyone takes gamma 2. With e = e^x,
+// p^2 log(1 + e) and its derivative are then e^3 times short polynomials (fitted for e <= 1/6,
+// within 1e-7 and 3e-7 relative). The formula for any logit would take registers from this loop:
+// vectors that need it are listed.
+template <typename T, bool kTargets, bool kGrad>
+inline double easy_negatives(
+    const Elements<T>& elements, int vectors, const FocalParams<float>& params, Others& others
+) {
+  constexpr float kEasy = -1.7917595f;
+  constexpr float kLoss[] = {
+      0.99999991f, -2.49996207f, 4.33069884f, -6.34830019f, 7.87267682f, -6.2190022f
+  };
+  constexpr int lanes = lanes_v<float>;
+  [[maybe_unused]] const float grad_scale = params.negative * params.grad_scale;
+  const auto add = [&](int i, float_v& sum) {
+    const Elements<T> vector = elements.at(i * lanes);
+    const float_v x = load(vector.inputs);
+    int32_v easy = x <= kEasy;
+    if constexpr (kTargets) {
+      easy &= load(vector.targets) == 0.0f;
+    }
+    if (movemask(easy) != (1u << lanes) - 1) {
+      others.index[others.count++] = static_cast<uint16_t>(i);
+      return;
+    }
+    // the cube of anything less is 0 as well
+    const float_v e = exp_of_normal(at_least(x, -80.0f));
+    const float_v cube = e * e * e;
+    const float_v loss = polynomial(e, kLoss);
+    if (vector.losses) {
+      store(vector.losses, cube * loss * params.negative);
+    } else {
+      sum = multiply_add(cube, loss, sum);
+    }
+    if constexpr (kGrad) {
+      constexpr float kDerivative[] = {
+          2.9999992f, -9.99966746f, 21.6437964f, -37.9094602f, 53.7513814f, -46.2026104f
+      };
+      store(vector.grads, cube * grad_scale * polynomial(e, kDerivative));
+    }
+  };
+  return sum_of_vectors<float_v>(vectors, add) * params.negative;
+}
+
+// The vectors index(0), index(1), ...
+template <typename T, bool kTargets, bool kGrad, typename A, typename Index>
+inline double any_elements(
+    const Elements<T>& elements, int vectors, const FocalParams<A>& params, const Index& index
+) {
+  using V = vector_t<A>;
+  return sum_of_vectors<V>(vectors, [&](int i, V& sum) {
+    const Elements<T> vector = elements.at(index(i) * lanes_v<A>);
+    const V x = load(vector.inputs);
+    FocalTerm<V> term;
+    if (are_negatives<kTargets>(vector)) {
+      term = focal_negative<Math<A>, kGrad>(x, params);
+      term = {term.loss * params.negative, term.grad * params.negative};
+    } else {
+      term = focal_soft<Math<A>, kGrad>(x, load(vector.targets), params);
+    }
+    if (vector.losses) {
+      store(vector.losses, term.loss);
+    } else {
+      sum += term.loss;
+    }
+    if constexpr (kGrad) {
+      store(vector.grads, term.grad * params.grad_scale);
+    }
+  });
+}
+
+// Writes losses and gradients of `count` elements; gives the sum of losses that are not written.
+template <typename T, bool kTargets, bool kGrad, typename A>
+inline double elementwise(
+    const Elements<T>& elements, int64_t count, const FocalParams<A>& params
+) {
+  constexpr int lanes = lanes_v<A>;
+  [[maybe_unused]] bool try_easy = params.power == kPowerTwo;
+  double sum = 0;
+  int64_t i = 0;
+  while (i + lanes <= count) {
+    const int vectors = static_cast<int>(least(kBlock, (count - i) / lanes));
+    const Elements<T> block = elements.at(i);
+    i += vectors * lanes;
+    if constexpr (sizeof(A) == sizeof(float)) {
+      if (try_easy) {
+        Others others;
+        sum += easy_negatives<T, kTargets, kGrad>(block, vectors, params, others);
+        const auto index = [&](int i) { return others.index[i]; };
+        sum += any_elements<T, kTargets, kGrad>(block, others.count, params, index);
+        try_easy = others.count <= vectors / 2;  // else the next ones are not worth it
+        continue;
+      }
+    }
+    sum += any_elements<T, kTargets, kGrad>(block, vectors, params, [](int i) { return i; });
+  }
+  if (i < count) {
+    const int rest = static_cast<int>(count - i);
+    const Elements<T> last = elements.at(i);
+    // a negative at -infinity is without loss
+    T inputs[lanes], targets[lanes], losses[lanes], grads[lanes];
+    store(inputs, load_filled(last.inputs, rest, A(-kInfinity)));
+    if constexpr (kTargets) {
+      store(targets, load_filled(last.targets, rest, A(0)));
+    }
+    const Elements<T> padded{inputs, targets, last.losses ? losses : nullptr, grads};
+    sum += elementwise<T, kTargets, kGrad>(padded, lanes, params);
+    if (last.losses) {
+      memcpy(last.losses, losses, rest * sizeof(T));
+    }
+    if constexpr (kGrad) {
+      memcpy(last.grads, grads, rest * sizeof(T));
     }
   }
-  return focal_negative<Math<A>, kGrad>(x, params);
-}
-
-template <typename T, bool kGrad, typename A>
-inline double negatives(const Elements<T>& elements, int64_t count, const FocalParams<A>& params) {
-  using V = vector_t<A>;
-  const A scale = params.grad_scale * params.negative;
-  return for_vectors<T, kGrad, A>(elements, count, scale, [&](V x, int64_t, int) {
-    FocalTerm<V> term = negative<kGrad>(x, params);
-    term.loss *= params.negative;
-    return term;
-  });
+  return sum;
 }
 
 template <typename T, bool kGrad, typename A>
@@ -194,7 +260,7 @@ FocalResult with_labels(
   int64_t run = task.begin * K;  // where the run of negatives begins
   const auto finish_run = [&](int64_t end) {
     if (run < end) {
-      sum += negatives<T, kGrad>(level.at(run), end - run, params);
+      sum += elementwise<T, false, kGrad>(level.at(run), end - run, params);
     }
   };
   for (int64_t row = task.begin; row < task.end; ++row) {
@@ -220,24 +286,6 @@ FocalResult with_labels(
   return {sum, bad_row};
 }
 
-template <typename T, bool kGrad, typename A>
-FocalResult with_numbers(
-    const Elements<T>& level, const T* targets, const FocalTask& task, const FocalParams<A>& params
-) {
-  using V = vector_t<A>;
-  const T* t_begin = targets + task.begin;
-  const auto terms = [&](V x, int64_t i, int count) {
-    const V t = count == lanes_v<A> ? load(t_begin + i) : load_filled(t_begin + i, count, A(0));
-    if (movemask(t != A(0)) == 0) {  // as nearly all of a detector's are
-      const FocalTerm<V> term = negative<kGrad>(x, params);
-      return FocalTerm<V>{term.loss * params.negative, term.grad * params.negative};
-    }
-    return focal_soft<Math<A>, kGrad>(x, t, params);
-  };
-  const int64_t count = task.end - task.begin;
-  return {for_vectors<T, kGrad, A>(level.at(task.begin), count, params.grad_scale, terms), -1};
-}
-
 template <typename T, bool kGrad>
 FocalResult sigmoid(const FocalArgs& args, const FocalTask& task) {
   using A = accumulate_t<T>;
@@ -245,6 +293,7 @@ FocalResult sigmoid(const FocalArgs& args, const FocalTask& task) {
   const FocalParams<A> params = focal_params<A>(args.alpha, args.gamma, args.grad_scale);
   const Elements<T> elements{
       static_cast<const T*>(level.inputs),
+      args.labels ? nullptr : static_cast<const T*>(level.targets),
       static_cast<T*>(level.losses),
       static_cast<T*>(level.grads),
   };
@@ -252,7 +301,8 @@ FocalResult sigmoid(const FocalArgs& args, const FocalTask& task) {
     const auto* labels = static_cast<const int64_t*>(level.targets);
     return with_labels<T, kGrad>(elements, labels, args.K, task, params);
   }
-  return with_numbers<T, kGrad>(elements, static_cast<const T*>(level.targets), task, params);
+  const int64_t count = task.end - task.begin;
+  return {elementwise<T, true, kGrad>(elements.at(task.begin), count, params), -1};
 }
 
 // Calls f(offset, vector) for all vectors of a row, lanes past the end being -infinity.
@@ -292,8 +342,8 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
       if (label != args.ignore_index && result.bad_row < 0) {
         result.bad_row = r;
       }
-      zeros(Elements<T>{nullptr, loss_out, nullptr}, 1);
-      zeros(Elements<T>{nullptr, nullptr, grad}, K);
+      zeros(Elements<T>{nullptr, nullptr, loss_out, nullptr}, 1);
+      zeros(Elements<T>{nullptr, nullptr, nullptr, grad}, K);
       continue;
     }
     const T* row = static_cast<const T*>(level.inputs) + r * K;

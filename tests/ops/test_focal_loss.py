@@ -416,6 +416,35 @@ def test_sum_of_many_small_numbers(cpu_level):
     assert_matches(total / x.numel(), one)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=id_of)
+@pytest.mark.parametrize("kind", ["labels", "hard", "soft"])
+def test_small_losses_are_as_exact(cpu_level, kind, dtype):
+    """Relative to themselves, where easy negatives are many or few, or none for a while."""
+    x = torch.linspace(-12, -1.5, 7 * 4500, dtype=dtype)
+    x = x[torch.randperm(x.numel(), generator=cases.generator(4))].view(4500, 7)
+    x[900:1800] += 4
+    x[2000:2900:90] += 6
+    x[3100:] += 6
+    t = make_targets(kind, x)
+    if kind == "soft":
+        t[:3000] = 0
+    x, exact = leaf(x), leaf(x.double())
+    wide = t if kind == "labels" else t.double()
+    loss = ops.sigmoid_focal_loss(x, t, backend="cpp")
+    expected = ops.sigmoid_focal_loss(exact, wide, backend="reference")
+    counts = expected > 0  # what is ignored is 0
+    one = torch.ones(int(counts.sum()), dtype=dtype)
+    assert torch.equal(loss > 0, counts)
+    assert_matches((loss / expected)[counts].to(dtype), one)
+    grad = differentiate(loss, x, torch.ones_like(loss))
+    wanted = differentiate(expected, exact, torch.ones_like(expected))
+    settled = counts & (wanted.abs() > 1e-3 * expected)  # soft labels' may be a small difference
+    assert_matches((grad / wanted)[settled].to(dtype), one.new_ones(int(settled.sum())), scale=10)
+    total = ops.sigmoid_focal_loss(x, t, reduction="sum", backend="cpp")
+    assert_matches((total / expected.sum()).to(dtype), one[0])
+    assert_matches(differentiate(total, x, one[0]), grad)
+
+
 # ---- derivatives
 
 
