@@ -16,6 +16,8 @@
 namespace fastvision {
 namespace {
 
+constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
+
 // ---- phases
 
 // Along one axis, the outputs o whose (o + padding) % stride is `residue` share their taps: filter
@@ -145,6 +147,40 @@ int64_t extent(
 
 constexpr int64_t kSmallMap = 1 << 13;
 
+// torch's own copy takes several times as long
+template <typename T>
+Tensor to_channels_last(const Tensor& input) {
+  constexpr int64_t kStep = 256;  // pixels
+  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
+  const Tensor x = torch::stable::contiguous(input);
+  Tensor output = empty_in_format(x, N, C, H, W, true);
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  T* to = static_cast<T*>(output.mutable_data_ptr());
+  const int64_t pixels = H * W, steps = (pixels + kStep - 1) / kStep;
+  parallel_chunks(N * steps, input.numel() < kSerialWork ? N * steps : 1, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / steps * pixels * C, pixel = i % steps * kStep;
+        const int64_t count = std::min(kStep, pixels - pixel);
+        const ConvMaps<const T> maps{from + first + pixel, C, count, pixels, 1};
+        FASTVISION_CALL(conv_gather, maps, to + first + pixel * C, C);
+      }
+    };
+  });
+  return output;
+}
+
+// The input as the engine reads it the fastest.
+Tensor located(const Tensor& input, ScalarType dtype) {
+  // a conversion of a small map takes longer than that each phase does it anew
+  if (has_channels_last_strides(input) || input.numel() <= kSmallMap) {
+    return in_format(input, has_channels_last_strides(input));
+  }
+  return dtype == ScalarType::Float    ? to_channels_last<float>(input)
+         : dtype == ScalarType::Double ? to_channels_last<double>(input)
+                                       : in_format(input, true);
+}
+
 Tensor conv_transpose2d_packed(
     const Tensor& input,
     const Tensor& packed,
@@ -177,9 +213,7 @@ Tensor conv_transpose2d_packed(
   );
 
   const bool channels_last = is_channels_last(input);
-  // once, since each phase reads it, but for a map so small that the call takes longer
-  const bool converts = has_channels_last_strides(input) || input.numel() > kSmallMap;
-  const Tensor x = in_format(input, converts);
+  const Tensor x = located(input, dtype);
   Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
@@ -232,8 +266,7 @@ Tensor conv_transpose2d_packed(
 
 // ---- separable filters
 
-constexpr int64_t kSerialWork = 1 << 16;  // outputs below which waking threads does not pay
-constexpr int64_t kRowBytes = 16 << 10;   // the stretched rows of a task stay in the first caches
+constexpr int64_t kRowBytes = 16 << 10;  // the stretched rows of a task stay in the first caches
 constexpr int64_t kTaskOutputs = 1 << 16;
 
 template <typename scalar_t>

@@ -494,10 +494,11 @@ def _conv_transpose2d(
 ) -> Tensor:
     tensors: Any = (input, weight, bias, *batch_norm, residual)
     call: Any = (stride, padding, output_padding, groups, dilation, eps, activation, negative_slope)
-    call = ("transposed", _extension.cpu_level(), *call)
     plain = not training and backend in (None, "cpp") and _is_plain(tensors)
-    if plain and (output := _repeat(tensors, call)) is not None:
-        return output
+    if plain:
+        call = ("transposed", _extension.cpu_level(), *call)
+        if (output := _repeat(tensors, call)) is not None:
+            return output
     check_tensor(input, "input")
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
