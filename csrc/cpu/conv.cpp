@@ -582,7 +582,14 @@ inline void scatter_spaced(const T* from, int64_t from_stride, const ConvMaps<S>
 template <typename S, typename T>
 void scatter(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
   if (maps.pixel_stride == 1) {
-    return transpose(from, from_stride, maps.pixels, maps.channels, maps.data, maps.channel_stride);
+    // along long rows a few channels at a time, whose lines then stay in the first-level cache
+    const int64_t step = maps.pixels > maps.channels ? lanes_v<T> : maps.channels;
+    for (int64_t c = 0; c < maps.channels; c += step) {
+      const int64_t channels = min(maps.channels - c, step);
+      S* to = maps.data + c * maps.channel_stride;
+      transpose(from + c, from_stride, maps.pixels, channels, to, maps.channel_stride);
+    }
+    return;
   }
   if (maps.channel_stride != 1) {
     return scatter_spaced(from, from_stride, maps);

@@ -73,6 +73,26 @@ class PhaseRun {
 
   int64_t tasks() const { return chunks_ * splits_; }
 
+  // Lets the first of these phases, which together have all pixels of their rows of outputs, share
+  // a worker's scratch memory, from which the rows go out whole. Returns how many: 1 if none do.
+  static int64_t share_rows(PhaseRun* runs, int64_t count) {
+    const ConvPhase& phase = runs->phase_;
+    const int64_t width = phase.out_step_x;
+    bool together = !runs->direct_output_ && width > 1 && width <= count;
+    for (int64_t i = 1; together && i < width; ++i) {
+      const ConvPhase& other = runs[i].phase_;
+      together = other.grid_w == phase.grid_w && other.grid_h == phase.grid_h &&
+                 other.out_first_y == phase.out_first_y && runs[i].chunk_ == runs->chunk_ &&
+                 runs[i].splits_ == runs->splits_;
+    }
+    for (int64_t i = 0; together && i < width; ++i) {
+      runs[i].shared_ = width;
+      runs[i].begins_ = i == 0;
+      runs[i].ends_ = i == width - 1;
+    }
+    return together ? width : 1;
+  }
+
   class Worker {
    public:
     void operator()(const PhaseRun& run, int64_t task) {
@@ -191,17 +211,19 @@ class PhaseRun {
              p.x * phase.out_step_x + phase.out_first_x;
     }
 
-    T* output_at(int64_t p) const {
-      const int64_t index = run_->direct_output_ ? output_pixel(at(p)) : p - begin_;
-      return output_base_ + index * run_->output_.C;
+    // where a pixel stands in the output, or in the scratch memory
+    int64_t output_index(int64_t p) const {
+      if (run_->direct_output_) {
+        return output_pixel(at(p));
+      }
+      return (p - begin_) * run_->shared_ + (run_->shared_ > 1 ? run_->phase_.out_first_x : 0);
     }
 
+    T* output_at(int64_t p) const { return output_base_ + output_index(p) * run_->output_.C; }
+
     const T* residual_at(int64_t p) const {
-      if (run_->plan_.residual == nullptr) {
-        return nullptr;
-      }
-      const int64_t index = run_->direct_output_ ? output_pixel(at(p)) : p - begin_;
-      return residual_base_ + index * run_->output_.C;
+      return run_->plan_.residual == nullptr ? nullptr
+                                             : residual_base_ + output_index(p) * run_->output_.C;
     }
 
     // channels that this task computes
@@ -234,7 +256,9 @@ class PhaseRun {
       const auto [k0, k1] = channels();
       const Pixel pixel = at(p);
       const int64_t HW = output.H * output.W;
-      const int64_t index = output_pixel(pixel), step = run_->phase_.out_step_x;
+      const int64_t shared = run_->shared_, step = run_->phase_.out_step_x / shared;
+      const int64_t index = output_pixel(pixel) - (shared > 1 ? run_->phase_.out_first_x : 0);
+      pixels *= shared;
       if (output.channels_last) {
         return {data + index * output.C + k0, k1 - k0, pixels, 1, step * output.C};
       }
@@ -248,26 +272,26 @@ class PhaseRun {
         residual_base_ = static_cast<const T*>(run_->plan_.residual);
         return;
       }
-      const int64_t K = run_->output_.C;
-      output_base_ = output_scratch_.get((end_ - begin_) * K);
-      if (run_->plan_.residual == nullptr) {
+      const int64_t K = run_->output_.C, pixel = run_->shared_ * K;
+      output_base_ = output_scratch_.get((end_ - begin_) * pixel);
+      if (run_->plan_.residual == nullptr || !run_->begins_) {
         return;
       }
-      T* residual = residual_scratch_.get((end_ - begin_) * K);
+      T* residual = residual_scratch_.get((end_ - begin_) * pixel);
       residual_base_ = residual;
       for_each_stretch([&](int64_t p, int64_t pixels) {
         const auto from = output_maps(static_cast<const S*>(run_->plan_.residual), p, pixels);
-        FASTVISION_CALL(conv_gather, from, residual + (p - begin_) * K + channels().first, K);
+        FASTVISION_CALL(conv_gather, from, residual + (p - begin_) * pixel + channels().first, K);
       });
     }
 
     void write_output() {
-      if (run_->direct_output_) {
+      if (run_->direct_output_ || !run_->ends_) {
         return;
       }
       const int64_t K = run_->output_.C;
       for_each_stretch([&](int64_t p, int64_t pixels) {
-        const T* from = output_base_ + (p - begin_) * K + channels().first;
+        const T* from = output_base_ + (p - begin_) * run_->shared_ * K + channels().first;
         const auto to = output_maps(static_cast<S*>(run_->output_.data), p, pixels);
         FASTVISION_CALL(conv_scatter, from, K, to);
       });
@@ -283,8 +307,9 @@ class PhaseRun {
       for (int64_t i = 0, length; i < count; i += length) {
         const Pixel pixel = at(begin + i);
         length = std::min(count - i, phase.grid_w - pixel.x);
-        const int64_t first = run_->direct_output_ ? output_pixel(pixel) : begin + i - begin_;
-        const int64_t step = (run_->direct_output_ ? phase.out_step_x : 1) * run_->output_.C;
+        const int64_t first = output_index(begin + i);
+        const int64_t step =
+            (run_->direct_output_ ? phase.out_step_x : run_->shared_) * run_->output_.C;
         fill_pointers(outputs + i, length, output_base_ + first * run_->output_.C, step);
         if (residuals != nullptr) {
           fill_pointers(residuals + i, length, residual_base_ + first * run_->output_.C, step);
@@ -419,7 +444,11 @@ class PhaseRun {
     const int64_t step_x = std::clamp<int64_t>(phase_.step_x, 1, std::max<int64_t>(input_.W, 1));
     const int64_t step_y = std::clamp<int64_t>(phase_.step_y, 1, std::max<int64_t>(input_.H, 1));
     const int64_t bytes = input_.C * step_x * step_y * static_cast<int64_t>(sizeof(T));
-    const int64_t most = taps_ > 1 ? kChunkBytesOfTaps : kChunkBytes;
+    // the same for all phases, so that they go together
+    const bool overlaps = std::any_of(
+        plan_.phases.begin(), plan_.phases.end(), [](const ConvPhase& p) { return p.R * p.S > 1; }
+    );
+    const int64_t most = overlaps ? kChunkBytesOfTaps : kChunkBytes;
     chunk_ = std::clamp(most / bytes, kLeastPixels, kMostPixels);
     // enough chunks for all threads, as long as they do not get small
     const int64_t wanted = 4 * threads;
@@ -443,6 +472,8 @@ class PhaseRun {
   int64_t taps_, tap_values_;
   int64_t pixels_;
   int64_t chunk_, chunks_, splits_;
+  int64_t shared_ = 1;  // phases that share scratch memory for outputs
+  bool begins_ = true, ends_ = true;
   std::vector<T> zeros_;
 };
 
@@ -458,6 +489,10 @@ void run(const ConvPlan& plan) {
       work += plan.input.N * phase.grid_h * phase.grid_w * phase.R * phase.S *
               (plan.input.C / plan.groups) * plan.output.C;
     }
+  }
+  const auto count = static_cast<int64_t>(runs.size());
+  for (int64_t i = 0; i < count;) {
+    i += Run::share_rows(&runs[i], count - i);
   }
   // phases of equal grids go chunk by chunk: they read the same input, and their outputs interleave
   for (size_t first = 0, last; first < runs.size(); first = last) {

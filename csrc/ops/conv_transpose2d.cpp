@@ -16,6 +16,8 @@
 namespace fastvision {
 namespace {
 
+constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
+
 // ---- phases
 
 // Along one axis, the outputs o whose (o + padding) % stride is `residue` share their taps: filter
@@ -138,51 +140,69 @@ Tensor conv_transpose2d_pack(
 }
 
 int64_t extent(
-    int64_t size, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t extra
+    int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
 ) {
-  return (size - 1) * stride - 2 * padding + dilation * (taps - 1) + extra + 1;
+  return (size - 1) * stride - before - after + dilation * (taps - 1) + 1;
 }
 
-// Single numbers, since lists cost microseconds on their way here.
+constexpr int64_t kSmallMap = 1 << 13;
+
+// torch's own copy takes several times as long
+template <typename T>
+Tensor to_channels_last(const Tensor& input) {
+  constexpr int64_t kStep = 256;  // pixels
+  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
+  const Tensor x = torch::stable::contiguous(input);
+  Tensor output = empty_in_format(x, N, C, H, W, true);
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  T* to = static_cast<T*>(output.mutable_data_ptr());
+  const int64_t pixels = H * W, steps = (pixels + kStep - 1) / kStep;
+  parallel_chunks(N * steps, input.numel() < kSerialWork ? N * steps : 1, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / steps * pixels * C, pixel = i % steps * kStep;
+        const int64_t count = std::min(kStep, pixels - pixel);
+        const ConvMaps<const T> maps{from + first + pixel, C, count, pixels, 1};
+        FASTVISION_CALL(conv_gather, maps, to + first + pixel * C, C);
+      }
+    };
+  });
+  return output;
+}
+
+// The input as the engine reads it the fastest.
+Tensor located(const Tensor& input, ScalarType dtype) {
+  // a conversion of a small map takes longer than that each phase does it anew
+  if (has_channels_last_strides(input) || input.numel() <= kSmallMap) {
+    return in_format(input, has_channels_last_strides(input));
+  }
+  return dtype == ScalarType::Float    ? to_channels_last<float>(input)
+         : dtype == ScalarType::Double ? to_channels_last<double>(input)
+                                       : in_format(input, true);
+}
+
 Tensor conv_transpose2d_packed(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    int64_t K,
-    int64_t R,
-    int64_t S,
-    int64_t stride_y,
-    int64_t stride_x,
-    int64_t padding_y,
-    int64_t padding_x,
-    int64_t output_padding_y,
-    int64_t output_padding_x,
-    int64_t dilation_y,
-    int64_t dilation_x,
-    int64_t groups,
-    int64_t activation,
-    double negative_slope
+    const Tensor& options
 ) {
+  const ConvOptions o = ConvOptions::read(options);
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
   const Filter filter{
-      groups,
-      per_group(C, groups),
-      per_group(K, groups),
-      R,
-      S,
-      {stride_y, stride_x},
-      {dilation_y, dilation_x}
+      o.groups,
+      per_group(C, o.groups),
+      per_group(o.K, o.groups),
+      o.R,
+      o.S,
+      {o.stride_y, o.stride_x},
+      {o.dilation_y, o.dilation_x}
   };
-  check_filter(filter, C);
   STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
-  STD_TORCH_CHECK(
-      std::min({padding_y, padding_x, output_padding_y, output_padding_x}) >= 0,
-      "paddings must not be negative"
-  );
-  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
-  const int64_t OH = extent(H, R, stride_y, padding_y, dilation_y, output_padding_y);
-  const int64_t OW = extent(W, S, stride_x, padding_x, dilation_x, output_padding_x);
+  STD_TORCH_CHECK(std::min(o.top, o.left) >= 0, "padding must not be negative");
+  const int64_t OH = extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
+  const int64_t OW = extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
   STD_TORCH_CHECK(OH > 0 && OW > 0, "padding leaves no output");
   const ScalarType dtype = input.scalar_type();
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -193,9 +213,8 @@ Tensor conv_transpose2d_packed(
   );
 
   const bool channels_last = is_channels_last(input);
-  // once, since each phase reads it
-  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, true);
-  Tensor output = empty_in_format(input, N, K, OH, OW, channels_last);
+  const Tensor x = located(input, dtype);
+  Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
@@ -203,12 +222,12 @@ Tensor conv_transpose2d_packed(
   ConvPlan plan{
       dtype,
       {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
-      {output.mutable_data_ptr(), N, K, OH, OW, has_channels_last_strides(output)},
+      {output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)},
       addend ? addend->const_data_ptr() : nullptr,
-      groups,
+      o.groups,
       {},
-      static_cast<Activation>(activation),
-      negative_slope
+      static_cast<Activation>(o.activation),
+      o.negative_slope
   };
   const char* weights = static_cast<const char*>(packed.const_data_ptr());
   // first output of a phase, and the input pixel that its last tap reads there
@@ -220,22 +239,22 @@ Tensor conv_transpose2d_packed(
   };
   filter.for_each_phase([&](int64_t y, const PhaseAxis& rows, int64_t x, const PhaseAxis& columns) {
     const bool empty = rows.taps * columns.taps == 0;
-    const int64_t oy = first_output(y, stride_y, padding_y);
-    const int64_t ox = first_output(x, stride_x, padding_x);
+    const int64_t oy = first_output(y, o.stride_y, o.top);
+    const int64_t ox = first_output(x, o.stride_x, o.left);
     plan.phases.push_back(
         {weights,
          empty ? 0 : rows.taps,
          empty ? 0 : columns.taps,
-         oy < OH ? (OH - oy - 1) / stride_y + 1 : 0,
-         ox < OW ? (OW - ox - 1) / stride_x + 1 : 0,
+         oy < OH ? (OH - oy - 1) / o.stride_y + 1 : 0,
+         ox < OW ? (OW - ox - 1) / o.stride_x + 1 : 0,
          1,
          1,
-         first_input(rows, oy + padding_y, stride_y, dilation_y),
-         first_input(columns, ox + padding_x, stride_x, dilation_x),
+         first_input(rows, oy + o.top, o.stride_y, o.dilation_y),
+         first_input(columns, ox + o.left, o.stride_x, o.dilation_x),
          rows.dilation,
          columns.dilation,
-         stride_y,
-         stride_x,
+         o.stride_y,
+         o.stride_x,
          oy,
          ox}
     );
@@ -247,8 +266,7 @@ Tensor conv_transpose2d_packed(
 
 // ---- separable filters
 
-constexpr int64_t kSerialWork = 1 << 16;  // outputs below which waking threads does not pay
-constexpr int64_t kRowBytes = 16 << 10;   // the stretched rows of a task stay in the first caches
+constexpr int64_t kRowBytes = 16 << 10;  // the stretched rows of a task stay in the first caches
 constexpr int64_t kTaskOutputs = 1 << 16;
 
 template <typename scalar_t>

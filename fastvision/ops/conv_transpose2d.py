@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ..reference.conv_transpose2d import normalization, scaled_filters
 from ..reference.roi_align import is_channels_last
 from ._backend import choose, unsupported
 from ._checks import check_tensor, is_eager
+from ._conv_cpu import conv_options
 from ._convolution import (
     check_channels,
     check_maps,
@@ -24,8 +26,9 @@ from ._convolution import (
     check_residual,
     check_window,
 )
-from ._packing import remembered
+from ._packing import remember, remembered
 from .batch_norm_relu import batch_norm_relu
+from .conv_bn_relu import _is_plain, _repeat
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -47,11 +50,10 @@ torch.library.define(
     "(Tensor weight, Tensor? bias, int stride_y, int stride_x, int dilation_y, int dilation_x, "
     "int groups) -> Tensor",
 )
+# options: csrc/ops/conv_engine.h, ConvOptions; right and bottom are less by the output padding
 torch.library.define(
     "fastvision::conv_transpose2d_packed",
-    "(Tensor input, Tensor packed, Tensor? residual, int K, int R, int S, int stride_y, "
-    "int stride_x, int padding_y, int padding_x, int output_padding_y, int output_padding_x, "
-    "int dilation_y, int dilation_x, int groups, int activation, float negative_slope) -> Tensor",
+    "(Tensor input, Tensor packed, Tensor? residual, Tensor options) -> Tensor",
 )
 
 _OPS = torch.ops.fastvision
@@ -220,35 +222,65 @@ def _aten(input: Tensor, prepared: _Prepared, args: Sequence[Any]) -> Tensor:
     return y.to(input.dtype).contiguous(memory_format=_format_of(input))
 
 
-def _cpu(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    *args: Any,
-) -> Tensor:
-    residual, stride, padding, output_padding, groups, dilation, eps, activation, slope = args
-    stride, dilation = tuple(stride), tuple(dilation)
-    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    dtype = _compute_type(input)
-    prepared = _prepared("cpp", dtype, tensors, stride, groups, dilation, eps)
-    if prepared.packed is not None:
-        return _OPS.conv_transpose2d_packed.default(
-            *(input, prepared.packed, residual, weight.shape[1] * groups, *weight.shape[2:]),
-            *(*stride, *padding, *output_padding, *dilation, groups, activation, slope),
+class _Layer:
+    """A layer on the CPU with its weights and options, ready for any input of its dtype."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Any],  # weight, bias, and the four of the batch normalization
+        dtype: torch.dtype,  # the input's
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        output_padding: tuple[int, int],
+        groups: int,
+        dilation: tuple[int, int],
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> None:
+        C, K, *self.kernel = tensors[0].shape
+        wide = torch.promote_types(dtype, torch.float32)
+        self.prepared = _prepare(tensors, "cpp", wide, stride, groups, dilation, eps)
+        self.channels = C
+        self.checks = self.prepared.weight is None  # whether its kernel refuses what does not fit
+        self.args: Any = (stride, padding, output_padding, groups, dilation, eps)
+        self.args += (activation, negative_slope)
+        (top, left), (bottom, right) = padding, output_padding
+        self.options = conv_options(
+            *(K * groups, *self.kernel, *stride, left, left - right, top, top - bottom),
+            *(*dilation, groups, activation),
+            negative_slope=negative_slope,
         )
-    if prepared.separable is None:
-        return _aten(input, prepared, args)
-    separable = prepared.separable
-    kernel = weight.shape[2:]
-    size = output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation)
-    return _OPS.conv_transpose2d_separable.default(
-        *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
-        *(*stride, *padding, *size, activation, slope),
-    )
+
+    def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        prepared = self.prepared
+        if prepared.packed is not None:
+            return _OPS.conv_transpose2d_packed.default(
+                input, prepared.packed, residual, self.options
+            )
+        if prepared.separable is None:
+            return _aten(input, prepared, (residual, *self.args))
+        stride, padding, output_padding, _, dilation, _, activation, slope = self.args
+        sizes = (input.shape[2:], self.kernel, stride, padding, output_padding, dilation)
+        separable = prepared.separable
+        return _OPS.conv_transpose2d_separable.default(
+            *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
+            *(*stride, *padding, *output_size(*sizes), activation, slope),
+        )
+
+
+def _layer(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, *options: Any) -> _Layer:
+    """The :class:`_Layer` of these arguments; its packed weights last as long as the tensors."""
+    purpose = ("transposed layer", dtype, options, _extension.cpu_level())
+    layer: _Layer = remembered(tensors, purpose, _Layer, dtype, *options)
+    return layer
+
+
+def _cpu(input: Tensor, *args: Any) -> Tensor:
+    tensors, residual = args[:6], args[6]
+    stride, padding, output_padding, groups, dilation, *rest = args[7:]
+    windows = (tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
+    return _layer(tensors, input.dtype, *windows, *rest)(input, residual)
 
 
 def _cuda(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
@@ -460,6 +492,13 @@ def _conv_transpose2d(
     activation: str = "none",
     negative_slope: float = 0.0,
 ) -> Tensor:
+    tensors: Any = (input, weight, bias, *batch_norm, residual)
+    call: Any = (stride, padding, output_padding, groups, dilation, eps, activation, negative_slope)
+    plain = not training and backend in (None, "cpp") and _is_plain(tensors)
+    if plain:
+        call = ("transposed", _extension.cpu_level(), *call)
+        if (output := _repeat(tensors, call)) is not None:
+            return output
     check_tensor(input, "input")
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
@@ -503,8 +542,15 @@ def _conv_transpose2d(
     if min(size) < 1:
         raise ValueError(f"padding must leave an output, got {padding} for an output of {size}")
     check_residual(residual, input, (input.shape[0], K, *size))
-    chosen = _choose(input, backend, weight, groups)
     options = (strides, paddings, extra, groups, dilations)
+    index = ACTIVATIONS.index(activation)
+    if plain:
+        layer = _layer(tensors[1:7], input.dtype, *options, eps, index, negative_slope)
+        if layer.checks:
+            with contextlib.suppress(TypeError):  # a list among the options
+                remember(tensors[1:7], (input.dtype, *call), layer)
+        return layer(input, residual)
+    chosen = _choose(input, backend, weight, groups)
     if training:
         y = _conv_transpose2d(
             input, weight, bias, strides, paddings, extra, groups, dilations, backend
@@ -516,7 +562,8 @@ def _conv_transpose2d(
         )  # fmt: skip
     tensors = (input, weight, bias, bn_weight, bn_bias, mean, var, residual)
     if chosen == "reference":
-        return reference.conv_transpose2d(*tensors, *options, eps, activation, negative_slope)
+        args = (*tensors, *options, eps, activation, negative_slope)
+        return reference.conv_transpose2d(*args)  # type: ignore[arg-type]
     if forward_ad._current_level >= 0 or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     ):
@@ -527,7 +574,7 @@ def _conv_transpose2d(
     run: Callable[..., Tensor] = _FORWARD[chosen]
     if input.is_cpu and chosen == "cpp" and type(input) is Tensor and is_eager():
         run = _cpu  # the dispatcher's boxing takes longer than a small map
-    return run(*tensors, *options, eps, ACTIVATIONS.index(activation), negative_slope)
+    return run(*tensors, *options, eps, index, negative_slope)
 
 
 @torch.fx.wrap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -165,6 +166,20 @@ def test_fused(backend, channels_last, dtype, activation, shape):
     expected.backward(grad.double())
     for ours, theirs in zip(args, exact, strict=True):
         assert_matches(ours.grad.to(dtype), theirs.grad, scale=16)
+
+
+@torch.no_grad()
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=id_of)
+@pytest.mark.parametrize("shape", ["k2s2 wide", "k4s2p1", "k3s2p1 op1", "k<s", "uneven"])
+def test_many_maps(cpu_level, channels_last, dtype, shape):
+    """More pixels than a worker takes at once; phases go together where their grids are equal."""
+    x, weight, bias, options = make(shape, dtype, channels_last, batch=90)
+    residual = random(*F.conv_transpose2d(x, weight, bias, **options).shape, seed=8).to(x)
+    y = ops.conv_transpose2d_bn_relu(x, weight, bias, **options, residual=residual)
+    exact = F.conv_transpose2d(x.double(), weight.double(), bias.double(), **options)
+    assert_matches(y, (exact + residual).relu(), scale=4)
+    assert y.is_contiguous(memory_format=format_of(channels_last))
 
 
 # ---- separable filters
@@ -357,6 +372,73 @@ def test_filter_that_stops_being_separable(backend):
         weight[0, 2, 1, 1] += value
         y = ops.conv_transpose2d(x, weight, None, 2, 1, backend=backend.name)
         assert_matches(y, F.conv_transpose2d(x.double(), weight.double(), None, 2, 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": cases.feature_map(2, 9, 4, 5)},
+        {"input": cases.feature_map(2, 8, 4, 5).double()},
+        {"input": cases.feature_map(2, 8, 4, 0)},
+        {"input": 3},
+        {"residual": torch.zeros(1, 12, 8, 10)},
+        {"residual": torch.zeros(2, 12, 8, 10).double()},
+        {"residual": 3},
+        {"running_mean": 3},
+        {"running_mean": None},
+        {"bias": torch.ones(13)},
+        {"groups": 0},
+        {"stride": (1, 0)},
+        {"output_padding": 9},
+        {"activation": "gelu"},
+    ],
+    ids=lambda change: "-".join(f"{k}={type(v).__name__}" for k, v in change.items()),
+)
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (11, 9)], ids=["packed", "many phases"])
+def test_a_repeated_call_is_checked_as_the_first(change, kernel, stride):
+    good = {
+        "input": cases.feature_map(2, 8, 4, 5),
+        "weight": random(8, 12, kernel, kernel),
+        "bias": random(12),
+        "running_mean": random(12),
+        "running_var": torch.ones(12),
+        "stride": stride,
+    }
+
+    def call(values):
+        values = dict(values)
+        return ops.conv_transpose2d_bn_relu(values.pop("input"), values.pop("weight"), **values)
+
+    with pytest.raises((TypeError, ValueError)) as first:
+        call(good | change)
+    y = call(good)
+    assert torch.equal(call(good), y)
+    with pytest.raises(first.type, match=re.escape(str(first.value))):
+        call(good | change)
+
+
+def test_a_repeated_call_lets_gradients_through():
+    x, weight, bias, options = make("k4s2p1")
+    with torch.no_grad():
+        expected = ops.conv_transpose2d(x, weight, bias, **options)
+        assert torch.equal(ops.conv_transpose2d(x, weight, bias, **options), expected)
+    y = ops.conv_transpose2d(leaf(x), weight, bias, **options)
+    assert y.requires_grad and torch.equal(y, expected)
+    weight.requires_grad_()
+    assert ops.conv_transpose2d(x, weight, bias, **options).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert ops.conv_transpose2d(x, weight, bias, **options).dtype == torch.bfloat16
+    assert torch.func.vmap(lambda x: ops.conv_transpose2d(x, weight, bias, **options))(
+        x[None]
+    ).shape == (1, *y.shape)
+
+
+def test_options_may_be_lists():
+    x, weight, bias, _ = make("k4s2p1")
+    expected = ops.conv_transpose2d(x, weight, bias, 2, 1)
+    for _ in range(2):
+        assert torch.equal(ops.conv_transpose2d(x, weight, bias, [2, 2], [1, 1]), expected)
 
 
 # ---- derivatives
