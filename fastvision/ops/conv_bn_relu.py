@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from ._convolution import (
     check_residual,
     check_window,
 )
-from ._packing import recall, remember
+from ._repeat import is_plain, keep, needs_gradient, repeat
 from .batch_norm_relu import batch_norm_relu
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -299,46 +298,6 @@ def _convolution_backward(
     return dx, dweight, dbias
 
 
-def _needs_gradient(tensors: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in tensors
-    )
-
-
-def _is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether nothing but the result on the CPU is wanted of a call."""
-    input, *_, residual = tensors
-    return (
-        type(input) is Tensor
-        and input.is_cpu
-        and (residual is None or type(residual) is Tensor)
-        and _extension.missing is None
-        and requested_by_environment is None
-        and not torch.is_autocast_enabled("cpu")
-        and not _needs_gradient(tensors)
-        and is_eager()
-        and not is_transformed()
-    )
-
-
-def _repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:
-    """The result, if a call before was the same but for input and residual, and they fit.
-
-    What such a call checks and looks up takes longer than a small convolution.
-    """
-    input, *_, residual = tensors
-    try:
-        layer = recall(tensors[1:7], (input.dtype, *call))
-    except TypeError:  # a list among the options
-        return None
-    if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
-        return None
-    try:
-        return layer(input, residual)
-    except RuntimeError:  # the checks say it better
-        return None
-
-
 def conv_bn_relu(
     input: Tensor,
     weight: Tensor,
@@ -396,9 +355,9 @@ def conv_bn_relu(
     """
     norm = (bn_weight, bn_bias, running_mean, running_var)
     tensors: Any = (input, weight, bias, *norm, residual)
-    call = (stride, padding, dilation, groups, eps, activation, negative_slope)
-    plain = not training and backend in (None, "cpp") and _is_plain(tensors)
-    if plain and (output := _repeat(tensors, call)) is not None:
+    call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
+    plain = not training and backend in (None, "cpp") and is_plain(tensors)
+    if plain and (output := repeat(tensors, call)) is not None:
         return output
     check_tensor(input, "input")
     check_tensor(weight, "weight")
@@ -463,15 +422,14 @@ def conv_bn_relu(
     options: Any = (strides, paddings, dilations, groups, eps)
     if plain:
         layer = _conv_cpu.layer(tensors[1:7], input.dtype, *options, index, negative_slope)
-        with contextlib.suppress(TypeError):  # a list among the options
-            remember(tensors[1:7], (input.dtype, *call), layer)
+        keep(tensors, call, layer)
         return layer(input, residual)
     chosen = choose(input, backend)
     if chosen == "triton" and (backend or requested_by_environment) is None:
         chosen = "cuda"  # whose op measures which kernels are the fastest, Triton's among them
     tensors = (input, weight, bias, *norm, residual)  # as autocast made them
     transformed = is_transformed()
-    if not transformed and not _needs_gradient(tensors):
+    if not transformed and not needs_gradient(tensors):
         return _run(chosen, tensors, (*options, index, negative_slope))
     if running_mean is not None and running_var is not None:
         tensors = (*tensors[:5], running_mean.detach(), running_var.detach(), residual)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,9 @@ from ._convolution import (
     check_residual,
     check_window,
 )
-from ._packing import remember, remembered
+from ._packing import remembered
+from ._repeat import is_plain, keep, repeat
 from .batch_norm_relu import batch_norm_relu
-from .conv_bn_relu import _is_plain, _repeat
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
 _SCHEMA = (
@@ -493,12 +492,11 @@ def _conv_transpose2d(
     negative_slope: float = 0.0,
 ) -> Tensor:
     tensors: Any = (input, weight, bias, *batch_norm, residual)
-    call: Any = (stride, padding, output_padding, groups, dilation, eps, activation, negative_slope)
-    plain = not training and backend in (None, "cpp") and _is_plain(tensors)
-    if plain:
-        call = ("transposed", _extension.cpu_level(), *call)
-        if (output := _repeat(tensors, call)) is not None:
-            return output
+    options: Any = (stride, padding, output_padding, groups, dilation, eps)
+    call = ("transposed", *options, activation, negative_slope)
+    plain = not training and backend in (None, "cpp") and is_plain(tensors)
+    if plain and (output := repeat(tensors, call)) is not None:
+        return output
     check_tensor(input, "input")
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
@@ -547,8 +545,7 @@ def _conv_transpose2d(
     if plain:
         layer = _layer(tensors[1:7], input.dtype, *options, eps, index, negative_slope)
         if layer.checks:
-            with contextlib.suppress(TypeError):  # a list among the options
-                remember(tensors[1:7], (input.dtype, *call), layer)
+            keep(tensors, call, layer)
         return layer(input, residual)
     chosen = _choose(input, backend, weight, groups)
     if training:

@@ -444,6 +444,30 @@ def test_a_repeated_call_is_checked_as_the_first(layer, change):
         ops.conv_bn_relu(bad.pop("input"), bad.pop("weight"), **bad)
 
 
+@pytest.mark.parametrize("op", [ops.conv_bn_relu, ops.conv_transpose2d_bn_relu])
+def test_a_repeated_call_at_another_cpu_level(op):
+    """Whose packed weights are as many, in another order."""
+    if _extension.missing:
+        pytest.skip(_extension.missing)
+    module, before = _extension._C, _extension.cpu_level()
+    x, weight = cases.feature_map(1, 64, 5, 5), cases.feature_map(64, 64, 3, 3)
+    expected = op(x.double(), weight.double())
+    try:
+        for level in module.cpu_levels():
+            if not can_set(module, level):
+                continue
+            module.set_cpu_capability(level)
+            for _ in range(2):
+                assert_matches(op(x, weight), expected, scale=8)
+    finally:
+        module.set_cpu_capability(before)
+
+
+def can_set(module, level: str) -> bool:
+    levels = module.cpu_levels()
+    return levels.index(level) <= levels.index(module.cpu_capability_supported())
+
+
 def test_a_repeated_call_lets_gradients_through(layer):
     conv, norm = layer
     x = cases.feature_map(2, 8, 9, 9)
