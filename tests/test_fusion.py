@@ -1270,6 +1270,14 @@ def test_linear_act_of_many_features(features: int) -> None:
     torch.testing.assert_close(y, F.linear(x, w), rtol=0, atol=tolerance)
 
 
+def test_linear_act_lets_tangents_through() -> None:
+    x, w = image(5, 16), image(8, 16, seed=1)
+    for f, argument in ((lambda t: (t, w), x), (lambda t: (x, t), w)):
+        run = lambda t, f=f: fastvision.ops.linear_act(*f(t), activation="none")  # noqa: E731
+        _, tangent = torch.func.jvp(run, (argument,), (argument,))
+        torch.testing.assert_close(tangent, F.linear(x, w))
+
+
 def test_linear_act_without_outputs() -> None:
     assert fastvision.ops.linear_act(image(5, 16), torch.empty(0, 16)).shape == (5, 0)
 

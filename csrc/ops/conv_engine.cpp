@@ -49,7 +49,7 @@ class PhaseRun {
         merged_(
             plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 && input_.C < kMergedChannels
         ),
-        depthwise_rows_(packing_.width() == 1 && phase.out_step_x == 1),
+        depthwise_rows_(phase.S > 0 && packing_.width() == 1 && phase.out_step_x == 1),
         padded_(
             merged_ || (depthwise_rows_ && phase.grid_w < kLeastWidth &&
                         padded_width() <= 2 * input_.W + kLeastWidth)

@@ -209,7 +209,7 @@ Tensor conv_weight_gradient(const Tensor& grad, const Tensor& input, const Tenso
   STD_TORCH_CHECK(
       grad.size(2) == extent(window.H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y) &&
           grad.size(3) == extent(window.W, o.left, o.right, o.S, o.dilation_x, o.stride_x) &&
-          grad.numel() > 0,
+          grad.numel() > 0 && C > 0,
       "grad must have the size of the result"
   );
   Tensor output = torch::stable::new_empty(input, {o.K, C, o.R, o.S});

@@ -6,6 +6,7 @@
 #include "ops/conv_taps.h"
 
 namespace fastvision {
+
 template <typename T>
 void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
   const int64_t width = p.width(), K = p.outer_K(), padded = p.padded_K();
@@ -104,7 +105,9 @@ Tensor conv_packed(
   const ConvOptions o = ConvOptions::read(options);
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  STD_TORCH_CHECK(C % o.groups == 0 && o.K % o.groups == 0, "channels and groups do not fit");
+  STD_TORCH_CHECK(
+      C > 0 && C % o.groups == 0 && o.K % o.groups == 0, "channels and groups do not fit"
+  );
   const int64_t OH = extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
   const int64_t OW = extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
   STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
@@ -122,14 +125,14 @@ Tensor conv_packed(
   const bool channels_last = is_channels_last(input);
   const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
   Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
+  const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
   }
-  const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   const bool last = has_channels_last_strides(x);
   ConvImage from{const_cast<void*>(x.const_data_ptr()), N, C, H, W, last};
   ConvImage to{output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)};
-  if (o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W) {
+  if (o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W && o.top == 0 && o.left == 0) {
     const bool batch = from.channels_last && to.channels_last;
     flatten(from, batch);
     flatten(to, batch);

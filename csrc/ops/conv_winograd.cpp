@@ -231,10 +231,10 @@ Tensor conv_winograd(
   STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
   const Tensor x = in_format(input, true);
   Tensor output = empty_in_format(input, N, o.K, OH, OW, true);
+  const std::optional<Tensor> addend = residual_of(residual, output, true);
   if (output.numel() == 0) {
     return output;
   }
-  const std::optional<Tensor> addend = residual_of(residual, output, true);
   const Plan plan{
       static_cast<const float*>(x.const_data_ptr()),
       addend ? static_cast<const float*>(addend->const_data_ptr()) : nullptr,

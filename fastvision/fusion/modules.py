@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..ops._checks import is_transformed
-from ..ops.conv_bn_relu import _paddings, _pair, output_size
+from ..ops._convolution import output_size
+from ..ops.conv_bn_relu import _paddings, _pair
 from ..ops.linear_act import linear_act
 from ..reference.activations import activate
 

@@ -24,6 +24,15 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether autograd pushes many gradients through at once (``is_grads_batched``)."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 def is_eager() -> bool:
     """Nothing traces, records or transforms the calls of ops."""
-    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )

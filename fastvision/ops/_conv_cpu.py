@@ -105,8 +105,10 @@ def _onednn_wins_trial(kind: str, threads: int) -> bool:
 def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """A convolution by the engine, or by Winograd's algorithm, and by oneDNN."""
     C, taps = (256, 1) if kind == "pointwise" else (128, 3)
-    x = torch.full((1, C, 28, 28), 0.5, device="cpu").contiguous(memory_format=torch.channels_last)
-    weight = torch.full((C, C, taps, taps), 0.01, device="cpu")
+    kind_of: Any = {"dtype": torch.float32, "device": "cpu"}
+    x = torch.full((1, C, 28, 28), 0.5, **kind_of)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.full((C, C, taps, taps), 0.01, **kind_of)
     padding = (taps // 2,) * 4
     options = conv_options(C, taps, taps, 1, 1, *padding, 1, 1, 1, 0)
     tensors = (weight, None, None, None, None, None)

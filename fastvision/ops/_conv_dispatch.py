@@ -25,9 +25,9 @@ from .. import _device, reference
 from .._version import __version__
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
+from ._convolution import output_size
 from ._packing import remembered
 from ._tuning import Tuner, cache_folder
-from .conv_bn_relu import output_size
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
 _TUNED = (torch.float16, torch.bfloat16, torch.float32)

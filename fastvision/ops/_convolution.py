@@ -1,4 +1,4 @@
-"""Checks of the arguments that convolutions share."""
+"""Checks of the arguments that convolutions share, and the size of their results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from torch import Tensor
 from ._checks import check_floating, check_tensor
 
 MOST = 2**31 - 1  # sizes are computed in 64 bits
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's result; ``padding`` is left, right, top, bottom."""
+    left, right, top, bottom = padding
+    height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    return height, width
 
 
 def check_maps(input: object, weight: object) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS
+from ._convolution import output_size
 from ._packing import remembered
 
 LEAST_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
@@ -102,6 +103,10 @@ def convolution(
     if residual is None:
         y = run(input, weight, bias, *window, 1, _POST_OPS.get(name, "none"), [], "")
     else:
+        kernel = (tensors[0].shape[0], *tensors[0].shape[2:])  # type: ignore[union-attr]
+        size = output_size(input.shape[2:], kernel[1:], stride, padding, dilation)
+        if (input.shape[0], kernel[0], *size) != residual.shape or residual.dtype != input.dtype:
+            raise RuntimeError("residual must have the shape and dtype of the result")
         last = input.is_contiguous(memory_format=torch.channels_last)
         format = torch.channels_last if last else torch.contiguous_format
         residual = residual.contiguous(memory_format=format)

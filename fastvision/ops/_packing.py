@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 MOST_PURPOSES = 16  # per weight: one that meets ever new input shapes must not fill the memory
 
@@ -27,11 +28,18 @@ def _state(tensors: tuple[Tensor | None, ...]) -> list[Any] | None:
     """Differs after a tensor is written to or given other memory; None if that cannot be told."""
     try:
         return [
-            None if t is None else (t.data_ptr(), t._version, t.size(), t.stride(), t.dtype)
+            None
+            if t is None
+            else (t.data_ptr(), t._version, t.size(), t.stride(), t.dtype, t.is_neg())
             for t in tensors
         ]
     except (RuntimeError, AttributeError):  # made in inference mode: no version; or no tensor
         return None
+
+
+def _is_ordinary(tensor: Tensor | None) -> bool:
+    """Not of a subclass, which may keep its values elsewhere."""
+    return tensor is None or type(tensor) in (Tensor, Parameter)
 
 
 def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
@@ -46,7 +54,7 @@ def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
 def remember(tensors: tuple[Tensor | None, ...], purpose: Hashable, made: Any) -> None:
     """``made`` is what :func:`recall` returns until one of the tensors changes."""
     weight, state = tensors[0], _state(tensors)
-    if state is None or weight is None:
+    if state is None or weight is None or not all(map(_is_ordinary, tensors)):
         return
     entry = _entries.get(id(weight))
     if entry is None or entry.weight() is not weight:
@@ -55,6 +63,9 @@ def remember(tensors: tuple[Tensor | None, ...], purpose: Hashable, made: Any) -
     alive = [t.detach() for t in tensors if t is not None]
     with _lock:
         entry.made.pop(purpose, None)
+        # what was made of the weight as it no longer is would only hold memory
+        for stale in [p for p, (past, _, _) in entry.made.items() if past[0] != state[0]]:
+            entry.made.pop(stale)
         while len(entry.made) >= MOST_PURPOSES:
             entry.made.pop(next(iter(entry.made)))
         entry.made[purpose] = (state, alive, made)

@@ -15,7 +15,7 @@ from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from . import _conv_cpu
 from ._backend import choose, requested_by_environment
-from ._checks import check_tensor, is_eager, is_transformed
+from ._checks import check_tensor, is_batched, is_eager, is_transformed
 from ._conv_cpu import conv_options, onednn_wins, winograd_wins
 from ._convolution import (
     check_channels,
@@ -23,6 +23,7 @@ from ._convolution import (
     check_parameters,
     check_residual,
     check_window,
+    output_size,
 )
 from ._repeat import is_plain, keep, needs_gradient, repeat
 from .batch_norm_relu import batch_norm_relu
@@ -42,20 +43,6 @@ torch.library.define(
     "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
     "int[] padding, int activation, float negative_slope) -> Tensor",
 )
-
-
-def output_size(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """Height and width of a convolution's result; ``padding`` is left, right, top, bottom."""
-    left, right, top, bottom = padding
-    height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
-    width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    return height, width
 
 
 def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -148,9 +135,10 @@ def _winograd_wins_once(
     In training they are in each step, which takes as long as some hundred pixels.
     """
     return (
-        input.is_cpu
+        is_eager()
+        and not (is_transformed() or is_batched(input))
+        and input.is_cpu
         and type(input) is Tensor
-        and is_eager()
         and _extension.missing is None
         and input.dtype == weight.dtype
         and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
@@ -164,13 +152,14 @@ def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: in
     """Whether the CPU has a kernel for it: with 1x1 windows torch's matrix product is as fast."""
     K, C, R, S = weight.shape
     return (
-        groups == 1
+        is_eager()
+        and not (is_transformed() or is_batched(grad))
+        and groups == 1
         and R * S > 1
         and C >= 16
         and K % 16 == 0  # whole vectors of any level
         and input.is_cpu
         and type(input) is Tensor
-        and is_eager()
         and _extension.missing is None
         and input.dtype == grad.dtype == weight.dtype == torch.float32
         and input.numel() > 0
@@ -188,7 +177,9 @@ class _FrozenConvBNReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
-        output = _run(backend, tensors, options)
+        input, weight, *rest = tensors
+        # not remembered: weights that are trained change in each step, and gradcheck writes to them
+        output = _run(backend, (input, weight.detach(), *rest), options)
         *parameters, _residual = tensors
         ctx.save_for_backward(*parameters, output if options[-2] > 0 else None)
         ctx.options = options

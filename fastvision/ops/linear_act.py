@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from .. import _extension
 from ..reference.activations import ACTIVATIONS, activate
 from . import _onednn
-from ._checks import check_floating, check_tensor
+from ._checks import check_floating, check_tensor, is_transformed
 from ._conv_cpu import conv_options
 from ._packing import remembered
+from ._repeat import needs_gradient
 
 torch.library.define(
     "fastvision::linear_act",
@@ -137,8 +138,6 @@ def linear_act(
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight, bias)
-    ):
+    if is_transformed() or needs_gradient((input, weight, bias)):
         return activate(F.linear(input, weight, bias), activation, negative_slope)
     return _OP(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)

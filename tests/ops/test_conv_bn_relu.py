@@ -444,6 +444,31 @@ def test_a_repeated_call_is_checked_as_the_first(layer, change):
         ops.conv_bn_relu(bad.pop("input"), bad.pop("weight"), **bad)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 32, 8, 7), (2, 32, 4, 4), (1, 32, 8, 8)], ids=str)
+def test_a_repeated_call_by_onednn_checks_the_residual(onednn_calls, shape):
+    x = cases.feature_map(2, 32, 8, 8, channels_last=True)
+    weight = cases.feature_map(32, 32, 1, 1)
+    ops.conv_bn_relu(x, weight, residual=torch.zeros(2, 32, 8, 8))
+    for images in (x, x[:0]):
+        with pytest.raises(ValueError, match="residual"):
+            ops.conv_bn_relu(images, weight, residual=torch.zeros(shape))
+    assert onednn_calls
+
+
+@torch.no_grad()
+def test_trials_do_not_depend_on_the_default_dtype():
+    if _extension.missing or not torch.backends.mkldnn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for kind in ("pointwise", "window", "winograd"):
+            for run in _conv_cpu._trial(kind):
+                assert run().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("op", [ops.conv_bn_relu, ops.conv_transpose2d_bn_relu])
 def test_a_repeated_call_at_another_cpu_level(op):
     """Whose packed weights are as many, in another order."""

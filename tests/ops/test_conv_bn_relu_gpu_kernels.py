@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from fastvision import _device, ops, reference
 from fastvision.ops import _conv_dispatch as dispatch
-from fastvision.ops.conv_bn_relu import output_size
+from fastvision.ops._convolution import output_size
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches

@@ -302,3 +302,23 @@ def test_gradient_of_the_weight_of_bad_arguments(change):
     }
     with pytest.raises(RuntimeError, match="must"):
         torch.ops.fastvision.conv_weight_gradient(**(arguments | change))
+
+
+def test_batched_gradients():
+    x = torch.randn(8, 16, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(32, 16, 3, 3, requires_grad=True)
+    grads = torch.randn(3, 8, 12, 12, 32).permute(0, 1, 4, 2, 3)
+    y = ops.conv_bn_relu(x, weight, padding=1, activation="none")
+    batched = torch.autograd.grad(y, (x, weight), grads, is_grads_batched=True, retain_graph=True)
+    for i, grad in enumerate(grads):
+        single = torch.autograd.grad(y, (x, weight), grad, retain_graph=True)
+        for a, b in zip(batched, single, strict=True):
+            torch.testing.assert_close(a[i], b, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_are_trained_are_not_remembered():
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+    x = torch.randn(2, 16, 9, 9)
+    y = ops.conv_bn_relu(x, weight, activation="none")
+    weight.data.mul_(2)
+    torch.testing.assert_close(ops.conv_bn_relu(x, weight, activation="none"), 2 * y)

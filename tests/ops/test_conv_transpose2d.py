@@ -708,3 +708,10 @@ def test_bad_arguments():
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+def test_phases_without_taps_of_a_narrow_depthwise_map():
+    x, weight = torch.randn(1, 8, 3, 2), torch.randn(8, 1, 1, 2)
+    arguments = (None, (2, 1), (0, 4), 0, 8, (1, 8))
+    y = ops.conv_transpose2d(x, weight, *arguments)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, weight, *arguments))
