@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -17,6 +20,12 @@ def check_tensor(tensor: object, name: str) -> None:
 def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
     if tensor.dtype not in FLOATING:
         raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def needs_gradient(tensors: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in tensors
+    )
 
 
 def is_transformed() -> bool:

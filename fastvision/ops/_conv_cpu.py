@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension, reference
+from .. import reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from . import _onednn
-from ._packing import remembered
+from ._repeat import made_once
 
 # options: csrc/ops/conv_engine.h, ConvOptions
 for _name in ("conv_packed", "conv_winograd"):
@@ -67,22 +67,12 @@ def has_tiles(input: Tensor) -> bool:
     return N * H * W >= _LEAST_WINOGRAD_PIXELS and is_channels_last(input)
 
 
-def onednn_wins(
-    input: Tensor,
-    weight: Tensor,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    groups: int,
-    activation: str,
-    *,
-    winograd: bool,
-) -> bool:
-    """Whether oneDNN can do this convolution and is faster than what would do it else."""
-    if not _onednn.preferred(input, weight, residual, padding, groups, activation):
-        return False
+def onednn_wins(input: Tensor, weight: Tensor, *, winograd: bool) -> bool:
+    """Whether oneDNN is faster than what would do a convolution else that it can do."""
     if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
         return True
-    kind = "winograd" if winograd else "window" if weight[0, 0].numel() > 1 else "pointwise"
+    pointwise = weight.shape[2:] == (1, 1)
+    kind = "winograd" if winograd else "pointwise" if pointwise else "window"
     return not torch.are_deterministic_algorithms_enabled() and _onednn_wins_trial(
         kind, torch.get_num_threads()
     )
@@ -105,10 +95,10 @@ def _onednn_wins_trial(kind: str, threads: int) -> bool:
 def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """A convolution by the engine, or by Winograd's algorithm, and by oneDNN."""
     C, taps = (256, 1) if kind == "pointwise" else (128, 3)
-    kind_of: Any = {"dtype": torch.float32, "device": "cpu"}
-    x = torch.full((1, C, 28, 28), 0.5, **kind_of)
+    like: Any = {"dtype": torch.float32, "device": "cpu"}
+    x = torch.full((1, C, 28, 28), 0.5, **like)
     x = x.contiguous(memory_format=torch.channels_last)
-    weight = torch.full((C, C, taps, taps), 0.01, **kind_of)
+    weight = torch.full((C, C, taps, taps), 0.01, **like)
     padding = (taps // 2,) * 4
     options = conv_options(C, taps, taps, 1, 1, *padding, 1, 1, 1, 0)
     tensors = (weight, None, None, None, None, None)
@@ -161,7 +151,9 @@ class Layer:
         if self.may_use_onednn:
             stride, padding, dilation = self.window
             weight, name = self.tensors[0], ACTIVATIONS[self.activation]
-            if onednn_wins(input, weight, residual, padding, self.groups, name, winograd=winograd):
+            if _onednn.preferred(
+                input, weight, residual, padding, self.groups, name
+            ) and onednn_wins(input, weight, winograd=winograd):
                 return _onednn.convolution(
                     *(input, self.tensors, residual, stride, padding, dilation),
                     *(self.eps, self.activation),
@@ -179,16 +171,9 @@ class Layer:
         return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
 
 
-def layer(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, *options: Any) -> Layer:
-    """The :class:`Layer` of these arguments; its packed weights last as long as the tensors."""
-    purpose = ("conv", dtype, options, _extension.cpu_level())
-    made: Layer = remembered(tensors, purpose, Layer, dtype, *options)
-    return made
-
-
 def conv_bn_relu(input: Tensor, *args: Any) -> Tensor:
     """The kernel of the op."""
     tensors, residual = args[:6], args[6]
     stride, padding, dilation, *rest = args[7:]
     options = (tuple(stride), tuple(padding), tuple(dilation), *rest)
-    return layer(tensors, input.dtype, *options)(input, residual)
+    return made_once(Layer, tensors, input.dtype, *options)(input, residual)

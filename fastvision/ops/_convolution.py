@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from ..reference.roi_align import is_channels_last
 from ._checks import check_floating, check_tensor
 
 MOST = 2**31 - 1  # sizes are computed in 64 bits
@@ -23,6 +25,10 @@ def output_size(
     height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
     width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
     return height, width
+
+
+def format_of(maps: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(maps) else torch.contiguous_format
 
 
 def check_maps(input: object, weight: object) -> None:

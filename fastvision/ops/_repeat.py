@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import _extension
 from ._backend import requested_by_environment
-from ._checks import is_eager, is_transformed
-from ._packing import recall, remember
+from ._checks import is_eager, is_transformed, needs_gradient
+from ._packing import recall, remember, remembered
 
 
 class Layer(Protocol):
@@ -26,10 +26,7 @@ class Layer(Protocol):
     def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor: ...
 
 
-def needs_gradient(tensors: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in tensors
-    )
+L = TypeVar("L", bound=Layer)
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
@@ -46,6 +43,13 @@ def is_plain(tensors: Sequence[Any]) -> bool:
         and is_eager()
         and not is_transformed()
     )
+
+
+def made_once(kind: type[L], tensors: tuple[Any, ...], dtype: torch.dtype, *options: Any) -> L:
+    """``kind(tensors, dtype, *options)``; its packed weights last as long as the tensors."""
+    purpose = (kind, dtype, options, _extension.cpu_level())
+    made: L = remembered(tensors, purpose, kind, dtype, *options)
+    return made
 
 
 def repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from ._backend import choose, unsupported
-from ._checks import check_floating, check_tensor
+from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
 
 # mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
 # ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
@@ -376,7 +375,7 @@ def batch_norm_relu(
     chosen = _choose(input, backend)
     dtype = torch.promote_types(input.dtype, torch.float32)
     weight, bias = _as(dtype, weight), _as(dtype, bias)
-    composed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    composed = is_transformed()
     if composed and process_group is not None:
         raise RuntimeError("batch_norm_relu with a process_group knows backward() only")
     count: Any = None
@@ -401,7 +400,7 @@ def batch_norm_relu(
         )
     index = ACTIVATIONS.index(activation)
     tensors = (input, weight, bias, residual)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if needs_gradient(tensors):
         options = (chosen, index, negative_slope, eps)
         return _BatchNormReLU.apply(*tensors, mean, invstd, count, process_group, options)
     return _RUN[chosen]["batch_norm_relu"](

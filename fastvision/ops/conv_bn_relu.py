@@ -13,9 +13,9 @@ from .. import _extension, reference
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
-from . import _conv_cpu
+from . import _conv_cpu, _onednn
 from ._backend import choose, requested_by_environment
-from ._checks import check_tensor, is_batched, is_eager, is_transformed
+from ._checks import check_tensor, is_batched, is_eager, is_transformed, needs_gradient
 from ._conv_cpu import conv_options, onednn_wins, winograd_wins
 from ._convolution import (
     check_channels,
@@ -23,9 +23,10 @@ from ._convolution import (
     check_parameters,
     check_residual,
     check_window,
+    format_of,
     output_size,
 )
-from ._repeat import is_plain, keep, needs_gradient, repeat
+from ._repeat import is_plain, keep, made_once, repeat
 from .batch_norm_relu import batch_norm_relu
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -49,8 +50,7 @@ def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     stride, padding, dilation = rest[6:9]
     size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     output = input.new_empty((input.shape[0], weight.shape[0], *size))
-    format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
-    return output.to(memory_format=format)
+    return output.to(memory_format=format_of(input))
 
 
 def _cuda(*args: Any) -> Tensor:
@@ -71,8 +71,9 @@ torch.library.impl("fastvision::conv_bn_relu", "CPU", _conv_cpu.conv_bn_relu)
 torch.library.impl("fastvision::conv_bn_relu", "CUDA", _cuda)
 torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 
-_OP = torch.ops.fastvision.conv_bn_relu.default
-_TRITON_OP = torch.ops.fastvision.conv_bn_relu_triton.default
+_OPS = torch.ops.fastvision
+_OP = _OPS.conv_bn_relu.default
+_TRITON_OP = _OPS.conv_bn_relu_triton.default
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -122,6 +123,18 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
     return run(*tensors, *options)
 
 
+def _has_own_kernels(tensor: Tensor) -> bool:
+    """Whether the CPU's kernels, which have no derivatives, may take the tensor in a training
+    step."""
+    return (
+        is_eager()
+        and not (is_transformed() or is_batched(tensor))
+        and tensor.is_cpu
+        and type(tensor) is Tensor
+        and _extension.missing is None
+    )
+
+
 def _winograd_wins_once(
     input: Tensor,
     weight: Tensor,
@@ -135,16 +148,15 @@ def _winograd_wins_once(
     In training they are in each step, which takes as long as some hundred pixels.
     """
     return (
-        is_eager()
-        and not (is_transformed() or is_batched(input))
-        and input.is_cpu
-        and type(input) is Tensor
-        and _extension.missing is None
+        _has_own_kernels(input)
         and input.dtype == weight.dtype
         and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
         and max(padding) <= 2
         and winograd_wins(input, weight, stride, dilation, groups)
-        and not onednn_wins(input, weight, None, padding, groups, "none", winograd=True)
+        and not (
+            _onednn.preferred(input, weight, None, padding, groups, "none")
+            and onednn_wins(input, weight, winograd=True)
+        )
     )
 
 
@@ -152,15 +164,12 @@ def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: in
     """Whether the CPU has a kernel for it: with 1x1 windows torch's matrix product is as fast."""
     K, C, R, S = weight.shape
     return (
-        is_eager()
-        and not (is_transformed() or is_batched(grad))
+        _has_own_kernels(grad)
+        and _has_own_kernels(input)
         and groups == 1
         and R * S > 1
         and C >= 16
         and K % 16 == 0  # whole vectors of any level
-        and input.is_cpu
-        and type(input) is Tensor
-        and _extension.missing is None
         and input.dtype == grad.dtype == weight.dtype == torch.float32
         and input.numel() > 0
         and is_channels_last(input)
@@ -248,44 +257,35 @@ def _convolution_backward(
     mask: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, Any]:
     """Gradients of input, weight and bias, None where ``mask`` is False."""
-    turn = (grad, weight, stride, padding, dilation, groups)
+    dx = dweight = dbias = None
     once = not torch.is_grad_enabled()  # the kernels have no derivatives
-    if mask[0] and once and _winograd_wins_once(*turn):
-        # the gradient of the input is the convolution with the filters turned around
+    if mask[0] and once and _winograd_wins_once(grad, weight, stride, padding, dilation, groups):
+        # the convolution with the filters turned around
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        packed = torch.ops.fastvision.conv_winograd_pack.default(turned, None)
-        turned_padding = (2 - side for side in padding)
-        options = conv_options(input.shape[1], 3, 3, 1, 1, *turned_padding, 1, 1, 1, 0)
-        dx = torch.ops.fastvision.conv_winograd.default(grad, packed, None, options)
-        if not (mask[1] or mask[2]):
-            return dx, None, None
-        rest = _convolution_backward(
-            grad, input, weight, stride, padding, dilation, groups, (False, mask[1], mask[2])
-        )
-        return dx, rest[1], rest[2]
-    if (
-        mask[1]
-        and not torch.is_grad_enabled()
-        and _has_weight_gradient(grad, input, weight, groups)
-    ):
+        packed = _OPS.conv_winograd_pack.default(turned, None)
+        sides = (2 - side for side in padding)
+        options = conv_options(input.shape[1], 3, 3, 1, 1, *sides, 1, 1, 1, 0)
+        dx = _OPS.conv_winograd.default(grad, packed, None, options)
+    if mask[1] and once and _has_weight_gradient(grad, input, weight, groups):
         numbers = (*weight.shape[2:], *stride, *padding, *dilation, 1, 0)
         options = conv_options(weight.shape[0], *numbers)
-        dweight = torch.ops.fastvision.conv_weight_gradient.default(grad, input, options)
-        if not (mask[0] or mask[2]):
-            return None, dweight, None
-        rest = _convolution_backward(
-            grad, input, weight, stride, padding, dilation, groups, (mask[0], False, mask[2])
-        )
-        return rest[0], dweight, rest[2]
-    padded, sides = _symmetric(input, padding)
-    dx, dweight, dbias = torch.ops.aten.convolution_backward(
-        grad, padded, weight, [weight.shape[0]], stride, sides, dilation, False, [0, 0], groups,
-        list(mask),
-    )  # fmt: skip
-    if dx is not None and padded is not input:
-        left, _, top, _ = padding
-        height, width = input.shape[2:]
-        dx = dx[:, :, top : top + height, left : left + width]
+        dweight = _OPS.conv_weight_gradient.default(grad, input, options)
+    rest = [mask[0] and dx is None, mask[1] and dweight is None, mask[2]]
+    if any(rest):
+        padded, symmetric = _symmetric(input, padding)
+        by_torch = torch.ops.aten.convolution_backward(
+            grad, padded, weight, [weight.shape[0]], stride, symmetric, dilation, False, [0, 0],
+            groups, rest,
+        )  # fmt: skip
+        if rest[0]:
+            left, _, top, _ = padding
+            height, width = input.shape[2:]
+            dx = by_torch[0]
+            if padded is not input:
+                dx = dx[:, :, top : top + height, left : left + width]
+        if rest[1]:
+            dweight = by_torch[1]
+        dbias = by_torch[2]
     return dx, dweight, dbias
 
 
@@ -412,7 +412,9 @@ def conv_bn_relu(
     index = ACTIVATIONS.index(activation)
     options: Any = (strides, paddings, dilations, groups, eps)
     if plain:
-        layer = _conv_cpu.layer(tensors[1:7], input.dtype, *options, index, negative_slope)
+        layer = made_once(
+            _conv_cpu.Layer, tensors[1:7], input.dtype, *options, index, negative_slope
+        )
         keep(tensors, call, layer)
         return layer(input, residual)
     chosen = choose(input, backend)

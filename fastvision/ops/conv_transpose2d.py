@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .. import _device, _extension, reference
+from .. import _device, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.conv_transpose2d import normalization, scaled_filters
-from ..reference.roi_align import is_channels_last
 from ._backend import choose, unsupported
-from ._checks import check_tensor, is_eager
+from ._checks import check_tensor, is_transformed, needs_gradient
 from ._conv_cpu import conv_options
 from ._convolution import (
     check_channels,
@@ -24,9 +23,10 @@ from ._convolution import (
     check_parameters,
     check_residual,
     check_window,
+    format_of,
 )
 from ._packing import remembered
-from ._repeat import is_plain, keep, repeat
+from ._repeat import is_plain, keep, made_once, repeat
 from .batch_norm_relu import batch_norm_relu
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
@@ -78,16 +78,12 @@ def output_size(
     return height, width
 
 
-def _format_of(input: Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(input) else torch.contiguous_format
-
-
 def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     stride, padding, output_padding, groups, dilation = rest[6:11]
     kernel = weight.shape[2:]
     size = output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation)
     output = input.new_empty((input.shape[0], weight.shape[1] * groups, *size))
-    return output.to(memory_format=_format_of(input))
+    return output.to(memory_format=format_of(input))
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,7 @@ def _compute_type(input: Tensor) -> torch.dtype:
 
 
 def _prepared(kind: str, dtype: torch.dtype, tensors: Sequence[Any], *options: Any) -> _Prepared:
-    purpose = ("conv_transpose2d", kind, dtype, options, _extension.cpu_level())
+    purpose = ("conv_transpose2d", kind, dtype, options)
     return remembered(tuple(tensors), purpose, _prepare, kind, dtype, *options)
 
 
@@ -218,7 +214,7 @@ def _aten(input: Tensor, prepared: _Prepared, args: Sequence[Any]) -> Tensor:
     if residual is not None:
         y += residual
     y = _activate_(y, ACTIVATIONS[activation], slope)
-    return y.to(input.dtype).contiguous(memory_format=_format_of(input))
+    return y.to(input.dtype).contiguous(memory_format=format_of(input))
 
 
 class _Layer:
@@ -268,18 +264,11 @@ class _Layer:
         )
 
 
-def _layer(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, *options: Any) -> _Layer:
-    """The :class:`_Layer` of these arguments; its packed weights last as long as the tensors."""
-    purpose = ("transposed layer", dtype, options, _extension.cpu_level())
-    layer: _Layer = remembered(tensors, purpose, _Layer, dtype, *options)
-    return layer
-
-
 def _cpu(input: Tensor, *args: Any) -> Tensor:
     tensors, residual = args[:6], args[6]
     stride, padding, output_padding, groups, dilation, *rest = args[7:]
     windows = (tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
-    return _layer(tensors, input.dtype, *windows, *rest)(input, residual)
+    return made_once(_Layer, tensors, input.dtype, *windows, *rest)(input, residual)
 
 
 def _cuda(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
@@ -306,7 +295,7 @@ def _triton(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
     prepared = _prepared("triton", input.dtype, tensors, stride, groups, dilation, eps)
     kernel = weight.shape[2:]
     size = output_size(input.shape[2:], kernel, stride, padding, output_padding, dilation)
-    format = _format_of(input)
+    format = format_of(input)
     shape = (input.shape[0], weight.shape[1] * groups, *size)
     ends = (stride, tuple(padding), activation, slope)
     assert prepared.weight is not None
@@ -425,7 +414,7 @@ def _composed(
 def _differentiable(backend: str, *args: Any) -> Tensor:
     """The op with autograd; the batch normalization is already part of weight and bias."""
     input, weight, bias, residual, options, activation, negative_slope = args
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return _composed(*args)
     # of a negative slope the result does not tell the sign of what came in
     fused = activation in ("none", *_ACTIVATION_GRADIENTS) and negative_slope >= 0
@@ -543,7 +532,8 @@ def _conv_transpose2d(
     options = (strides, paddings, extra, groups, dilations)
     index = ACTIVATIONS.index(activation)
     if plain:
-        layer = _layer(tensors[1:7], input.dtype, *options, eps, index, negative_slope)
+        options = (*options, eps, index, negative_slope)
+        layer = made_once(_Layer, tensors[1:7], input.dtype, *options)
         if layer.checks:
             keep(tensors, call, layer)
         return layer(input, residual)
@@ -561,17 +551,12 @@ def _conv_transpose2d(
     if chosen == "reference":
         args = (*tensors, *options, eps, activation, negative_slope)
         return reference.conv_transpose2d(*args)  # type: ignore[arg-type]
-    if forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    ):
+    if forward_ad._current_level >= 0 or needs_gradient(tensors):
         scale, bias = normalization(bias, bn_weight, bn_bias, mean, var, eps)
         weight = scaled_filters(weight, scale, groups)
         ends = (residual, options, activation, negative_slope)
         return _differentiable(chosen, input, weight, bias, *ends)
-    run: Callable[..., Tensor] = _FORWARD[chosen]
-    if input.is_cpu and chosen == "cpp" and type(input) is Tensor and is_eager():
-        run = _cpu  # the dispatcher's boxing takes longer than a small map
-    return run(*tensors, *options, eps, index, negative_slope)
+    return _FORWARD[chosen](*tensors, *options, eps, index, negative_slope)
 
 
 @torch.fx.wrap

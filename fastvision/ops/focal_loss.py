@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from .. import reference
 from ._backend import choose
-from ._checks import check_floating, check_tensor
+from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
 
 # grad_scale: what the gradients are multiplied by; 0 if none are wanted. The result is the loss,
 # if reduced a sum in the type of arithmetic, and the gradient of each input.
@@ -250,13 +249,8 @@ class _FocalLossTraced(torch.autograd.Function):
 def _run(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
     """The loss, through autograd only where a derivative is wanted."""
     n = _inputs(call, tensors)
-    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors[:n])
-    if (
-        call[1] == "reference"
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors[n:]))
-    ):
+    wants_grad = needs_gradient(tensors[:n])
+    if call[1] == "reference" or is_transformed() or needs_gradient(tensors[n:]):
         return _run_reference(call, tensors)
     if not wants_grad:
         return _run_op(call, tensors, 0.0)[0]

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from .. import _extension
 from ..reference.activations import ACTIVATIONS, activate
 from . import _onednn
-from ._checks import check_floating, check_tensor, is_transformed
+from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
 from ._conv_cpu import conv_options
 from ._packing import remembered
-from ._repeat import needs_gradient
 
 torch.library.define(
     "fastvision::linear_act",

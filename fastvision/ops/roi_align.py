@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from .. import reference
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
-from ._checks import FLOATING, check_floating, check_tensor
+from ._checks import FLOATING, check_floating, check_tensor, needs_gradient
 
 _SCHEMA = (
     "(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, "
@@ -175,7 +175,7 @@ def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Te
         return reference.multiscale_roi_align(features, rois, *options)
     if forward_ad._current_level >= 0:
         return _RoIAlignDual.apply(backend, rois, options, *features)
-    if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
+    if needs_gradient(features):
         # torch.func takes only a Function with a setup_context
         transformed = torch._C._are_functorch_transforms_active()
         function = _RoIAlign if transformed else _RoIAlignEager
