@@ -2,15 +2,13 @@
 // channels.
 #include "ops/conv.h"
 
+#include "common/register_tile.h"
 #include "common/simd.h"
 #include "common/simd_activation.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// a tile's sums fill the registers but for the weights of a block and one input value
-constexpr int kPixels = 6;
-constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int64_t kPassBytes = 160 << 10;
 constexpr int64_t kLineBytes = 64;
 constexpr int kStretch = 8;  // channels between two prefetches
@@ -89,8 +87,8 @@ struct Block {
   int64_t channels;  // of output
   int64_t C;         // of input per tap
   int64_t tap_begin, tap_end;
-  int64_t ahead;  // lines of the weights behind these to prefetch per stretch
-  bool first;     // whether it is the first to read the inputs
+  int64_t ahead;     // lines of the weights behind these to prefetch per stretch
+  bool reads_first;  // whether it is the first to read the inputs
 };
 
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
@@ -108,9 +106,11 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   }
   const T* weights = block.weights + block.tap_begin * block.C * kCols * lanes_v<T>;
   const T* const* inputs = tile.inputs + block.tap_begin * tile.pixels + pixel;
+  // this tile's share of the weights behind the block's
+  const int64_t share = (block.tap_end - block.tap_begin) * (block.C / kStretch) * block.ahead;
+  const T* behind = block.weights + block.tap_end * block.C * kCols * lanes_v<T>;
   const char* ahead =
-      (const char*)(block.weights + block.tap_end * block.C * kCols * lanes_v<T>)+pixel / kPixels *
-      (block.tap_end - block.tap_begin) * (block.C / kStretch * block.ahead * kLineBytes);
+      reinterpret_cast<const char*>(behind) + pixel / kTileRows * share * kLineBytes;
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
     for (int i = 0; i < kRows; ++i) {
       __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
@@ -125,23 +125,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
     for (int i = 0; i < kRows; ++i) {
       rows[i] = inputs[i] + block.input_channel;
     }
-    const auto add = [&](int64_t c) __attribute__((always_inline)) {
-      V w[kCols];
-#pragma GCC unroll 16
-      for (int j = 0; j < kCols; ++j) {
-        w[j] = load(weights + j * lanes_v<T>);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const V x = broadcast(rows[i][c]);
-#pragma GCC unroll 16
-        for (int j = 0; j < kCols; ++j) {
-          sums[i][j] = multiply_add(x, w[j], sums[i][j]);
-        }
-      }
-      weights += kCols * lanes_v<T>;
-    };
-    const bool next_inputs = block.first && pixel + 2 * kRows <= tile.pixels;
+    const bool next_inputs = block.reads_first && pixel + 2 * kRows <= tile.pixels;
     const int64_t stretch = next_inputs || block.ahead ? kStretch : block.C;
     for (int64_t c = 0; c < block.C;) {
       for (int64_t line = 0; line < block.ahead; ++line, ahead += kLineBytes) {
@@ -153,8 +137,20 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
         }
       }
       const int64_t end = min(c + stretch, block.C);
-      for (; c < end; ++c) {
-        add(c);
+      for (; c < end; ++c, weights += kCols * lanes_v<T>) {
+        V w[kCols];
+#pragma GCC unroll 16
+        for (int j = 0; j < kCols; ++j) {
+          w[j] = load(weights + j * lanes_v<T>);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i) {
+          const V x = broadcast(rows[i][c]);
+#pragma GCC unroll 16
+          for (int j = 0; j < kCols; ++j) {
+            sums[i][j] = multiply_add(x, w[j], sums[i][j]);
+          }
+        }
       }
     }
   }
@@ -246,7 +242,7 @@ inline void run_rows(const ConvTile<T>& tile, const Block<T>& block, int64_t pix
 template <int kSize, typename T>
 void run_taps(const ConvTile<T>& tile, const Block<T>& block) {
   // of one vector of channels twice as many pixels, or each sum would wait for the one before
-  constexpr int kMost = kSize == 1 ? 2 * kPixels : kPixels;
+  constexpr int kMost = kSize == 1 ? 2 * kTileRows : kTileRows;
   for (int64_t p = 0, rows; p < tile.pixels; p += rows) {
     const int64_t left = tile.pixels - p;
     // the last two tiles share what is left, since a narrow one waits for its sums
@@ -269,7 +265,7 @@ void run_block(const ConvTile<T>& tile, Block<T> block) {
     if (kSize > 0 && tile.far_weights) {
       // lines of a stretch's weights, shared out over the tiles
       const int64_t lines = kSize * kVectorBytes * kStretch / kLineBytes;
-      const int64_t tiles = (tile.pixels + kPixels - 1) / kPixels;
+      const int64_t tiles = (tile.pixels + kTileRows - 1) / kTileRows;
       block.ahead = (lines + tiles - 1) / tiles;
     }
     run_taps<kSize>(tile, block);
@@ -332,7 +328,7 @@ void run(const ConvTile<T>& tile) {
     block.channels = left < packing.block ? left : packing.block;
     block.C = packing.C;
     block.ahead = 0;
-    block.first = tile.far_inputs && b == tile.block_begin;
+    block.reads_first = tile.far_inputs && b == tile.block_begin;
     if (width == 0) {
       run_dense(tile, block);
       continue;
@@ -601,10 +597,10 @@ void scatter(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
 
 }  // namespace
 
-#define FASTVISION_DEFINE_CONV(T)                                \
-  int64_t conv_lanes(const T*) { return lanes_v<T>; }            \
-  int64_t conv_block(const T*) { return kVectors * lanes_v<T>; } \
-  void conv_tile(const ConvTile<T>& tile) { run(tile); }         \
+#define FASTVISION_DEFINE_CONV(T)                                    \
+  int64_t conv_lanes(const T*) { return lanes_v<T>; }                \
+  int64_t conv_block(const T*) { return kTileVectors * lanes_v<T>; } \
+  void conv_tile(const ConvTile<T>& tile) { run(tile); }             \
   void conv_depthwise_row(const ConvDepthwiseRow<T>& row) { run_depthwise(row); }
 FASTVISION_DEFINE_CONV(float)
 FASTVISION_DEFINE_CONV(double)

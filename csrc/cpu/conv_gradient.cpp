@@ -1,14 +1,11 @@
 // Register tiles of input channels times vectors of output channels, summed over pixels.
 #include "ops/conv_gradient.h"
 
-#include "common/simd.h"
+#include "common/register_tile.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// as in conv.cpp: the sums fill the registers but for one pixel's vectors and one value
-constexpr int kChannels = 6;
-constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int kWidth = (int)kConvGradientChannels;
 
 template <int kRows, int kCols, typename T>
@@ -56,15 +53,15 @@ template <int kRows, typename T>
 void add_channels(const ConvGradientTile<T>& tile, int64_t c) {
   const T* packed = tile.packed;
   for (int64_t k = tile.k_begin; k < tile.k_end;) {
-    const bool whole = k + kVectors * lanes_v<T> <= tile.k_end;
+    const bool whole = k + kTileVectors * lanes_v<T> <= tile.k_end;
     for (int64_t tap = 0; tap < tile.taps; ++tap) {
       if (whole) {
-        add_tile<kRows, kVectors>(tile, packed, tap, c, k);
+        add_tile<kRows, kTileVectors>(tile, packed, tap, c, k);
       } else {
         add_tile<kRows, 1>(tile, packed, tap, c, k);
       }
     }
-    const int64_t channels = whole ? kVectors * lanes_v<T> : lanes_v<T>;
+    const int64_t channels = whole ? kTileVectors * lanes_v<T> : lanes_v<T>;
     packed += tile.pixels * channels;
     k += channels;
   }
@@ -86,8 +83,8 @@ template <typename T>
 void pack_gradients(const ConvGradientTile<T>& tile) {
   T* to = tile.packed;
   for (int64_t k = tile.k_begin; k < tile.k_end;) {
-    const bool whole = k + kVectors * lanes_v<T> <= tile.k_end;
-    const int vectors = whole ? kVectors : 1;
+    const bool whole = k + kTileVectors * lanes_v<T> <= tile.k_end;
+    const int vectors = whole ? kTileVectors : 1;
     for (int64_t p = 0; p < tile.pixels; ++p) {
       for (int j = 0; j < vectors; ++j, to += lanes_v<T>) {
         store(to, load(tile.gradients + p * tile.K + k + j * lanes_v<T>));
@@ -119,9 +116,9 @@ void fill_strip(const ConvGradientTile<T>& tile, int64_t c) {
 template <typename T>
 void run(const ConvGradientTile<T>& tile) {
   pack_gradients(tile);
-  for (int64_t c = 0; c < tile.C; c += kChannels) {
+  for (int64_t c = 0; c < tile.C; c += kTileRows) {
     fill_strip(tile, c);
-    add_rows<kChannels>(tile, c, min<int64_t>(tile.C - c, kChannels));
+    add_rows<kTileRows>(tile, c, min<int64_t>(tile.C - c, kTileRows));
   }
 }
 

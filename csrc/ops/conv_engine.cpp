@@ -1,10 +1,9 @@
 #include "ops/conv_engine.h"
 
 #include <algorithm>
-#include <memory>
 
 #include "common/parallel.h"
-#include "ops/conv_taps.h"
+#include "common/scratch.h"
 
 namespace fastvision {
 namespace {
@@ -16,25 +15,8 @@ constexpr int64_t kNearBytes = 192 << 10;  // weights that stay in the second-le
 constexpr int64_t kLeastWidth = 28;        // of the output, below which depthwise rows are padded
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kLeastDepthwise = 16 << 10;  // values
-constexpr int64_t kTilePixels = 6;             // of the kernels, kPixels there
+constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
 constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
-
-// Memory of a worker that grows but is not initialised.
-template <typename T>
-class Scratch {
- public:
-  T* get(int64_t size) {
-    if (size > size_) {
-      data_.reset(new T[size]);
-      size_ = size;
-    }
-    return data_.get();
-  }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_ = 0;
-};
 
 // One phase of a plan, made ready: S is the maps' type, T the engine's.
 template <typename S, typename T>
@@ -316,6 +298,8 @@ class PhaseRun {
         }
         locate_taps(
             window,
+            run_->input_.H,
+            run_->merged_ ? run_->padded_width() : run_->input_.W,
             run_->input_.C,
             pixel.y,
             pixel.x,
@@ -358,7 +342,6 @@ class PhaseRun {
         right = room < 0 ? left : std::clamp<int64_t>(room / phase.step_x + 1, left, phase.grid_w);
         x = left * phase.step_x + phase.first_x;
       }
-      const T** rows = inputs_.get(phase.R);
       for (int64_t p = begin_; p < end_; p += phase.grid_w) {
         if (left > 0) {
           run_pixels(p, p + left);
@@ -369,7 +352,7 @@ class PhaseRun {
         if (left == right) {
           continue;
         }
-        rows = inputs_.get(phase.R);
+        const T** rows = inputs_.get(phase.R);
         const Pixel pixel = at(p);
         for (int64_t r = 0; r < phase.R; ++r) {
           const int64_t y = pixel.y * phase.step_y + phase.first_y + r * phase.dilation_y;
@@ -423,20 +406,13 @@ class PhaseRun {
   }
   int64_t all_blocks() const { return packing_.outer_groups() * packing_.blocks(); }
 
-  // whose rows hold the padding, and all taps of a row as one, if they are merged
   ConvWindow window() const {
-    return {
-        phase_.R,
-        merged_ ? 1 : phase_.S,
-        phase_.step_y,
-        phase_.step_x,
-        phase_.first_y,
-        merged_ ? 0 : phase_.first_x,
-        phase_.dilation_y,
-        phase_.dilation_x,
-        input_.H,
-        merged_ ? padded_width() : input_.W
-    };
+    ConvWindow window = phase_;
+    if (merged_) {  // the taps of a row are one, and the rows hold the padding
+      window.S = 1;
+      window.first_x = 0;
+    }
+    return window;
   }
 
   void split() {

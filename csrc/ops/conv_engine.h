@@ -5,6 +5,7 @@
 
 #include "common/torch.h"
 #include "ops/conv.h"
+#include "ops/conv_taps.h"
 
 namespace fastvision {
 
@@ -15,14 +16,12 @@ struct ConvImage {
   bool channels_last;
 };
 
-// A dense grid of output pixels with one set of taps: all of a convolution's output, or one phase
-// of a transposed convolution's. Grid pixel (y, x) is output pixel (y * out_step + out_first) and
-// its tap (r, s) reads input pixel (y * step + first + r * dilation), each per axis.
-struct ConvPhase {
+// A dense grid of pixels under one window: all of a convolution's output, or one phase of a
+// transposed convolution's. Grid pixel (y, x) is output pixel (y * out_step + out_first), each per
+// axis.
+struct ConvPhase : ConvWindow {
   const void* packed;
-  int64_t R, S;
   int64_t grid_h, grid_w;
-  int64_t step_y, step_x, first_y, first_x, dilation_y, dilation_x;
   int64_t out_step_y, out_step_x, out_first_y, out_first_x;
 };
 
@@ -95,6 +94,10 @@ struct ConvOptions {
   int64_t groups;
   int64_t activation;
   double negative_slope;
+
+  ConvWindow window() const {
+    return {R, S, stride_y, stride_x, -top, -left, dilation_y, dilation_x};
+  }
 
   // One tensor, since each argument costs a good part of a microsecond on its way here.
   static ConvOptions read(const Tensor& options);

@@ -5,8 +5,8 @@
 
 #include "common/memory_format.h"
 #include "common/parallel.h"
+#include "common/scratch.h"
 #include "ops/conv_engine.h"
-#include "ops/conv_taps.h"
 
 namespace fastvision {
 namespace {
@@ -21,7 +21,7 @@ struct Plan {
   const T* gradients;
   const T* input;
   T* sums;  // [splits][taps][C][K]
-  int64_t N, OH, OW, C, K;
+  int64_t N, H, W, OH, OW, C, K;
   ConvWindow window;
   int64_t chunk;           // pixels at a time
   int64_t splits, groups;  // of pixels, and of channels of the result
@@ -57,7 +57,7 @@ class Worker {
       const ConvGradientTile<T> tile{
           runs_.data(),
           static_cast<int64_t>(runs_.size()),
-          strip_.data(),
+          strip_.get(0),
           inputs_.data(),
           plan_.gradients + p * plan_.K,
           packed_.get(),
@@ -74,54 +74,54 @@ class Worker {
   }
 
  private:
-  // Rows of the input of the pixels' images go into the strip, and behind them a pixel of zeros.
+  // The rows of the input that the pixels read, image by image, go into the strip, and a pixel of
+  // zeros behind them.
   void locate(int64_t begin, int64_t count) {
     const ConvWindow& w = plan_.window;
-    const int64_t reach = (w.R - 1) * w.dilation_y + 1, area = plan_.OH * plan_.OW;
+    const int64_t H = plan_.H, W = plan_.W, area = plan_.OH * plan_.OW, end = begin + count;
+    const auto first_row = [&](int64_t p) { return p % area / plan_.OW * w.step_y + w.first_y; };
+    const int64_t reach = (w.R - 1) * w.dilation_y + 1;
     runs_.clear();
     int64_t pixels = 0;
-    for (int64_t p = begin, next; p < begin + count; p = next) {
+    for (int64_t p = begin, next; p < end; p = next) {
       const int64_t image = p / area;
-      next = std::min((image + 1) * area, begin + count);
-      const int64_t first = p % area / plan_.OW * w.step_y + w.first_y;
-      const int64_t last = (next - 1) % area / plan_.OW * w.step_y + w.first_y;
-      const int64_t low = std::clamp<int64_t>(first, 0, w.H);
-      const int64_t high = std::clamp<int64_t>(last + reach, low, w.H);
-      const T* data = plan_.input + (image * w.H + low) * w.W * plan_.C;
-      runs_.push_back({data, (high - low) * w.W, plan_.C});
-      pixels += (high - low) * w.W;
+      next = std::min((image + 1) * area, end);
+      const int64_t low = std::clamp<int64_t>(first_row(p), 0, H);
+      const int64_t high = std::clamp<int64_t>(first_row(next - 1) + reach, low, H);
+      runs_.push_back({plan_.input + (image * H + low) * W * plan_.C, (high - low) * W, plan_.C});
+      pixels += runs_.back().count;
     }
-    // grows only, and what is behind the pixels is zeros: the last ones stand for all padding
-    strip_.resize(std::max<size_t>(strip_.size(), (pixels + 1) * kConvGradientChannels));
-    T* zeros = strip_.data() + pixels * kConvGradientChannels;
+    T* strip = strip_.get((pixels + 1) * kConvGradientChannels);
+    T* zeros = strip + pixels * kConvGradientChannels;
     std::fill(zeros, zeros + kConvGradientChannels, T(0));
-    const T* strip = strip_.data();
-    for (int64_t p = begin, next; p < begin + count; p = next) {
-      const int64_t image = p / area;
-      const int64_t low = std::clamp<int64_t>(p % area / plan_.OW * w.step_y + w.first_y, 0, w.H);
-      next = std::min((image + 1) * area, begin + count);
+    const ConvPixels<T>* run = runs_.data();
+    for (int64_t p = begin, next; p < end; p = next, ++run) {
+      next = std::min((p / area + 1) * area, end);
+      const int64_t low = std::clamp<int64_t>(first_row(p), 0, H);
       for (int64_t i = p, length; i < next; i += length) {
         const int64_t x = i % plan_.OW;
         length = std::min(next - i, plan_.OW - x);
         locate_taps(
             w,
+            H,
+            W,
             kConvGradientChannels,
             i % area / plan_.OW,
             x,
             length,
             zeros,
-            [&](int64_t y) { return strip + (y - low) * w.W * kConvGradientChannels; },
+            [&](int64_t y) { return strip + (y - low) * W * kConvGradientChannels; },
             inputs_.data() + (i - begin),
             count
         );
       }
-      strip += runs_[image - begin / area].count * kConvGradientChannels;
+      strip += run->count * kConvGradientChannels;
     }
   }
 
   const Plan<T>& plan_;
   std::vector<ConvPixels<T>> runs_;
-  std::vector<T> strip_;
+  Scratch<T> strip_;
   std::vector<const T*> inputs_;
   std::unique_ptr<T[]> packed_;
 };
@@ -194,21 +194,10 @@ Tensor conv_weight_gradient(const Tensor& grad, const Tensor& input, const Tenso
       grad.size(0) == input.size(0) && grad.size(1) == o.K && o.groups == 1,
       "grad must have the input's batch, and the filters as channels"
   );
-  const ConvWindow window{
-      o.R,
-      o.S,
-      o.stride_y,
-      o.stride_x,
-      -o.top,
-      -o.left,
-      o.dilation_y,
-      o.dilation_x,
-      input.size(2),
-      input.size(3)
-  };
+  const int64_t H = input.size(2), W = input.size(3);
   STD_TORCH_CHECK(
-      grad.size(2) == extent(window.H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y) &&
-          grad.size(3) == extent(window.W, o.left, o.right, o.S, o.dilation_x, o.stride_x) &&
+      grad.size(2) == extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y) &&
+          grad.size(3) == extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x) &&
           grad.numel() > 0 && C > 0,
       "grad must have the size of the result"
   );
@@ -220,11 +209,13 @@ Tensor conv_weight_gradient(const Tensor& grad, const Tensor& input, const Tenso
         static_cast<const T*>(input.const_data_ptr()),
         nullptr,
         grad.size(0),
+        H,
+        W,
         grad.size(2),
         grad.size(3),
         C,
         o.K,
-        window,
+        o.window(),
         1,
         1,
         1,

@@ -3,7 +3,6 @@
 
 #include "common/memory_format.h"
 #include "ops/conv_engine.h"
-#include "ops/conv_taps.h"
 
 namespace fastvision {
 
@@ -147,23 +146,7 @@ Tensor conv_packed(
       static_cast<Activation>(o.activation),
       o.negative_slope
   };
-  plan.phases.push_back(
-      {packed.const_data_ptr(),
-       o.R,
-       o.S,
-       to.H,
-       to.W,
-       o.stride_y,
-       o.stride_x,
-       -o.top,
-       -o.left,
-       o.dilation_y,
-       o.dilation_x,
-       1,
-       1,
-       0,
-       0}
-  );
+  plan.phases.push_back({o.window(), packed.const_data_ptr(), to.H, to.W, 1, 1, 0, 0});
   run_conv(plan);
   return output;
 }

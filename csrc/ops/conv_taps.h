@@ -17,11 +17,10 @@ inline int64_t extent(
 }
 
 // Output pixel (y, x) reads at tap (r, s) input pixel (y * step + first + r * dilation), each per
-// axis, or zeros outside of the map of H x W.
+// axis, or zeros outside of the map.
 struct ConvWindow {
   int64_t R, S;
   int64_t step_y, step_x, first_y, first_x, dilation_y, dilation_x;
-  int64_t H, W;
 };
 
 // addresses `step` values apart
@@ -33,10 +32,12 @@ void fill_pointers(P** pointers, int64_t count, P* first, int64_t step) {
 }
 
 // For `length` output pixels from (y, x) on in their row, the pointers of each tap `stride` apart;
-// row_of(y) is the first value of a row of the input, whose pixels have C.
+// row_of(y) is the first value of a row of the input, which has H of W pixels of C values.
 template <typename T, typename RowOf>
 void locate_taps(
     const ConvWindow& w,
+    int64_t H,
+    int64_t W,
     int64_t C,
     int64_t y,
     int64_t x,
@@ -47,13 +48,13 @@ void locate_taps(
     int64_t stride
 ) {
   for (int64_t s = 0; s < w.S; ++s) {
-    const int64_t x0 = x * w.step_x + w.first_x + s * w.dilation_x, room = w.W - x0;
+    const int64_t x0 = x * w.step_x + w.first_x + s * w.dilation_x, room = W - x0;
     const int64_t begin = x0 < 0 ? std::min(ceil_div(-x0, w.step_x), length) : 0;
     const int64_t end = std::clamp<int64_t>(room > 0 ? ceil_div(room, w.step_x) : 0, begin, length);
     for (int64_t r = 0; r < w.R; ++r) {
       const T** tap = pointers + (r * w.S + s) * stride;
       const int64_t y0 = y * w.step_y + w.first_y + r * w.dilation_y;
-      if (y0 < 0 || y0 >= w.H) {
+      if (y0 < 0 || y0 >= H) {
         fill_pointers(tap, length, zeros, 0);
         continue;
       }

@@ -139,7 +139,7 @@ Tensor conv_transpose2d_pack(
   );
 }
 
-int64_t extent(
+int64_t transposed_extent(
     int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
 ) {
   return (size - 1) * stride - before - after + dilation * (taps - 1) + 1;
@@ -156,7 +156,7 @@ Tensor to_channels_last(const Tensor& input) {
   Tensor output = empty_in_format(x, N, C, H, W, true);
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(output.mutable_data_ptr());
-  const int64_t pixels = H * W, steps = (pixels + kStep - 1) / kStep;
+  const int64_t pixels = H * W, steps = ceil_div(pixels, kStep);
   parallel_chunks(N * steps, input.numel() < kSerialWork ? N * steps : 1, [&] {
     return [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -201,8 +201,8 @@ Tensor conv_transpose2d_packed(
   };
   STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
   STD_TORCH_CHECK(std::min(o.top, o.left) >= 0, "padding must not be negative");
-  const int64_t OH = extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
-  const int64_t OW = extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
+  const int64_t OH = transposed_extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
+  const int64_t OW = transposed_extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
   STD_TORCH_CHECK(OH > 0 && OW > 0, "padding leaves no output");
   const ScalarType dtype = input.scalar_type();
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -241,18 +241,21 @@ Tensor conv_transpose2d_packed(
     const bool empty = rows.taps * columns.taps == 0;
     const int64_t oy = first_output(y, o.stride_y, o.top);
     const int64_t ox = first_output(x, o.stride_x, o.left);
+    const ConvWindow window{
+        empty ? 0 : rows.taps,
+        empty ? 0 : columns.taps,
+        1,
+        1,
+        first_input(rows, oy + o.top, o.stride_y, o.dilation_y),
+        first_input(columns, ox + o.left, o.stride_x, o.dilation_x),
+        rows.dilation,
+        columns.dilation
+    };
     plan.phases.push_back(
-        {weights,
-         empty ? 0 : rows.taps,
-         empty ? 0 : columns.taps,
-         oy < OH ? (OH - oy - 1) / o.stride_y + 1 : 0,
-         ox < OW ? (OW - ox - 1) / o.stride_x + 1 : 0,
-         1,
-         1,
-         first_input(rows, oy + o.top, o.stride_y, o.dilation_y),
-         first_input(columns, ox + o.left, o.stride_x, o.dilation_x),
-         rows.dilation,
-         columns.dilation,
+        {window,
+         weights,
+         oy < OH ? ceil_div(OH - oy, o.stride_y) : 0,
+         ox < OW ? ceil_div(OW - ox, o.stride_x) : 0,
          o.stride_y,
          o.stride_x,
          oy,
@@ -281,8 +284,8 @@ void run_separable(const SeparableArgs<accumulate_t<scalar_t>>& args) {
   // whole periods, since each task stretches its first rows anew
   const int64_t y_step =
       std::max<int64_t>(kTaskOutputs / row_outputs / args.y.stride, 2) * args.y.stride;
-  const int64_t x_blocks = (columns + q_step - 1) / q_step;
-  const int64_t y_blocks = (args.OH + y_step - 1) / y_step;
+  const int64_t x_blocks = ceil_div(columns, q_step);
+  const int64_t y_blocks = ceil_div(args.OH, y_step);
   const int64_t tasks = planes * y_blocks * x_blocks;
   const int64_t outputs = args.N * args.C * args.OH * args.OW;
   parallel_chunks(tasks, outputs < kSerialWork ? tasks : 1, [&] {
