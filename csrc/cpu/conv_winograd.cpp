@@ -1,4 +1,4 @@
-// The transforms of F(2x2, 3x3); lanes are channels.
+// The transforms of F(4x4, 3x3); lanes are channels.
 #include "ops/conv_winograd.h"
 
 #include "common/simd.h"
@@ -8,123 +8,251 @@ namespace fastvision::FASTVISION_ISA {
 namespace {
 
 constexpr int kLanes = lanes_v<float>;
+constexpr int kLine = kVectorBytes < 64 ? 64 / kVectorBytes : 1;  // vectors of a cache line
+constexpr int kIn = kWinogradInputs, kOut = kWinogradOutputs;
 
-// B^T d of a column d
-inline void transform_input(const float_v (&d)[4], float_v (&v)[4]) {
-  v[0] = d[0] - d[2];
-  v[1] = d[1] + d[2];
-  v[2] = d[2] - d[1];
-  v[3] = d[1] - d[3];
+constexpr double kNear = 0.625, kFar = 1.5;  // the points, but for 0 and infinity
+constexpr float kA = kNear, kB = kFar, kA2 = kNear * kNear, kB2 = kFar * kFar;
+constexpr float kA3 = kNear * kNear * kNear, kB3 = kFar * kFar * kFar;
+constexpr float kSum = kNear * kNear + kFar * kFar, kProduct = kNear * kNear * kFar * kFar;
+
+// G g of a column g of filters: their polynomials at each point, divided by the product of the
+// point's distances from the others
+inline void transform_filter(const double_v (&g)[3], double_v (&u)[kIn]) {
+  constexpr double a2 = kNear * kNear, b2 = kFar * kFar, apart = 2 * (a2 - b2);
+  const double_v even_a = g[0] / (a2 * apart) + g[2] / apart, odd_a = g[1] / (kNear * apart);
+  const double_v even_b = g[0] / (-b2 * apart) - g[2] / apart, odd_b = g[1] / (-kFar * apart);
+  u[0] = g[0] / (a2 * b2);
+  u[1] = even_a + odd_a;
+  u[2] = even_a - odd_a;
+  u[3] = even_b + odd_b;
+  u[4] = even_b - odd_b;
+  u[5] = g[2];
 }
 
-template <typename Load, typename Store>
-inline void input_tile(const Load& load_pixel, const Store& store_position) {
-  float_v rows[4][4];  // the columns transformed
-#pragma GCC unroll 4
-  for (int x = 0; x < 4; ++x) {
-    float_v column[4], v[4];
-#pragma GCC unroll 4
-    for (int y = 0; y < 4; ++y) {
-      column[y] = load_pixel(y * 4 + x);
-    }
-    transform_input(column, v);
-#pragma GCC unroll 4
-    for (int y = 0; y < 4; ++y) {
-      rows[y][x] = v[y];
-    }
-  }
-#pragma GCC unroll 4
-  for (int y = 0; y < 4; ++y) {
-    float_v v[4];
-    transform_input(rows[y], v);
-#pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
-      store_position(y * 4 + x, v[x]);
-    }
-  }
+inline float_v add_scaled(float_v x, float factor, float_v y) {
+  return multiply_add(y, broadcast(factor), x);
 }
 
-// A^T m of a column m
-inline void transform_output(const float_v (&m)[4], float_v (&y)[2]) {
-  y[0] = m[0] + m[1] + m[2];
-  y[1] = m[1] - m[2] - m[3];
+// B^T d of a column d: for each point the product of (x - the others), with x^i read as d[i]
+inline void transform_input(const float_v (&d)[kIn], float_v (&v)[kIn]) {
+  const float_v even_a = add_scaled(d[4], -kB2, d[2]), odd_a = add_scaled(d[3], -kB2, d[1]);
+  const float_v even_b = add_scaled(d[4], -kA2, d[2]), odd_b = add_scaled(d[3], -kA2, d[1]);
+  v[0] = add_scaled(add_scaled(d[4], -kSum, d[2]), kProduct, d[0]);
+  v[1] = add_scaled(even_a, kA, odd_a);
+  v[2] = add_scaled(even_a, -kA, odd_a);
+  v[3] = add_scaled(even_b, kB, odd_b);
+  v[4] = add_scaled(even_b, -kB, odd_b);
+  v[5] = add_scaled(add_scaled(d[5], -kSum, d[3]), kProduct, d[1]);
 }
 
-template <typename Load>
-inline void output_tile(const Load& load_position, float_v (&result)[4]) {
-  float_v rows[2][4];
-#pragma GCC unroll 4
-  for (int x = 0; x < 4; ++x) {
-    float_v column[4], y[2];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      column[i] = load_position(i * 4 + x);
-    }
-    transform_output(column, y);
-    rows[0][x] = y[0];
-    rows[1][x] = y[1];
-  }
+// A^T m of a column m: the sums of m times the points' powers
+inline void transform_output(const float_v (&m)[kIn], float_v (&y)[kOut]) {
+  const float_v even_a = m[1] + m[2], odd_a = m[1] - m[2];
+  const float_v even_b = m[3] + m[4], odd_b = m[3] - m[4];
+  y[0] = m[0] + even_a + even_b;
+  y[1] = add_scaled(kA * odd_a, kB, odd_b);
+  y[2] = add_scaled(kA2 * even_a, kB2, even_b);
+  y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
+}
+
+// kVectors side by side, so that a cache line is used up at once
+template <int kVectors, typename Load, typename Store>
+inline void input_tile(Load load_pixel, Store store_position) {
+  float_v rows[kIn][kVectors][kIn];  // the columns transformed
+  for (int x = 0; x < kIn; ++x) {
 #pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    float_v y[2];
-    transform_output(rows[i], y);
-    result[i * 2] = y[0];
-    result[i * 2 + 1] = y[1];
+    for (int j = 0; j < kVectors; ++j) {
+      float_v column[kIn], v[kIn];
+#pragma GCC unroll 6
+      for (int y = 0; y < kIn; ++y) {
+        column[y] = load_pixel(y * kIn + x, j);
+      }
+      transform_input(column, v);
+#pragma GCC unroll 6
+      for (int y = 0; y < kIn; ++y) {
+        rows[y][j][x] = v[y];
+      }
+    }
+  }
+  for (int y = 0; y < kIn; ++y) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      float_v v[kIn];
+      transform_input(rows[y][j], v);
+#pragma GCC unroll 6
+      for (int x = 0; x < kIn; ++x) {
+        store_position(y * kIn + x, j, v[x]);
+      }
+    }
+  }
+}
+
+// of a tile, those that the one to the left of it does not have
+inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
+  for (int y = 0; y < kIn; ++y) {
+    for (int x = kIn - kOut; x < kIn; ++x) {
+      __builtin_prefetch(pixels[y * kIn + x] + channel, 0, 3);
+    }
+  }
+}
+
+template <int kVectors, typename Load, typename Store>
+inline void output_tile(Load load_position, Store store_pixel) {
+  float_v rows[kOut][kVectors][kIn];
+  for (int x = 0; x < kIn; ++x) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      float_v column[kIn], y[kOut];
+#pragma GCC unroll 6
+      for (int i = 0; i < kIn; ++i) {
+        column[i] = load_position(i * kIn + x, j);
+      }
+      transform_output(column, y);
+#pragma GCC unroll 4
+      for (int i = 0; i < kOut; ++i) {
+        rows[i][j][x] = y[i];
+      }
+    }
+  }
+  for (int i = 0; i < kOut; ++i) {
+    float_v y[kVectors][kOut];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      transform_output(rows[i][j], y[j]);
+    }
+#pragma GCC unroll 4
+    for (int x = 0; x < kOut; ++x) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        store_pixel(i * kOut + x, j, y[j][x]);
+      }
+    }
+  }
+}
+
+// kVectors of one tile from channel k on, of which only `count` lanes if there is one vector
+template <int kVectors, typename Activate>
+inline void output_channels(
+    const WinogradOutput& out, int64_t t, int64_t k, int count, const Activate& activate
+) {
+  // by value: a store could change what is behind a reference
+  const int64_t plane = out.plane, first = out.channel + k;
+  const float* from = out.products + t * out.stride + k;
+  float* const* outputs = out.outputs + t * kWinogradPixels;
+  const float* const* residuals =
+      out.residuals == nullptr ? nullptr : out.residuals + t * kWinogradPixels;
+  float_v bias[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    bias[j] = load(out.bias + k + j * kLanes);
+  }
+  output_tile<kVectors>(
+      [=](int i, int j) { return load(from + i * plane + j * kLanes); },
+      [=](int i, int j, float_v v) {
+        if (outputs[i] == nullptr) {
+          return;
+        }
+        const int64_t channel = first + j * kLanes;
+        v += bias[j];
+        if (residuals != nullptr) {
+          const float* residual = residuals[i] + channel;
+          v += count == kLanes ? load(residual) : load_partial(residual, count);
+        }
+        if (count == kLanes) {
+          store(outputs[i] + channel, activate(v));
+        } else {
+          store_partial(outputs[i] + channel, activate(v), count);
+        }
+      }
+  );
+}
+
+inline void prefetch_outputs(const WinogradOutput& out, int64_t pixel, int64_t channel) {
+  for (int i = 0; i < kWinogradPixels; ++i) {
+    __builtin_prefetch(out.outputs[pixel + i] + channel, 1, 3);
+    if (out.residuals != nullptr) {
+      __builtin_prefetch(out.residuals[pixel + i] + channel, 0, 3);
+    }
   }
 }
 
 }  // namespace
 
+// G g G^T of each filter g, a vector of filters at a time
+void winograd_filters(const WinogradFilters& f) {
+  constexpr int n = lanes_v<double>;
+  for (int64_t k = 0; k < f.width; k += n) {
+    const int64_t count = min<int64_t>(f.count - k, n);
+    for (int64_t c = 0; c < f.C; ++c) {
+      double taps[kWinogradTaps][n] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        const float* from = f.filters + ((k + i) * f.C + c) * kWinogradTaps;
+        for (int tap = 0; tap < kWinogradTaps; ++tap) {
+          taps[tap][i] = from[tap];
+        }
+      }
+      double_v rows[kIn][3];
+      for (int s = 0; s < 3; ++s) {
+        double_v u[kIn];
+        transform_filter({load(taps[s]), load(taps[3 + s]), load(taps[6 + s])}, u);
+        for (int y = 0; y < kIn; ++y) {
+          rows[y][s] = u[y];
+        }
+      }
+      float* to = f.transformed + c * f.width + k;
+      for (int y = 0; y < kIn; ++y) {
+        double_v u[kIn];
+        transform_filter(rows[y], u);
+        for (int x = 0; x < kIn; ++x, to += f.plane) {
+          double values[n];
+          store(values, u[x]);
+          for (int i = 0; i < n; ++i) {
+            to[i] = (float)values[i];
+          }
+        }
+      }
+    }
+  }
+}
+
 void winograd_input(const WinogradInput& in) {
-  const int64_t C = in.C, plane = in.tiles * C;
+  // by value: a store could change what is behind a reference
+  const int64_t C = in.C, plane = in.plane;
   for (int64_t t = 0; t < in.tiles; ++t) {
     const float* const* pixels = in.pixels + t * kWinogradPositions;
     float* to = in.transformed + t * C;
     int64_t c = 0;
-    for (; c + kLanes <= C; c += kLanes) {
-      input_tile(
-          [&](int i) { return load(pixels[i] + c); },
-          [&](int i, float_v v) { store(to + i * plane + c, v); }
+    for (; c + kLine * kLanes <= C; c += kLine * kLanes) {
+      if (t + 1 < in.tiles) {
+        prefetch_pixels(pixels + kWinogradPositions, c);
+      }
+      input_tile<kLine>(
+          [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
+          [=](int i, int j, float_v v) { store(to + i * plane + c + j * kLanes, v); }
       );
     }
-    if (c < C) {
-      const int rest = (int)(C - c);
-      input_tile(
-          [&](int i) { return load_partial(pixels[i] + c, rest); },
-          [&](int i, float_v v) { store_partial(to + i * plane + c, v, rest); }
+    for (; c < C; c += kLanes) {
+      const int count = (int)min<int64_t>(C - c, kLanes);
+      input_tile<1>(
+          [=](int i, int) { return load_partial(pixels[i] + c, count); },
+          [=](int i, int, float_v v) { store_partial(to + i * plane + c, v, count); }
       );
     }
   }
 }
 
 void winograd_output(const WinogradOutput& out) {
-  const int64_t plane = out.tiles * out.stride;
   with_activation<float>(out.activation, (float)out.negative_slope, [&](auto activate) {
     for (int64_t t = 0; t < out.tiles; ++t) {
-      for (int64_t k = 0; k < out.channels; k += kLanes) {
-        const float* from = out.products + t * out.stride + k;
-        const int count = (int)min<int64_t>(out.channels - k, kLanes);
-        float_v result[4];
-        output_tile([&](int i) { return load(from + i * plane); }, result);
-        const float_v bias = load(out.bias + k);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          float* output = out.outputs[t * 4 + i];
-          if (output == nullptr) {
-            continue;
-          }
-          output += out.channel + k;
-          float_v v = result[i] + bias;
-          if (out.residuals != nullptr) {
-            const float* residual = out.residuals[t * 4 + i] + out.channel + k;
-            v += count == kLanes ? load(residual) : load_partial(residual, count);
-          }
-          if (count == kLanes) {
-            store(output, activate(v));
-          } else {
-            store_partial(output, activate(v), count);
-          }
+      int64_t k = 0;
+      for (; k + kLine * kLanes <= out.channels; k += kLine * kLanes) {
+        if (t + 1 < out.tiles) {
+          prefetch_outputs(out, (t + 1) * kWinogradPixels, out.channel + k);
         }
+        output_channels<kLine>(out, t, k, kLanes, activate);
+      }
+      for (; k < out.channels; k += kLanes) {
+        output_channels<1>(out, t, k, (int)min<int64_t>(out.channels - k, kLanes), activate);
       }
     }
   });

@@ -1,61 +1,44 @@
 #include "ops/conv_winograd.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
+#include <atomic>
 #include <vector>
 
 #include "common/memory_format.h"
 #include "common/parallel.h"
+#include "common/result_memory.h"
 #include "ops/conv_engine.h"
+#include "ops/conv_taps.h"
 
 namespace fastvision {
 namespace {
 
-constexpr int64_t kTileBytes = 384
-                               << 10;  // transformed inputs of a task: in the second-level cache
-constexpr int64_t kNearBytes = 384 << 10;  // weights that stay there beside them
-constexpr int64_t kLeastTiles = 12, kMostTiles = 96;
+constexpr int64_t kTiles = 24;  // of a task about so many, which are the rows of a product
+constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
+constexpr int64_t kPassChannels = 64;      // of output, whose products stay in the nearer caches
+constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there beside them
+constexpr int64_t kLine = 64 / sizeof(float);
+constexpr int64_t kLeastScratch = 1 << 18;  // from there on empty_result() uses memory again
 
-// Packed: the bias [K'], then for each block of output channels and each position the packed
-// weights of a 1x1 convolution (conv.h) without bias.
+// Packed: the bias [K'], then for each pass of output channels and each position the packed weights
+// of a 1x1 convolution (conv.h) whose own bias is zero.
 struct Layout {
-  int64_t C, K, lanes, block;
+  ConvPacking all;
 
-  Layout(int64_t C, int64_t K) : C(C), K(K) {
-    const ConvPacking packing = conv_packing(ScalarType::Float, 1, C, K, 1);
-    lanes = packing.lanes;
-    block = packing.block;
+  Layout(int64_t C, int64_t K) : all(conv_packing(ScalarType::Float, 1, C, K, 1)) {}
+  int64_t pass() const { return std::max(kPassChannels, all.block); }
+  int64_t passes() const { return ceil_div(all.K, pass()); }
+  ConvPacking packing(int64_t p) const {
+    ConvPacking packing = all;
+    packing.K = std::min(pass(), all.K - p * pass());
+    return packing;
   }
-  int64_t padded() const { return (K + lanes - 1) / lanes * lanes; }
-  int64_t blocks() const { return (padded() + block - 1) / block; }
-  int64_t channels(int64_t b) const { return std::min(block, K - b * block); }
-  ConvPacking packing(int64_t b) const { return {1, C, channels(b), 1, lanes, block}; }
-  int64_t offset(int64_t b, int64_t position) const {  // all blocks before are full ones
-    const int64_t full = block * (1 + C);
-    return padded() + b * kWinogradPositions * full + position * packing(b).size();
+  int64_t offset(int64_t p, int64_t position) const {  // all passes before are full ones
+    const int64_t full = pass() * (1 + all.C);
+    return all.bias_size() + p * kWinogradPositions * full + position * packing(p).size();
   }
-  int64_t size() const { return padded() + padded() * (1 + C) * kWinogradPositions; }
+  int64_t size() const { return all.bias_size() + kWinogradPositions * all.size(); }
 };
-
-// G g G^T of a filter g
-void transform_weight(const float* g, float (&u)[kWinogradPositions]) {
-  double rows[4][3];
-  for (int s = 0; s < 3; ++s) {
-    const double a = g[s], b = g[3 + s], c = g[6 + s];
-    rows[0][s] = a;
-    rows[1][s] = (a + b + c) / 2;
-    rows[2][s] = (a - b + c) / 2;
-    rows[3][s] = c;
-  }
-  for (int r = 0; r < 4; ++r) {
-    const double a = rows[r][0], b = rows[r][1], c = rows[r][2];
-    u[r * 4] = static_cast<float>(a);
-    u[r * 4 + 1] = static_cast<float>((a + b + c) / 2);
-    u[r * 4 + 2] = static_cast<float>((a - b + c) / 2);
-    u[r * 4 + 3] = static_cast<float>(c);
-  }
-}
 
 // weight [K, C, 3, 3]
 Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -67,81 +50,116 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
   const int64_t K = weight.size(0), C = weight.size(1);
   const Layout layout(C, K);
   const Tensor from = torch::stable::contiguous(weight);
-  Tensor packed = torch::stable::new_empty(weight, {layout.size()});
+  Tensor packed = empty_result(weight, {layout.size()}, {1});
   float* to = static_cast<float*>(packed.mutable_data_ptr());
-  std::memset(to, 0, layout.size() * sizeof(float));
+  std::fill_n(to, layout.all.bias_size(), 0.0f);
   if (bias.has_value()) {
     STD_TORCH_CHECK(
         bias->scalar_type() == ScalarType::Float && bias->numel() == K,
         "bias must have a float32 value per channel"
     );
     const Tensor values = torch::stable::contiguous(*bias);
-    std::memcpy(to, values.const_data_ptr(), K * sizeof(float));
+    std::copy_n(static_cast<const float*>(values.const_data_ptr()), K, to);
   }
-  const float* g = static_cast<const float*>(from.const_data_ptr());
-  for (int64_t k = 0; k < K; ++k) {
-    const int64_t b = k / layout.block;
-    const ConvPacking packing = layout.packing(b);
-    for (int64_t c = 0; c < C; ++c) {
-      float u[kWinogradPositions];
-      transform_weight(g + (k * C + c) * 9, u);
-      for (int i = 0; i < kWinogradPositions; ++i) {
-        float* weights = to + layout.offset(b, i) + packing.bias_size();
-        weights[c * packing.padded_K() + k - b * layout.block] = u[i];
-      }
+  for (int64_t p = 0; p < layout.passes(); ++p) {
+    for (int position = 0; position < kWinogradPositions; ++position) {
+      std::fill_n(to + layout.offset(p, position), layout.packing(p).bias_size(), 0.0f);
     }
   }
+  const float* filters = static_cast<const float*>(from.const_data_ptr());
+  const int64_t block = layout.all.block;
+  parallel_chunks(ceil_div(K, block), 1, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin * block; k < std::min(end * block, K); k += block) {
+        const int64_t p = k / layout.pass(), in_pass = k % layout.pass();
+        const ConvPacking packing = layout.packing(p);
+        const WinogradFilters of_block{
+            filters + k * C * kWinogradTaps,
+            to + layout.offset(p, 0) + packing.bias_size() + in_pass * C,
+            packing.size(),
+            std::min(block, packing.padded_K() - in_pass),
+            std::min(block, K - k),
+            C
+        };
+        FASTVISION_CALL(winograd_filters, of_block);
+      }
+    };
+  });
   return packed;
 }
 
+// [N, H, W, C]
+template <typename T>
+struct Maps {
+  T* data;
+  int64_t H, W, C;
+
+  // pointers to the kSide x kSide pixels from (y, x) on, `outside` for those that are not there
+  template <int kSide>
+  void locate(int64_t n, int64_t y, int64_t x, T* outside, T** pixels) const {
+    for (int64_t i = y; i < y + kSide; ++i) {
+      T* const row = data + (n * H + i) * W * C;
+      for (int64_t j = x; j < x + kSide; ++j) {
+        *pixels++ = i >= 0 && i < H && j >= 0 && j < W ? row + j * C : outside;
+      }
+    }
+  }
+};
+
 struct Plan {
-  const float* input;
-  const float* residual;  // or null
-  float* output;
+  Maps<const float> input, residual;  // or without data
+  Maps<float> output;
   const float* packed;
-  int64_t N, H, W, OH, OW, left, top;
+  int64_t N, left, top;
   Layout layout;
   Activation activation;
   double negative_slope;
   std::vector<float> zeros;
 
-  int64_t rows() const { return (OH + 1) / 2; }
-  int64_t columns() const { return (OW + 1) / 2; }
+  int64_t rows() const { return ceil_div(output.H, kWinogradOutputs); }
+  int64_t columns() const { return ceil_div(output.W, kWinogradOutputs); }
   int64_t tiles() const { return N * rows() * columns(); }
+
+  // Of a worker's scratch memory: from one position to the next a line more than a power of two, or
+  // all would share a set of the caches.
+  int64_t input_plane() const { return ceil_div(kMostTiles * input.C, kLine) * kLine + kLine; }
+  int64_t output_plane() const { return kMostTiles * layout.pass() + kLine; }
+  int64_t scratch() const { return kWinogradPositions * (input_plane() + output_plane()); }
 };
 
 class Worker {
  public:
-  Worker(const Plan& plan, int64_t most_tiles) : plan_(plan) {
-    const int64_t C = plan.layout.C, block = plan.layout.block;
-    transformed_.reset(new float[kWinogradPositions * most_tiles * C]);
-    products_.reset(new float[kWinogradPositions * most_tiles * block]);
-    pixels_.resize(kWinogradPositions * most_tiles);
-    operands_.resize(kWinogradPositions * most_tiles);
-    results_.resize(kWinogradPositions * most_tiles);
-    outputs_.resize(4 * most_tiles);
-    residuals_.resize(4 * most_tiles);
-  }
+  Worker(const Plan& plan, float* scratch)
+      : plan_(plan),
+        transformed_(scratch),
+        products_(scratch + kWinogradPositions * plan.input_plane()) {}
 
-  void operator()(int64_t begin, int64_t end, int64_t block_begin, int64_t block_end) {
-    const Layout& layout = plan_.layout;
+  // at most kMostTiles tiles [begin, end) and passes likewise
+  void operator()(int64_t begin, int64_t end, int64_t pass_begin, int64_t pass_end) {
     const int64_t count = end - begin;
-    locate(begin, count);
+    for (int64_t t = 0; t < count; ++t) {
+      locate(begin + t, t);
+    }
     FASTVISION_CALL(
-        winograd_input, WinogradInput{pixels_.data(), transformed_.get(), count, layout.C}
+        winograd_input,
+        WinogradInput{pixels_, transformed_, plan_.input_plane(), count, plan_.input.C}
     );
-    for (int64_t b = block_begin; b < block_end; ++b) {
-      multiply(b, count);
-      const ConvPacking packing = layout.packing(b);
+    for (int64_t p = pass_begin; p < pass_end; ++p) {
+      const ConvPacking packing = plan_.layout.packing(p);
+      const int64_t stride = packing.padded_K(), channel = p * plan_.layout.pass();
+      for (int position = 0; position < kWinogradPositions; ++position) {
+        multiply(packing, plan_.packed + plan_.layout.offset(p, position), position, count);
+      }
       const WinogradOutput output{
-          products_.get(),
-          packing.padded_K(),
-          outputs_.data(),
-          plan_.residual == nullptr ? nullptr : residuals_.data(),
-          plan_.packed + b * layout.block,
+          products_,
+          plan_.output_plane(),
+          stride,
+          outputs_,
+          plan_.residual.data == nullptr ? nullptr : residuals_,
+          plan_.packed + channel,
           count,
-          b * layout.block,
-          layout.channels(b),
+          channel,
+          packing.K,
           plan_.activation,
           plan_.negative_slope
       };
@@ -150,61 +168,75 @@ class Worker {
   }
 
  private:
-  void locate(int64_t begin, int64_t count) {
-    const int64_t C = plan_.layout.C, K = plan_.layout.K;
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t tile = begin + t, in_image = tile % (plan_.rows() * plan_.columns());
-      const int64_t n = tile / (plan_.rows() * plan_.columns());
-      const int64_t oy = in_image / plan_.columns() * 2, ox = in_image % plan_.columns() * 2;
-      for (int i = 0; i < kWinogradPositions; ++i) {
-        const int64_t y = oy - plan_.top + i / 4, x = ox - plan_.left + i % 4;
-        const bool inside = y >= 0 && y < plan_.H && x >= 0 && x < plan_.W;
-        pixels_[t * kWinogradPositions + i] =
-            inside ? plan_.input + ((n * plan_.H + y) * plan_.W + x) * C : plan_.zeros.data();
-        operands_[i * count + t] = transformed_.get() + (i * count + t) * C;
-      }
-      for (int i = 0; i < 4; ++i) {
-        const int64_t y = oy + i / 2, x = ox + i % 2;
-        const int64_t at = ((n * plan_.OH + y) * plan_.OW + x) * K;
-        const bool inside = y < plan_.OH && x < plan_.OW;
-        outputs_[t * 4 + i] = inside ? plan_.output + at : nullptr;
-        residuals_[t * 4 + i] = inside ? plan_.residual + at : nullptr;
-      }
+  // the pixels of a tile, which is the t-th of the task
+  void locate(int64_t tile, int64_t t) {
+    const int64_t in_map = tile % (plan_.rows() * plan_.columns());
+    const int64_t n = tile / (plan_.rows() * plan_.columns());
+    const int64_t y = in_map / plan_.columns() * kWinogradOutputs;
+    const int64_t x = in_map % plan_.columns() * kWinogradOutputs;
+    const float** const pixels = pixels_ + t * kWinogradPositions;
+    const int64_t top = y - plan_.top, left = x - plan_.left;
+    plan_.input.locate<kWinogradInputs>(n, top, left, plan_.zeros.data(), pixels);
+    const int64_t first = t * kWinogradPixels;
+    plan_.output.locate<kWinogradOutputs>(n, y, x, nullptr, outputs_ + first);
+    if (plan_.residual.data != nullptr) {
+      plan_.residual.locate<kWinogradOutputs>(n, y, x, nullptr, residuals_ + first);
     }
   }
 
-  void multiply(int64_t b, int64_t count) {
-    const Layout& layout = plan_.layout;
-    const ConvPacking packing = layout.packing(b);
-    const int64_t stride = packing.padded_K();
-    for (int i = 0; i < kWinogradPositions; ++i) {
-      for (int64_t t = 0; t < count; ++t) {
-        results_[t] = products_.get() + (i * count + t) * stride;
-      }
-      const ConvTile<float> tile{
-          operands_.data() + i * count,
-          results_.data(),
-          nullptr,
-          nullptr,
-          count,
-          plan_.packed + layout.offset(b, i),
-          &packing,
-          0,
-          1,
-          false,
-          false,
-          layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes,
-          Activation::none,
-          0
-      };
-      FASTVISION_CALL(conv_tile, tile);
+  void multiply(const ConvPacking& packing, const float* packed, int position, int64_t count) {
+    const float* from = transformed_ + position * plan_.input_plane();
+    float* to = products_ + position * plan_.output_plane();
+    for (int64_t t = 0; t < count; ++t) {
+      factors_[t] = from + t * packing.C;
+      results_[t] = to + t * packing.padded_K();
     }
+    const ConvTile<float> tile{
+        factors_,
+        results_,
+        nullptr,
+        nullptr,
+        count,
+        packed,
+        &packing,
+        0,
+        packing.blocks(),
+        false,
+        false,
+        plan_.layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes,
+        Activation::none,
+        0
+    };
+    FASTVISION_CALL(conv_tile, tile);
   }
 
   const Plan& plan_;
-  std::unique_ptr<float[]> transformed_, products_;
-  std::vector<const float*> pixels_, operands_, residuals_;
-  std::vector<float*> results_, outputs_;
+  float *const transformed_, *const products_;
+  const float* pixels_[kMostTiles * kWinogradPositions];
+  const float* residuals_[kMostTiles * kWinogradPixels];
+  float* outputs_[kMostTiles * kWinogradPixels];
+  const float* factors_[kMostTiles];
+  float* results_[kMostTiles];
+};
+
+// How tiles and passes are shared out: each thread gets as much as the others.
+struct Parts {
+  int64_t chunks, splits;
+
+  Parts(int64_t tiles, int64_t passes, int64_t threads)
+      : chunks(std::max((tiles + kTiles / 2) / kTiles, int64_t{1})), splits(1) {
+    if (chunks >= threads) {
+      chunks = std::max((tiles + threads * kTiles / 2) / (threads * kTiles), int64_t{1}) * threads;
+      return;
+    }
+    // rather of few weights each than of few tiles
+    splits = std::min(ceil_div(threads, chunks), passes);
+    while (passes % splits != 0) {
+      --splits;
+    }
+    const int64_t most = std::max(tiles / kLeastTiles, chunks);
+    chunks = std::clamp(ceil_div(threads, splits), chunks, most);
+  }
 };
 
 Tensor conv_winograd(
@@ -236,15 +268,11 @@ Tensor conv_winograd(
     return output;
   }
   const Plan plan{
-      static_cast<const float*>(x.const_data_ptr()),
-      addend ? static_cast<const float*>(addend->const_data_ptr()) : nullptr,
-      static_cast<float*>(output.mutable_data_ptr()),
+      {static_cast<const float*>(x.const_data_ptr()), H, W, C},
+      {addend ? static_cast<const float*>(addend->const_data_ptr()) : nullptr, OH, OW, o.K},
+      {static_cast<float*>(output.mutable_data_ptr()), OH, OW, o.K},
       static_cast<const float*>(packed.const_data_ptr()),
       N,
-      H,
-      W,
-      OH,
-      OW,
       o.left,
       o.top,
       layout,
@@ -252,22 +280,24 @@ Tensor conv_winograd(
       o.negative_slope,
       std::vector<float>(C)
   };
-  const int64_t wanted = 4 * torch::stable::get_num_threads(), tiles = plan.tiles();
-  const int64_t bytes = kWinogradPositions * C * static_cast<int64_t>(sizeof(float));
-  int64_t chunk = std::clamp(kTileBytes / bytes, kLeastTiles, kMostTiles);
-  chunk = std::min(chunk, std::max((tiles + wanted - 1) / wanted, kLeastTiles));
-  const int64_t chunks = (tiles + chunk - 1) / chunk;
-  chunk = (tiles + chunks - 1) / chunks;
-  const int64_t splits = std::clamp<int64_t>(wanted / 2 / chunks, 1, layout.blocks());
-  parallel_chunks(chunks * splits, 1, [&] {
-    return [&, worker = Worker(plan, chunk)](int64_t begin, int64_t end) mutable {
+  const int64_t threads = torch::stable::get_num_threads(), tiles = plan.tiles();
+  const Parts parts(tiles, layout.passes(), threads);
+  const Tensor scratch =
+      empty_result(input, {std::max(threads * plan.scratch(), kLeastScratch)}, {1});
+  float* const memory = static_cast<float*>(scratch.mutable_data_ptr());
+  std::atomic<int64_t> workers{0};
+  parallel_chunks(parts.chunks * parts.splits, 1, [&] {
+    return [&, worker = Worker(plan, memory + workers++ * plan.scratch())](
+               int64_t begin, int64_t end
+           ) mutable {
+      // all tiles with some of the weights, then with the next, which have not left the caches then
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task / splits * chunk, split = task % splits;
+        const int64_t chunk = task % parts.chunks, split = task / parts.chunks;
         worker(
-            first,
-            std::min(first + chunk, tiles),
-            split * layout.blocks() / splits,
-            (split + 1) * layout.blocks() / splits
+            chunk * tiles / parts.chunks,
+            (chunk + 1) * tiles / parts.chunks,
+            split * layout.passes() / parts.splits,
+            (split + 1) * layout.passes() / parts.splits
         );
       }
     };

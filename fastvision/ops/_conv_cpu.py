@@ -32,7 +32,7 @@ torch.library.define(
 torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
 
 _OPS = torch.ops.fastvision
-_LEAST_WINOGRAD_PIXELS = 144
+_LEAST_WINOGRAD_PIXELS = 96
 
 
 @functools.lru_cache(maxsize=4096)
@@ -59,7 +59,7 @@ def winograd_fits(
 ) -> bool:
     K, C, R, S = weight.shape
     ones = (*stride, *dilation, groups)
-    return R == S == 3 and C >= 32 and K >= 32 and dtype == torch.float32 and ones == (1,) * 5
+    return R == S == 3 and C >= 32 and K >= 16 and dtype == torch.float32 and ones == (1,) * 5
 
 
 def has_tiles(input: Tensor) -> bool:
