@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import io
+import pickle
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -1017,6 +1018,57 @@ def test_detection(name: str) -> None:
             assert matched(ours, theirs) >= 0.9 and matched(theirs, ours) >= 0.9
     assert sum(kinds(fused).values()) > 50
     assert not any(isinstance(m, nn.Conv2d) for m in fused.modules())
+
+
+def pyramid(**options: Any) -> nn.Module:
+    ops = pytest.importorskip("torchvision.ops")
+    return ops.FeaturePyramidNetwork([4, 6, 8], 32, **options)
+
+
+def levels(*sizes: tuple[int, int], channels_last: bool = False) -> dict[str, Tensor]:
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    maps = zip((4, 6, 8), sizes, strict=True)
+    return {str(c): image(2, c, *size).contiguous(memory_format=format) for c, size in maps}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [((12, 20), (6, 10), (3, 5)), ((11, 20), (6, 7), (5, 7))], ids=str
+)
+def test_feature_pyramid(sizes, channels_last):
+    poolers = pytest.importorskip("torchvision.ops.feature_pyramid_network")
+    maps = levels(*sizes, channels_last=channels_last)
+    for model in (
+        pyramid(),
+        pyramid(norm_layer=nn.BatchNorm2d, extra_blocks=poolers.LastLevelMaxPool()),
+    ):
+        fused = check(model, maps)
+        assert kinds(fused)["FeaturePyramidNetwork"] == 1
+        with torch.no_grad():
+            ours = copy.deepcopy(maps)
+            assert list(fused(ours)) == list(model(maps))
+        assert all(torch.equal(ours[name], maps[name]) for name in maps)
+        assert pickle.loads(pickle.dumps(fused)).state_dict().keys() == fused.state_dict().keys()
+        wanted = {name: x.clone().requires_grad_() for name, x in maps.items()}
+        expected = torch.autograd.grad(
+            sum(y.sum() for y in model(wanted).values()), wanted.values()
+        )
+        actual = torch.autograd.grad(sum(y.sum() for y in fused(wanted).values()), wanted.values())
+        assert_same(list(actual), list(expected))
+
+
+def test_feature_pyramid_whose_maps_others_see():
+    maps = levels((12, 20), (6, 10), (3, 5))
+    hooked, seen = pyramid(), []
+    hooked.inner_blocks[0].register_forward_hook(lambda module, x, y: seen.append(y))
+    identity = pyramid()
+    identity.inner_blocks[0] = nn.Identity()
+    identity.layer_blocks[0] = nn.Identity()
+    maps_of_equal_width = {**maps, "4": image(2, 32, 12, 20)}
+    for model, inputs in ((hooked, maps), (identity, maps_of_equal_width)):
+        fused = check(model, inputs)
+        assert "FeaturePyramidNetwork" not in kinds(fused)
+    assert_same(seen[1], seen[0])
 
 
 def test_layers_that_are_fused_already():

@@ -27,12 +27,13 @@ def fuse(
     such as code whose source is unknown, that tests the types of its layers or that depends on
     options: ``str(fused.fastvision_report)`` tells what was done, what not and why.
 
-    Modules keep their names and classes, but for two things: a layer that was fused with the one
-    before it is an nn.Identity, and a module whose own code calls a function that was fused is a
-    torch.fx.GraphModule. Results differ from the model's by rounding. The copy can be moved,
-    copied, pickled, exported and compiled; it takes inputs of any size that the model takes, and
-    lets gradients through to its inputs, but its weights are frozen and train() does not bring
-    batch statistics back. Methods other than forward meet the fused layers, too.
+    Modules keep their names and classes, but for three things: a layer that was fused with the one
+    before it is an nn.Identity, a module whose own code calls a function that was fused is a
+    torch.fx.GraphModule, and torchvision's FeaturePyramidNetwork is one that adds in place.
+    Results differ from the model's by rounding. The copy can be moved, copied, pickled, exported
+    and compiled; it takes inputs of any size that the model takes, and lets gradients through to
+    its inputs, but its weights are frozen and train() does not bring batch statistics back. Methods
+    other than forward meet the fused layers, too.
 
     Args:
         model: any module; it is not changed.

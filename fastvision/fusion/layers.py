@@ -201,6 +201,29 @@ def is_fresh(node: fx.Node, module: nn.Module | None) -> bool:
     return node.op == "call_function" and node.target in (operator.add, torch.add, torch.cat)
 
 
+def is_fused_pyramid(module: nn.Module) -> bool:
+    """Whether ``module`` is a feature pyramid whose inner blocks are fused, so that nobody but the
+    pyramid sees what they give."""
+    cls = type(module)
+    return (
+        cls.__module__ == "torchvision.ops.feature_pyramid_network"
+        and cls.__name__ == "FeaturePyramidNetwork"
+        and is_plain(module)
+        and all(map(_is_fused_block, module.inner_blocks))  # type: ignore[arg-type]
+    )
+
+
+def _is_fused_block(block: nn.Module) -> bool:
+    if not isinstance(block, nn.Sequential) or type(block).forward is not nn.Sequential.forward:
+        return False
+    first, *others = block
+    return (
+        type(first) is FusedConv2d
+        and all(type(other) is nn.Identity for other in others)
+        and all(map(is_plain, block.modules()))
+    )
+
+
 def fused_module(
     anchor: nn.Module,
     normalization: Norm | None,

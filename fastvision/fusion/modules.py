@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -236,6 +237,51 @@ class FusedBatchNorm2d(nn.Module):
         if is_transformed() or torch.is_autocast_enabled(input.device.type):
             return F.relu(F.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps))
         return ops.batch_norm_relu(input, *statistics, self.weight, self.bias, eps=self.eps)
+
+
+class FusedFeaturePyramid(nn.Module):
+    """torchvision.ops.FeaturePyramidNetwork without intermediate maps on the way down.
+
+    Takes and returns maps by name, the finest first (Lin et al. 2017, Feature Pyramid Networks for
+    Object Detection).
+    """
+
+    def __init__(self, pyramid: Any) -> None:
+        super().__init__()
+        self.inner_blocks: Any = pyramid.inner_blocks
+        self.layer_blocks: Any = pyramid.layer_blocks
+        self.extra_blocks: Any = pyramid.extra_blocks
+        self.training = False
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        names, maps = list(x), list(x.values())
+        inner = self.inner_blocks[-1](maps[-1])
+        results = [self.layer_blocks[-1](inner)]
+        for i in reversed(range(len(maps) - 1)):
+            inner = _add_enlarged(self.inner_blocks[i](maps[i]), inner)
+            results.insert(0, self.layer_blocks[i](inner))
+        if self.extra_blocks is not None:
+            results, names = self.extra_blocks(results, maps, names)
+        return OrderedDict(zip(names, results, strict=False))
+
+
+def _add_enlarged(fine: Tensor, coarse: Tensor) -> Tensor:
+    """``fine``, which nobody else uses, plus ``coarse`` with each pixel repeated to its size."""
+    N, C, H, W = fine.shape
+    h, w = coarse.shape[2:]
+    if is_transformed() or (
+        torch.is_grad_enabled() and (fine.requires_grad or coarse.requires_grad)
+    ):
+        return fine + F.interpolate(coarse, size=(H, W), mode="nearest")
+    twice = 2 * h == H and 2 * w == W
+    if twice and fine.is_contiguous():
+        fine.view(N, C, h, 2, w, 2).add_(coarse[:, :, :, None, :, None])
+    elif twice and is_channels_last(fine):
+        pixels = fine.permute(0, 2, 3, 1).view(N, h, 2, w, 2, C)
+        pixels.add_(coarse.permute(0, 2, 3, 1)[:, :, None, :, None])
+    else:
+        fine.add_(F.interpolate(coarse, size=(H, W), mode="nearest"))
+    return fine
 
 
 class ChannelShuffle(nn.Module):

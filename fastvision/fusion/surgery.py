@@ -14,6 +14,7 @@ from .chains import Chain, channel_shuffles, find_chains
 from .modules import (
     ChannelShuffle,
     FusedBatchNorm2d,
+    FusedFeaturePyramid,
     InputFormat,
     restore_format_hook,
 )
@@ -95,6 +96,9 @@ class Surgeon:
                 whole=inner is not None and name not in inner.bare,
                 any_format=any_format,
             )
+        if whole and layers.is_fused_pyramid(module):
+            self._install(module, FusedFeaturePyramid(module))
+            self.report.fused.append(Fusion(path, ("FeaturePyramidNetwork",)))
 
     def _fuse_alone(self, path: str, module: nn.Module, whole: bool) -> None:
         reason = layers.why_not(module)
