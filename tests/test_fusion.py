@@ -1017,6 +1017,7 @@ def test_detection(name: str) -> None:
             assert len(ours["boxes"]) == len(theirs["boxes"]) > 0
             assert matched(ours, theirs) >= 0.9 and matched(theirs, ours) >= 0.9
     assert sum(kinds(fused).values()) > 50
+    assert kinds(fused).get("FeaturePyramidNetwork", 0) == ("fpn" in name)
     assert not any(isinstance(m, nn.Conv2d) for m in fused.modules())
 
 

@@ -97,8 +97,7 @@ class Surgeon:
                 any_format=any_format,
             )
         if whole and layers.is_fused_pyramid(module):
-            self._install(module, FusedFeaturePyramid(module))
-            self.report.fused.append(Fusion(path, ("FeaturePyramidNetwork",)))
+            self._fuse_pyramid(path, module)
 
     def _fuse_alone(self, path: str, module: nn.Module, whole: bool) -> None:
         reason = layers.why_not(module)
@@ -110,6 +109,10 @@ class Surgeon:
         fused = layers.fused_module(module, None, None, channels_last=self.channels_last is True)
         self._install(module, fused)
         self.report.fused.append(Fusion(path, (type(module).__name__,)))
+
+    def _fuse_pyramid(self, path: str, module: nn.Module) -> None:
+        self._install(module, FusedFeaturePyramid(module))
+        self.report.fused.append(Fusion(path, ("FeaturePyramidNetwork",)))
 
     # --- one graph
 
@@ -130,6 +133,9 @@ class Surgeon:
         plan.carry_out(channels_last, border=not any_format)
         if channels_last:
             self.report.channels_last.append(path)
+        for name, module in list(traced.root.named_modules()):
+            if not traced.type_tests and layers.is_fused_pyramid(module):
+                self._fuse_pyramid(_join(path, name), module)
         for name, module in hooked.items():
             if traced.type_tests:
                 reason = "code outside asks for the types of layers"
