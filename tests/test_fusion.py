@@ -1058,15 +1058,39 @@ def test_feature_pyramid(sizes, channels_last):
         assert_same(list(actual), list(expected))
 
 
+def test_feature_pyramid_of_other_models():
+    """Its methods are there, it batches as torch's operators do, and sizes are not constants."""
+
+    def forward(self: Any, fine: Tensor, coarse: Tensor) -> Any:
+        maps = self.pyramid({"fine": fine, "coarse": coarse})
+        lateral = self.pyramid.get_result_from_inner_blocks(fine, 0)
+        return maps["fine"], self.pyramid.get_result_from_layer_blocks(lateral, -1)
+
+    ops = pytest.importorskip("torchvision.ops")
+    model = net(forward, pyramid=ops.FeaturePyramidNetwork([4, 6], 8))
+    inputs, others = (image(1, 4, 8, 8), image(2, 6, 4, 4)), (image(2, 4, 7, 9), image(2, 6, 4, 5))
+    fused = check(model, *inputs)
+    assert kinds(fused)["FeaturePyramidNetwork"] == 1
+    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    even = (image(2, 4, 8, 12), image(2, 6, 4, 6))
+    with torch.no_grad():
+        exported = torch.export.export(fused, even, dynamic_shapes=(sizes, sizes)).module()
+        traced = torch.jit.trace(fused, even)
+        for program in (exported, traced):
+            assert_same(program(*others), model(*others))
+
+
 def test_feature_pyramid_whose_maps_others_see():
     maps = levels((12, 20), (6, 10), (3, 5))
     hooked, seen = pyramid(), []
     hooked.inner_blocks[0].register_forward_hook(lambda module, x, y: seen.append(y))
-    identity = pyramid()
-    identity.inner_blocks[0] = nn.Identity()
-    identity.layer_blocks[0] = nn.Identity()
     maps_of_equal_width = {**maps, "4": image(2, 32, 12, 20)}
-    for model, inputs in ((hooked, maps), (identity, maps_of_equal_width)):
+    cases = [(hooked, maps)]
+    for block in (nn.Identity(), nn.Sequential()):
+        model = pyramid()
+        model.inner_blocks[0] = model.layer_blocks[0] = block
+        cases.append((model, maps_of_equal_width))
+    for model, inputs in cases:
         fused = check(model, inputs)
         assert "FeaturePyramidNetwork" not in kinds(fused)
     assert_same(seen[1], seen[0])

@@ -168,10 +168,12 @@ inline void output_channels(
 }
 
 inline void prefetch_outputs(const WinogradOutput& out, int64_t pixel, int64_t channel) {
-  for (int i = 0; i < kWinogradPixels; ++i) {
-    __builtin_prefetch(out.outputs[pixel + i] + channel, 1, 3);
-    if (out.residuals != nullptr) {
-      __builtin_prefetch(out.residuals[pixel + i] + channel, 0, 3);
+  for (int64_t i = pixel; i < pixel + kWinogradPixels; ++i) {
+    if (out.outputs[i] != nullptr) {
+      __builtin_prefetch(out.outputs[i] + channel, 1, 3);
+      if (out.residuals != nullptr) {
+        __builtin_prefetch(out.residuals[i] + channel, 0, 3);
+      }
     }
   }
 }

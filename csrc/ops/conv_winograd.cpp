@@ -26,7 +26,7 @@ struct Layout {
   ConvPacking all;
 
   Layout(int64_t C, int64_t K) : all(conv_packing(ScalarType::Float, 1, C, K, 1)) {}
-  int64_t pass() const { return std::max(kPassChannels, all.block); }
+  int64_t pass() const { return ceil_div(kPassChannels, all.block) * all.block; }
   int64_t passes() const { return ceil_div(all.K, pass()); }
   ConvPacking packing(int64_t p) const {
     ConvPacking packing = all;
@@ -98,9 +98,9 @@ struct Maps {
   template <int kSide>
   void locate(int64_t n, int64_t y, int64_t x, T* outside, T** pixels) const {
     for (int64_t i = y; i < y + kSide; ++i) {
-      T* const row = data + (n * H + i) * W * C;
       for (int64_t j = x; j < x + kSide; ++j) {
-        *pixels++ = i >= 0 && i < H && j >= 0 && j < W ? row + j * C : outside;
+        const bool inside = i >= 0 && i < H && j >= 0 && j < W;
+        *pixels++ = inside ? data + ((n * H + i) * W + j) * C : outside;
       }
     }
   }
@@ -120,8 +120,8 @@ struct Plan {
   int64_t columns() const { return ceil_div(output.W, kWinogradOutputs); }
   int64_t tiles() const { return N * rows() * columns(); }
 
-  // Of a worker's scratch memory: from one position to the next a line more than a power of two, or
-  // all would share a set of the caches.
+  // Of a worker's scratch memory: from one position to the next. A line more than a multiple of a
+  // power of two, or all would share a few sets of the caches.
   int64_t input_plane() const { return ceil_div(kMostTiles * input.C, kLine) * kLine + kLine; }
   int64_t output_plane() const { return kMostTiles * layout.pass() + kLine; }
   int64_t scratch() const { return kWinogradPositions * (input_plane() + output_plane()); }
@@ -219,7 +219,7 @@ class Worker {
   float* results_[kMostTiles];
 };
 
-// How tiles and passes are shared out: each thread gets as much as the others.
+// Into how many tasks tiles and passes are divided: each thread gets as much as the others.
 struct Parts {
   int64_t chunks, splits;
 
@@ -282,11 +282,12 @@ Tensor conv_winograd(
   };
   const int64_t threads = torch::stable::get_num_threads(), tiles = plan.tiles();
   const Parts parts(tiles, layout.passes(), threads);
-  const Tensor scratch =
-      empty_result(input, {std::max(threads * plan.scratch(), kLeastScratch)}, {1});
+  const int64_t tasks = parts.chunks * parts.splits;
+  const int64_t values = std::max(std::min(threads, tasks) * plan.scratch(), kLeastScratch);
+  const Tensor scratch = empty_result(input, {values}, {1});
   float* const memory = static_cast<float*>(scratch.mutable_data_ptr());
   std::atomic<int64_t> workers{0};
-  parallel_chunks(parts.chunks * parts.splits, 1, [&] {
+  parallel_chunks(tasks, 1, [&] {
     return [&, worker = Worker(plan, memory + workers++ * plan.scratch())](
                int64_t begin, int64_t end
            ) mutable {

@@ -5,8 +5,8 @@
 // transformed inputs of many tiles are multiplied with a [C, K] matrix of transformed weights,
 // which is a 1x1 convolution of conv.h. The polynomials are evaluated at 0, 5/8, -5/8, 3/2, -3/2
 // and infinity, which keeps errors at about twice those of the plain sum; the usual 0, 1, -1, 2, -2
-// and infinity more than doubles them again. An infinite input makes NaN where a plain sum is
-// infinite.
+// and infinity more than doubles them again. What one pixel of a tile depends on reaches all of
+// them: NaN makes all of the tile NaN.
 #pragma once
 
 #include <cstdint>

@@ -216,6 +216,8 @@ def is_fused_pyramid(module: nn.Module) -> bool:
 def _is_fused_block(block: nn.Module) -> bool:
     if not isinstance(block, nn.Sequential) or type(block).forward is not nn.Sequential.forward:
         return False
+    if len(block) == 0:
+        return False
     first, *others = block
     return (
         type(first) is FusedConv2d

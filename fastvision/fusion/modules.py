@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..ops._checks import is_transformed
+from ..ops._checks import is_eager, is_transformed, needs_gradient
 from ..ops._convolution import output_size
 from ..ops.conv_bn_relu import _paddings, _pair
 from ..ops.linear_act import linear_act
@@ -91,18 +91,18 @@ class _FusedConvolution(_Fused):
             residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
             y = self.forward(input.unsqueeze(0), residual=residual, in_place=in_place)
             return y.squeeze(0)
-        if self.channels_last and not is_transformed():  # vmap knows no memory formats
+        transformed = is_transformed()
+        if self.channels_last and not transformed:  # vmap knows no memory formats
             input = input.contiguous(memory_format=torch.channels_last)
-        if residual is None:
-            return self._run(input, None, self.activation)
-        if (
+        backend = "reference" if transformed else None
+        if residual is None or (
             isinstance(residual, Tensor)
             and residual.dtype == input.dtype
             and residual.shape == self._output_shape(input)
         ):
-            return self._run(input, residual, self.activation)
+            return self._run(input, residual, self.activation, backend)
         # an addition that broadcasts or promotes
-        y = self._run(input, None, "none")
+        y = self._run(input, None, "none", backend)
         if in_place:
             y += residual
         else:
@@ -112,7 +112,9 @@ class _FusedConvolution(_Fused):
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def _run(
+        self, x: Tensor, residual: Tensor | None, activation: str, backend: str | None
+    ) -> Tensor:
         raise NotImplementedError
 
 
@@ -130,7 +132,9 @@ class FusedConv2d(_FusedConvolution):
         )
         return (x.shape[0], self.weight.shape[0], *size)
 
-    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def _run(
+        self, x: Tensor, residual: Tensor | None, activation: str, backend: str | None
+    ) -> Tensor:
         return ops.conv_bn_relu(
             x,
             self.weight,
@@ -142,7 +146,7 @@ class FusedConv2d(_FusedConvolution):
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
-            backend="reference" if is_transformed() else None,
+            backend=backend,
         )
 
 
@@ -185,7 +189,9 @@ class FusedConvTranspose2d(_FusedConvolution):
         ]
         return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
-    def _run(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def _run(
+        self, x: Tensor, residual: Tensor | None, activation: str, backend: str | None
+    ) -> Tensor:
         return ops.conv_transpose2d_bn_relu(
             x,
             self.weight,
@@ -198,7 +204,7 @@ class FusedConvTranspose2d(_FusedConvolution):
             residual=residual,
             activation=activation,
             negative_slope=self.negative_slope,
-            backend="reference" if is_transformed() else None,
+            backend=backend,
         )
 
 
@@ -243,7 +249,7 @@ class FusedFeaturePyramid(nn.Module):
     """torchvision.ops.FeaturePyramidNetwork without intermediate maps on the way down.
 
     Takes and returns maps by name, the finest first (Lin et al. 2017, Feature Pyramid Networks for
-    Object Detection).
+    Object Detection). What an inner block gives is overwritten.
     """
 
     def __init__(self, pyramid: Any) -> None:
@@ -264,15 +270,21 @@ class FusedFeaturePyramid(nn.Module):
             results, names = self.extra_blocks(results, maps, names)
         return OrderedDict(zip(names, results, strict=False))
 
+    def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
+        result: Tensor = self.inner_blocks[idx](x)
+        return result
+
+    def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
+        result: Tensor = self.layer_blocks[idx](x)
+        return result
+
 
 def _add_enlarged(fine: Tensor, coarse: Tensor) -> Tensor:
     """``fine``, which nobody else uses, plus ``coarse`` with each pixel repeated to its size."""
+    if not _may_add_in_place(fine, coarse):
+        return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
     N, C, H, W = fine.shape
     h, w = coarse.shape[2:]
-    if is_transformed() or (
-        torch.is_grad_enabled() and (fine.requires_grad or coarse.requires_grad)
-    ):
-        return fine + F.interpolate(coarse, size=(H, W), mode="nearest")
     twice = 2 * h == H and 2 * w == W
     if twice and fine.is_contiguous():
         fine.view(N, C, h, 2, w, 2).add_(coarse[:, :, :, None, :, None])
@@ -282,6 +294,19 @@ def _add_enlarged(fine: Tensor, coarse: Tensor) -> Tensor:
     else:
         fine.add_(F.interpolate(coarse, size=(H, W), mode="nearest"))
     return fine
+
+
+def _may_add_in_place(fine: Tensor, coarse: Tensor) -> bool:
+    """Whether that gives the same, and no tracer would take sizes for constants."""
+    return (
+        type(fine) is type(coarse) is Tensor
+        and is_eager()
+        and not is_transformed()
+        and not needs_gradient((fine, coarse))
+        and fine.dim() == coarse.dim() == 4
+        and fine.shape[:2] == coarse.shape[:2]
+        and fine.dtype == coarse.dtype
+    )
 
 
 class ChannelShuffle(nn.Module):

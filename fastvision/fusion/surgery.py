@@ -111,8 +111,8 @@ class Surgeon:
         self.report.fused.append(Fusion(path, (type(module).__name__,)))
 
     def _fuse_pyramid(self, path: str, module: nn.Module) -> None:
-        self._install(module, FusedFeaturePyramid(module))
-        self.report.fused.append(Fusion(path, ("FeaturePyramidNetwork",)))
+        if self._install(module, FusedFeaturePyramid(module)):
+            self.report.fused.append(Fusion(path, ("FeaturePyramidNetwork",)))
 
     # --- one graph
 
@@ -157,22 +157,25 @@ class Surgeon:
                 convolutions += 1
         return convolutions >= _LEAST_CONVOLUTIONS
 
-    def _install(self, old: nn.Module, new: nn.Module) -> None:
-        """Puts ``new`` wherever ``old`` is."""
+    def _install(self, old: nn.Module, new: nn.Module) -> bool:
+        """Puts ``new`` wherever ``old`` is; whether it still was anywhere."""
         new.eval()
+        installed = False
         if not isinstance(new, fx.GraphModule):
             for name, value in vars(old).items():  # what describes the layer, like out_channels
                 if not name.startswith("_") and name not in vars(new):
                     setattr(new, name, value)
         for path in self.paths[id(old)]:
             if not path:
-                self.model = new
+                self.model, installed = new, True
                 continue
             parent, _, name = path.rpartition(".")
             # a parent that is gone belongs to a graph, which has taken what it needs
             owner = _find(self.model, parent)
             if owner is not None and owner._modules.get(name) is old:
                 owner._modules[name] = new
+                installed = True
+        return installed
 
 
 class _Plan:

@@ -33,6 +33,7 @@ torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? 
 
 _OPS = torch.ops.fastvision
 _LEAST_WINOGRAD_PIXELS = 96
+_LEAST_PIXELS_OF_TILE = 8  # of the 16: on average over the tiles of a map
 
 
 @functools.lru_cache(maxsize=4096)
@@ -64,7 +65,12 @@ def winograd_fits(
 
 def has_tiles(input: Tensor) -> bool:
     N, _, H, W = input.shape
-    return N * H * W >= _LEAST_WINOGRAD_PIXELS and is_channels_last(input)
+    pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
+    return (
+        N * pixels >= _LEAST_WINOGRAD_PIXELS
+        and pixels >= _LEAST_PIXELS_OF_TILE * tiles
+        and is_channels_last(input)
+    )
 
 
 def onednn_wins(input: Tensor, weight: Tensor, *, winograd: bool) -> bool:

@@ -337,11 +337,12 @@ def conv_bn_relu(
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
-    On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 channels and more
-    are computed by Winograd's minimal filtering in tiles of 4x4 pixels (Lavin and Gray, 2016).
-    Its root mean square error is about twice that of the plain sum. All pixels of a tile depend on
-    all that one of them does: NaN makes all of the tile NaN, infinite values make it undefined, and
-    beside a huge value small ones lose digits, up to three pixels farther than the window reaches.
+    On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 input and 16
+    output channels and more are computed by Winograd's minimal filtering in tiles of 4x4 pixels
+    (Lavin and Gray, 2016). Its root mean square error is about twice that of the plain sum. All
+    pixels of a tile depend on all that one of them does: NaN makes all of the tile NaN, infinite
+    values make it undefined, and beside a huge value small ones lose digits, up to three pixels
+    farther than the window reaches.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.

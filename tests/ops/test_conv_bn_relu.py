@@ -287,9 +287,10 @@ def test_winograd_keeps_hostile_values_within_tiles(value):
     assert_matches(y, exact, scale=2)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_same_bits_for_any_number_of_threads(threads):
-    sample = Sample(20, 70, (3, 3), images=3, size=(40, 30))
+@pytest.mark.parametrize("threads", [1, 2, 5, 40])
+@pytest.mark.parametrize("channels_last", [False, True])  # True: Winograd's algorithm
+def test_same_bits_for_any_number_of_threads(threads, channels_last):
+    sample = Sample(40, 140, (3, 3), images=3, size=(40, 30), channels_last=channels_last)
     expected = sample()
     before = torch.get_num_threads()
     try:
