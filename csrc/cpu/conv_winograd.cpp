@@ -35,7 +35,7 @@ inline float_v add_scaled(float_v x, float factor, float_v y) {
 }
 
 // B^T d of a column d: for each point the product of (x - the others), with x^i read as d[i]
-inline void transform_input(const float_v (&d)[kIn], float_v (&v)[kIn]) {
+constexpr auto transform_input = [](const float_v (&d)[kIn], float_v (&v)[kIn]) {
   const float_v even_a = add_scaled(d[4], -kB2, d[2]), odd_a = add_scaled(d[3], -kB2, d[1]);
   const float_v even_b = add_scaled(d[4], -kA2, d[2]), odd_b = add_scaled(d[3], -kA2, d[1]);
   v[0] = add_scaled(add_scaled(d[4], -kSum, d[2]), kProduct, d[0]);
@@ -44,45 +44,46 @@ inline void transform_input(const float_v (&d)[kIn], float_v (&v)[kIn]) {
   v[3] = add_scaled(even_b, kB, odd_b);
   v[4] = add_scaled(even_b, -kB, odd_b);
   v[5] = add_scaled(add_scaled(d[5], -kSum, d[3]), kProduct, d[1]);
-}
+};
 
 // A^T m of a column m: the sums of m times the points' powers
-inline void transform_output(const float_v (&m)[kIn], float_v (&y)[kOut]) {
+constexpr auto transform_output = [](const float_v (&m)[kIn], float_v (&y)[kOut]) {
   const float_v even_a = m[1] + m[2], odd_a = m[1] - m[2];
   const float_v even_b = m[3] + m[4], odd_b = m[3] - m[4];
   y[0] = m[0] + even_a + even_b;
   y[1] = add_scaled(kA * odd_a, kB, odd_b);
   y[2] = add_scaled(kA2 * even_a, kB2, even_b);
   y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
-}
+};
 
-// kVectors side by side, so that a cache line is used up at once
-template <int kVectors, typename Load, typename Store>
-inline void input_tile(Load load_pixel, Store store_position) {
-  float_v rows[kIn][kVectors][kIn];  // the columns transformed
+// T d T^T of a tile d of kIn x kIn vectors, where T d of a column is `transform`, to kTo x kTo.
+// kVectors side by side, so that a cache line is used up at once.
+template <int kTo, int kVectors, typename Transform, typename Load, typename Store>
+inline void transform_tile(Transform transform, Load load_value, Store store_value) {
+  float_v rows[kTo][kVectors][kIn];  // the columns transformed
   for (int x = 0; x < kIn; ++x) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      float_v column[kIn], v[kIn];
+      float_v column[kIn], v[kTo];
 #pragma GCC unroll 6
       for (int y = 0; y < kIn; ++y) {
-        column[y] = load_pixel(y * kIn + x, j);
+        column[y] = load_value(y * kIn + x, j);
       }
-      transform_input(column, v);
+      transform(column, v);
 #pragma GCC unroll 6
-      for (int y = 0; y < kIn; ++y) {
+      for (int y = 0; y < kTo; ++y) {
         rows[y][j][x] = v[y];
       }
     }
   }
-  for (int y = 0; y < kIn; ++y) {
+  for (int y = 0; y < kTo; ++y) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      float_v v[kIn];
-      transform_input(rows[y][j], v);
+      float_v v[kTo];
+      transform(rows[y][j], v);
 #pragma GCC unroll 6
-      for (int x = 0; x < kIn; ++x) {
-        store_position(y * kIn + x, j, v[x]);
+      for (int x = 0; x < kTo; ++x) {
+        store_value(y * kTo + x, j, v[x]);
       }
     }
   }
@@ -93,40 +94,6 @@ inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
   for (int y = 0; y < kIn; ++y) {
     for (int x = kIn - kOut; x < kIn; ++x) {
       __builtin_prefetch(pixels[y * kIn + x] + channel, 0, 3);
-    }
-  }
-}
-
-template <int kVectors, typename Load, typename Store>
-inline void output_tile(Load load_position, Store store_pixel) {
-  float_v rows[kOut][kVectors][kIn];
-  for (int x = 0; x < kIn; ++x) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      float_v column[kIn], y[kOut];
-#pragma GCC unroll 6
-      for (int i = 0; i < kIn; ++i) {
-        column[i] = load_position(i * kIn + x, j);
-      }
-      transform_output(column, y);
-#pragma GCC unroll 4
-      for (int i = 0; i < kOut; ++i) {
-        rows[i][j][x] = y[i];
-      }
-    }
-  }
-  for (int i = 0; i < kOut; ++i) {
-    float_v y[kVectors][kOut];
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      transform_output(rows[i][j], y[j]);
-    }
-#pragma GCC unroll 4
-    for (int x = 0; x < kOut; ++x) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
-        store_pixel(i * kOut + x, j, y[j][x]);
-      }
     }
   }
 }
@@ -146,7 +113,8 @@ inline void output_channels(
   for (int j = 0; j < kVectors; ++j) {
     bias[j] = load(out.bias + k + j * kLanes);
   }
-  output_tile<kVectors>(
+  transform_tile<kOut, kVectors>(
+      transform_output,
       [=](int i, int j) { return load(from + i * plane + j * kLanes); },
       [=](int i, int j, float_v v) {
         if (outputs[i] == nullptr) {
@@ -228,14 +196,16 @@ void winograd_input(const WinogradInput& in) {
       if (t + 1 < in.tiles) {
         prefetch_pixels(pixels + kWinogradPositions, c);
       }
-      input_tile<kLine>(
+      transform_tile<kIn, kLine>(
+          transform_input,
           [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
           [=](int i, int j, float_v v) { store(to + i * plane + c + j * kLanes, v); }
       );
     }
     for (; c < C; c += kLanes) {
       const int count = (int)min<int64_t>(C - c, kLanes);
-      input_tile<1>(
+      transform_tile<kIn, 1>(
+          transform_input,
           [=](int i, int) { return load_partial(pixels[i] + c, count); },
           [=](int i, int, float_v v) { store_partial(to + i * plane + c, v, count); }
       );

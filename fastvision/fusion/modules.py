@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..ops._checks import is_eager, is_transformed, needs_gradient
+from ..ops._conv_transpose import output_size as transposed_size
 from ..ops._convolution import output_size
 from ..ops.conv_bn_relu import _paddings, _pair
 from ..ops.linear_act import linear_act
@@ -179,14 +180,14 @@ class FusedConvTranspose2d(_FusedConvolution):
         return activate(y, self.activation, self.negative_slope)
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
-        size = [
-            (x.shape[2 + i] - 1) * self.stride[i]
-            - 2 * self.padding[i]
-            + self.dilation[i] * (self.weight.shape[2 + i] - 1)
-            + self.output_padding[i]
-            + 1
-            for i in (0, 1)
-        ]
+        size = transposed_size(
+            x.shape[2:],
+            self.weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.dilation,
+        )
         return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
     def _run(
