@@ -15,6 +15,7 @@ from .. import reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from . import _onednn
+from ._packing import Packs
 from ._repeat import made_once
 
 # options: csrc/ops/conv_engine.h, ConvOptions
@@ -73,11 +74,11 @@ def has_tiles(input: Tensor) -> bool:
     )
 
 
-def onednn_wins(input: Tensor, weight: Tensor, *, winograd: bool) -> bool:
+def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
     """Whether oneDNN is faster than what would do a convolution else that it can do."""
     if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
         return True
-    pointwise = weight.shape[2:] == (1, 1)
+    pointwise = tuple(shape[2:]) == (1, 1)
     kind = "winograd" if winograd else "pointwise" if pointwise else "window"
     return not torch.are_deterministic_algorithms_enabled() and _onednn_wins_trial(
         kind, torch.get_num_threads()
@@ -107,11 +108,11 @@ def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     weight = torch.full((C, C, taps, taps), 0.01, **like)
     padding = (taps // 2,) * 4
     options = conv_options(C, taps, taps, 1, 1, *padding, 1, 1, 1, 0)
-    tensors = (weight, None, None, None, None, None)
-    ones = (1, 1)
+    window = ((1, 1), padding, (1, 1))
+    reordered = _onednn.pack(weight, None, x.shape, torch.float32, window)
 
     def theirs() -> Tensor:
-        return _onednn.convolution(x, tensors, None, ones, padding, ones, 0.0, 0)
+        return _onednn.convolution(x, reordered, weight.shape, None, window, 0)
 
     if kind == "winograd":
         packed = _OPS.conv_winograd_pack.default(weight, None)
@@ -121,9 +122,10 @@ def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
 
 
 class Layer:
-    """A convolution with its weights and options, ready for any input of its dtype."""
+    """A convolution with its packed weights and options, ready for any input of its dtype.
 
-    tensors: tuple[Any, ...]
+    It holds no weights but the packed ones: each call brings those that they were packed from.
+    """
 
     def __init__(
         self,
@@ -138,7 +140,8 @@ class Layer:
         negative_slope: float,
     ) -> None:
         weight = tensors[0]
-        self.tensors = tuple(None if t is None else t.detach() for t in tensors)
+        self.packs = Packs()
+        self.shape = tuple(weight.shape)
         self.window = (stride, padding, dilation)
         self.groups, self.eps, self.activation = groups, eps, activation
         self.channels = weight.shape[1] * groups
@@ -149,37 +152,60 @@ class Layer:
             *(weight.shape[0], *weight.shape[2:], *stride, *padding, *dilation, groups, activation),
             negative_slope=negative_slope,
         )
-        self._packed: Tensor | None = None
-        self._winograd: Tensor | None = None
 
-    def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def __call__(
+        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
+    ) -> Tensor:
+        """``tensors``: as the constructor's, with the same values."""
         winograd = self.may_use_winograd and has_tiles(input)
         if self.may_use_onednn:
-            stride, padding, dilation = self.window
-            weight, name = self.tensors[0], ACTIVATIONS[self.activation]
+            name = ACTIVATIONS[self.activation]
             if _onednn.preferred(
-                input, weight, residual, padding, self.groups, name
-            ) and onednn_wins(input, weight, winograd=winograd):
+                input, self.shape, residual, self.window[1], self.groups, name
+            ) and onednn_wins(input, self.shape, winograd=winograd):
+                # oneDNN chooses a layout of the weights by the input's shape
+                packed = self.packs.get(
+                    input.shape, tensors, lambda: self._reordered(input, tensors)
+                )
                 return _onednn.convolution(
-                    *(input, self.tensors, residual, stride, padding, dilation),
-                    *(self.eps, self.activation),
+                    input, packed, self.shape, residual, self.window, self.activation
                 )
         if winograd:
-            if self._winograd is None:
-                self._winograd = _OPS.conv_winograd_pack.default(*self._folded())
-            return _OPS.conv_winograd.default(input, self._winograd, residual, self.options)
-        if self._packed is None:
-            self._packed = _OPS.conv_pack.default(*self._folded(), self.groups)
-        return _OPS.conv_packed.default(input, self._packed, residual, self.options)
+            packed = self.packs.get("winograd", tensors, lambda: self._transformed(tensors))
+            return _OPS.conv_winograd.default(input, packed, residual, self.options)
+        packed = self.packs.get("plain", tensors, lambda: self._packed(tensors))
+        return _OPS.conv_packed.default(input, packed, residual, self.options)
 
-    def _folded(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = reference.fold_batch_norm(*self.tensors, self.eps)  # type: ignore[call-arg]
-        return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+    def _folded(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = reference.fold_batch_norm(*tensors, self.eps)  # type: ignore[call-arg]
+        return (
+            weight.detach().to(self.dtype),
+            None if bias is None else bias.detach().to(self.dtype),
+        )
+
+    def _packed(self, tensors: Sequence[Any]) -> Tensor:
+        return _OPS.conv_pack.default(*self._folded(tensors), self.groups)
+
+    def _transformed(self, tensors: Sequence[Any]) -> Tensor:
+        return _OPS.conv_winograd_pack.default(*self._folded(tensors))
+
+    def _reordered(self, input: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._folded(tensors)
+        return _onednn.pack(weight, bias, input.shape, input.dtype, self.window)
 
 
 def conv_bn_relu(input: Tensor, *args: Any) -> Tensor:
     """The kernel of the op."""
+    tensors, residual, options = args[:6], args[6], _options(args)
+    return made_once(Layer, tensors, input.dtype, *options)(input, residual, tensors)
+
+
+def conv_bn_relu_once(input: Tensor, *args: Any) -> Tensor:
+    """The same for weights that change before the next call: nothing is kept of them."""
     tensors, residual = args[:6], args[6]
+    return Layer(tensors, input.dtype, *_options(args))(input, residual, tensors)
+
+
+def _options(args: Sequence[Any]) -> tuple[Any, ...]:
     stride, padding, dilation, *rest = args[7:]
-    options = (tuple(stride), tuple(padding), tuple(dilation), *rest)
-    return made_once(Layer, tensors, input.dtype, *options)(input, residual)
+    return (tuple(stride), tuple(padding), tuple(dilation), *rest)

@@ -26,7 +26,6 @@ from .._version import __version__
 from ..reference.activations import ACTIVATIONS
 from ..reference.roi_align import is_channels_last
 from ._convolution import output_size
-from ._packing import remembered
 from ._tuning import Tuner, cache_folder
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
@@ -102,50 +101,29 @@ def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
     scale, shift = reference.fold_batch_norm(ones, *layer[1:], eps)
     return (
         None if scale is ones else scale,
-        None if shift is None else shift.to(torch.float32, copy=True),
+        None if shift is None else shift.to(torch.float32),
     )
-
-
-def _make_apart(
-    layer: Layer, dtype: torch.dtype, format: torch.memory_format, eps: float
-) -> tuple[Tensor, _Maybe, _Maybe]:
-    weight = layer[0].detach().to(dtype, memory_format=format, copy=True)
-    return weight, *_scale_and_shift(layer, eps)
-
-
-def _make_for_kernels(
-    layer: Layer, dtype: torch.dtype, eps: float
-) -> tuple[Tensor, _Maybe, _Maybe]:
-    weight = kernel_order(layer[0].detach().to(dtype, copy=True)).contiguous()
-    return weight, *_scale_and_shift(layer, eps)
-
-
-def _make_folded(
-    layer: Layer, dtype: torch.dtype, format: torch.memory_format, eps: float
-) -> tuple[Tensor, Tensor]:
-    weight, bias = reference.fold_batch_norm(*layer, eps)
-    if bias is None:
-        bias = weight.new_zeros(len(weight))
-    weight = weight.detach().to(dtype, memory_format=format, copy=True)
-    return weight, bias.detach().to(dtype, copy=True)
 
 
 def _apart(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
     """Weight in the input's dtype and format, scale and shift."""
-    options = (p.input.dtype, _format_of(p.input), p.eps)
-    return remembered(p.layer, ("apart", *options), _make_apart, *options)
+    weight = p.weight.detach().to(p.input.dtype).contiguous(memory_format=_format_of(p.input))
+    return weight, *_scale_and_shift(p.layer, p.eps)
 
 
 def _for_kernels(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
     """Weight as this package's kernels read it, scale and shift."""
-    options = (p.input.dtype, p.eps)
-    return remembered(p.layer, ("kernels", *options), _make_for_kernels, *options)
+    weight = kernel_order(p.weight.detach().to(p.input.dtype)).contiguous()
+    return weight, *_scale_and_shift(p.layer, p.eps)
 
 
 def _folded(p: Problem) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does the normalization as well, both rounded."""
-    options = (p.input.dtype, _format_of(p.input), p.eps)
-    return remembered(p.layer, ("folded", *options), _make_folded, *options)
+    weight, bias = reference.fold_batch_norm(*p.layer, p.eps)
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    weight = weight.detach().to(p.input.dtype).contiguous(memory_format=_format_of(p.input))
+    return weight, bias.detach().to(p.input.dtype)
 
 
 def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -> Tensor:
@@ -307,7 +285,6 @@ def candidates(p: Problem) -> dict[str, Candidate]:
     return found
 
 
-@torch.inference_mode(False)  # packed weights are remembered of tensors with a version only
 def _random(p: Problem) -> Problem:
     """The same problem with other data: what the caller's data hide (zeros, say) must not count."""
 

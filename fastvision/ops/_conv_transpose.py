@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from ..reference.activations import ACTIVATIONS
 from ..reference.conv_transpose2d import normalization, scaled_filters
-from ._backend import unsupported
 from ._conv_cpu import conv_options
 from ._convolution import format_of
-from ._packing import remembered
+from ._packing import Packs, remembered
 from ._repeat import made_once
 
 # stride, padding, output_padding, dilation: vertical, horizontal; activation: index in ACTIVATIONS
@@ -139,7 +138,8 @@ def _prepare(
     scale, shift = normalization(*tensors[1:], eps)  # type: ignore[call-arg]
     shift = None if shift is None else shift.detach().to(wide, copy=True)
     separable = None
-    if kind != "aten" and tuple(dilation) == (1, 1):
+    # on a GPU the look at the weight would wait for the device in each call
+    if weight.is_cpu and tuple(dilation) == (1, 1):
         separable = separable_filter(weight, groups)
     if separable is not None:
         factor = separable.scale if scale is None else separable.scale * scale
@@ -207,7 +207,7 @@ def _aten(input: Tensor, prepared: _Prepared, args: Sequence[Any]) -> Tensor:
 
 
 class Layer:
-    """A layer on the CPU with its weights and options, ready for any input of its dtype."""
+    """A layer on the CPU with its packed weights and options, ready for any input of its dtype."""
 
     def __init__(
         self,
@@ -222,11 +222,11 @@ class Layer:
         activation: int,
         negative_slope: float,
     ) -> None:
+        self.packs = Packs()
         C, K, *self.kernel = tensors[0].shape
         wide = torch.promote_types(dtype, torch.float32)
-        self.prepared = _prepare(tensors, "cpp", wide, stride, groups, dilation, eps)
+        self.preparation: Any = ("cpp", wide, stride, groups, dilation, eps)
         self.channels = C
-        self.checks = self.prepared.weight is None  # whether its kernel refuses what does not fit
         self.args: Any = (stride, padding, output_padding, groups, dilation, eps)
         self.args += (activation, negative_slope)
         (top, left), (bottom, right) = padding, output_padding
@@ -236,8 +236,19 @@ class Layer:
             negative_slope=negative_slope,
         )
 
-    def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        prepared = self.prepared
+    @property
+    def checks(self) -> bool:
+        """Whether its kernel, chosen in the first call, refuses what does not fit."""
+        prepared = self.packs.find("prepared")
+        return prepared is not None and prepared.weight is None
+
+    def __call__(
+        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
+    ) -> Tensor:
+        """``tensors``: as the constructor's, with the same values."""
+        prepared: _Prepared = self.packs.get(
+            "prepared", tensors, lambda: _prepare(tensors, *self.preparation)
+        )
         if prepared.packed is not None:
             return _OPS.conv_transpose2d_packed.default(
                 input, prepared.packed, residual, self.options
@@ -257,20 +268,13 @@ def _cpu(input: Tensor, *args: Any) -> Tensor:
     tensors, residual = args[:6], args[6]
     stride, padding, output_padding, groups, dilation, *rest = args[7:]
     windows = (tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
-    return made_once(Layer, tensors, input.dtype, *windows, *rest)(input, residual)
+    return made_once(Layer, tensors, input.dtype, *windows, *rest)(input, residual, tensors)
 
 
 def _cuda(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
-    """cuDNN, with the batch normalization folded in; separable filters by the Triton kernel."""
+    """cuDNN, with the batch normalization folded in."""
     tensors, rest = (weight, *args[:5]), args[5:]
     options = (tuple(rest[1]), rest[4], tuple(rest[5]), rest[6])
-    may_separate = weight.shape[0] == weight.shape[1] * rest[4] and input.dtype != torch.float64
-    if (
-        may_separate
-        and unsupported("triton", "cuda", input.device.index) is None
-        and _prepared("triton", input.dtype, tensors, *options).separable is not None
-    ):
-        return _triton(input, weight, *args)
     prepared = _prepared("aten", input.dtype, tensors, *options)
     return _aten(input, prepared, rest)
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension, reference
+from .. import _extension
 from ..reference.activations import ACTIVATIONS
 from ._convolution import output_size
-from ._packing import remembered
 
 LEAST_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
 
@@ -46,7 +45,7 @@ def _fast_dtypes(level: str) -> tuple[torch.dtype, ...]:
 
 def preferred(
     input: Tensor,
-    weight: Tensor,
+    shape: Sequence[int],  # of the weight
     residual: Tensor | None,
     padding: Sequence[int],
     groups: int,
@@ -60,56 +59,57 @@ def preferred(
         groups == 1
         and left == right
         and top == bottom
-        and weight.shape[1] >= LEAST_CHANNELS
+        and shape[1] >= LEAST_CHANNELS
         and input.numel() > 0
         and (activation in _IN_PLACE or (activation in _POST_OPS and residual is None))
         and torch._C._get_mkldnn_enabled()
     )
 
 
-def _pack(
-    tensors: Sequence[Any],
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    window: tuple[Any, ...],
-    eps: float,
+# stride; padding left, right, top, bottom, the same on opposite sides; dilation
+Window = Sequence[Sequence[int]]
+
+
+def pack(
+    weight: Tensor, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype, window: Window
 ) -> tuple[Tensor, Tensor | None]:
-    weight, bias, bn_weight, bn_bias, mean, var = tensors
-    weight, bias = reference.fold_batch_norm(weight, bias, bn_weight, bn_bias, mean, var, eps)
-    padding, stride, dilation = window
+    """Weight and bias as :func:`convolution` takes them for inputs of that shape and dtype."""
     packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-        weight.to(dtype).contiguous().to_mkldnn(), padding, stride, dilation, 1, list(shape)
+        weight.to(dtype).contiguous().to_mkldnn(), *_window(window), 1, list(shape)
     )
-    return packed, None if bias is None else bias.to(dtype).clone()
+    return packed, None if bias is None else bias.to(dtype).contiguous()
+
+
+def _window(window: Window) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """In torch's order: padding, stride, dilation."""
+    stride, padding, dilation = window
+    return (padding[2], padding[0]), stride, dilation
 
 
 def convolution(
     input: Tensor,
-    tensors: tuple[Tensor | None, ...],  # weight, bias, bn_weight, bn_bias, mean, var
+    packed: tuple[Tensor, Tensor | None],
+    shape: Sequence[int],  # of the weight
     residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],  # left, right, top, bottom; the same on opposite sides
-    dilation: Sequence[int],
-    eps: float,
+    window: Window,
     activation: int,
 ) -> Tensor:
     """activation(convolution + residual) where :func:`preferred` says so."""
-    window = ((padding[2], padding[0]), tuple(stride), tuple(dilation))
-    # oneDNN chooses a layout of the weights by the input's shape
-    purpose = ("oneDNN", input.shape, input.dtype, window, eps)
-    weight, bias = remembered(tensors, purpose, _pack, input.shape, input.dtype, window, eps)
+    weight, bias = packed
     name = ACTIVATIONS[activation]
     run = torch.ops.mkldnn._convolution_pointwise
     if residual is None:
-        y = run(input, weight, bias, *window, 1, _POST_OPS.get(name, "none"), [], "")
+        post = _POST_OPS.get(name, "none")
+        y = run(input, weight, bias, *_window(window), 1, post, [], "")
     else:
-        kernel = (tensors[0].shape[0], *tensors[0].shape[2:])  # type: ignore[union-attr]
-        size = output_size(input.shape[2:], kernel[1:], stride, padding, dilation)
-        if (input.shape[0], kernel[0], *size) != residual.shape or residual.dtype != input.dtype:
+        size = output_size(input.shape[2:], shape[2:], *window)
+        if (input.shape[0], shape[0], *size) != residual.shape or residual.dtype != input.dtype:
             raise RuntimeError("residual must have the shape and dtype of the result")
         last = input.is_contiguous(memory_format=torch.channels_last)
         format = torch.channels_last if last else torch.contiguous_format
         residual = residual.contiguous(memory_format=format)
-        y = run.binary(input, residual, weight, bias, *window, 1, "add", None, None, [], "")
+        y = run.binary(
+            input, residual, weight, bias, *_window(window), 1, "add", None, None, [], ""
+        )
         y = y.contiguous(memory_format=format)
     return _IN_PLACE[name](y) if name in _IN_PLACE else y

@@ -15,18 +15,23 @@ from torch import Tensor
 from .. import _extension
 from ._backend import requested_by_environment
 from ._checks import is_eager, is_transformed, needs_gradient
-from ._packing import recall, remember, remembered
+from ._packing import Packs, can_remember, fingerprint, recall, remember
 
 
 class Layer(Protocol):
-    """An op with its weights and options, for inputs of one dtype."""
+    """An op with its packed weights and options, for inputs of one dtype."""
 
     channels: int  # of the input
+    packs: Packs
 
-    def __call__(self, input: Tensor, residual: Tensor | None) -> Tensor: ...
+    def __call__(
+        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
+    ) -> Tensor: ...
 
 
 L = TypeVar("L", bound=Layer)
+
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
@@ -46,31 +51,42 @@ def is_plain(tensors: Sequence[Any]) -> bool:
 
 
 def made_once(kind: type[L], tensors: tuple[Any, ...], dtype: torch.dtype, *options: Any) -> L:
-    """``kind(tensors, dtype, *options)``; its packed weights last as long as the tensors."""
+    """``kind(tensors, dtype, *options)``, or the one of an earlier call with the same values."""
+    if not can_remember(tensors):
+        return kind(tensors, dtype, *options)
     purpose = (kind, dtype, options, _extension.cpu_level())
-    made: L = remembered(tensors, purpose, kind, dtype, *options)
+    made: L | None = recall(tensors, purpose)
+    if made is None:
+        values = fingerprint(tensors)
+        made = kind(tensors, dtype, *options)
+        made.packs.fingerprint = values
+        if values >= 0:
+            remember(tensors, values, purpose, made)
     return made
 
 
 def repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:
     """The result by the layer that :func:`keep` got for a call that was the same but for input and
     residual, if there was one and they fit; ``call`` holds the op and its options."""
-    input, *_, residual = tensors
-    try:
-        layer = recall(tensors[1:-1], _purpose(input, call))
-    except TypeError:  # a list among the options
+    input, *weights, residual = tensors
+    if not _ORDINARY.issuperset(map(type, weights)):
         return None
-    if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
-        return None
+    parameters = tuple(weights)
     try:
-        return layer(input, residual)
-    except RuntimeError:  # the checks say it better
+        layer = recall(parameters, _purpose(input, call))
+        if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
+            return None
+        return layer(input, residual, parameters)
+    except (TypeError, RuntimeError, AttributeError):  # the checks say it better
         return None
 
 
 def keep(tensors: tuple[Any, ...], call: tuple[Any, ...], layer: Layer) -> None:
-    with contextlib.suppress(TypeError):  # a list among the options
-        remember(tensors[1:-1], _purpose(tensors[0], call), layer)
+    """Lets :func:`repeat` find the layer."""
+    values = layer.packs.fingerprint
+    if values is not None and values >= 0:
+        with contextlib.suppress(TypeError):  # a list among the options
+            remember(tensors[1:-1], values, _purpose(tensors[0], call), layer)
 
 
 def _purpose(input: Tensor, call: tuple[Any, ...]) -> tuple[Any, ...]:

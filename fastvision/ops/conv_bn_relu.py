@@ -107,8 +107,11 @@ def _paddings(
     return horizontal, horizontal, vertical, vertical
 
 
-def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor:
-    """The op without derivatives; the activation in ``options`` is an index."""
+def _run(
+    backend: str, tensors: Sequence[Any], options: Sequence[Any], *, once: bool = False
+) -> Tensor:
+    """The op without derivatives; the activation in ``options`` is an index. ``once``: with weights
+    that change before the next call."""
     if backend == "reference":
         arguments = [*tensors, *options]
         arguments[-2] = ACTIVATIONS[arguments[-2]]
@@ -119,7 +122,8 @@ def _run(backend: str, tensors: Sequence[Any], options: Sequence[Any]) -> Tensor
         run: Any = _TRITON_OP
     else:
         eager = input.is_cpu and type(input) is Tensor and is_eager()
-        run = _conv_cpu.conv_bn_relu if eager else _OP
+        kernel = _conv_cpu.conv_bn_relu_once if once else _conv_cpu.conv_bn_relu
+        run = kernel if eager else _OP
     return run(*tensors, *options)
 
 
@@ -154,8 +158,8 @@ def _winograd_wins_once(
         and max(padding) <= 2
         and winograd_wins(input, weight, stride, dilation, groups)
         and not (
-            _onednn.preferred(input, weight, None, padding, groups, "none")
-            and onednn_wins(input, weight, winograd=True)
+            _onednn.preferred(input, weight.shape, None, padding, groups, "none")
+            and onednn_wins(input, weight.shape, winograd=True)
         )
     )
 
@@ -187,8 +191,7 @@ class _FrozenConvBNReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
         input, weight, *rest = tensors
-        # not remembered: weights that are trained change in each step, and gradcheck writes to them
-        output = _run(backend, (input, weight.detach(), *rest), options)
+        output = _run(backend, (input, weight.detach(), *rest), options, once=weight.requires_grad)
         *parameters, _residual = tensors
         ctx.save_for_backward(*parameters, output if options[-2] > 0 else None)
         ctx.options = options
@@ -419,7 +422,7 @@ def conv_bn_relu(
             _conv_cpu.Layer, tensors[1:7], input.dtype, *options, index, negative_slope
         )
         keep(tensors, call, layer)
-        return layer(input, residual)
+        return layer(input, residual, tensors[1:7])
     chosen = choose(input, backend)
     if chosen == "triton" and (backend or requested_by_environment) is None:
         chosen = "cuda"  # whose op measures which kernels are the fastest, Triton's among them

@@ -51,8 +51,6 @@ class _ConvTranspose2d(torch.autograd.Function):
         activation: str,
         negative_slope: float,
     ) -> Tensor:
-        # not remembered: weights that are trained change in each step, and gradcheck writes to them
-        # in a way that torch does not count
         output = FORWARD[backend](
             *(input, weight.detach(), bias, None, None, None, None, residual),
             *(*options, 0.0, ACTIVATIONS.index(activation), negative_slope),
@@ -226,9 +224,10 @@ def _conv_transpose2d(
     if plain:
         options = (*options, eps, index, negative_slope)
         layer = made_once(Layer, tensors[1:7], input.dtype, *options)
+        output = layer(input, residual, tensors[1:7])
         if layer.checks:
             keep(tensors, call, layer)
-        return layer(input, residual)
+        return output
     chosen = _choose(input, backend, weight, groups)
     if training:
         y = _conv_transpose2d(

@@ -196,21 +196,6 @@ def test_chooses_among_kernels(groups, wanted):
     assert_matches(chosen(p), expected)
 
 
-@pytest.mark.usefixtures("no_choices")
-def test_works_in_inference_mode():
-    """Weights of the trial are remembered, or packing would be timed with every call."""
-    packed = []
-
-    def seconds(call) -> float:
-        p = call.args[0]
-        packed.append(dispatch._apart(p)[0])
-        return 1.0
-
-    with torch.inference_mode():
-        dispatch._choose(problem(), _tuning.Tuner(None, seconds))
-    assert len({id(weight) for weight in packed}) == 1
-
-
 def test_keys_tell_problems_apart():
     p = problem()
     others = [
