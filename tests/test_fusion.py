@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
-from fastvision.fusion.modules import FusedConv2d, FusedLinear, is_channels_last
+from fastvision.fusion.layers import FusedConv2d, FusedLinear
+from fastvision.fusion.values import is_channels_last
 
 # of the largest value: folding moves roundings, and a deep model adds them up
 TOLERANCES = {torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float64: 1e-12}

@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from .classes import become, parts_of
+from .layers import FUSED, LAYERS, FusedLayer, FusedNorm, State, is_norm, why_not
+from .modules import FusedModule, tensors_of_graph, values_of_graph
 from .report import Fusion, Report
-from .surgery import Surgeon
 
 __all__ = ["Fusion", "Report", "fuse"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# with fewer convolutions the conversions at the borders cost more than they bring
+_LEAST_CONVOLUTIONS = 2
 
 
 def fuse(
-    model: nn.Module, *, channels_last: bool | None = None, dtype: torch.dtype | None = None
+    model: nn.Module,
+    *,
+    channels_last: bool | None = None,
+    dtype: torch.dtype | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
     """A copy of ``model`` for inference in which chains of layers are one op each.
 
     Convolution (transposed, too), batch normalization with its running statistics, the addition of
     a residual and an activation become one op, as do a linear layer and its activation. The
-    normalization becomes part of the weights. Any torch.nn model will do: what torch.fx can trace
-    is searched as a whole, else module by module. What cannot be fused safely stays as it is,
-    such as code whose source is unknown, that tests the types of its layers or that depends on
-    options: ``str(fused.fastvision_report)`` tells what was done, what not and why.
+    normalization becomes part of the weights. Any torch.nn model will do, whatever its code: the
+    copy runs the model's own forward, and a convolution waits until it is used for what the code
+    does with it next. ``str(fused.fastvision_report)`` tells which chains ran, and which layers are
+    left as they are and why.
 
-    Modules keep their names and classes, but for three things: a layer that was fused with the one
-    before it is an nn.Identity, a module whose own code calls a function that was fused is a
-    torch.fx.GraphModule, and torchvision's FeaturePyramidNetwork is one that adds in place.
-    Results differ from the model's by rounding. The copy can be moved, copied, pickled, exported
-    and compiled; it takes inputs of any size that the model takes, and lets gradients through to
-    its inputs, but its weights are frozen and train() does not bring batch statistics back. Methods
-    other than forward meet the fused layers, too.
+    All modules of the copy are instances of their own classes (of sub-classes of these), with all
+    attributes, methods, parameters and buffers, and the copy's state dict is the model's. Results
+    differ from the model's by rounding. The copy can be moved, copied, pickled, exported (to ONNX as
+    standard operators) and compiled; it takes inputs of any size that the model takes, and lets
+    gradients through to its inputs. It is for inference: its parameters are frozen, and train()
+    leaves it in eval mode.
+
+    The copy owns its weights: each layer packs them in its first call, and again after whatever
+    torch counts as a write or a module's method does (``load_state_dict()``, ``to()``, an
+    assignment, a write in place). Writes through ``.data``, NumPy, shared memory or a collective are
+    not noticed by a fused copy: fuse again, or call ``load_state_dict(state_dict())``.
+
+    Inside, values are instances of a sub-class of Tensor, which hooks see.
 
     Args:
         model: any module; it is not changed.
         channels_last: whether activations between layers are in that memory format: None for where
-            it pays. What comes out is contiguous unless what goes in is channels_last.
-        dtype: to convert the copy to, after folding in float32: it then takes inputs of that dtype.
+            it pays. The code of the model sees no difference, and what comes out is contiguous
+            unless what goes in is channels_last.
+        dtype: to convert the copy to: it then takes inputs of that dtype. Normalizations are
+            folded in float32 or better.
+        example_inputs: arguments of a first call, after which the weights are packed and the report
+            is complete.
 
     Returns:
         The copy, in eval mode, with the attribute ``fastvision_report``, a :class:`Report`.
@@ -56,17 +75,162 @@ def fuse(
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
-    # tensors made in inference mode do not tell when they change
+    if example_inputs is not None and not isinstance(example_inputs, (tuple, list)):
+        raise TypeError(
+            f"example_inputs must be a tuple of arguments, got {type(example_inputs).__name__}"
+        )
+    # writes to tensors made in inference mode are not counted
     with torch.inference_mode(False), torch.no_grad():
-        surgeon = Surgeon(copy.deepcopy(model).eval(), channels_last)
-        fused = surgeon.operate()
+        fused = copy.deepcopy(model).eval()
         if dtype is not None:
-            fused.to(dtype)
-    _attach(fused, surgeon.report)
+            _convert(fused, dtype)
+        _fuse(fused, channels_last)
+    if example_inputs is not None:
+        with torch.no_grad():
+            fused(*example_inputs)
     return fused
 
 
-def _attach(module: nn.Module, report: Report) -> None:
-    if isinstance(module, torch.fx.GraphModule):  # of whose attributes a copy keeps these only
-        module.meta["_user_preserved_attributes"] = {"fastvision_report": report}
-    module.fastvision_report = report  # type: ignore[assignment]
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Normalizations keep float32 where the layers around them get 16 bits: they are folded."""
+    kept = {
+        id(tensor)
+        for module in model.modules()
+        if is_norm(module)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if dtype.itemsize == 2
+    }
+    model._apply(
+        lambda t: t.to(dtype) if t.is_floating_point() and id(t) not in kept else t
+    )
+
+
+def _fuse(model: nn.Module, channels_last: bool | None) -> None:
+    """Fuses a copy in place."""
+    modules = _reachable(model)
+    chosen = [m for m in modules if isinstance(m, LAYERS) and why_not(m) is None]
+    convolutions = [m for m in chosen if not isinstance(m, nn.Linear)]
+    if channels_last is None:
+        # tensor cores want it for 16-bit types
+        wide_on_gpu = any(m.weight.is_cuda and m.weight.dtype.itemsize > 2 for m in convolutions)
+        channels_last = len(convolutions) >= _LEAST_CONVOLUTIONS and not wide_on_gpu
+    for module in modules:
+        if parts_of(module) is not None:  # fused already
+            continue
+        if isinstance(module, LAYERS):
+            if why_not(module) is None:
+                _become(module, FUSED[_base(module)], channels_last)
+        elif is_norm(module):
+            _become(module, FusedNorm, channels_last)
+    holders = _holders(model)
+    for module in modules:
+        if parts_of(module) is None and id(module) in holders:
+            if isinstance(module, fx.GraphModule):
+                _open_graph(module)
+            elif _has_forward(module):
+                become(module, FusedModule)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if not isinstance(getattr(type(model), "fastvision_report", None), property):
+        _attach_report(model)
+
+
+def _reachable(model: nn.Module) -> list[nn.Module]:
+    """All modules but those inside scripted ones, which are compiled."""
+    found: dict[int, nn.Module] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            if not isinstance(module, torch.jit.ScriptModule):
+                waiting += [child for child in module._modules.values() if child is not None]
+    return list(found.values())
+
+
+def _base(module: nn.Module) -> type:
+    return next(base for base in type(module).__mro__ if base in FUSED)
+
+
+def _become(module: nn.Module, mixin: type, channels_last: bool) -> None:
+    become(module, mixin)
+    module.__dict__["_fused"] = State(channels_last)
+
+
+def _holders(model: nn.Module) -> set[int]:
+    """The ids of modules with a fused layer inside."""
+    inside: dict[int, bool] = {}
+
+    def look(module: nn.Module) -> bool:
+        if id(module) not in inside:
+            inside[id(module)] = False  # a module may be in itself
+            if not isinstance(module, torch.jit.ScriptModule):
+                children = [child for child in module._modules.values() if child is not None]
+                inside[id(module)] = any([look(child) for child in children])
+        return inside[id(module)] or isinstance(module, (FusedLayer, FusedNorm))
+
+    look(model)
+    return {key for key, holds in inside.items() if holds}
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether it is called itself, by code that may be the model's."""
+    cls = type(module)
+    return (
+        "forward" not in vars(module)
+        and not isinstance(module, (torch.jit.ScriptModule, nn.ModuleList, nn.ModuleDict))
+        and cls.forward is not nn.Module.forward
+        and (not cls.__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential))
+    )
+
+
+def _open_graph(module: fx.GraphModule) -> None:
+    """Lets a graph take values: what a FusedModule's forward does, as nodes."""
+    graph = module.graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(iter(reversed(graph.nodes)))
+    with graph.inserting_after(inputs[-1]):
+        values = graph.call_function(values_of_graph, tuple(inputs))
+    after = values
+    for i, node in enumerate(inputs):
+        with graph.inserting_after(after):
+            after = graph.call_function(_item, (values, i))
+        node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not values)
+    with graph.inserting_before(output):
+        result = graph.call_function(tensors_of_graph, (output.args[0], *inputs))
+    output.args = (result,)
+    module.recompile()
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def report_of(model: nn.Module) -> Report:
+    """What of a fused model runs as one op, as far as it has been called."""
+    report = Report()
+    for path, module in model.named_modules():
+        if isinstance(module, (FusedLayer, FusedNorm)):
+            state: State = module.__dict__["_fused"]
+            report.channels_last |= state.channels_last
+            chains = list(state.chains)
+            if not chains and isinstance(module, FusedLayer):
+                report.waiting += 1
+                chains = [(_base(module).__name__,)]
+            report.fused += [Fusion(path, parts) for parts in chains]
+        elif isinstance(module, LAYERS):
+            report.skipped.append((path, why_not(module) or "was put in after fuse()"))
+    return report
+
+
+FusedModule.fastvision_report = property(report_of)  # type: ignore[attr-defined]
+FusedLayer.fastvision_report = property(report_of)  # type: ignore[attr-defined]
+FusedNorm.fastvision_report = property(report_of)  # type: ignore[attr-defined]
+
+
+def _attach_report(model: nn.Module) -> None:
+    """Of a model whose class cannot be another: of a graph or a script, or with nothing to fuse."""
+    if isinstance(model, fx.GraphModule):  # of a class of its own
+        type(model).fastvision_report = property(report_of)  # type: ignore[attr-defined]
+    else:
+        model.__dict__["fastvision_report"] = report_of(model)

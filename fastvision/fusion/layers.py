@@ -1,266 +1,546 @@
-"""Which modules and functions can be part of a fused chain, and with which facts."""
+"""The layers of a fused model: sub-classes of those they stand for, with all that these have.
+
+A layer keeps its weights, under their names, and owns what is packed of them, with and without a
+normalization folded in. It is packed at the first call, and again after a change that torch counts:
+a write in place, load_state_dict(), to(), an assignment.
+"""
 
 from __future__ import annotations
 
-import operator
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops._layers import activation_of, is_frozen_batch_norm, is_plain
+from .. import _extension, ops
+from ..ops import _backend, _conv_cpu, _conv_transpose
+from ..ops._checks import is_eager, is_transformed
+from ..ops._conv_transpose import output_size as transposed_size
+from ..ops._convolution import output_size
+from ..ops._layers import activation_of, has_global_hooks, is_frozen_batch_norm
+from ..ops.conv_bn_relu import _paddings, _pair
+from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
-from .modules import FusedConv2d, FusedConvTranspose2d, FusedLinear, Norm
+from . import modules
+from .values import Deferred, Image, Norm, Steps, extend, is_channels_last, plain_of
 
-Activation = tuple[str, float]  # name in ACTIVATIONS, negative slope
+linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
 
-_ANCHORS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    F.relu_: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    "relu": "relu",
-    "relu_": "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    F.sigmoid: "sigmoid",
-    torch.sigmoid: "sigmoid",
-    torch.sigmoid_: "sigmoid",
-    "sigmoid": "sigmoid",
-    "sigmoid_": "sigmoid",
-}
-# modules that give their input back in eval mode
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-IN_PLACE_OPERATORS = (
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
-    *(operator.imod, operator.ipow, operator.imatmul, operator.ilshift, operator.irshift),
-    *(operator.iand, operator.ior, operator.ixor),
-)
-_WRITERS = (*IN_PLACE_OPERATORS, operator.setitem, operator.delitem)
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+class State:
+    """What a fused layer keeps besides the model's own attributes; a copy begins without packs."""
+
+    def __init__(self, channels_last: bool = False) -> None:
+        self.channels_last = channels_last
+        self.made: dict[Any, tuple[Any, Any]] = {}  # (state of the tensors, what was made)
+        self.chains: dict[tuple[str, ...], None] = {}  # that ran, in order
+        self.kept: set[str] = set()
+
+    def __reduce__(self) -> Any:
+        return _state, (self.channels_last, tuple(self.chains))
+
+    def __deepcopy__(self, memo: Any) -> State:
+        return _state(self.channels_last, tuple(self.chains))
+
+    def once(self, key: Any, tensors: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave the last time if no tensor was replaced or written to."""
+        try:
+            state = [None if t is None else (id(t), t._version, t.data_ptr()) for t in tensors]
+        except RuntimeError:  # made in inference mode: writes are not counted
+            return make()
+        found = self.made.get(key)
+        if found is not None and found[0] == state:
+            return found[1]
+        made = make()
+        self.made[key] = (state, made)
+        return made
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to see the calls of ``module``, or does something else instead."""
-    return not is_plain(module)
+def _state(channels_last: bool, chains: tuple[tuple[str, ...], ...]) -> State:
+    new = State(channels_last)
+    new.chains = dict.fromkeys(chains)
+    return new
 
 
-def is_anchor(module: nn.Module | None) -> bool:
-    """Whether a chain could begin with ``module``, or a sub-class that changes what it does."""
-    return isinstance(module, _ANCHORS)
+def weight_state(module: nn.Module) -> State:
+    return module.__dict__["_fused"]
+
+
+# --- what the layers share
+
+
+class FusedLayer(nn.Module):
+    """Mixed into a layer's class. In a fused model, and called with a value of it, the layer is
+    deferred; otherwise it runs alone."""
+
+    takes_norm = False
+    takes_residual = False
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Classes made here are not announced to the model's."""
+
+    @property
+    def kept(self) -> set[str]:
+        return weight_state(self).kept
+
+    def _defer(self, input: Any) -> Any:
+        """The layer's result for ``input``, or None: then it is to run as its own class."""
+        kind = type(input)
+        if kind is Image or kind is Deferred:
+            source = input.compute() if kind is Deferred else input
+            plain = plain_of(source)
+            autocast = _autocast_of(plain)
+            if self._fits(plain, autocast):
+                source = source if type(source) is Image else input  # under a tracer
+                result = Deferred(self, source, Steps(), autocast)
+                return result.compute() if self._forward_hooks else result
+        elif kind is Tensor and modules.may_defer((input,), {}):  # from outside
+            if self._fits(input, _autocast_of(input)):
+                return modules.run(self._defer, (input,), {})
+        return None
+
+    def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
+        raise NotImplementedError
+
+    def _weights_fit(self, x: Tensor, autocast: torch.dtype | None) -> bool:
+        weight, bias = self.weight, self.bias
+        if torch.is_grad_enabled() and (
+            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            return False
+        return (
+            weight.dtype == x.dtype
+            or (autocast is not None and weight.dtype in _FLOATS)
+            and x.device == weight.device
+        )
+
+    def note(self, steps: Steps) -> None:
+        """Keeps in mind what ran, for the report."""
+        parts = [_kind(self)]
+        if steps.norm is not None:
+            parts.append(steps.norm.name)
+        if steps.residual is not None:
+            parts.append("add")
+        if steps.activation != "none":
+            parts.append(steps.activation)
+        weight_state(self).chains[tuple(parts)] = None
+
+    def train(self, mode: bool = True) -> Any:
+        return super().train(False)  # for inference only
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, super().__reduce_ex__(protocol))
+
+
+def _kind(module: nn.Module) -> str:
+    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.")).__name__
+
+
+def _autocast_of(x: Tensor) -> torch.dtype | None:
+    kind = "cpu" if x.is_cpu else x.device.type
+    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def reduced(module: nn.Module, reduction: Any) -> Any:
+    """A pickle of a module of a class made here: the class is made again from its parts."""
+    from .classes import rebuild  # the two know each other
+
+    return rebuild(module, reduction)
+
+
+def _own_kernels(x: Tensor) -> bool:
+    return (
+        x.is_cpu
+        and type(x) is Tensor
+        and _extension.missing is None
+        and _backend.requested_by_environment is None
+        and is_eager()
+    )
+
+
+# --- convolutions
+
+
+class _FusedConvolution(FusedLayer):
+    takes_norm = True
+    takes_residual = True
+
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+
+    def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
+        return x.dim() == self.weight.dim() and self._weights_fit(x, autocast)
+
+    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
+        if is_eager():
+            self.note(steps)
+        state = weight_state(self)
+        if autocast is not None:
+            x = x.to(autocast)
+        if state.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        norm = steps.norm
+        tensors = (self.weight, self.bias, *((None,) * 4 if norm is None else norm[:4]))
+        eps = 0.0 if norm is None else norm.eps
+        activation, slope = steps.activation, steps.negative_slope
+        if x.dim() == 4 and _own_kernels(x):
+            key = (x.dtype, activation, slope, eps, _extension.cpu_level(), norm is None)
+            layer = state.once(
+                key, tensors, lambda: self._layer(tensors, x.dtype, eps, activation, slope)
+            )
+            return layer(x, steps.residual, tensors)
+        if x.is_cuda and is_eager():
+            tensors = state.once(("folded", eps, norm is None), tensors, lambda: self._folded(tensors, eps))
+            eps = 0.0
+        return self._by_op(x, tensors, eps, steps)
+
+    def _folded(self, tensors: tuple[Any, ...], eps: float) -> tuple[Any, ...]:
+        weight, bias, *norm = (None if t is None else t.detach() for t in tensors)
+        if norm[2] is not None:
+            dtype = weight.dtype
+            weight, bias = self._fold(weight, bias, norm, eps)
+            weight, bias = weight.to(dtype), bias.to(dtype)
+        if weight.dim() == 4 and weight_state(self).channels_last:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return weight, bias, None, None, None, None
+
+    def _fold(
+        self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
+    ) -> tuple[Any, Any]:
+        return fold_batch_norm(weight, bias, *norm, eps)
+
+    def _layer(
+        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+    ) -> Any:
+        raise NotImplementedError
+
+    def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
+        raise NotImplementedError
+
+
+class FusedConv2d(_FusedConvolution):
+    """See :func:`fastvision.ops.conv_bn_relu`."""
+
+    def forward(self, input: Any) -> Any:
+        result = self._defer(input)
+        return super().forward(input) if result is None else result  # type: ignore[misc]
+
+    def _window(self) -> tuple[Any, Any, Any]:
+        stride, dilation = _pair(self.stride, "stride"), _pair(self.dilation, "dilation")
+        return stride, _paddings(self.padding, self.weight.shape[2:], stride, dilation), dilation
+
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        size = output_size(x.shape[2:], self.weight.shape[2:], *self._window())
+        return (x.shape[0], self.weight.shape[0], *size)
+
+    def _layer(
+        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+    ) -> Any:
+        options = (*self._window(), self.groups, eps, ACTIVATIONS.index(activation), slope)
+        return _conv_cpu.Layer(tensors, dtype, *options)
+
+    def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
+        weight, bias, bn_weight, bn_bias, mean, var = tensors
+        stride, padding, dilation = self._window()
+        return ops.conv_bn_relu(
+            x, weight, bias,
+            bn_weight=bn_weight, bn_bias=bn_bias, running_mean=mean, running_var=var, eps=eps,
+            stride=stride, padding=padding, dilation=dilation, groups=self.groups,
+            residual=steps.residual, activation=steps.activation,
+            negative_slope=steps.negative_slope,
+        )  # fmt: skip
+
+
+class FusedConvTranspose2d(_FusedConvolution):
+    """See :func:`fastvision.ops.conv_transpose2d_bn_relu`."""
+
+    output_padding: Any
+
+    def forward(self, input: Any, output_size: Any = None) -> Any:
+        result = None if output_size is not None else self._defer(input)
+        return super().forward(input, output_size) if result is None else result  # type: ignore[misc]
+
+    def _options(self) -> tuple[Any, ...]:
+        pairs = (self.stride, self.padding, self.output_padding, self.dilation)
+        stride, padding, extra, dilation = (_pair(value, "option") for value in pairs)
+        return stride, padding, extra, self.groups, dilation
+
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        stride, padding, extra, _, dilation = self._options()
+        sizes = (x.shape[2:], self.weight.shape[2:], stride, padding, extra, dilation)
+        return (x.shape[0], self.weight.shape[1] * self.groups, *transposed_size(*sizes))
+
+    def _fold(
+        self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
+    ) -> tuple[Any, Any]:
+        # [I, O / groups, ...] to [O, I / groups, ...] and back, for one rule of folding
+        groups = self.groups
+        inputs, outputs, *kernel = weight.shape
+        rows = weight.view(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
+        rows = rows.reshape(groups * outputs, inputs // groups, *kernel)
+        folded, shift = fold_batch_norm(rows, bias, *norm, eps)
+        folded = folded.view(groups, outputs, inputs // groups, *kernel).transpose(1, 2)
+        return folded.reshape(weight.shape), shift
+
+    def _layer(
+        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+    ) -> Any:
+        options = (*self._options(), eps, ACTIVATIONS.index(activation), slope)
+        return _conv_transpose.Layer(tensors, dtype, *options)
+
+    def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
+        weight, bias, bn_weight, bn_bias, mean, var = tensors
+        stride, padding, extra, groups, dilation = self._options()
+        return ops.conv_transpose2d_bn_relu(
+            x, weight, bias,
+            bn_weight=bn_weight, bn_bias=bn_bias, running_mean=mean, running_var=var, eps=eps,
+            stride=stride, padding=padding, output_padding=extra, groups=groups, dilation=dilation,
+            residual=steps.residual, activation=steps.activation,
+            negative_slope=steps.negative_slope,
+        )  # fmt: skip
+
+
+class FusedConvNd(_FusedConvolution):
+    """One- and three-dimensional: torch's convolution with the normalization in its weights."""
+
+    _conv_forward: Callable[..., Tensor]
+
+    def forward(self, input: Any) -> Any:
+        result = self._defer(input)
+        return super().forward(input) if result is None else result  # type: ignore[misc]
+
+    def shape_of(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            weight = self.weight.to("meta")
+            return self._conv_forward(torch.empty_like(x, device="meta"), weight, None).shape
+
+    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
+        if is_eager():
+            self.note(steps)
+        norm = steps.norm
+        tensors = (self.weight, self.bias, *((None,) * 4 if norm is None else norm[:4]))
+        if norm is not None:
+            eps = norm.eps
+            make = lambda: self._folded(tensors, eps)  # noqa: E731
+            tensors = weight_state(self).once(eps, tensors, make) if is_eager() else make()
+        weight, bias = (None if t is None or autocast is None else t.to(autocast) for t in tensors[:2]) if autocast else tensors[:2]
+        y = self._conv_forward(x if autocast is None else x.to(autocast), weight, bias)
+        if steps.residual is not None:
+            y += steps.residual
+        if steps.activation == "relu":
+            return y.relu_()
+        return activate(y, steps.activation, steps.negative_slope)
+
+
+# --- linear layers
+
+
+class FusedLinear(FusedLayer):
+    """See :func:`fastvision.ops.linear_act.linear_act`."""
+
+    def forward(self, input: Any) -> Any:
+        result = self._defer(input)
+        return super().forward(input) if result is None else result  # type: ignore[misc]
+
+    def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
+        return autocast is None and x.dim() > 0 and self._weights_fit(x, autocast) and x.shape[-1] == self.weight.shape[1]
+
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        return (*x.shape[:-1], self.weight.shape[0])
+
+    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
+        activation, slope = steps.activation, steps.negative_slope
+        if is_eager():
+            self.note(steps)
+        if not _own_kernels(x):
+            return ops.linear_act(
+                x, self.weight, self.bias, activation=activation, negative_slope=slope
+            )
+        tensors = (self.weight, self.bias)
+        layer = weight_state(self).once(
+            _extension.cpu_level(), tensors, lambda: linear.Layer(*tensors)
+        )
+        return layer(x, *tensors, ACTIVATIONS.index(activation), slope)
+
+
+# --- normalizations
+
+
+class FusedNorm(nn.Module):
+    """Mixed into a batch normalization's class: joins the convolution before it, else the
+    activation after it."""
+
+    takes_norm = False
+    takes_residual = False
+    eps: float
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Classes made here are not announced to the model's."""
+
+    @property
+    def kept(self) -> set[str]:
+        return weight_state(self).kept
+
+    def forward(self, input: Any) -> Any:
+        kind = type(input)
+        if (kind is Deferred or kind is Image) and not self.training and not self._forward_hooks:
+            tensors = {**self._parameters, **self._buffers}
+            result = normalized(
+                input, *map(tensors.get, ("weight", "bias", "running_mean", "running_var")),
+                self.eps, type(self).__name__, self,  # type: ignore[arg-type]
+            )  # fmt: skip
+            if result is not None:
+                return result
+        return super().forward(input)  # type: ignore[misc]
+
+    def shape_of(self, x: Tensor) -> torch.Size:
+        return x.shape
+
+    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
+        tensors = {**self._parameters, **self._buffers}
+        values = map(tensors.get, ("weight", "bias", "running_mean", "running_var"))
+        if steps.activation != "none" and is_eager():
+            weight_state(self).chains[(type(self).__name__, steps.activation)] = None
+        return run_norm(x, Norm(*values, self.eps), steps)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Any:
+        return super().train(False)  # for inference only
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, super().__reduce_ex__(protocol))
+
+
+def run_norm(x: Tensor, norm: Norm, steps: Steps) -> Tensor:
+    weight, bias, mean, var, eps, _ = norm
+    if steps.activation != "none" and x.dim() == 4 and x.dtype in _FLOATS:
+        return ops.batch_norm_relu(
+            x, mean, var, weight, bias, eps=eps,
+            activation=steps.activation, negative_slope=steps.negative_slope,
+        )  # fmt: skip
+    y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    return activate(y, steps.activation, steps.negative_slope)
+
+
+class _FunctionalNorm:
+    """The anchor of a call of F.batch_norm."""
+
+    takes_norm = takes_residual = False
+
+    def __init__(self, norm: Norm) -> None:
+        self.norm = norm
+        self.kept: set[str] = set()
+
+    def shape_of(self, x: Tensor) -> torch.Size:
+        return x.shape
+
+    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
+        return run_norm(x, self.norm, steps)
+
+
+def normalized(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    eps: float,
+    name: str,
+    anchor: Any = None,
+) -> Any:
+    """A value normalized with fixed statistics, not computed yet; None where that cannot be."""
+    tensors = [t for t in (weight, bias, mean, var) if t is not None]
+    if mean is None or var is None or any(type(t) in (Image, Deferred) for t in tensors):
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return None
+    shape = input.shape
+    if len(shape) < 2 or any(t.shape != shape[1:2] for t in tensors):
+        return None
+    norm = Norm(weight, bias, mean, var, eps, name)
+    if type(input) is Deferred and input.may("norm"):
+        return input.normalized(norm)
+    value = input.compute() if type(input) is Deferred else input
+    plain = plain_of(value)
+    if (torch.is_grad_enabled() and plain.requires_grad) or _autocast_of(plain) is not None:
+        return None
+    source = value if type(value) is Image else Deferred.settled(plain)
+    return Deferred(anchor or _FunctionalNorm(norm), source)
+
+
+def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if given.get("training"):
+        return NotImplemented
+    result = normalized(
+        given["input"], given.get("weight"), given.get("bias"), given["running_mean"],
+        given["running_var"], given.get("eps", 1e-5), "batch_norm",
+    )  # fmt: skip
+    return NotImplemented if result is None else result
+
+
+extend(F.batch_norm, _batch_norm)
+
+
+# --- which modules become which
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why no chain may begin with ``module``, an anchor; None if one may."""
-    if type(module) not in _ANCHORS:
-        cls = type(module)
-        return f"{cls.__module__}.{cls.__qualname__} is a sub-class of {_base(module).__name__}"
+    """Why a convolution or linear layer stays as it is; None if it need not."""
+    cls = type(module)
+    base = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is a ScriptModule"
     if "forward" in vars(module):
         return "its forward was replaced"
-    if has_hooks(module):
-        return "has hooks"
-    weight = module.weight
-    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor:
+    if base not in FUSED or cls.forward is not base.forward or _changes_call(cls, base):
+        return f"{cls.__module__}.{cls.__qualname__} computes something else than {base.__name__}"
+    weight = module._parameters.get("weight")
+    if weight is None or type(weight.data) is not Tensor:
         return "its weight is no plain parameter"
     if weight.dtype not in _FLOATS:
         return f"its weight is {weight.dtype}"
-    if weight.is_meta:
-        return "its weight is on the meta device"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode is {module.padding_mode}"
     return None
 
 
-def _base(module: nn.Module) -> type:
-    return next(base for base in _ANCHORS if isinstance(module, base))
+def _changes_call(cls: type, base: type) -> bool:
+    names = ("__call__", "_conv_forward", "__getattr__", "__getattribute__")
+    return any(getattr(cls, n, None) is not getattr(base, n, None) for n in names)
 
 
-def norm(module: nn.Module | None) -> tuple[Norm, Activation | None] | str | None:
-    """A batch normalization over channels and the activation it may include; or why it cannot be
-    folded; or None if ``module`` is something else."""
-    if module is None:
-        return None
-    # not as attributes: a tracer would note that they are read
-    tensors = {**module._parameters, **module._buffers}
-    cls = type(module)
-    act: Activation | None = None
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a batch normalization that computes what torch's does in eval mode."""
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+        return False
     if is_frozen_batch_norm(module):
-        pass
-    elif cls.__name__ == "BatchNormAct2d" and cls.__module__.startswith("timm."):
-        act = activation_module(module.act)
-        if act is None and type(module.act) is not nn.Identity:
-            return f"it includes {type(module.act).__name__}"
-        if type(module.drop) is not nn.Identity:
-            return f"it includes {type(module.drop).__name__}"
-    elif cls not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        return None
-    weight, bias, mean, var = map(tensors.get, ("weight", "bias", "running_mean", "running_var"))
-    if mean is None or var is None:
-        return "no running statistics"
-    if has_hooks(module):
-        return "has hooks"
-    return Norm(weight, bias, mean, var, float(module.eps)), act  # type: ignore[arg-type]
-
-
-def activation_module(module: Any) -> Activation | None:
-    known = activation_of(module)
-    if known is not None:
-        return known
-    if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0, 6):
-        return "relu6", 0.01
-    # timm has activations of its own under torch's names
-    if type(module).__module__.startswith("timm.layers.") and not list(module.children()):
-        name = {"Swish": "silu", "HardSwish": "hardswish", "Sigmoid": "sigmoid"}
-        if type(module).__name__ in name:
-            return name[type(module).__name__], 0.01
-    return None
-
-
-def activation(node: fx.Node, module: nn.Module | None) -> Activation | None:
-    """The activation that ``node`` applies to its first argument."""
-    if node.op == "call_module":
-        return activation_module(module)
-    if node.op not in ("call_function", "call_method") or not node.args:
-        return None
-    options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
-    if node.target in (F.leaky_relu, F.leaky_relu_):
-        slope = node.args[1] if len(node.args) > 1 else options.pop("negative_slope", 0.01)
-        return ("leaky_relu", float(slope)) if isinstance(slope, (int, float)) else None
-    name = _FUNCTIONS.get(node.target) if _hashable(node.target) else None
-    # a second positional argument can only be inplace
-    return (name, 0.01) if name and not options and len(node.args) <= 2 else None
-
-
-def _hashable(target: Any) -> bool:
-    return isinstance(target, str) or callable(target)
-
-
-def is_identity(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether ``node`` gives its first argument back in eval mode."""
-    if node.op == "call_module":
-        return type(module) in _IDENTITIES and not module.training  # type: ignore[union-attr]
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        if name == "dropout" or name == "dropout2d":
-            return node.kwargs.get("training") is False
-        if name == "stochastic_depth":
-            return node.kwargs.get("training", (*node.args, None, None)[3]) is False
-    return False
-
-
-def addend(node: fx.Node, value: fx.Node) -> fx.Node | None:
-    """What ``node`` adds to ``value``, if it is an addition whose result ``value`` may become."""
-    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
-        return None
-    if len(node.args) != 2 or node.kwargs:
-        return None
-    left, right = node.args
-    if left is value and isinstance(right, fx.Node) and right is not value:
-        return right
-    # an addition in place to something else is seen by others
-    if right is value and isinstance(left, fx.Node) and node.target in (operator.add, torch.add):
-        return left if left is not value else None
-    return None
-
-
-def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether ``node`` may write to its arguments."""
-    if node.op == "call_module":
-        assert module is not None
-        known = type(module).__module__.startswith(("torch.nn.", "fastvision."))
-        if has_hooks(module) or not (known or norm(module) is not None):
-            return True
-        return any(getattr(m, "inplace", False) for m in module.modules())
-    if node.op not in ("call_function", "call_method"):
-        return False
-    if node.kwargs.get("inplace") or "out" in node.kwargs:
         return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    if getattr(node.target, "__module__", "") == "torch.nn.functional":
-        return any(argument is True for argument in node.args)  # may be inplace
-    return node.target in _WRITERS
-
-
-def is_fresh(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether the result of ``node`` shares no memory with its arguments, as far as is known."""
-    if is_in_place(node, module):
-        return False
-    if activation(node, module) is not None:
-        return True
-    if node.op == "call_module":
-        pooling = type(module).__module__ == "torch.nn.modules.pooling"
-        return pooling or is_anchor(module) or norm(module) is not None
-    return node.op == "call_function" and node.target in (operator.add, torch.add, torch.cat)
-
-
-def is_fused_pyramid(module: nn.Module) -> bool:
-    """Whether ``module`` is a feature pyramid whose inner blocks are fused, so that nobody but the
-    pyramid sees what they give."""
-    cls = type(module)
-    return (
-        cls.__module__ == "torchvision.ops.feature_pyramid_network"
-        and cls.__name__ == "FeaturePyramidNetwork"
-        and is_plain(module)
-        and all(map(_is_fused_block, module.inner_blocks))  # type: ignore[arg-type]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return isinstance(module, kinds) and any(
+        type(module).forward is kind.forward for kind in kinds if isinstance(module, kind)
     )
 
 
-def _is_fused_block(block: nn.Module) -> bool:
-    if not isinstance(block, nn.Sequential) or type(block).forward is not nn.Sequential.forward:
-        return False
-    if len(block) == 0:
-        return False
-    first, *others = block
-    return (
-        type(first) is FusedConv2d
-        and all(type(other) is nn.Identity for other in others)
-        and all(map(is_plain, block.modules()))
-    )
-
-
-def fused_module(
-    anchor: nn.Module,
-    normalization: Norm | None,
-    act: Activation | None,
-    *,
-    channels_last: bool,
-) -> nn.Module:
-    """The module that runs a chain; folds in float32 or better, keeps the weight's dtype."""
-    weight: Tensor = anchor.weight.detach()  # type: ignore[operator]
-    bias: Tensor | None = None if anchor.bias is None else anchor.bias.detach()  # type: ignore[operator]
-    if normalization is not None:
-        dtype = weight.dtype
-        weight, bias = _fold(anchor, weight, bias, normalization)
-        weight, bias = weight.to(dtype), bias.to(dtype)
-    name, slope = act or ("none", 0.01)
-    if isinstance(anchor, nn.Linear):
-        return FusedLinear(weight, bias, name, slope)
-    build: Callable[..., nn.Module] = (
-        FusedConvTranspose2d if isinstance(anchor, nn.ConvTranspose2d) else FusedConv2d
-    )
-    return build(anchor, weight, bias, name, slope, channels_last)
-
-
-def _fold(
-    anchor: nn.Module, weight: Tensor, bias: Tensor | None, normalization: Norm
-) -> tuple[Tensor, Tensor]:
-    statistics = (None if t is None else t.detach() for t in normalization[:4])
-    arguments: tuple[Any, ...] = (bias, *statistics, normalization.eps)
-    if isinstance(anchor, nn.ConvTranspose2d):
-        # [I, O / groups, ...] to [O, I / groups, ...] and back, for one rule of folding
-        groups = anchor.groups
-        inputs, outputs, *kernel = weight.shape
-        rows = weight.view(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
-        rows = rows.reshape(groups * outputs, inputs // groups, *kernel)
-        folded, shift = fold_batch_norm(rows, *arguments)
-        folded = folded.view(groups, outputs, inputs // groups, *kernel).transpose(1, 2)
-        return folded.reshape(weight.shape), shift  # type: ignore[return-value]
-    return fold_batch_norm(weight, *arguments)  # type: ignore[return-value]
+LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear,
+)  # fmt: skip
+FUSED: dict[type, type] = {
+    nn.Conv1d: FusedConvNd,
+    nn.Conv2d: FusedConv2d,
+    nn.Conv3d: FusedConvNd,
+    nn.ConvTranspose2d: FusedConvTranspose2d,
+    nn.Linear: FusedLinear,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,6 @@ def _can_pack(input: Tensor, weight: Tensor) -> bool:
     return (
         input.numel() >= _LEAST_ROWS * input.shape[-1]
         and weight.numel() >= _LEAST_PACKED
-        and not weight.is_inference()  # whose changes are not counted: packed anew every time
         and (input.itemsize != 2 or input.dtype not in _onednn.fast_dtypes())
         and _extension.missing is None
     )
@@ -70,17 +69,47 @@ def _any_device(
 def _cpu(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: int, negative_slope: float
 ) -> Tensor:
+    def pack(taps: int) -> Tensor:
+        purpose = ("linear", taps, _extension.cpu_level())
+        return remembered((weight, bias), purpose, _pack, taps)
+
+    return _by_packs(input, weight, bias, activation, negative_slope, pack)
+
+
+def _by_packs(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: int,
+    negative_slope: float,
+    pack: Callable[[int], Tensor],  # for a number of taps
+) -> Tensor:
     K, features = weight.shape
     if not _can_pack(input, weight) or (taps := _taps(features)) is None:
         return _any_device(input, weight, bias, activation, negative_slope)
-    level = _extension.cpu_level()
-    packed = remembered((weight, bias), ("linear", taps, level), _pack, taps)
     # the rows as images of `taps` pixels below each other, and as high a window
     rows = input.reshape(-1, taps, 1, features // taps).permute(0, 3, 1, 2)
     window = (taps, 1, 1, 1, 0, 0, 0, 0, 1, 1)
     options = conv_options(K, *window, 1, activation, negative_slope=negative_slope)
-    output = torch.ops.fastvision.conv_packed.default(rows, packed, None, options)
+    output = torch.ops.fastvision.conv_packed.default(rows, pack(taps), None, options)
     return output.view(*input.shape[:-1], K)
+
+
+class Layer:
+    """The op on the CPU for an owner of weights, who makes a new one when the weights change."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed: dict[int, Tensor] = {}
+
+    def __call__(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: int, slope: float
+    ) -> Tensor:
+        def pack(taps: int) -> Tensor:
+            if taps not in self._packed:
+                self._packed[taps] = _pack((weight, bias), taps)
+            return self._packed[taps]
+
+        return _by_packs(input, weight, bias, activation, slope, pack)
 
 
 def _fake(
