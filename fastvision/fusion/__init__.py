@@ -130,7 +130,8 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
             elif _has_forward(module):
                 become(module, FusedModule)
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        if not nn.parameter.is_lazy(parameter):
+            parameter.requires_grad_(False)
     if not isinstance(getattr(type(model), "fastvision_report", None), property):
         _attach_report(model)
 

@@ -74,10 +74,14 @@ _ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that d
 class Image(Tensor):
     """A value inside a fused model: a Tensor whose operations pass through this module."""
 
-    # the memory. If `hidden` the model's tensor would be contiguous and this one is not
-    _plain: Tensor
-    _hidden: bool
+    _memory: Tensor
     _readers: list[weakref.ref[Deferred]]  # of all that share the memory
+    _in_other_format: bool  # the model's tensor would be contiguous, and this one is not
+    # of a view of an image in another format: where its memory is, whatever becomes of that
+    _viewed: Image | None
+    _derive: Callable[[Tensor], Tensor]
+    _derived_from: Tensor
+    _groups: tuple[int, bool] | None  # what channels were split into, and whether these are swapped
 
     @classmethod
     def __torch_function__(
@@ -105,16 +109,40 @@ class Image(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.exact().__reduce_ex__(protocol)
 
+    @property
+    def _plain(self) -> Tensor:
+        """The memory, in whatever format."""
+        base = self._viewed
+        if base is not None and self._derived_from is not base._plain:
+            self._derived_from = base._plain
+            self._memory = self._derive(base._plain)
+            self._set(self._memory)
+        return self._memory
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether the memory is in another format than the model's, which makes no difference to
+        operations that ask for none."""
+        if self._viewed is None:
+            return self._in_other_format
+        return self._groups is None and self._viewed._hidden
+
     def exact(self) -> Tensor:
         """The tensor that the model would have, strides included."""
-        if self._hidden:
-            self._move(self._plain.contiguous())
+        if self._viewed is not None:
+            self._viewed.exact()
+        elif self._in_other_format:
+            # none but its views shares the memory, and they follow
+            self._memory, self._in_other_format = self._memory.contiguous(), False
+            self._set(self._memory)
         return self._plain
 
-    def _move(self, plain: Tensor) -> None:
-        # a hidden image shares its memory with no other, so nobody is left behind
-        self._plain, self._hidden = plain, False
-        self._set(plain)
+    def view_of(self, derive: Callable[[Tensor], Tensor], groups: Any = None) -> Image:
+        """``derive(memory)``, which is a view."""
+        memory = derive(self._plain)
+        new = _new_image(memory, self._readers)
+        new._viewed, new._derive, new._derived_from, new._groups = self, derive, self._memory, groups
+        return new
 
     def _follow(self) -> None:
         """After a change of what may be the shape: compiled code reads this object's own."""
@@ -132,9 +160,14 @@ def image(plain: Tensor, *, hidden: bool = False, shared: Image | None = None) -
     """``plain`` as a value. ``shared``: one whose memory it may lie in."""
     if not is_eager():
         return Deferred.settled(plain)
-    new = plain.as_subclass(Image)
-    new._plain, new._hidden = plain, hidden
-    new._readers = [] if shared is None else shared._readers
+    new = _new_image(plain, [] if shared is None else shared._readers)
+    new._in_other_format = hidden
+    return new
+
+
+def _new_image(memory: Tensor, readers: list[weakref.ref[Deferred]]) -> Image:
+    new = memory.as_subclass(Image)
+    new._memory, new._readers, new._viewed, new._in_other_format = memory, readers, None, False
     return new
 
 
@@ -532,10 +565,104 @@ def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     """contiguous() of what is contiguous to the model."""
-    value = args[0].compute() if type(args[0]) is Deferred else args[0]
-    if type(value) is Image and value._hidden and len(args) == 1 and not kwargs:
+    value = _value(args)
+    if value is None or len(args) > 1 or kwargs:
+        return NotImplemented
+    if value._viewed is None and value._hidden:
         return value
+    if value._viewed is not None and value._groups is not None and value._viewed._hidden:
+        groups, swapped = value._groups
+        if swapped:  # a copy, as memory of its own with the channels split
+            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups))
+            depth = value.shape[1]
+            split = lambda x: x.unflatten(1, (depth, groups))  # noqa: E731
+            return shuffled.view_of(split, (depth, False)) if shuffled._hidden else NotImplemented
     return NotImplemented
+
+
+def _value(args: Any) -> Any:
+    """The image that a function is called for, computed, if it is one."""
+    value = args[0] if args else None
+    value = value.compute() if type(value) is Deferred and is_eager() else value
+    return value if type(value) is Image else None
+
+
+def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
+    """chunk() and split() of channels."""
+    value = _value(args)
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+    if value is None or not value._hidden or len(args) < 2 or dim not in (1, -value.ndim):
+        return NotImplemented
+    pieces = func(value._plain, args[1], dim)
+    starts = [0]
+    for piece in pieces:
+        starts.append(starts[-1] + piece.shape[1])
+    return tuple(
+        _channels(value, start, stop) for start, stop in zip(starts, starts[1:], strict=False)
+    )
+
+
+def _channels(value: Image, start: int, stop: int) -> Image:
+    return value.view_of(lambda x: x[:, start:stop])
+
+
+def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
+    """x[:, a:b]"""
+    value = _value(args)
+    index = args[1]
+    every = slice(None)
+    if value is None or not value._hidden or type(index) is not tuple or not 2 <= len(index) <= 4:
+        return NotImplemented
+    if any(type(i) is not slice for i in index) or any(i != every for i in (index[0], *index[2:])):
+        return NotImplemented
+    if index[1].step not in (None, 1):
+        return NotImplemented
+    return _channels(value, *index[1].indices(value.shape[1])[:2])
+
+
+def _sizes(args: Any, kwargs: Any) -> tuple[int, ...] | None:
+    """What a view() or reshape() asks for."""
+    sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    if kwargs or any(type(size) is not int for size in sizes):
+        return None
+    return tuple(sizes)
+
+
+def _view(func: Any, args: Any, kwargs: Any) -> Any:
+    """The view()s around a channel shuffle (ShuffleNet, Zhang et al. 2018): [N, g, C / g, H, W] and
+    back."""
+    value, sizes = _value(args), _sizes(args, kwargs)
+    if value is None or sizes is None:
+        return NotImplemented
+    if value._hidden and value.ndim == 4 and len(sizes) == 5:
+        N, C, H, W = value.shape
+        groups, depth = sizes[1:3]
+        depth = C // groups if depth == -1 and groups > 0 else depth
+        if sizes[0] in (N, -1) and sizes[3:] == (H, W) and groups * depth == C:
+            return value.view_of(lambda x: x.unflatten(1, (groups, depth)), (groups, False))
+    if value._viewed is not None and value._groups is not None and value._viewed._hidden:
+        base = value._viewed
+        N, C, H, W = base.shape
+        if len(sizes) == 4 and sizes[0] in (N, -1) and sizes[1] in (C, -1) and sizes[2:] == (H, W):
+            groups, swapped = value._groups
+            if not swapped:
+                return base
+            if func is not Tensor.view:
+                return hidden(F.channel_shuffle(base._plain, groups))
+    return NotImplemented
+
+
+def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
+    value = _value(args)
+    if value is None or value._viewed is None or kwargs or set(args[1:]) != {1, 2}:
+        return NotImplemented
+    if value._groups is None or value._groups[1] or not value._viewed._hidden:
+        return NotImplemented
+    groups, depth = value.shape[1:3]
+    if groups == 1 or depth == 1:
+        return NotImplemented
+    split = lambda x: x.unflatten(1, (groups, depth)).transpose(1, 2)  # noqa: E731
+    return value._viewed.view_of(split, (groups, True))
 
 
 def _may_join(residual: Any, deferred: Deferred) -> bool:
@@ -599,6 +726,16 @@ _RULES: dict[Any, Callable[..., Any]] = {
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
     Tensor.contiguous: _same,
+    Tensor.chunk: _chunk,
+    torch.chunk: _chunk,
+    Tensor.split: _chunk,
+    torch.split: _chunk,
+    Tensor.__getitem__: _getitem,
+    Tensor.view: _view,
+    Tensor.reshape: _view,
+    torch.reshape: _view,
+    Tensor.transpose: _transpose,
+    torch.transpose: _transpose,
     F.dropout: _dropout,
     F.dropout2d: _dropout,
     F.dropout3d: _dropout,
