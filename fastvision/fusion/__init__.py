@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 
 from .classes import become, parts_of
-from .layers import FUSED, LAYERS, FusedLayer, FusedNorm, State, is_norm, why_not
+from ..ops._layers import is_activation
+from .layers import FUSED, LAYERS, FusedActivation, FusedLayer, FusedNorm, State, is_norm, why_not
 from .modules import FusedModule, tensors_of_graph, values_of_graph
 from .report import Fusion, Report
 
@@ -122,6 +123,8 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
                 _become(module, FUSED[_base(module)], channels_last)
         elif is_norm(module):
             _become(module, FusedNorm, channels_last)
+        elif is_activation(module) and "forward" not in vars(module):
+            become(module, FusedActivation)
     holders = _holders(model)
     for module in modules:
         if parts_of(module) is None and id(module) in holders:

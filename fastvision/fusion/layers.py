@@ -29,6 +29,7 @@ from .values import Deferred, Image, Norm, Steps, extend, is_channels_last, plai
 
 linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
 
+_NO_STEPS = Steps()
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -39,7 +40,9 @@ class State:
         self.channels_last = channels_last
         self.made: dict[Any, tuple[Any, Any]] = {}  # (state of the tensors, what was made)
         self.chains: dict[tuple[str, ...], None] = {}  # that ran, in order
+        self.noted: set[tuple[Any, ...]] = set()  # the same, as it is known when it runs
         self.kept: set[str] = set()
+        self.shapes: dict[torch.Size, tuple[int, ...]] = {}  # of results, by those of inputs
 
     def __reduce__(self) -> Any:
         return _state, (self.channels_last, tuple(self.chains))
@@ -99,30 +102,35 @@ class FusedLayer(nn.Module):
             autocast = _autocast_of(plain)
             if self._fits(plain, autocast):
                 source = source if type(source) is Image else input  # under a tracer
-                result = Deferred(self, source, Steps(), autocast)
+                result = Deferred(self, source, _NO_STEPS, autocast)
                 return result.compute() if self._forward_hooks else result
-        elif kind is Tensor and modules.may_defer((input,), {}):  # from outside
-            if self._fits(input, _autocast_of(input)):
-                return modules.run(self._defer, (input,), {})
+        elif (
+            kind is Tensor
+            and self._fits(input, _autocast_of(input))
+            and modules.may_defer((input,), {})
+        ):  # from outside
+            return modules.run(self._defer, (input,), {})
         return None
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
         raise NotImplementedError
 
     def _weights_fit(self, x: Tensor, autocast: torch.dtype | None) -> bool:
-        weight, bias = self.weight, self.bias
+        weight: Any = self._parameters["weight"]
+        bias = self._parameters["bias"]
         if torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
             return False
-        return (
-            weight.dtype == x.dtype
-            or (autocast is not None and weight.dtype in _FLOATS)
-            and x.device == weight.device
-        )
+        return weight.dtype == x.dtype or (autocast is not None and weight.dtype in _FLOATS)
 
-    def note(self, steps: Steps) -> None:
+    def note(self, steps: Steps, state: State) -> None:
         """Keeps in mind what ran, for the report."""
+        norm, residual, activation, _ = steps
+        key = (norm and norm.name, residual is None, activation)
+        if key in state.noted:
+            return
+        state.noted.add(key)
         parts = [_kind(self)]
         if steps.norm is not None:
             parts.append(steps.norm.name)
@@ -130,7 +138,7 @@ class FusedLayer(nn.Module):
             parts.append("add")
         if steps.activation != "none":
             parts.append(steps.activation)
-        weight_state(self).chains[tuple(parts)] = None
+        state.chains[tuple(parts)] = None
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # for inference only
@@ -157,12 +165,12 @@ def reduced(module: nn.Module, reduction: Any) -> Any:
 
 
 def _own_kernels(x: Tensor) -> bool:
+    """In eager mode."""
     return (
         x.is_cpu
         and type(x) is Tensor
         and _extension.missing is None
         and _backend.requested_by_environment is None
-        and is_eager()
     )
 
 
@@ -179,27 +187,47 @@ class _FusedConvolution(FusedLayer):
     groups: int
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
-        return x.dim() == self.weight.dim() and self._weights_fit(x, autocast)
+        dims = self._parameters["weight"].dim()  # type: ignore[union-attr]
+        return x.dim() == dims and self._weights_fit(x, autocast)
+
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        if not is_eager():
+            return self._shape_of(x)
+        shapes = weight_state(self).shapes
+        shape = shapes.get(x.shape)
+        if shape is None:
+            if len(shapes) >= 64:
+                shapes.clear()
+            shape = shapes[x.shape] = self._shape_of(x)
+        return shape
+
+    def _shape_of(self, x: Tensor) -> tuple[int, ...]:
+        raise NotImplementedError
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
-        if is_eager():
-            self.note(steps)
-        state = weight_state(self)
+        eager = is_eager()
+        state = self.__dict__["_fused"]
+        if eager:
+            self.note(steps, state)
         if autocast is not None:
             x = x.to(autocast)
         if state.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        norm = steps.norm
-        tensors = (self.weight, self.bias, *((None,) * 4 if norm is None else norm[:4]))
-        eps = 0.0 if norm is None else norm.eps
-        activation, slope = steps.activation, steps.negative_slope
-        if x.dim() == 4 and _own_kernels(x):
+        norm, residual, activation, slope = steps
+        own = self._parameters
+        if norm is None:
+            tensors: Any = (own["weight"], own["bias"], None, None, None, None)
+            eps = 0.0
+        else:
+            weight, bias, mean, var, eps, _ = norm
+            tensors = (own["weight"], own["bias"], weight, bias, mean, var)
+        if eager and x.dim() == 4 and _own_kernels(x):
             key = (x.dtype, activation, slope, eps, _extension.cpu_level(), norm is None)
             layer = state.once(
                 key, tensors, lambda: self._layer(tensors, x.dtype, eps, activation, slope)
             )
-            return layer(x, steps.residual, tensors)
-        if x.is_cuda and is_eager():
+            return layer(x, residual, tensors)
+        if x.is_cuda and eager:
             tensors = state.once(("folded", eps, norm is None), tensors, lambda: self._folded(tensors, eps))
             eps = 0.0
         return self._by_op(x, tensors, eps, steps)
@@ -213,6 +241,13 @@ class _FusedConvolution(FusedLayer):
         if weight.dim() == 4 and weight_state(self).channels_last:
             weight = weight.contiguous(memory_format=torch.channels_last)
         return weight, bias, None, None, None, None
+
+    @property
+    def channels(self) -> int:
+        """Of the result."""
+        return self.out_channels
+
+    out_channels: int
 
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
@@ -239,7 +274,7 @@ class FusedConv2d(_FusedConvolution):
         stride, dilation = _pair(self.stride, "stride"), _pair(self.dilation, "dilation")
         return stride, _paddings(self.padding, self.weight.shape[2:], stride, dilation), dilation
 
-    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+    def _shape_of(self, x: Tensor) -> tuple[int, ...]:
         size = output_size(x.shape[2:], self.weight.shape[2:], *self._window())
         return (x.shape[0], self.weight.shape[0], *size)
 
@@ -275,7 +310,7 @@ class FusedConvTranspose2d(_FusedConvolution):
         stride, padding, extra, dilation = (_pair(value, "option") for value in pairs)
         return stride, padding, extra, self.groups, dilation
 
-    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+    def _shape_of(self, x: Tensor) -> tuple[int, ...]:
         stride, padding, extra, _, dilation = self._options()
         sizes = (x.shape[2:], self.weight.shape[2:], stride, padding, extra, dilation)
         return (x.shape[0], self.weight.shape[1] * self.groups, *transposed_size(*sizes))
@@ -319,14 +354,14 @@ class FusedConvNd(_FusedConvolution):
         result = self._defer(input)
         return super().forward(input) if result is None else result  # type: ignore[misc]
 
-    def shape_of(self, x: Tensor) -> Any:
+    def _shape_of(self, x: Tensor) -> Any:
         with torch.no_grad():
             weight = self.weight.to("meta")
             return self._conv_forward(torch.empty_like(x, device="meta"), weight, None).shape
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
         if is_eager():
-            self.note(steps)
+            self.note(steps, weight_state(self))
         norm = steps.norm
         tensors = (self.weight, self.bias, *((None,) * 4 if norm is None else norm[:4]))
         if norm is not None:
@@ -360,9 +395,10 @@ class FusedLinear(FusedLayer):
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
         activation, slope = steps.activation, steps.negative_slope
-        if is_eager():
-            self.note(steps)
-        if not _own_kernels(x):
+        eager = is_eager()
+        if eager:
+            self.note(steps, weight_state(self))
+        if not (eager and _own_kernels(x)):
             return ops.linear_act(
                 x, self.weight, self.bias, activation=activation, negative_slope=slope
             )
@@ -394,24 +430,27 @@ class FusedNorm(nn.Module):
     def forward(self, input: Any) -> Any:
         kind = type(input)
         if (kind is Deferred or kind is Image) and not self.training and not self._forward_hooks:
-            tensors = {**self._parameters, **self._buffers}
-            result = normalized(
-                input, *map(tensors.get, ("weight", "bias", "running_mean", "running_var")),
-                self.eps, type(self).__name__, self,  # type: ignore[arg-type]
-            )  # fmt: skip
+            result = normalized(input, self._norm(), self)
             if result is not None:
                 return result
         return super().forward(input)  # type: ignore[misc]
+
+    def _norm(self) -> Norm:
+        buffers = self._buffers
+        affine: Any = self._parameters if "weight" in self._parameters else buffers
+        tensors = (
+            *(affine["weight"], affine["bias"]),
+            *(buffers.get("running_mean"), buffers.get("running_var")),
+        )
+        return Norm(*tensors, self.eps, type(self).__name__)  # type: ignore[arg-type]
 
     def shape_of(self, x: Tensor) -> torch.Size:
         return x.shape
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
-        tensors = {**self._parameters, **self._buffers}
-        values = map(tensors.get, ("weight", "bias", "running_mean", "running_var"))
         if steps.activation != "none" and is_eager():
             weight_state(self).chains[(type(self).__name__, steps.activation)] = None
-        return run_norm(x, Norm(*values, self.eps), steps)  # type: ignore[arg-type]
+        return run_norm(x, self._norm(), steps)
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # for inference only
@@ -447,34 +486,34 @@ class _FunctionalNorm:
         return run_norm(x, self.norm, steps)
 
 
-def normalized(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    eps: float,
-    name: str,
-    anchor: Any = None,
-) -> Any:
+def normalized(input: Any, norm: Norm, anchor: Any = None) -> Any:
     """A value normalized with fixed statistics, not computed yet; None where that cannot be."""
-    tensors = [t for t in (weight, bias, mean, var) if t is not None]
-    if mean is None or var is None or any(type(t) in (Image, Deferred) for t in tensors):
+    weight, bias, mean, var, *_ = norm
+    if mean is None or var is None:
         return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return None
-    shape = input.shape
-    if len(shape) < 2 or any(t.shape != shape[1:2] for t in tensors):
-        return None
-    norm = Norm(weight, bias, mean, var, eps, name)
-    if type(input) is Deferred and input.may("norm"):
+    if type(input) is Deferred and input.may("norm") and _is_of(norm, input.anchor.channels):
         return input.normalized(norm)
     value = input.compute() if type(input) is Deferred else input
     plain = plain_of(value)
+    if plain.dim() < 2 or not _is_of(norm, plain.shape[1]):
+        return None
     if (torch.is_grad_enabled() and plain.requires_grad) or _autocast_of(plain) is not None:
         return None
     source = value if type(value) is Image else Deferred.settled(plain)
     return Deferred(anchor or _FunctionalNorm(norm), source)
+
+
+def _is_of(norm: Norm, channels: int) -> bool:
+    """Whether the normalization has that many channels, and tensors that stay as they are."""
+    differentiates = torch.is_grad_enabled()
+    for tensor in norm[:4]:
+        if tensor is not None and (
+            type(tensor) in (Image, Deferred)
+            or tensor.shape != (channels,)
+            or (differentiates and tensor.requires_grad)
+        ):
+            return False
+    return True
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
@@ -482,14 +521,33 @@ def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
     given = dict(zip(names, args, strict=False)) | kwargs
     if given.get("training"):
         return NotImplemented
-    result = normalized(
-        given["input"], given.get("weight"), given.get("bias"), given["running_mean"],
-        given["running_var"], given.get("eps", 1e-5), "batch_norm",
-    )  # fmt: skip
+    tensors = map(given.get, ("weight", "bias", "running_mean", "running_var"))
+    norm = Norm(*tensors, given.get("eps", 1e-5))  # type: ignore[arg-type]
+    result = normalized(given["input"], norm)
     return NotImplemented if result is None else result
 
 
 extend(F.batch_norm, _batch_norm)
+
+
+# --- activations
+
+
+class FusedActivation(nn.Module):
+    """Mixed into an activation's class: ends the chain before it without the way through torch."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Classes made here are not announced to the model's."""
+
+    def forward(self, input: Any) -> Any:
+        if type(input) is Deferred and input.may("activation") and not self._forward_hooks:
+            known = activation_of(self)
+            if known is not None:
+                return input.activated(*known, getattr(self, "inplace", False))
+        return super().forward(input)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, super().__reduce_ex__(protocol))
 
 
 # --- which modules become which

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
-from .values import enter, holds_values, is_channels_last, leave, settle, tensors_in
+from .values import Deferred, Image, enter, holds_values, is_channels_last, leave, settle, tensors_in
 
 
 class FusedModule(nn.Module):
@@ -36,7 +36,7 @@ def forward_of(base: Any) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if holds_values(args) or holds_values(kwargs):
+        if (args and type(args[0]) in (Image, Deferred)) or holds_values((args, kwargs)):
             result = own(self, *args, **kwargs)
             return settle(result) if self._forward_hooks else result
         if not may_defer(args, kwargs):

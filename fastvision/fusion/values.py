@@ -256,7 +256,9 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
 class Deferred:
     """What an anchor gives for an input, with the steps after it so far. Stands for a Tensor."""
 
-    __slots__ = ("__weakref__", "anchor", "autocast", "source", "steps", "used", "value")
+    __slots__ = (
+        *("__dict__", "__weakref__", "anchor", "autocast", "source", "steps", "used", "value"),
+    )
 
     def __init__(
         self,
@@ -268,10 +270,9 @@ class Deferred:
         self.anchor, self.source, self.steps, self.autocast = anchor, source, steps, autocast
         self.value: Any = None
         self.used = False  # by a longer chain
-        reference = weakref.ref(self)
-        _read_by(source, reference)
+        _read_by(source, self)
         if steps.residual is not None:
-            _read_by(steps.residual, reference)
+            _read_by(steps.residual, self)
 
     @classmethod
     def settled(cls, plain: Tensor) -> Deferred:
@@ -295,16 +296,21 @@ class Deferred:
 
     def _run(self, steps: Steps) -> Any:
         source, residual = self.source, steps.residual
+        x = plain_of(source)
         if residual is not None:
-            steps = steps._replace(residual=plain_of(residual))
-        plain = self.anchor.run(plain_of(source), steps, self.autocast)
-        if not is_eager():
+            steps = Steps(steps.norm, plain_of(residual), *steps[2:])
+        plain = self.anchor.run(x, steps, self.autocast)
+        if type(source) is not Image:  # under a tracer
             return plain
-        return image(plain) if _keeps_format(source) else hidden(plain)
+        # the model's own layer would have kept the format
+        kept = not source._in_other_format and source._viewed is None and is_channels_last(x)
+        return image(plain) if kept else hidden(plain)
 
     def may(self, step: str) -> bool:
         """Whether the chain can go on with that step, and nobody else wanted its value so far."""
-        if self.value is not None or self.stage in self.anchor.kept or _autocast() != self.autocast:
+        if self.value is not None or self.anchor is None or _autocast() != self.autocast:
+            return False
+        if self.anchor.kept and self.stage in self.anchor.kept:
             return False
         if step == "norm":
             return self.stage == "raw" and self.anchor.takes_norm
@@ -314,22 +320,23 @@ class Deferred:
 
     def normalized(self, norm: Norm) -> Deferred:
         self.used = True
-        return Deferred(self.anchor, self.source, self.steps._replace(norm=norm), self.autocast)
+        return Deferred(self.anchor, self.source, Steps(norm), self.autocast)
 
     def plus(self, residual: Any) -> Deferred:
         self.used = True
-        steps = self.steps._replace(residual=residual)
+        steps = Steps(self.steps.norm, residual)
         return Deferred(self.anchor, self.source, steps, self.autocast)
 
     def activated(self, name: str, slope: float, in_place: bool) -> Any:
-        result = self._run(self.steps._replace(activation=name, negative_slope=slope))
+        norm, residual, *_ = self.steps
+        result = self._run(Steps(norm, residual, name, slope))
         if in_place:
             self.value = result
         else:
             self.used = True
-        return result if is_eager() else Deferred.settled(result)
+        return result if type(result) is Image else Deferred.settled(result)
 
-    # --- what stands for a Tensor
+    # what stands for a Tensor
 
     @classmethod
     def __torch_function__(
@@ -373,12 +380,6 @@ class Deferred:
             return lambda *args, **kwargs: _call(found, (self, *args), kwargs)
         return _call(found.__get__, (self,), {})
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in Deferred.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.compute(), name, value)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.compute().__reduce_ex__(protocol)
 
@@ -415,12 +416,12 @@ def plain_of(value: Any) -> Tensor:
     return value._plain if type(value) is Image else value
 
 
-def _read_by(value: Any, reader: weakref.ref[Deferred]) -> None:
+def _read_by(value: Any, reader: Deferred) -> None:
     if type(value) is Image:
         readers = value._readers
         if len(readers) >= 8:
             readers[:] = [r for r in readers if (d := r()) is not None and d.value is None]
-        readers.append(reader)
+        readers.append(weakref.ref(reader))
 
 
 def _compute_readers(value: Image) -> None:
@@ -429,11 +430,6 @@ def _compute_readers(value: Image) -> None:
         deferred = readers.pop()()
         if deferred is not None and deferred.value is None:
             deferred.value = deferred._run(deferred.steps)
-
-
-def _keeps_format(source: Any) -> bool:
-    """Whether the model's own layer would have given channels_last as well."""
-    return type(source) is Image and not source._hidden and is_channels_last(source._plain)
 
 
 def _autocast() -> torch.dtype | None:
@@ -537,6 +533,8 @@ def hidden(plain: Tensor) -> Any:
     """Fresh memory as a value that is contiguous to the model."""
     if is_channels_last(plain):
         return image(plain, hidden=True)
+    if _is_canonical(plain):
+        return image(plain)
     if plain.is_contiguous():  # but for strides of sizes of 1, by which torch guesses formats
         return image(plain.as_strided(plain.shape, _strides(plain.shape)))
     return image(plain.contiguous())
@@ -690,7 +688,7 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
         residual = other.compute() if type(other) is Deferred else other
         if value.value is None:  # computing the other may have computed this one
             value.steps = value.steps._replace(residual=residual)
-            _read_by(residual, weakref.ref(value))
+            _read_by(residual, value)
             return value
     return NotImplemented
 

@@ -20,9 +20,18 @@ _FROZEN_BATCH_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops
 
 def activation_of(module: nn.Module | None) -> tuple[str, float] | None:
     """Name and negative slope of an activation layer; None if it is not one of the ops'."""
-    name = _ACTIVATIONS.get(type(module))  # type: ignore[arg-type]
+    name = _ACTIVATIONS.get(_own_class(module))
     slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else DEFAULT_SLOPE
     return None if name is None else (name, float(slope))
+
+
+def _own_class(module: nn.Module | None) -> Any:
+    """The class of a layer, also in a fused model, where it is a sub-class of it."""
+    return getattr(type(module), "_fused_from", (None, type(module)))[1]
+
+
+def is_activation(module: nn.Module) -> bool:
+    return type(module) in _ACTIVATIONS
 
 
 def is_frozen_batch_norm(module: nn.Module | None) -> bool:
