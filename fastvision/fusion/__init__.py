@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .classes import become, parts_of
+from .classes import Fused, become
 from ..ops._layers import is_activation
 from .layers import FUSED, LAYERS, FusedActivation, FusedLayer, FusedNorm, State, is_norm, why_not
 from .modules import FusedModule, tensors_of_graph, values_of_graph
@@ -116,7 +116,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
         wide_on_gpu = any(m.weight.is_cuda and m.weight.dtype.itemsize > 2 for m in convolutions)
         channels_last = len(convolutions) >= _LEAST_CONVOLUTIONS and not wide_on_gpu
     for module in modules:
-        if parts_of(module) is not None:  # fused already
+        if isinstance(module, Fused):  # fused already
             continue
         if isinstance(module, LAYERS):
             if why_not(module) is None:
@@ -127,7 +127,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
             become(module, FusedActivation)
     holders = _holders(model)
     for module in modules:
-        if parts_of(module) is None and id(module) in holders:
+        if not isinstance(module, Fused) and id(module) in holders:
             if isinstance(module, fx.GraphModule):
                 _open_graph(module)
             elif _has_forward(module):
@@ -135,7 +135,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
     for parameter in model.parameters():
         if not nn.parameter.is_lazy(parameter):
             parameter.requires_grad_(False)
-    if not isinstance(getattr(type(model), "fastvision_report", None), property):
+    if not isinstance(model, Fused):
         _attach_report(model)
 
 
@@ -210,6 +210,9 @@ def _item(values: Any, index: int) -> Any:
     return values[index]
 
 
+_NAMES = {layer.__name__ for layer in LAYERS}
+
+
 def report_of(model: nn.Module) -> Report:
     """What of a fused model runs as one op, as far as it has been called."""
     report = Report()
@@ -224,17 +227,19 @@ def report_of(model: nn.Module) -> Report:
             report.fused += [Fusion(path, parts) for parts in chains]
         elif isinstance(module, LAYERS):
             report.skipped.append((path, why_not(module) or "was put in after fuse()"))
+        elif getattr(module, "original_name", None) in _NAMES:
+            report.skipped.append((path, "is part of a ScriptModule"))
     return report
 
 
-FusedModule.fastvision_report = property(report_of)  # type: ignore[attr-defined]
-FusedLayer.fastvision_report = property(report_of)  # type: ignore[attr-defined]
-FusedNorm.fastvision_report = property(report_of)  # type: ignore[attr-defined]
+Fused.fastvision_report = property(report_of)  # type: ignore[attr-defined]
 
 
 def _attach_report(model: nn.Module) -> None:
-    """Of a model whose class cannot be another: of a graph or a script, or with nothing to fuse."""
+    """Of a model that nothing was done to itself."""
     if isinstance(model, fx.GraphModule):  # of a class of its own
         type(model).fastvision_report = property(report_of)  # type: ignore[attr-defined]
-    else:
+    elif isinstance(model, torch.jit.ScriptModule):
         model.__dict__["fastvision_report"] = report_of(model)
+    else:
+        become(model, Fused)

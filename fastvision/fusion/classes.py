@@ -8,44 +8,50 @@ from typing import Any
 
 from torch import nn
 
-from . import layers, modules
+
+class Fused(nn.Module):
+    """Mixed into the class of each module of a fused model that is treated in some way."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Classes made here are not announced to the model's own, which may list theirs."""
+
+    @classmethod
+    def body_for(cls, base: type) -> dict[str, Any]:
+        """What the class of a module of class ``base`` has besides."""
+        return {}
+
+    def train(self, mode: bool = True) -> Any:
+        return super().train(False)  # for inference only
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """With the parts of the class, which is nowhere to be found by its name."""
+        function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        mixin, base = type(self)._fused_from  # type: ignore[attr-defined]
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (mixin, base, *args[1:]), *rest)
+        if function is copyreg._reconstructor:  # type: ignore[attr-defined]
+            return (_new, (mixin, base), *rest)
+        return (function, args, *rest)
 
 
 @functools.lru_cache(maxsize=4096)
-def fused_class(mixin: type, base: type) -> type:
+def fused_class(mixin: type[Fused], base: type) -> type:
     """A sub-class of ``base`` under its name, with ``mixin`` before it."""
     body: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_fused_from": (mixin, base),
+        **mixin.body_for(base),
     }
-    if mixin is modules.FusedModule:
-        body["forward"] = modules.forward_of(base)
     return type(base)(base.__name__, (mixin, base), body)
 
 
-def become(module: nn.Module, mixin: type) -> None:
+def become(module: nn.Module, mixin: type[Fused]) -> None:
     """Gives ``module`` the sub-class of its class."""
     object.__setattr__(module, "__class__", fused_class(mixin, type(module)))
 
 
-def parts_of(module: nn.Module) -> tuple[type, type] | None:
-    """The mixin and the model's own class, of a module of a class made here."""
-    return getattr(type(module), "_fused_from", None)
-
-
-def _new(name: str, base: type, *args: Any) -> Any:
-    mixin = getattr(modules, name, None) or getattr(layers, name)
+def _new(mixin: type[Fused], base: type, *args: Any) -> Any:
     cls = fused_class(mixin, base)
     return cls.__new__(cls, *args)
-
-
-def rebuild(module: nn.Module, reduction: Any) -> Any:
-    """The reduction of ``module`` with the parts of its class instead of the class."""
-    mixin, base = parts_of(module)  # type: ignore[misc]
-    function, args, *rest = reduction
-    if function in (copyreg.__newobj__, copyreg._reconstructor):  # type: ignore[attr-defined]
-        more = args[1:] if function is copyreg.__newobj__ else ()
-        return (_new, (mixin.__name__, base, *more), *rest)
-    return reduction

@@ -25,6 +25,7 @@ from ..ops.conv_bn_relu import _paddings, _pair
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
 from . import modules
+from .classes import Fused
 from .values import Deferred, Image, Norm, Steps, extend, is_channels_last, plain_of
 
 linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
@@ -77,7 +78,7 @@ def weight_state(module: nn.Module) -> State:
 # --- what the layers share
 
 
-class FusedLayer(nn.Module):
+class FusedLayer(Fused):
     """Mixed into a layer's class. In a fused model, and called with a value of it, the layer is
     deferred; otherwise it runs alone."""
 
@@ -85,9 +86,6 @@ class FusedLayer(nn.Module):
     takes_residual = False
     weight: Tensor
     bias: Tensor | None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Classes made here are not announced to the model's."""
 
     @property
     def kept(self) -> set[str]:
@@ -140,13 +138,6 @@ class FusedLayer(nn.Module):
             parts.append(steps.activation)
         state.chains[tuple(parts)] = None
 
-    def train(self, mode: bool = True) -> Any:
-        return super().train(False)  # for inference only
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduced(self, super().__reduce_ex__(protocol))
-
-
 def _kind(module: nn.Module) -> str:
     return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.")).__name__
 
@@ -155,13 +146,6 @@ def _autocast_of(x: Tensor) -> torch.dtype | None:
     kind = "cpu" if x.is_cpu else x.device.type
     on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if on else None
-
-
-def reduced(module: nn.Module, reduction: Any) -> Any:
-    """A pickle of a module of a class made here: the class is made again from its parts."""
-    from .classes import rebuild  # the two know each other
-
-    return rebuild(module, reduction)
 
 
 def _own_kernels(x: Tensor) -> bool:
@@ -412,16 +396,13 @@ class FusedLinear(FusedLayer):
 # --- normalizations
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(Fused):
     """Mixed into a batch normalization's class: joins the convolution before it, else the
     activation after it."""
 
     takes_norm = False
     takes_residual = False
     eps: float
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Classes made here are not announced to the model's."""
 
     @property
     def kept(self) -> set[str]:
@@ -451,13 +432,6 @@ class FusedNorm(nn.Module):
         if steps.activation != "none" and is_eager():
             weight_state(self).chains[(type(self).__name__, steps.activation)] = None
         return run_norm(x, self._norm(), steps)
-
-    def train(self, mode: bool = True) -> Any:
-        return super().train(False)  # for inference only
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduced(self, super().__reduce_ex__(protocol))
-
 
 def run_norm(x: Tensor, norm: Norm, steps: Steps) -> Tensor:
     weight, bias, mean, var, eps, _ = norm
@@ -533,11 +507,8 @@ extend(F.batch_norm, _batch_norm)
 # --- activations
 
 
-class FusedActivation(nn.Module):
+class FusedActivation(Fused):
     """Mixed into an activation's class: ends the chain before it without the way through torch."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Classes made here are not announced to the model's."""
 
     def forward(self, input: Any) -> Any:
         if type(input) is Deferred and input.may("activation") and not self._forward_hooks:
@@ -545,10 +516,6 @@ class FusedActivation(nn.Module):
             if known is not None:
                 return input.activated(*known, getattr(self, "inplace", False))
         return super().forward(input)  # type: ignore[misc]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduced(self, super().__reduce_ex__(protocol))
-
 
 # --- which modules become which
 

@@ -11,23 +11,17 @@ from torch import Tensor, nn
 
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
+from .classes import Fused
 from .values import Deferred, Image, enter, holds_values, is_channels_last, leave, settle, tensors_in
 
 
-class FusedModule(nn.Module):
+class FusedModule(Fused):
     """Mixed into the class of a module with fused layers inside. Called from outside it turns its
     inputs into values and its results back into tensors."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Classes made here are not announced to the model's."""
-
-    def train(self, mode: bool = True) -> Any:
-        return super().train(False)  # for inference only
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        from .classes import rebuild  # the two know each other
-
-        return rebuild(self, super().__reduce_ex__(protocol))
+    @classmethod
+    def body_for(cls, base: type) -> dict[str, Any]:
+        return {"forward": forward_of(base)}
 
 
 def forward_of(base: Any) -> Callable[..., Any]:
