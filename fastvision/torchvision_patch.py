@@ -206,7 +206,10 @@ def _load_or_define(package: Path) -> None:
 
 def _register(library: torch.library.Library, complete: bool) -> None:
     namespace = torch.ops.torchvision
-    fakes = {"roi_align": _fake_roi_align, "_roi_align_backward": _fake_roi_align_backward}
+    fakes: dict[str, _Kernel] = {
+        "roi_align": _fake_roi_align,
+        "_roi_align_backward": _fake_roi_align_backward,
+    }
     for name, kernel in (
         ("nms", ops.nms),
         ("roi_align", _roi_align),
@@ -216,14 +219,15 @@ def _register(library: torch.library.Library, complete: bool) -> None:
         select = _select_of(op, kernel, fakes.get(name))
         library.impl(name, select, "BackendSelect", with_keyset=True)
     for device in ("cpu", "cuda"):
-        for key, make in (("Autograd", _autograd_of), ("Autocast", _autocast_of)):
-            # torchvision's, which it has registered for one type of device or for all
-            kinds = [key + device.upper(), key]
+        for key, aliases, make in (
+            (f"Autograd{device.upper()}", ["Autograd"], _autograd_of),
+            (f"Autocast{device.upper()}", [], _autocast_of),
+        ):
             has = torch._C._dispatch_has_kernel_for_dispatch_key
             stock = None
-            if any(has("torchvision::roi_align", kind) for kind in kinds):
-                stock = torch.library.get_kernel("torchvision::roi_align", kinds[0])
-            library.impl("roi_align", make(device, stock), kinds[0], with_keyset=True)
+            if any(has("torchvision::roi_align", k) for k in [key, *aliases]):
+                stock = torch.library.get_kernel("torchvision::roi_align", key)
+            library.impl("roi_align", make(device, stock), key, with_keyset=True)
     stock_fake = sys.modules["torchvision._meta_registrations"].meta_nms if complete else None
     torch.library.register_fake(
         "torchvision::nms", _fake_nms_instead_of(stock_fake), lib=library, allow_override=True
