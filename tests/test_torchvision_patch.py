@@ -393,10 +393,13 @@ def test_autocast(on):
 def test_compile_roi_align(on, backend):
     torch._dynamo.reset()
     compiled = torch.compile(pool, fullgraph=True, backend=backend)
-    features = FEATURES.contiguous(memory_format=torch.channels_last)
-    expected = pool_with_gradient(features, ROIS)
-    for result, wanted in zip(pool_with_gradient(features, ROIS, compiled), expected, strict=True):
+    expected = pool_with_gradient(FEATURES, ROIS)
+    for result, wanted in zip(pool_with_gradient(FEATURES, ROIS, compiled), expected, strict=True):
         assert torch.equal(result, wanted)
+    # the gradient is contiguous in the program, as torchvision's, so sums are rounded differently
+    features = FEATURES.contiguous(memory_format=torch.channels_last)
+    for result, wanted in zip(pool_with_gradient(features, ROIS, compiled), expected, strict=True):
+        assert_matches(result, wanted, scale=10)
     if backend == "inductor":
         return
     with torch.autocast("cpu", torch.bfloat16):
