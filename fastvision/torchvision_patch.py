@@ -219,15 +219,12 @@ def _register(library: torch.library.Library, complete: bool) -> None:
         select = _select_of(op, kernel, fakes.get(name))
         library.impl(name, select, "BackendSelect", with_keyset=True)
     for device in ("cpu", "cuda"):
-        for key, aliases, make in (
-            (f"Autograd{device.upper()}", ["Autograd"], _autograd_of),
-            (f"Autocast{device.upper()}", [], _autocast_of),
-        ):
-            has = torch._C._dispatch_has_kernel_for_dispatch_key
-            stock = None
-            if any(has("torchvision::roi_align", k) for k in [key, *aliases]):
-                stock = torch.library.get_kernel("torchvision::roi_align", key)
-            library.impl("roi_align", make(device, stock), key, with_keyset=True)
+        # torchvision's is on the alias key Autograd, and stays there
+        key = f"Autograd{device.upper()}"
+        stock = torch.library.get_kernel("torchvision::roi_align", key) if complete else None
+        library.impl("roi_align", _autograd_of(device, stock), key, with_keyset=True)
+        key = f"Autocast{device.upper()}"
+        library.impl("roi_align", _autocast_of(device, key, complete), key, with_keyset=True)
     stock_fake = sys.modules["torchvision._meta_registrations"].meta_nms if complete else None
     torch.library.register_fake(
         "torchvision::nms", _fake_nms_instead_of(stock_fake), lib=library, allow_override=True
@@ -251,17 +248,17 @@ _Kernel = Callable[..., Tensor]
 def _select_of(op: Any, kernel: _Kernel, fake: _Kernel | None) -> _Kernel:
     """``kernel`` where it is on, or else the next kernel below: torchvision's for the device."""
     below = torch._C._dispatch_keyset_full_after(_BACKEND_SELECT)
+    backends = below.remove(torch._C.DispatchKey.PythonDispatcher)  # which is below every key
 
     def select(keyset: Any, *args: Any) -> Tensor:
-        keyset = keyset & below
         if _devices:
-            key = keyset.highestPriorityTypeId()
+            key = (keyset & backends).highestPriorityTypeId()
             if (key == _CPU and "cpu" in _devices) or (key == _CUDA and "cuda" in _devices):
                 return kernel(*args)
             if key == _META and fake is not None:
                 _tag_compiled()
                 return fake(*args)
-        return op.redispatch(keyset, *args)
+        return op.redispatch(keyset & below, *args)
 
     return select
 
@@ -308,19 +305,29 @@ class _RecordedRoIAlign(torch.autograd.Function):
         return (None, grad_input, *(None,) * 6)
 
 
-def _autocast_of(device: str, stock: Any) -> _Kernel:
+def _autocast_of(device: str, key_name: str, complete: bool) -> _Kernel:
     op = torch.ops.torchvision.roi_align.default
-    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+    key = getattr(torch._C.DispatchKey, key_name)
     below = torch._C._dispatch_keyset_full_after(key)
+    only = torch._C.DispatchKeySet(key)
 
     def autocast(keyset: Any, *args: Any) -> Tensor:
-        # torchvision converts features to float32 here; the kernels take them as they are. What is
-        # recorded must be right for torchvision's kernels, too
-        if stock is None or (device in _devices and not keyset.has(_PYTHON)):
+        # the kernels take features as they are. What is recorded has to suit torchvision's, too
+        if not complete or (device in _devices and not keyset.has(_PYTHON)):
             return op.redispatch(keyset & below, *args)
-        return stock.call_boxed(keyset, *args)
+        # as torchvision's kernel for this key, which cannot be called any more: where it is written
+        # in Python, torch looks it up by operator and key, and finds this one
+        input, rois, *options = args
+        with torch._C._ExcludeDispatchKeyGuard(only):
+            pooled = op(_to_float32(input), _to_float32(rois), *options)
+        return pooled.to(input.dtype)
 
     return autocast
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    lower = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.float() if lower else tensor
 
 
 def _roi_align(

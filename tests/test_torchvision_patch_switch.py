@@ -230,8 +230,9 @@ OUTCOMES = """
         try:
             outcomes[name] = call()
         except Exception as error:
-            # not the address that some messages have
-            outcomes[name] = type(error).__name__, str(error).splitlines()[0].split(" at 0x")[0]
+            # without the address or the source file that some messages have
+            message = str(error).splitlines()[0].split(" at 0x")[0].split(" (/")[0]
+            outcomes[name] = type(error).__name__, message
     torch.save(outcomes, sys.argv[2])
 """
 
@@ -291,8 +292,10 @@ def targets(program: torch.export.ExportedProgram) -> str:
     )
 
 
-@pytest.mark.parametrize("module", [Pool(), PoolUnderAutocast()])
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("module", "strict"),  # torch's strict export ignores autocast, for which torchvision fails
+    [(Pool(), False), (Pool(), True), (PoolUnderAutocast(), False)],
+)
 @pytest.mark.parametrize("exported", ["before", "after"])
 def test_exported_programs(module, strict, exported):
     if exported == "before":
@@ -374,7 +377,7 @@ COMPILE = """
         compiled = torch.compile(lambda b, s, i: torchvision.ops.batched_nms(b, s, i, 0.5) * 2)
         result = compiled(boxes, scores, classes)
         expected = torchvision.ops.batched_nms(boxes, scores, classes, 0.5) * 2
-    assert torch.equal(result, expected)
+    torch.testing.assert_close(result, expected)
     from torch._dynamo.utils import counters
     print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
 """
@@ -457,5 +460,5 @@ def test_order_of_equal_scores(count, tmp_path):
     assert set(kept.tolist()) == set(BatchedNms()(boxes, scores, classes).tolist())
     scripted.save(str(tmp_path / "nms.pt"))
     loaded = torch.jit.load(str(tmp_path / "nms.pt"))
-    assert "fastvision" not in str(loaded.inlined_graph)
+    assert "fastvision::" not in str(loaded.inlined_graph)
     assert torch.equal(loaded(boxes, scores, classes), kept)
