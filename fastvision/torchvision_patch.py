@@ -78,8 +78,11 @@ def enable() -> None:
     The answers are torchvision's, with these differences:
 
     - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
-      precision than the boxes, and autocast leaves them so instead of converting to float32.
-    - batched_nms is exact per class.
+      precision than the boxes, and autocast leaves them so instead of converting to float32 (except
+      in compiled and exported programs).
+    - batched_nms is exact per class, and equal scores go by index; torchvision's order of them is
+      arbitrary from 1001 boxes on. torch.jit.script under enable() compiles the order by index,
+      too; functions scripted before keep torchvision's.
     - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
       for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.
@@ -87,8 +90,14 @@ def enable() -> None:
       its arithmetic in float32 for 16-bit logits.
 
     Each device type is taken over only where a kernel can run on it; the rest, quantized tensors,
-    tracing and ONNX export stay with torchvision. The setting is one for the whole process, and
-    calling it again changes nothing.
+    tracing and ONNX export stay with torchvision. Programs recorded by torch.compile, torch.export
+    (and what is made of them: run_decompositions, ONNX, AOTInductor) hold torchvision's operators,
+    which find these kernels when they run.
+
+    The setting is one for the whole process, and calling it again changes nothing. It may be
+    switched while other threads call torchvision, each call having the answer of the one or the
+    other; only the very first time should be before the threads start, since torch's dispatcher has
+    no lock between registering a kernel and calling one.
 
     Called before ``import torchvision``, it also lets a torchvision be imported whose compiled
     library does not fit the installed torch; its detection models then run on fastvision's kernels.
@@ -103,7 +112,8 @@ def enable() -> None:
 def disable() -> None:
     """Gives torchvision its own kernels back; inside an :func:`enabled` block, when that ends.
 
-    A function that torch.compile has compiled meanwhile keeps the kernels it was compiled with.
+    Functions that torch.compile has compiled meanwhile follow, or are compiled again. What stays is
+    a Python function between the dispatcher and torchvision's kernels: some microseconds per call.
     """
     with _lock:
         _switch(False, _blocks)
