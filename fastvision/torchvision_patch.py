@@ -80,9 +80,9 @@ def enable() -> None:
     - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
       precision than the boxes, and autocast leaves them so instead of converting to float32 (except
       in compiled and exported programs).
-    - batched_nms is exact per class, and equal scores go by index; torchvision's order of them is
-      arbitrary from 1001 boxes on. torch.jit.script under enable() compiles the order by index,
-      too; functions scripted before keep torchvision's.
+    - batched_nms is exact per class. The order of equal scores is torchvision's, in eager mode and
+      in TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond;
+      fastvision.ops.batched_nms goes by index always.
     - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
       for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.
@@ -502,42 +502,41 @@ def _is_exporting() -> bool:
     return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
 
 
-def _keeping_torchscript(stock: _Kernel, scripted: _Kernel | None = None) -> Callable[[Any], Any]:
-    """Decorates a replacement of ``stock``: torch.jit.script compiles ``stock`` in its place.
-
-    Or ``scripted``, where the two would differ.
-    """
+def _keeping_torchscript(stock: _Kernel) -> Callable[[Any], Any]:
+    """Decorates a replacement of ``stock``: torch.jit.script compiles ``stock`` in its place."""
 
     def decorate(replacement: _Kernel) -> _Kernel:
         # without stock's attributes: by them torch.compile would find stock
         replacement = functools.update_wrapper(replacement, stock, updated=())
-        replacement.__prepare_scriptable__ = lambda: scripted or stock  # type: ignore[attr-defined]
+        replacement.__prepare_scriptable__ = lambda: stock  # type: ignore[attr-defined]
         return replacement
 
     return decorate
 
 
-def _batched_nms_in_script(
-    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
-) -> Tensor:
-    """torchvision's _batched_nms_vanilla, but equal scores go by index as in our kernels."""
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    for class_id in torch.unique(idxs):
-        members = torch.where(idxs == class_id)[0]
-        kept = torch.ops.torchvision.nms(boxes[members], scores[members], iou_threshold)
-        keep[members[kept]] = True
-    indices = torch.where(keep)[0]
-    return indices[torch.argsort(scores[indices], dim=0, descending=True, stable=True)]
+def _in_order_of_sort(kept: Tensor, scores: Tensor) -> Tensor:
+    """Equal scores in the order that torchvision's loop gives them.
+
+    Its last step is a sort that is not stable, whose order of equal scores depends on its input
+    alone. TorchScript runs that loop, and must agree with eager mode.
+    """
+    by_score = scores[kept]
+    # no score equals another one; not asked while compiling, where the answer is not known
+    if not torch.compiler.is_compiling() and (by_score[:-1] > by_score[1:]).all():
+        return kept
+    kept = kept.sort()[0]
+    return kept[scores[kept].sort(descending=True)[1]]
 
 
-def _batched_nms_instead_of(stock: _Kernel, unstable: bool) -> _Kernel:
-    @_keeping_torchscript(stock, _batched_nms_in_script if unstable else None)
+def _batched_nms_instead_of(stock: _Kernel, sorts: bool) -> _Kernel:
+    @_keeping_torchscript(stock)
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         if _is_exporting() or boxes.device.type not in _devices or boxes.is_quantized:
             return stock(boxes, scores, idxs, iou_threshold)
         if boxes.numel() and idxs.device != boxes.device:
             idxs = idxs.to(boxes.device)
-        return ops.batched_nms(boxes, scores, idxs, iou_threshold)
+        kept = ops.batched_nms(boxes, scores, idxs, iou_threshold)
+        return _in_order_of_sort(kept, scores) if sorts else kept
 
     return batched_nms
 

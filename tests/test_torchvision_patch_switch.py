@@ -366,6 +366,7 @@ COMPILE = """
         fastvision.enable()
     if sys.argv[1] == "off again":
         fastvision.disable()
+    torch.manual_seed(0)
     boxes, scores = torch.rand(1500, 4), torch.rand(1500)
     features, rois = torch.ones(2, 4, 10, 10), torch.tensor([[0.0, 0, 0, 9, 9]])
     for function, args in (
@@ -437,21 +438,21 @@ class BatchedNms(nn.Module):
 
 
 @pytest.mark.parametrize("count", [900, 1500])  # torchvision loops over classes from 1001 on
-def test_order_of_equal_scores(count, tmp_path):
-    """By index, in eager mode and in TorchScript alike."""
+@pytest.mark.parametrize("levels", [1, 5, 10**6])
+def test_order_of_equal_scores(count, levels):
+    """torchvision's, in eager mode and in TorchScript, whether scripted before or after."""
     boxes, classes = cases.clustered_boxes(count), cases.classes(count, 5)
-    scores = (cases.scores(count) * 4).round() / 4
+    scores = (cases.scores(count) * levels).ceil() / levels
+    arguments = boxes, scores, classes
+    before = torch.jit.script(BatchedNms())
+    expected = BatchedNms()(*arguments)
     with fastvision.enabled():
-        scripted = torch.jit.script(BatchedNms())
-        kept = BatchedNms()(boxes, scores, classes)
-        assert torch.equal(scripted(boxes, scores, classes), kept)
-        assert operators(scripted, boxes, scores, classes) == {"fastvision::nms"}
-        assert len(scripted(boxes[:0], scores[:0], classes[:0])) == 0
-    by_score = sorted(kept.tolist(), key=lambda i: (-scores[i].item(), i))
-    assert kept.tolist() == by_score
-    # the same boxes as torchvision's, and a file that needs nothing of ours
-    assert set(kept.tolist()) == set(BatchedNms()(boxes, scores, classes).tolist())
-    scripted.save(str(tmp_path / "nms.pt"))
-    loaded = torch.jit.load(str(tmp_path / "nms.pt"))
-    assert "fastvision::" not in str(loaded.inlined_graph)
-    assert torch.equal(loaded(boxes, scores, classes), kept)
+        after = torch.jit.script(BatchedNms())
+        for module in (BatchedNms(), before, after):
+            assert torch.equal(module(*arguments), expected)
+            assert operators(module, *arguments) == {"fastvision::nms"}
+        compiled = torch.compile(BatchedNms(), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*arguments), expected)
+        scores[::7] = float("nan")
+        with_nan = BatchedNms()(*arguments)
+    assert torch.equal(BatchedNms()(*arguments), with_nan)
