@@ -46,10 +46,10 @@ ROIS = cases.rois(12, 2, height=80, width=120, max_size=60)
 
 @pytest.fixture(autouse=True)
 def stock_again() -> Iterator[None]:
-    assert torchvision_patch._undo is None
+    assert not torchvision_patch._devices
     yield
     fastvision.disable()
-    assert torchvision_patch._undo is None
+    assert not torchvision_patch._devices
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,14 +69,12 @@ def on(stock_again: None) -> Iterator[None]:
 
 def stock(function: Callable, *args):
     """The answer of torchvision's own kernels, inside the fixture ``on`` too."""
-    undo, torchvision_patch._undo = torchvision_patch._undo, None
-    if undo is not None:
-        undo.close()
+    state = torchvision_patch._on, torchvision_patch._blocks
+    torchvision_patch._switch(False, 0)
     try:
         return function(*args)
     finally:
-        if undo is not None:
-            torchvision_patch._undo = torchvision_patch._install()
+        torchvision_patch._switch(*state)
 
 
 def our_ops(function: Callable, *args) -> set[str]:
@@ -395,10 +393,13 @@ def test_autocast(on):
 def test_compile_roi_align(on, backend):
     torch._dynamo.reset()
     compiled = torch.compile(pool, fullgraph=True, backend=backend)
-    features = FEATURES.contiguous(memory_format=torch.channels_last)
-    expected = pool_with_gradient(features, ROIS)
-    for result, wanted in zip(pool_with_gradient(features, ROIS, compiled), expected, strict=True):
+    expected = pool_with_gradient(FEATURES, ROIS)
+    for result, wanted in zip(pool_with_gradient(FEATURES, ROIS, compiled), expected, strict=True):
         assert torch.equal(result, wanted)
+    # the gradient is contiguous in the program, as torchvision's, so sums are rounded differently
+    features = FEATURES.contiguous(memory_format=torch.channels_last)
+    for result, wanted in zip(pool_with_gradient(features, ROIS, compiled), expected, strict=True):
+        assert_matches(result, wanted, scale=10)
     if backend == "inductor":
         return
     with torch.autocast("cpu", torch.bfloat16):
@@ -597,7 +598,7 @@ def test_threads():
             with fastvision.enabled():
                 if not torch.equal(ops.nms(BOXES, SCORES, 0.5), expected):
                     wrong.append(1)
-                if torchvision_patch._undo is None:  # another thread's block must not end ours
+                if not torchvision_patch._devices:  # another thread's block must not end ours
                     wrong.append(2)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

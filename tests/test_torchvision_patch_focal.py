@@ -41,7 +41,7 @@ TARGETS = (torch.rand(30, 7, generator=cases.generator(1)) < 0.1).float()
 
 @pytest.fixture(autouse=True)
 def stock_again() -> Iterator[None]:
-    assert torchvision_patch._undo is None
+    assert not torchvision_patch._devices
     yield
     fastvision.disable()
     assert ops.sigmoid_focal_loss is STOCK

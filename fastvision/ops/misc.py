@@ -29,7 +29,7 @@ class FrozenBatchNorm2d(nn.Module):
     running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
         self.eps = eps
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
@@ -213,7 +213,7 @@ class _ConvNormActivation(nn.Sequential):
             layers.append(norm_layer(conv.out_channels))
         if activation_layer is not None:
             layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
-        super().__init__(*layers)
+        nn.Sequential.__init__(self, *layers)  # torchvision's class may stand between
         self.out_channels = conv.out_channels
         self._has_norm = norm_layer is not None
 

@@ -66,7 +66,7 @@ class MultiScaleRoIAlign(nn.Module):
         canonical_scale: int = 224,
         canonical_level: int = 4,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
         if isinstance(output_size, int):
             output_size = (output_size, output_size)
         self.featmap_names = featmap_names
@@ -101,3 +101,5 @@ class MultiScaleRoIAlign(nn.Module):
             f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
             f"sampling_ratio={self.sampling_ratio}"
         )
+
+    __repr__ = nn.Module.__repr__
