@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops._checks import is_eager, is_transformed, needs_gradient
 from ..ops._conv_transpose import output_size as transposed_size
-from ..ops._convolution import output_size
-from ..ops.conv_bn_relu import _paddings, _pair
+from ..ops._convolution import output_size, paddings, pair
 from ..ops.linear_act import linear_act
 from ..reference.activations import activate
 
@@ -76,8 +75,8 @@ class _FusedConvolution(_Fused):
         channels_last: bool = False,
     ) -> None:
         super().__init__(weight, bias, activation, negative_slope)
-        self.stride = _pair(convolution.stride, "stride")
-        self.dilation = _pair(convolution.dilation, "dilation")
+        self.stride = pair(convolution.stride, "stride")
+        self.dilation = pair(convolution.dilation, "dilation")
         self.padding: Any = convolution.padding
         self.groups = convolution.groups
         self.channels_last = channels_last
@@ -125,7 +124,7 @@ class FusedConv2d(_FusedConvolution):
     def __init__(self, convolution: nn.Conv2d, *arguments: Any, **options: Any) -> None:
         super().__init__(convolution, *arguments, **options)
         kernel = self.weight.shape[2:]
-        self._padding = _paddings(self.padding, kernel, self.stride, self.dilation)
+        self._padding = paddings(self.padding, kernel, self.stride, self.dilation)
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         size = output_size(
