@@ -228,11 +228,14 @@ def batched_nms_padded(
         counts [B], both int64. Nothing waits for the device, so a CUDA graph can hold the call.
 
     Raises:
-        RuntimeError, ValueError: as :func:`nms`; ValueError for a negative ``max_output``.
+        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`nms`; ValueError for a
+            negative ``max_output``.
     """
     max_output = integer(max_output, "max_output must be an integer")
     if max_output < 0:
         raise ValueError(f"max_output must not be negative, got {max_output}")
+    if max_output >= 2**63:
+        raise ValueError(f"max_output must fit 64 bits, got {max_output}")
     boxes, scores = _autocast(boxes, scores)
     if idxs is not None:
         check_tensor(idxs, "idxs")

@@ -257,6 +257,14 @@ def test_output_sizes_out_of_range():
             ops.roi_align(X, ROIS, size)
 
 
+def test_most_boxes_out_of_range():
+    images: Any = (BOXES[None], SCORES[None], None, 0.5)
+    for most, error in ((-1, ValueError), (2**63, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="max_output must .*, got"):
+            ops.batched_nms_padded(*images, max_output=most)
+    assert ops.batched_nms_padded(*images, max_output=np.int64(2))[0].tolist() == [[0, 2]]
+
+
 # ---- quantized tensors
 
 
