@@ -363,9 +363,6 @@ def batch_norm_relu(
         TypeError, ValueError: arguments that do not fit; a single value per channel in training.
     """
     check_tensor(input, "input")
-    if is_traced() and process_group is None:
-        statistics = (running_mean, running_var, weight, bias, training, momentum, eps)
-        return _TRACED(input, *statistics, residual, activation, negative_slope, backend)
     if (
         isinstance(residual, Tensor)
         and residual.dtype != input.dtype
@@ -373,6 +370,9 @@ def batch_norm_relu(
         and torch.is_autocast_enabled(input.device.type)
     ):
         residual = residual.to(input.dtype)
+    if is_traced() and process_group is None:
+        statistics = (running_mean, running_var, weight, bias, training, momentum, eps)
+        return _TRACED(input, *statistics, residual, activation, negative_slope, backend)
     _check(
         input, residual,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,

@@ -339,11 +339,6 @@ def conv_bn_relu(
         return output
     check_tensor(input, "input")
     check_tensor(weight, "weight")
-    if is_traced():
-        named, sizes = (padding, 0) if isinstance(padding, str) else (None, padding)
-        window = (sizes_of(stride), sizes_of(sizes), named, sizes_of(dilation), groups)
-        ends = (activation, negative_slope, backend)
-        return _TRACED(*tensors, training, momentum, eps, *window, *ends)
     if input.dim() == 3:  # without a batch
         return conv_bn_relu(
             input.unsqueeze(0), weight, bias,
@@ -364,6 +359,12 @@ def conv_bn_relu(
         if weight.dtype != torch.float32:  # which is packed as it is
             weight = weight.to(dtype)
         residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
+    if is_traced():
+        named, sizes = (padding, 0) if isinstance(padding, str) else (None, padding)
+        window = (sizes_of(stride), sizes_of(sizes), named, sizes_of(dilation), groups)
+        ends = (activation, negative_slope, backend)
+        tensors = (input, weight, bias, *norm, residual)  # as autocast made them
+        return _TRACED(*tensors, training, momentum, eps, *window, *ends)
     check_maps(input, weight)
     check_activation(activation, negative_slope)
     check_normalization(training, momentum, eps)

@@ -180,10 +180,6 @@ def _conv_transpose2d(
     if plain and (output := repeat(tensors, call)) is not None:
         return output
     check_tensor(input, "input")
-    if is_traced():
-        window = (*map(sizes_of, (stride, padding, output_padding)), groups, sizes_of(dilation))
-        names = (activation, negative_slope, backend)
-        return _TRACED(*tensors, training, momentum, eps, *window, *names)
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
         args = (stride, padding, output_padding, groups, dilation, backend, batch_norm)
@@ -197,6 +193,11 @@ def _conv_transpose2d(
         # the weight keeps its bits: it is folded and packed from them
         input = input.to(torch.get_autocast_dtype(input.device.type))
         residual = residual.to(input.dtype) if isinstance(residual, Tensor) else residual
+    if is_traced():
+        window = (*map(sizes_of, (stride, padding, output_padding)), groups, sizes_of(dilation))
+        names = (activation, negative_slope, backend)
+        tensors = (input, weight, bias, *batch_norm, residual)  # as autocast made them
+        return _TRACED(*tensors, training, momentum, eps, *window, *names)
     check_maps(input, weight)
     if 0 in input.shape[2:] or 0 in weight.shape[1:]:
         raise ValueError(

@@ -410,6 +410,7 @@ def sigmoid_focal_loss(
     if is_traced():
         single = isinstance(inputs, Tensor)
         levels, labels = ([x] if isinstance(x, Tensor) else list(x) for x in (inputs, targets))
+        levels = [x.to(_result_dtype(x)) for x in levels]  # of autocast while it is traced
         return _TRACED_SIGMOID(levels, labels, alpha, gamma, reduction, single, backend)
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}. Expected one in [0, 1], or -1 for none.")
@@ -481,6 +482,7 @@ def softmax_focal_loss(
     if is_traced():
         of_alpha = (alpha, None) if isinstance(alpha, Tensor) else (None, alpha)
         options = (gamma, reduction, ignore_index, backend)
+        inputs = inputs.to(_result_dtype(inputs))
         return _TRACED_SOFTMAX(inputs, targets, *of_alpha, *options)
     _check_options(gamma, reduction)
     check_tensor(inputs, "inputs")

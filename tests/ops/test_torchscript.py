@@ -144,6 +144,25 @@ def test_trace_and_save(case: str, training: bool):
         assert torch.equal(dict(loaded.named_buffers())[name], buffer), name
 
 
+@pytest.mark.parametrize(
+    "case",
+    ["Conv2dNormActivation", "ConvTranspose2dNormActivation", "SigmoidFocalLoss", "conv_bn_relu"],
+)
+def test_a_trace_keeps_autocast(case: str):
+    make, (first, second) = CASES[case]
+    module = make().eval()
+    # a convolution makes its input bfloat16, a loss its result float32
+    dtype = torch.bfloat16 if case == "SigmoidFocalLoss" else torch.float32
+    (x, *rest), (y, *others) = first, second
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        traced = torch.jit.trace(module, (x.to(dtype), *rest))
+        expected = module(y.to(dtype), *others)
+    with torch.no_grad():
+        actual = traced(y.to(dtype), *others)
+    assert actual.dtype == expected.dtype != dtype
+    numerics.assert_matches(actual, expected)
+
+
 def test_trace_without_gradients_records_the_same():
     module = ops.Conv2dNormActivation(8, 8).eval()
     traced = torch.jit.trace(module, image())
