@@ -192,9 +192,13 @@ def batched_nms(
     Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and
     NaN coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
     """
-    check_tensor(boxes, "boxes")
     # torchvision takes None for scores and idxs here; in a graph the size may not be known yet
-    if not torch.compiler.is_compiling() and boxes.numel() == 0 and not is_traced():
+    if (
+        not torch.compiler.is_compiling()
+        and isinstance(boxes, Tensor)
+        and boxes.numel() == 0
+        and not is_traced()
+    ):
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = _autocast(boxes, scores)
     check_tensor(idxs, "idxs")
