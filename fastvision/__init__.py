@@ -3,12 +3,11 @@
 from typing import Any
 
 from . import _torchvision_types, ops
-from ._extension import empty_cache
 from ._info import info
 from ._version import __version__
 from .torchvision_patch import disable, enable, enabled
 
-__all__ = ["__version__", "disable", "empty_cache", "enable", "enabled", "fuse", "info", "ops"]
+__all__ = ["__version__", "disable", "enable", "enabled", "fuse", "info", "ops"]
 
 _torchvision_types.install()
 

@@ -38,12 +38,3 @@ def cuda_architectures() -> list[str]:
 def cpu_level() -> str:
     """Instruction set of the CPU kernels in use, by which the layout of packed weights goes."""
     return "" if _C is None else _C.cpu_capability()
-
-
-def empty_cache() -> None:
-    """Gives back to the system the CPU memory that is kept for coming results.
-
-    Results of 1 MiB and more reuse the memory of freed ones, of which up to 256 MiB are kept.
-    """
-    if _C is not None:
-        _C.empty_cache()

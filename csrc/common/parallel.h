@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "common/fork.h"
+
 namespace fastvision {
 
 // Hands out [0, items) in chunks to at most one worker per thread. make_worker() is called once in
@@ -18,8 +20,9 @@ void parallel_chunks(int64_t items, int64_t chunk, const MakeWorker& make_worker
     return;
   }
   const int64_t chunks = (items + chunk - 1) / chunk;
-  const int64_t workers =
-      chunks == 1 ? 1 : std::min<int64_t>(chunks, torch::stable::get_num_threads());
+  const int64_t workers = chunks == 1 || lost_threads_in_fork()
+                              ? 1
+                              : std::min<int64_t>(chunks, torch::stable::get_num_threads());
   if (workers == 1) {
     make_worker()(int64_t{0}, items);
     return;

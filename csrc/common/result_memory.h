@@ -1,6 +1,4 @@
-// Memory of large results on the CPU, used again when a result of about that size was freed. The
-// first touch of fresh memory costs a fault per page and a page to clear, which took as long as
-// RoIAlign's arithmetic (docs/architecture.md has the figures).
+// Memory of the results of ops: torch's own, so that a result is a tensor like any other.
 #pragma once
 
 #include <vector>
@@ -9,8 +7,17 @@
 
 namespace fastvision {
 
-// A tensor of the type and on the device of `like` with undefined values. If it is large and on the
-// CPU, its memory is kept for the next one when it is freed.
+// A tensor of that type and device with undefined values; an error that names the size where there
+// is no memory for it.
+Tensor empty_strided(
+    const std::vector<int64_t>& sizes,
+    const std::vector<int64_t>& strides,
+    ScalarType type,
+    int64_t element_size,
+    const torch::stable::Device& device
+);
+
+// The same, of the type and on the device of `like`.
 Tensor empty_result(
     const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides
 );

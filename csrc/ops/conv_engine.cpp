@@ -29,13 +29,11 @@ class PhaseRun {
         output_(plan.output),
         packing_(packing_of(plan, phase)),
         merged_(
-            plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 && input_.C < kMergedChannels
+            plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 &&
+            input_.C < kMergedChannels && may_pad()
         ),
         depthwise_rows_(phase.S > 0 && packing_.width() == 1 && phase.out_step_x == 1),
-        padded_(
-            merged_ || (depthwise_rows_ && phase.grid_w < kLeastWidth &&
-                        padded_width() <= 2 * input_.W + kLeastWidth)
-        ),
+        padded_(merged_ || (depthwise_rows_ && phase.grid_w < kLeastWidth && may_pad())),
         direct_input_(std::is_same_v<S, T> && input_.channels_last && !padded_),
         direct_output_(std::is_same_v<S, T> && output_.channels_last),
         taps_(merged_ ? phase.R : phase.R * phase.S),
@@ -404,6 +402,8 @@ class PhaseRun {
   int64_t padded_width() const {
     return (phase_.grid_w - 1) * phase_.step_x + (phase_.S - 1) * phase_.dilation_x + 1;
   }
+  // whether padded rows are not much longer than the input's
+  bool may_pad() const { return padded_width() <= 2 * input_.W + kLeastWidth; }
   int64_t all_blocks() const { return packing_.outer_groups() * packing_.blocks(); }
 
   ConvWindow window() const {

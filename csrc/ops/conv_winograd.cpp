@@ -18,7 +18,6 @@ constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
 constexpr int64_t kPassChannels = 64;      // of output, whose products stay in the nearer caches
 constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there beside them
 constexpr int64_t kLine = 64 / sizeof(float);
-constexpr int64_t kLeastScratch = 1 << 18;  // from there on empty_result() uses memory again
 
 // Packed: the bias [K'], then for each pass of output channels and each position the packed weights
 // of a 1x1 convolution (conv.h) whose own bias is zero.
@@ -283,7 +282,7 @@ Tensor conv_winograd(
   const int64_t threads = torch::stable::get_num_threads(), tiles = plan.tiles();
   const Parts parts(tiles, layout.passes(), threads);
   const int64_t tasks = parts.chunks * parts.splits;
-  const int64_t values = std::max(std::min(threads, tasks) * plan.scratch(), kLeastScratch);
+  const int64_t values = std::min(threads, tasks) * plan.scratch();
   const Tensor scratch = empty_result(input, {values}, {1});
   float* const memory = static_cast<float*>(scratch.mutable_data_ptr());
   std::atomic<int64_t> workers{0};

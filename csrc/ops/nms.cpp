@@ -1,12 +1,12 @@
 #include "ops/nms.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <limits>
 #include <memory>
 
 #include "common/parallel.h"
+#include "common/result_memory.h"
 #include "common/sort.h"
 #include "common/torch.h"
 #ifdef USE_CUDA
@@ -252,19 +252,17 @@ Tensor as_contiguous(const Tensor& t) {
 }
 
 // torch::stable::empty goes through the dispatcher, half the time of a call with few boxes.
-Tensor empty_indices(std::array<int64_t, 2> sizes, int64_t dim) {
-  const std::array<int64_t, 2> strides{dim == 2 ? sizes[1] : 1, 1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim,
-      sizes.data(),
-      strides.data(),
-      aoti_torch_dtype_int64(),
-      aoti_torch_device_type_cpu(),
-      0,
-      &handle
-  ));
-  return Tensor(handle);
+Tensor empty_indices(const std::vector<int64_t>& sizes) {
+  const int64_t columns = sizes.back();
+  const auto strides =
+      sizes.size() == 2 ? std::vector<int64_t>{columns, 1} : std::vector<int64_t>{1};
+  return empty_strided(
+      sizes,
+      strides,
+      ScalarType::Long,
+      sizeof(int64_t),
+      torch::stable::Device(torch::headeronly::DeviceType::CPU)
+  );
 }
 
 // NmsArgs without results; holds what its pointers point to.
@@ -313,7 +311,7 @@ Tensor nms(
   FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
     const Suppression<scalar_t> suppression(args);
     const int64_t count = suppression.kept(0);
-    indices = empty_indices({count}, 1);
+    indices = empty_indices({count});
     suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
   });
   return *indices;
@@ -329,8 +327,8 @@ std::tuple<Tensor, Tensor> nms_padded(
 ) {
   check_shapes(boxes, scores, idxs, 3);
   STD_TORCH_CHECK(max_output >= 0, "max_output must not be negative, got ", max_output);
-  Tensor indices = empty_indices({boxes.size(0), max_output}, 2);
-  Tensor counts = empty_indices({boxes.size(0)}, 1);
+  Tensor indices = empty_indices({boxes.size(0), max_output});
+  Tensor counts = empty_indices({boxes.size(0)});
   NmsInputs inputs(boxes, scores, idxs, iou_threshold);
   NmsArgs& args = inputs.args;
   args.max_output = max_output;

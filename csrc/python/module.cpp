@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "build_info.h"
-#include "common/empty_cache.h"
 #include "common/isa.h"
 
 namespace py = pybind11;
@@ -57,5 +56,4 @@ PYBIND11_MODULE(_C, m) {
       py::arg("level"),
       "Run the CPU kernels at a given level; ValueError where this CPU lacks it."
   );
-  m.def("empty_cache", &fastvision::empty_cache, "Give back memory kept for results.");
 }

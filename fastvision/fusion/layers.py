@@ -19,9 +19,8 @@ from .. import _extension, ops
 from ..ops import _backend, _conv_cpu, _conv_transpose
 from ..ops._checks import is_eager, is_transformed
 from ..ops._conv_transpose import output_size as transposed_size
-from ..ops._convolution import output_size
+from ..ops._convolution import output_size, pair, paddings
 from ..ops._layers import activation_of, has_global_hooks, is_frozen_batch_norm
-from ..ops.conv_bn_relu import _paddings, _pair
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
 from . import modules
@@ -255,8 +254,8 @@ class FusedConv2d(_FusedConvolution):
         return super().forward(input) if result is None else result  # type: ignore[misc]
 
     def _window(self) -> tuple[Any, Any, Any]:
-        stride, dilation = _pair(self.stride, "stride"), _pair(self.dilation, "dilation")
-        return stride, _paddings(self.padding, self.weight.shape[2:], stride, dilation), dilation
+        stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")
+        return stride, paddings(self.padding, self.weight.shape[2:], stride, dilation), dilation
 
     def _shape_of(self, x: Tensor) -> tuple[int, ...]:
         size = output_size(x.shape[2:], self.weight.shape[2:], *self._window())
@@ -291,7 +290,7 @@ class FusedConvTranspose2d(_FusedConvolution):
 
     def _options(self) -> tuple[Any, ...]:
         pairs = (self.stride, self.padding, self.output_padding, self.dilation)
-        stride, padding, extra, dilation = (_pair(value, "option") for value in pairs)
+        stride, padding, extra, dilation = (pair(value, "option") for value in pairs)
         return stride, padding, extra, self.groups, dilation
 
     def _shape_of(self, x: Tensor) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The ops, under torchvision.ops' names where it has them."""
 
+from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d, conv_transpose2d_bn_relu
@@ -42,3 +43,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "softmax_focal_loss",
 ]
+
+for _name in __all__:
+    refuse_scripting(globals()[_name])

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reference.roi_align import is_channels_last
-from ._checks import check_floating, check_tensor
+from ._checks import check_floating, check_tensor, integer
+from ._checks import pair as pair
 
+# of the ops that torch.jit.trace records; {geometry}: what the convolutions differ in
+TRACED_SCHEMA = (
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? residual, bool training, "
+    "float momentum, float eps, {geometry}, str activation, float negative_slope, str? backend)"
+    " -> Tensor"
+)
 MOST = 2**31 - 1  # sizes are computed in 64 bits
+
+
+def paddings(
+    padding: int | Sequence[int] | str,
+    kernel: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom of torch's forms of padding, or those four themselves."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0, 0, 0
+        if padding != "same":
+            raise ValueError(f"padding must be 'same', 'valid' or numbers, got {padding!r}")
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        left, top = horizontal // 2, vertical // 2
+        return left, horizontal - left, top, vertical - top
+    if isinstance(padding, (tuple, list)) and len(padding) == 4:
+        what = "padding must be one, two or four integers"
+        left, right, top, bottom = (integer(side, what) for side in padding)
+        return left, right, top, bottom
+    vertical, horizontal = pair(padding, "padding")
+    return horizontal, horizontal, vertical, vertical
+
+
+def sizes_of(value: Any) -> Sequence[int]:
+    """As an op takes them."""
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def output_size(

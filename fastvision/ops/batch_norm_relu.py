@@ -13,7 +13,16 @@ from ..reference.activations import ACTIVATIONS
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from ._backend import choose, unsupported
-from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
+from ._checks import (
+    check_activation,
+    check_floating,
+    check_normalization,
+    check_tensor,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
+from ._torchscript import traced_op
 
 # mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
 # ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
@@ -361,12 +370,15 @@ def batch_norm_relu(
         and torch.is_autocast_enabled(input.device.type)
     ):
         residual = residual.to(input.dtype)
+    if is_traced() and process_group is None:
+        statistics = (running_mean, running_var, weight, bias, training, momentum, eps)
+        return _TRACED(input, *statistics, residual, activation, negative_slope, backend)
     _check(
         input, residual,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
     )  # fmt: skip
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    check_activation(activation, negative_slope)
+    check_normalization(training, momentum, eps)
     if training and process_group is None and input.numel() == input.shape[1] > 0:
         raise ValueError(
             "Expected more than 1 value per channel when training, "
@@ -406,3 +418,23 @@ def batch_norm_relu(
     return _RUN[chosen]["batch_norm_relu"](
         input, mean, invstd, weight, bias, residual, index, negative_slope
     )
+
+
+def _traced(*args: Any) -> Tensor:
+    *args, residual, activation, negative_slope, backend = args  # type: ignore[assignment]
+    return batch_norm_relu(
+        *args,
+        residual=residual,
+        activation=activation,
+        negative_slope=negative_slope,
+        backend=backend,
+    )
+
+
+_TRACED = traced_op(
+    "batch_norm_relu",
+    "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, "
+    "Tensor? bias, bool training, float momentum, float eps, Tensor? residual, str activation, "
+    "float negative_slope, str? backend) -> Tensor",
+    _traced,
+)

@@ -15,9 +15,20 @@ from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
 from . import _conv_cpu, _onednn
 from ._backend import choose, requested_by_environment
-from ._checks import check_tensor, is_batched, is_eager, is_transformed, needs_gradient
+from ._checks import (
+    check_activation,
+    check_normalization,
+    check_tensor,
+    integer,
+    is_batched,
+    is_eager,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
 from ._conv_cpu import conv_options, onednn_wins, winograd_wins
 from ._convolution import (
+    TRACED_SCHEMA,
     check_channels,
     check_maps,
     check_parameters,
@@ -25,8 +36,12 @@ from ._convolution import (
     check_window,
     format_of,
     output_size,
+    paddings,
+    pair,
+    sizes_of,
 )
 from ._repeat import is_plain, keep, made_once, repeat
+from ._torchscript import traced_op
 from .batch_norm_relu import batch_norm_relu
 
 # padding: left, right, top, bottom; activation: index in ACTIVATIONS
@@ -74,37 +89,6 @@ torch.library.impl("fastvision::conv_bn_relu_triton", ("CPU", "CUDA"), _triton)
 _OPS = torch.ops.fastvision
 _OP = _OPS.conv_bn_relu.default
 _TRITON_OP = _OPS.conv_bn_relu_triton.default
-
-
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise ValueError(f"{name} must be an int or two of them, got {value!r}")
-    return value[0], value[1]
-
-
-def _paddings(
-    padding: int | Sequence[int] | str,
-    kernel: Sequence[int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom of torch's forms of padding, or those four themselves."""
-    if padding == "valid":
-        return 0, 0, 0, 0
-    if padding == "same":
-        if stride != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, got {stride}")
-        vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        left, top = horizontal // 2, vertical // 2
-        return left, horizontal - left, top, vertical - top
-    if isinstance(padding, str):
-        raise ValueError(f"padding must be 'same', 'valid' or numbers, got {padding!r}")
-    if not isinstance(padding, int) and len(padding) == 4:
-        return padding[0], padding[1], padding[2], padding[3]
-    vertical, horizontal = _pair(padding, "padding")
-    return horizontal, horizontal, vertical, vertical
 
 
 def _run(
@@ -316,7 +300,7 @@ def conv_bn_relu(
     """activation(batch_norm(conv2d(input, weight, bias)) + residual).
 
     Args:
-        input: [N, C, H, W] float16, bfloat16, float32 or float64.
+        input: [N, C, H, W] or [C, H, W]; float16, bfloat16, float32 or float64.
         weight: [K, C / groups, R, S] of the convolution.
         bias: [K] of the convolution.
         bn_weight, bn_bias: [K], 1 and 0 if None.
@@ -327,15 +311,15 @@ def conv_bn_relu(
         momentum, eps: of the batch normalization.
         stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
             four numbers, left, right, top, bottom.
-        residual: [N, K, OH, OW], added before the activation.
+        residual: [N, K, OH, OW], or [K, OH, OW] beside such an input, added before the activation.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
         negative_slope: of leaky_relu.
         backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
 
     Returns:
-        [N, K, OH, OW] in the dtype and memory format of ``input``; under autocast in autocast's
-        dtype, as the convolution. Without training the normalization is part of the convolution's
-        weight and bias (Ioffe and Szegedy 2015, section 3.1).
+        [N, K, OH, OW], or [K, OH, OW], in the dtype and memory format of ``input``; under autocast
+        in autocast's dtype, as the convolution. Without training the normalization is part of the
+        convolution's weight and bias (Ioffe and Szegedy 2015, section 3.1).
 
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
@@ -353,11 +337,20 @@ def conv_bn_relu(
     norm = (bn_weight, bn_bias, running_mean, running_var)
     tensors: Any = (input, weight, bias, *norm, residual)
     call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
-    plain = not training and backend in (None, "cpp") and is_plain(tensors)
+    plain = training is False and backend in (None, "cpp") and is_plain(tensors)
     if plain and (output := repeat(tensors, call)) is not None:
         return output
     check_tensor(input, "input")
     check_tensor(weight, "weight")
+    if input.dim() == 3:  # without a batch
+        return conv_bn_relu(
+            input.unsqueeze(0), weight, bias,
+            bn_weight=bn_weight, bn_bias=bn_bias, running_mean=running_mean,
+            running_var=running_var, training=training, momentum=momentum, eps=eps, stride=stride,
+            padding=padding, dilation=dilation, groups=groups,
+            residual=residual.unsqueeze(0) if isinstance(residual, Tensor) else residual,
+            activation=activation, negative_slope=negative_slope, backend=backend,
+        ).squeeze(0)  # fmt: skip
     if (
         (input.is_cpu or input.is_cuda)
         and input.is_floating_point()
@@ -369,12 +362,19 @@ def conv_bn_relu(
         if weight.dtype != torch.float32:  # which is packed as it is
             weight = weight.to(dtype)
         residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
+    if is_traced():
+        named, sizes = (padding, 0) if isinstance(padding, str) else (None, padding)
+        window = (sizes_of(stride), sizes_of(sizes), named, sizes_of(dilation), groups)
+        ends = (activation, negative_slope, backend)
+        tensors = (input, weight, bias, *norm, residual)  # as autocast made them
+        return _TRACED(*tensors, training, momentum, eps, *window, *ends)
     check_maps(input, weight)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
-    paddings = _paddings(padding, weight.shape[2:], strides, dilations)
-    check_window(strides, paddings, dilations, groups)
+    check_activation(activation, negative_slope)
+    check_normalization(training, momentum, eps)
+    strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    sides = paddings(padding, weight.shape[2:], strides, dilations)
+    groups = integer(groups, "groups must be an integer")
+    check_window(strides, sides, dilations, groups)
     K = weight.shape[0]
     if K % groups != 0:
         raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
@@ -391,24 +391,22 @@ def conv_bn_relu(
         bn_weight=bn_weight,
         bn_bias=bn_bias,
     )
-    size = output_size(input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+    size = output_size(input.shape[2:], weight.shape[2:], strides, sides, dilations)
     if min(size) < 1:
         raise ValueError(
             f"weight's window {list(weight.shape[2:])} with dilation {dilations} does not fit into "
-            f"input {list(input.shape[2:])} with padding {paddings}"
+            f"input {list(input.shape[2:])} with padding {sides}"
         )
     check_residual(residual, input, (input.shape[0], K, *size))
     if training:
         if choose(input, backend) == "cpp" and _winograd_wins_once(
-            input, weight, strides, paddings, dilations, groups
+            input, weight, strides, sides, dilations, groups
         ):
-            x = conv_bn_relu(
-                input, weight, bias, padding=paddings, activation="none", backend=backend
-            )
+            x = conv_bn_relu(input, weight, bias, padding=sides, activation="none", backend=backend)
         else:
-            x, sides = _symmetric(input, paddings)
+            x, symmetric = _symmetric(input, sides)
             filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-            x = F.conv2d(x, filters, offset, strides, sides, dilations, groups)
+            x = F.conv2d(x, filters, offset, strides, symmetric, dilations, groups)
         return batch_norm_relu(
             x,
             running_mean, running_var, bn_weight, bn_bias, True, momentum, eps,
@@ -416,7 +414,7 @@ def conv_bn_relu(
             backend=None if backend == "cuda" else backend,
         )  # fmt: skip
     index = ACTIVATIONS.index(activation)
-    options: Any = (strides, paddings, dilations, groups, eps)
+    options: Any = (strides, sides, dilations, groups, eps)
     if plain:
         layer = made_once(
             _conv_cpu.Layer, tensors[1:7], input.dtype, *options, index, negative_slope
@@ -440,3 +438,20 @@ def conv_bn_relu(
         return _FrozenConvBNReLU.apply(chosen, (*options, index, negative_slope), *tensors)
     z = _FrozenConvBNReLU.apply(chosen, (*options, 0, 0.0), *tensors)
     return activate(z, activation, negative_slope)
+
+
+def _traced(*args: Any) -> Tensor:
+    input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual = args[:8]
+    training, momentum, eps, stride, padding, named, dilation, groups = args[8:16]
+    activation, negative_slope, backend = args[16:]
+    return conv_bn_relu(
+        input, weight, bias,
+        bn_weight=bn_weight, bn_bias=bn_bias, running_mean=running_mean, running_var=running_var,
+        training=training, momentum=momentum, eps=eps, stride=tuple(stride),
+        padding=named or tuple(padding), dilation=tuple(dilation), groups=groups,
+        residual=residual, activation=activation, negative_slope=negative_slope, backend=backend,
+    )  # fmt: skip
+
+
+_WINDOW = "int[] stride, int[] padding, str? named_padding, int[] dilation, int groups"
+_TRACED = traced_op("conv_bn_relu", TRACED_SCHEMA.format(geometry=_WINDOW), _traced)

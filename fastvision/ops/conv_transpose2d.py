@@ -14,16 +14,28 @@ from .. import _device, reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.conv_transpose2d import normalization, scaled_filters
 from ._backend import choose, unsupported
-from ._checks import check_tensor, is_transformed, needs_gradient
+from ._checks import (
+    check_activation,
+    check_normalization,
+    check_tensor,
+    integer,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
 from ._conv_transpose import FORWARD, Layer, compute_type, output_size
 from ._convolution import (
+    TRACED_SCHEMA,
     check_channels,
     check_maps,
     check_parameters,
     check_residual,
     check_window,
+    pair,
+    sizes_of,
 )
 from ._repeat import is_plain, keep, made_once, repeat
+from ._torchscript import traced_op
 from .batch_norm_relu import batch_norm_relu
 
 # from the gradient and the result; the other activations are applied beside the op where a
@@ -141,17 +153,6 @@ def _prefers_triton(input: Tensor, weight: Tensor, groups: int) -> bool:
     return fills and _device.triton_has_tensor_cores(input.device.index)
 
 
-def _pair(value: Any, name: str) -> tuple[int, int]:
-    if type(value) is int:
-        return value, value
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if not all(hasattr(size, "__index__") and not isinstance(size, bool) for size in pair):
-        raise TypeError(f"{name} must be one or two integers, got {value!r}")
-    if len(pair) not in (1, 2):
-        raise ValueError(f"{name} must be one or two integers, got {value!r}")
-    return pair[0], pair[-1]
-
-
 def _conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -173,7 +174,7 @@ def _conv_transpose2d(
     tensors: Any = (input, weight, bias, *batch_norm, residual)
     options: Any = (stride, padding, output_padding, groups, dilation, eps)
     call = ("transposed", *options, activation, negative_slope)
-    plain = not training and backend in (None, "cpp") and is_plain(tensors)
+    plain = training is False and backend in (None, "cpp") and is_plain(tensors)
     if plain and (output := repeat(tensors, call)) is not None:
         return output
     check_tensor(input, "input")
@@ -190,16 +191,22 @@ def _conv_transpose2d(
         # the weight keeps its bits: it is folded and packed from them
         input = input.to(torch.get_autocast_dtype(input.device.type))
         residual = residual.to(input.dtype) if isinstance(residual, Tensor) else residual
+    if is_traced():
+        window = (*map(sizes_of, (stride, padding, output_padding)), groups, sizes_of(dilation))
+        names = (activation, negative_slope, backend)
+        tensors = (input, weight, bias, *batch_norm, residual)  # as autocast made them
+        return _TRACED(*tensors, training, momentum, eps, *window, *names)
     check_maps(input, weight)
     if 0 in input.shape[2:] or 0 in weight.shape[1:]:
         raise ValueError(
             "input must have pixels, and weight filters: got shapes "
             f"{list(input.shape)} and {list(weight.shape)}"
         )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
-    paddings, extra = _pair(padding, "padding"), _pair(output_padding, "output_padding")
+    check_activation(activation, negative_slope)
+    check_normalization(training, momentum, eps)
+    strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    paddings, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
+    groups = integer(groups, "groups must be an integer")
     check_window(strides, paddings, dilations, groups)
     for p, s, d in zip(extra, strides, dilations, strict=True):
         if not 0 <= p < max(s, d):
@@ -248,6 +255,19 @@ def _conv_transpose2d(
         ends = (residual, options, activation, negative_slope)
         return _differentiable(chosen, input, weight, bias, *ends)
     return FORWARD[chosen](*tensors, *options, eps, index, negative_slope)
+
+
+def _traced(*args: Any) -> Tensor:
+    tensors, batch_norm, residual = args[:3], args[3:7], args[7]
+    training, momentum, eps, *sizes, activation, negative_slope, backend = args[8:]
+    stride, padding, output_padding, groups, dilation = sizes
+    window = (tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
+    options = (backend, batch_norm, training, momentum, eps, residual, activation, negative_slope)
+    return _conv_transpose2d(*(*tensors, *window, *options))
+
+
+_WINDOW = "int[] stride, int[] padding, int[] output_padding, int groups, int[] dilation"
+_TRACED = traced_op("conv_transpose2d", TRACED_SCHEMA.format(geometry=_WINDOW), _traced)
 
 
 @torch.fx.wrap

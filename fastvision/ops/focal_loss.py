@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .. import reference
 from ._backend import choose
-from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
+from ._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
+from ._torchscript import traced_op
 
 # grad_scale: what the gradients are multiplied by; 0 if none are wanted. The result is the loss,
 # if reduced a sum in the type of arithmetic, and the gradient of each input.
@@ -302,6 +303,7 @@ def _levels(
     inputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     if isinstance(inputs, Tensor):
+        check_tensor(inputs, "inputs")
         check_floating(inputs, "inputs")
         return [inputs], [_as_targets(inputs, targets, "targets")]
     if not isinstance(inputs, (list, tuple)):
@@ -405,6 +407,11 @@ def sigmoid_focal_loss(
         ValueError: alpha, gamma, reduction or shapes that do not fit; ``backend`` cannot run here.
         TypeError: dtypes that do not fit.
     """
+    if is_traced():
+        single = isinstance(inputs, Tensor)
+        levels, labels = ([x] if isinstance(x, Tensor) else list(x) for x in (inputs, targets))
+        levels = [x.to(_result_dtype(x)) for x in levels]  # of autocast while it is traced
+        return _TRACED_SIGMOID(levels, labels, alpha, gamma, reduction, single, backend)
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}. Expected one in [0, 1], or -1 for none.")
     _check_options(gamma, reduction)
@@ -472,6 +479,11 @@ def softmax_focal_loss(
     Raises:
         ValueError, TypeError: arguments that do not fit; ``backend`` cannot run here.
     """
+    if is_traced():
+        of_alpha = (alpha, None) if isinstance(alpha, Tensor) else (None, alpha)
+        options = (gamma, reduction, ignore_index, backend)
+        inputs = inputs.to(_result_dtype(inputs))
+        return _TRACED_SOFTMAX(inputs, targets, *of_alpha, *options)
     _check_options(gamma, reduction)
     check_tensor(inputs, "inputs")
     check_floating(inputs, "inputs")
@@ -505,6 +517,49 @@ def softmax_focal_loss(
     if alpha is not None and alpha >= 0:
         loss = loss * alpha
     return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def _traced_sigmoid(
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    alpha: float,
+    gamma: float,
+    reduction: str,
+    single: bool,
+    backend: str | None,
+) -> Tensor:
+    x: Any = inputs[0] if single else inputs
+    t: Any = targets[0] if len(targets) == 1 else targets
+    return sigmoid_focal_loss(x, t, alpha, gamma, reduction, backend=backend)
+
+
+def _traced_softmax(
+    inputs: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    alpha: float | None,
+    gamma: float,
+    reduction: str,
+    ignore_index: int,
+    backend: str | None,
+) -> Tensor:
+    weight = alpha if weights is None else weights
+    options = (gamma, reduction, ignore_index)
+    return softmax_focal_loss(inputs, targets, weight, *options, backend=backend)
+
+
+_TRACED_SIGMOID = traced_op(
+    "sigmoid_focal_loss",
+    "(Tensor[] inputs, Tensor[] targets, float alpha, float gamma, str reduction, bool single, "
+    "str? backend) -> Tensor",
+    _traced_sigmoid,
+)
+_TRACED_SOFTMAX = traced_op(
+    "softmax_focal_loss",
+    "(Tensor inputs, Tensor targets, Tensor? weights, float? alpha, float gamma, str reduction, "
+    "int ignore_index, str? backend) -> Tensor",
+    _traced_softmax,
+)
 
 
 class SigmoidFocalLoss(nn.Module):

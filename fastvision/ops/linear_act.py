@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from .. import _extension
 from ..reference.activations import ACTIVATIONS, activate
 from . import _onednn
-from ._checks import check_floating, check_tensor, is_transformed, needs_gradient
+from ._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
 from ._conv_cpu import conv_options
 from ._packing import remembered
+from ._torchscript import traced_op
 
 torch.library.define(
     "fastvision::linear_act",
@@ -154,6 +155,8 @@ def linear_act(
     """
     check_tensor(input, "input")
     check_tensor(weight, "weight")
+    if is_traced():
+        return _TRACED(input, weight, bias, activation, negative_slope)
     check_floating(input, "input")
     if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
         raise TypeError(f"weight and bias must have input's dtype {input.dtype}")
@@ -169,3 +172,10 @@ def linear_act(
     if is_transformed() or needs_gradient((input, weight, bias)):
         return activate(F.linear(input, weight, bias), activation, negative_slope)
     return _OP(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)
+
+
+_TRACED = traced_op(
+    "linear_act",
+    "(Tensor input, Tensor weight, Tensor? bias, str activation, float slope) -> Tensor",
+    lambda *args: linear_act(*args[:3], activation=args[3], negative_slope=args[4]),
+)

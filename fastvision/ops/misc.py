@@ -9,14 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE, activate
+from ._checks import FLOATING, check_tensor
 from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
 from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d_bn_relu
 
 
+@torch.fx.wrap
+def _frozen_batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    check_tensor(x, "x")
+    dtype = x.dtype
+    for buffer in (running_mean, running_var, weight, bias):
+        dtype = torch.promote_types(dtype, buffer.dtype)
+    if x.dim() == 4 and dtype in FLOATING:
+        return batch_norm_relu(
+            x.to(dtype), running_mean, running_var, weight, bias, eps=eps, activation="none"
+        )
+    # whatever else torchvision's formula takes
+    channels = (running_mean, running_var, weight, bias)
+    mean, var, w, b = (t.reshape(1, -1, 1, 1) for t in channels)
+    scale = w * (var + eps).rsqrt()
+    return x * scale + (b - mean * scale)
+
+
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization whose statistics and affine parameters are buffers: they never change.
+
+    The result has the type that torch promotes input and buffers to, as with torchvision's.
 
     Args:
         num_features: channels of the [N, C, H, W] input.
@@ -43,10 +70,8 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return batch_norm_relu(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps,
-            activation="none",
-        )  # fmt: skip
+        statistics = self.running_mean, self.running_var
+        return _frozen_batch_norm(x, *statistics, self.weight, self.bias, self.eps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"

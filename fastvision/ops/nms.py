@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ._backend import choose
-from ._checks import FLOATING, check_tensor
+from ._checks import FLOATING, check_tensor, integer, is_traced, of_torchvision
 
 _SCHEMA = "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor"
 _PADDED_SCHEMA = (
@@ -112,7 +112,11 @@ def _class_ids(idxs: Tensor) -> Tensor:
     """Class labels of any dtype as int64, distinct labels staying distinct."""
     if idxs.dtype == torch.int64:
         return idxs
+    if idxs.is_complex() or idxs.is_quantized:
+        raise RuntimeError(f"idxs must be of an integer or floating-point type, got {idxs.dtype}")
     if idxs.is_floating_point():
+        if is_traced():  # whose graphs cannot hold a view of another type
+            return torch.unique(idxs.double(), return_inverse=True)[1]
         return (idxs.double() + 0.0).view(torch.int64)  # the bits tell labels apart; -0 becomes 0
     return idxs.to(torch.int64)
 
@@ -148,10 +152,15 @@ def nms(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit (torchvision's error type).
         ValueError: ``backend`` cannot run here.
+        TypeError: an argument is no tensor.
+        NotImplementedError: sparse, nested or mkldnn tensors; quantized ones unless torchvision is
+            imported, whose kernel then takes them.
 
     The answer is torchvision's, ties included; memory is O(N).
     """
     boxes, scores = _autocast(boxes, scores)
+    if boxes.is_quantized:
+        return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
     _check_boxes(boxes, scores, None, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, None, iou_threshold)
 
@@ -176,13 +185,23 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes, by falling score.
 
+    Raises:
+        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`nms`; quantized boxes
+            are refused, by torchvision as well.
+
     Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and
     NaN coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
     """
-    # torchvision takes None for scores and idxs here; when compiling the size may not be known yet
-    if not torch.compiler.is_compiling() and boxes.numel() == 0:
+    # torchvision takes None for scores and idxs here; in a graph the size may not be known yet
+    if (
+        not torch.compiler.is_compiling()
+        and isinstance(boxes, Tensor)
+        and boxes.numel() == 0
+        and not is_traced()
+    ):
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = _autocast(boxes, scores)
+    check_tensor(idxs, "idxs")
     _check_boxes(boxes, scores, idxs, 2)
     return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
 
@@ -213,13 +232,18 @@ def batched_nms_padded(
         counts [B], both int64. Nothing waits for the device, so a CUDA graph can hold the call.
 
     Raises:
-        RuntimeError, ValueError: as :func:`nms`; ValueError for a negative ``max_output``.
+        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`nms`; ValueError for a
+            negative ``max_output``.
     """
+    max_output = integer(max_output, "max_output must be an integer")
     if max_output < 0:
         raise ValueError(f"max_output must not be negative, got {max_output}")
+    if max_output >= 2**63:
+        raise ValueError(f"max_output must fit 64 bits, got {max_output}")
     boxes, scores = _autocast(boxes, scores)
-    _check_boxes(boxes, scores, idxs, 3)
     if idxs is not None:
-        idxs = _class_ids(idxs)
+        check_tensor(idxs, "idxs")
+    _check_boxes(boxes, scores, idxs, 3)
+    idxs = None if idxs is None else _class_ids(idxs)
     run = _NMS_PADDED[choose(boxes, backend)]
     return run(boxes, scores, idxs, iou_threshold, score_threshold, max_output)

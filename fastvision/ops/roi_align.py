@@ -13,7 +13,17 @@ from torch.autograd import forward_ad
 from .. import reference
 from ..reference.roi_align import is_channels_last
 from ._backend import choose
-from ._checks import FLOATING, check_floating, check_tensor, needs_gradient
+from ._checks import (
+    FLOATING,
+    check_floating,
+    check_number,
+    check_tensor,
+    is_traced,
+    needs_gradient,
+    of_torchvision,
+    pair,
+)
+from ._torchscript import traced_op
 
 _SCHEMA = (
     "(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, "
@@ -191,6 +201,12 @@ def _check_feature(feature: object, name: str) -> None:
     check_floating(feature, name)
 
 
+def _stacked(boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype) -> Tensor:
+    # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
+    parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
+    return torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
+
+
 def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
     """[K, 5] in float32, or in float64 beside float64 features."""
     dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
@@ -207,9 +223,7 @@ def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
             raise ValueError(
                 f"boxes must be one Tensor per image, {feature.shape[0]} at most, got {len(boxes)}"
             )
-        # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
-        parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
-        rois = torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
+        rois = _stacked(boxes, feature, dtype)
     else:
         raise AssertionError(
             f"boxes must be a Tensor or a list of them, got {type(boxes).__name__}"
@@ -221,15 +235,38 @@ def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
     return rois if rois.dtype == dtype else rois.to(dtype)
 
 
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) == 1:
-        pair *= 2
-    if not all(hasattr(size, "__index__") for size in pair):
-        raise TypeError(f"{name} must be one or two integers, got {value}")
-    if len(pair) != 2 or pair[0] < 0 or pair[1] < 0:
-        raise ValueError(f"{name} must be one or two non-negative integers, got {value}")
-    return pair
+def _output_size(value: int | Sequence[int]) -> tuple[int, int]:
+    bins = pair(value, "output_size")
+    for size in bins:
+        if not 0 <= size < 2**63:
+            raise ValueError(f"output_size must be at least 0 and fit 64 bits, got {value!r}")
+    return bins
+
+
+def _traced_call(
+    features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor], *options: Any
+) -> Tensor:
+    """What torch.jit.trace records: no checks, for which sizes would become constants."""
+    if not isinstance(boxes, Tensor):
+        dtype = torch.promote_types(features[0].dtype, torch.float32)
+        boxes = _stacked(boxes, features[0], dtype)
+    return _TRACED(features, boxes, *options)
+
+
+def _traced(features: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
+    scales, PH, PW, sampling_ratio, aligned, *level_rule, backend = options
+    if len(features) == 1:
+        return roi_align(
+            features[0], rois, (PH, PW), scales[0], sampling_ratio, aligned, backend=backend
+        )
+    canonical_scale, canonical_level, min_level = level_rule
+    return multiscale_roi_align(
+        features, rois, (PH, PW), scales, sampling_ratio, aligned, canonical_scale=canonical_scale,
+        canonical_level=canonical_level, min_level=min_level, backend=backend,
+    )  # fmt: skip
+
+
+_TRACED = traced_op("roi_align", _SCHEMA.replace(") ->", ", str? backend) ->"), _traced)
 
 
 @torch.fx.wrap
@@ -250,7 +287,7 @@ def roi_align(
             channels_last.
         boxes: [K, 5] (batch index, x1, y1, x2, y2), or one [L, 4] per image.
         output_size: bins (PH, PW), or one number for both.
-        spatial_scale: from the boxes' coordinates to those of ``input``.
+        spatial_scale: from the boxes' coordinates to those of ``input``; finite.
         sampling_ratio: samples per bin and axis; adaptive, ``ceil(roi size / bins)``, if <= 0.
         aligned: shifts the coordinates by half a pixel; without it (the first version's behaviour)
             a box is at least one pixel wide and high.
@@ -279,9 +316,21 @@ def roi_align(
     Raises:
         AssertionError: shape of ``boxes`` (torchvision's error type).
         TypeError, ValueError: other arguments that do not fit; ``backend`` cannot run here.
+        NotImplementedError: sparse, nested or mkldnn tensors; quantized ones unless torchvision is
+            imported, whose kernel then takes them.
     """
+    if isinstance(input, Tensor) and input.is_quantized:
+        quantized = of_torchvision("roi_align", "input")
+        return quantized(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled = _output_size(output_size)
+    check_number(spatial_scale, "spatial_scale")
+    if not -math.inf < spatial_scale < math.inf:
+        raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
+    if is_traced():
+        level_rule = (0.0, 0.0, 0)
+        numbers = ([spatial_scale], *pooled, sampling_ratio, aligned, *level_rule)
+        return _traced_call([input], boxes, *numbers, backend)
     _check_feature(input, "input")
-    pooled = _pair(output_size, "output_size")
     rois = _as_rois(boxes, input)
     options = ([spatial_scale], *pooled, sampling_ratio, aligned, 0.0, 0.0, 0)
     return _run(choose(input, backend), rois, options, [input])
@@ -309,7 +358,7 @@ def multiscale_roi_align(
         features: up to 8 maps [N, C, H_l, W_l] of one dtype, finest first.
         boxes: [K, 5] or one [L, 4] per image, in image coordinates.
         output_size: bins (PH, PW), or one number for both.
-        spatial_scales: of each level.
+        spatial_scales: of each level, positive.
         sampling_ratio, aligned, backend: see :func:`roi_align`.
         canonical_scale: size in pixels of the boxes that belong to ``canonical_level``.
         canonical_level: see above.
@@ -328,26 +377,33 @@ def multiscale_roi_align(
             f"spatial_scales must be one per level, {len(features)}, got {len(spatial_scales)}"
         )
     first = features[0]
-    for level, feature in enumerate(features):
+    pooled = _output_size(output_size)
+    for level, feature in enumerate(features if not is_traced() else ()):
         _check_feature(feature, f"features[{level}]")
         if feature.shape[:2] != first.shape[:2] or feature.device != first.device:
             raise ValueError(
                 f"features[{level}] must be [{first.shape[0]}, {first.shape[1]}, H, W] on "
                 f"{first.device} as features[0], got {list(feature.shape)} on {feature.device}"
             )
+    for level, scale in enumerate(spatial_scales):
+        check_number(scale, f"spatial_scales[{level}]")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"spatial_scales must be positive and finite, got {spatial_scales}")
     if min_level is None:
         min_level = int(-math.log2(spatial_scales[0]))
     # autocast may give the levels different dtypes: the first one's wins, as in torchvision
     maps = [f if f.dtype == first.dtype else f.to(first.dtype) for f in features]
     options = (
         [float(scale) for scale in spatial_scales],
-        *_pair(output_size, "output_size"),
+        *pooled,
         sampling_ratio,
         aligned,
         float(canonical_scale),
         float(canonical_level),
         min_level,
     )
+    if is_traced():
+        return _traced_call(maps, boxes, *options, backend)
     return _run(choose(first, backend), _as_rois(boxes, first), options, maps)
 
 

@@ -416,7 +416,7 @@ def run(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor, **options) -> to
     [
         {"input": cases.feature_map(2, 9, 9, 9)},
         {"input": cases.feature_map(2, 8, 9, 9).double()},
-        {"input": cases.feature_map(2, 8, 9, 9)[0]},
+        {"input": cases.feature_map(2, 8, 9, 9)[0, 0]},
         {"input": cases.feature_map(2, 8, 9, 9).tolist()},
         {"input": torch.empty(2, 8, 1, 0)},
         {"residual": torch.zeros(2, 12, 9, 8)},
@@ -666,7 +666,7 @@ def test_vmap(layer):
 
 
 BAD = {
-    "input must have 4 dim": {"input": torch.zeros(8, 9, 9)},
+    "input must have 4 dim": {"input": torch.zeros(8, 9)},
     "input must be float16": {"input": torch.zeros(1, 8, 9, 9, dtype=torch.int32)},
     "input must be a Tensor, got str": {"input": "x"},
     "weight must have 4 dim": {"weight": torch.zeros(8)},
@@ -680,7 +680,7 @@ BAD = {
     "activation must be one of": {"activation": "gelu"},
     "stride must be at least 1, got \\(0, 0\\)": {"stride": 0},
     "stride must be at most": {"stride": 2**31},
-    "stride must be an int or two": {"stride": (1, 2, 3)},
+    "stride must be one or two integers": {"stride": (1, 2, 3)},
     "padding must be at least 0": {"padding": -1},
     "padding must be 'same', 'valid'": {"padding": "full"},
     "padding='same' needs stride 1": {"padding": "same", "stride": 2},
@@ -707,3 +707,18 @@ def test_bad_arguments(message):
     ops.conv_bn_relu(**good)
     with pytest.raises((ValueError, TypeError), match=message):
         ops.conv_bn_relu(**good | BAD[message])
+
+
+def test_one_image_without_a_batch(backend):
+    x = torch.randn(8, 9, 7, device=backend.device, requires_grad=True)
+    weight = torch.randn(8, 8, 3, 3, device=backend.device)
+    options = {"padding": 1, "activation": "silu", "backend": backend.name}
+    y = ops.conv_bn_relu(x, weight, residual=x, **options)
+    expected = ops.conv_bn_relu(x[None], weight, residual=x[None], **options)[0]
+    assert y.shape == (8, 9, 7)
+    assert_matches(y, expected)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert_matches(grad, torch.autograd.grad(expected.sum(), x)[0], scale=10)
+    with torch.no_grad():
+        for _ in range(2):
+            assert_matches(ops.conv_bn_relu(x, weight, residual=x, **options), expected)

@@ -100,6 +100,82 @@ def test_frozen_batch_norm(torchvision):
     ours.load_state_dict(nn.BatchNorm2d(4).state_dict())  # has num_batches_tracked
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 9, 8), (4, 9, 8), (4, 4), (2, 3, 4, 5, 6)], ids=str)
+@pytest.mark.parametrize("of_module", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "of_input", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64]
+)
+def test_frozen_batch_norm_promotes_as_torchvisions(torchvision, of_input, of_module, shape):
+    ours = randomize(ops.FrozenBatchNorm2d(4)).to(of_module)
+    theirs = torchvision.ops.FrozenBatchNorm2d(4).to(of_module)
+    theirs.load_state_dict(ours.state_dict())
+    x = (4 * torch.rand(shape, generator=torch.Generator().manual_seed(2))).to(of_input)
+    actual, expected = ours(x), theirs(x)
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    if x.dim() == 4:  # of others the formula is torchvision's
+        expected = theirs.double()(x.double())
+    assert_matches(actual, expected, scale=2)
+
+
+def test_frozen_batch_norm_under_autocast(torchvision):
+    with torch.autocast("cpu", torch.bfloat16):
+        x = nn.functional.conv2d(images(), torch.rand(4, 4, 1, 1))
+        results = [library.FrozenBatchNorm2d(4)(x) for library in (ops, torchvision.ops)]
+    assert results[0].dtype == results[1].dtype
+    assert_matches(*results)
+
+
+def test_frozen_batch_norm_in_a_graph(torchvision):
+    norm = randomize(ops.FrozenBatchNorm2d(4))
+    graph = torch.fx.symbolic_trace(nn.Sequential(norm, nn.ReLU()))
+    assert torch.equal(graph(images()), norm(images()).relu())
+    half = images(torch.float16)
+    assert torch.equal(graph(half), norm(half).relu())
+
+
+def test_feature_extractor_of_frozen_batch_norms(torchvision):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(norm_layer=ops.FrozenBatchNorm2d).eval()
+    features = extraction.create_feature_extractor(model, {"layer1": "map", "fc": "scores"})
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(features(x)["scores"], model(x))
+        assert features(x)["map"].shape == (1, 64, 8, 8)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ops.Conv2dNormActivation(4, 6, norm_layer=None),
+        lambda: ops.Conv2dNormActivation(4, 6),
+        lambda: ops.ConvTranspose2dNormActivation(4, 6, stride=2),
+        lambda: ops.ConvBNReLU2d(4, 6, 3, padding=1),
+    ],
+    ids=["no norm", "Conv2dNormActivation", "ConvTranspose2dNormActivation", "ConvBNReLU2d"],
+)
+def test_one_image_without_a_batch(make, training):
+    module = randomize(make()).train(training)
+    for _ in range(2):
+        x = images()[0].requires_grad_(training)
+        y = module(x)
+        batched = module(x.unsqueeze(0)).squeeze(0)
+        assert y.dim() == 3
+        assert_matches(y, batched)
+    if not training:
+        z = ops.Conv2dNormActivation(4, 6, norm_layer=None)
+        assert_matches(z(x), nn.Sequential.forward(z, x))
+
+
+def test_residual_of_one_image_without_a_batch():
+    module = randomize(ops.ConvBNReLU2d(4, 4, 3, padding=1)).eval()
+    x = images()[0]
+    assert_matches(module(x, x), module(x[None], x[None])[0])
+    with pytest.raises(ValueError, match="residual must have the result's shape"):
+        module(x, x[:, 1:])
+
+
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
 @pytest.mark.parametrize("tracked", [True, False])
 def test_running_statistics_are_batch_norms(momentum, tracked):

@@ -1,0 +1,236 @@
+"""torch.jit.trace records and saves every op; torch.jit.script says what to do instead."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastvision import ops
+from fastvision.testing import numerics
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+class Call(nn.Module):
+    """A function behind a parameter, so that there is a gradient."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+        self.function = function
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return self.function(x * self.factor, *rest)
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.pool = ops.MultiScaleRoIAlign(["fine", "coarse"], 3, 2)
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        maps = {"fine": self.conv(x), "coarse": nn.functional.avg_pool2d(x, 2)}
+        return self.pool(maps, [rois[:, 1:]], [(16, 16)])
+
+
+def image(N: int = 1) -> Tensor:
+    return torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(N))
+
+
+def rois(count: int) -> Tensor:
+    corners = torch.rand(count, 2, generator=torch.Generator().manual_seed(count)) * 8
+    return torch.cat([torch.zeros(count, 1), corners, corners + 6], 1)
+
+
+def labels(N: int) -> Tensor:
+    return torch.arange(N * 8 * 16).view(N, 8, 16) % 16
+
+
+Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # to trace with, and of other sizes
+IMAGES: Inputs = ((image(1),), (image(3),))
+ROIS: Inputs = ((image(), rois(2)), (image(), rois(5)))
+W = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+C = torch.linspace(0.5, 1.5, 8)
+CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
+    "Conv2dNormActivation": (lambda: ops.Conv2dNormActivation(8, 8), IMAGES),
+    "Conv2dNormActivation, frozen": (
+        lambda: ops.Conv2dNormActivation(8, 8, norm_layer=ops.FrozenBatchNorm2d),
+        IMAGES,
+    ),
+    "ConvBNReLU2d": (lambda: ops.ConvBNReLU2d(8, 8, 3, padding="same"), IMAGES),
+    "ConvTranspose2dNormActivation": (lambda: ops.ConvTranspose2dNormActivation(8, 4), IMAGES),
+    "FrozenBatchNorm2d": (
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3), ops.FrozenBatchNorm2d(8)),
+        IMAGES,
+    ),
+    "RoIAlign": (lambda: Call(ops.RoIAlign(3, 1.0, 2)), ROIS),
+    "MultiScaleRoIAlign": (Pyramid, ROIS),
+    "SigmoidFocalLoss": (
+        lambda: Call(ops.SigmoidFocalLoss()),
+        ((image(), image().sigmoid()), (image(3), image(3).sigmoid())),
+    ),
+    "SigmoidFocalLoss, labels": (
+        lambda: Call(ops.SigmoidFocalLoss(reduction="sum")),
+        ((image(), labels(1)), (image(3), labels(3))),
+    ),
+    "SoftmaxFocalLoss": (
+        lambda: Call(ops.SoftmaxFocalLoss(alpha=torch.ones(16))),
+        ((image(), labels(1)), (image(3), labels(3))),
+    ),
+    "roi_align, boxes of an image": (
+        lambda: Call(lambda x, r: ops.roi_align(x, [r[:, 1:]], 3, aligned=True)),
+        ROIS,
+    ),
+    "multiscale_roi_align": (
+        lambda: Call(
+            lambda x, r: ops.multiscale_roi_align(
+                [x, x[..., ::2, ::2]], r, 3, [1, 0.5], canonical_scale=6
+            )
+        ),
+        ROIS,
+    ),
+    "conv_bn_relu": (lambda: Call(lambda x: ops.conv_bn_relu(x, W, padding=1, residual=x)), IMAGES),
+    "conv_transpose2d": (lambda: Call(lambda x: ops.conv_transpose2d(x, W, stride=2)), IMAGES),
+    "conv_transpose2d_bn_relu": (
+        lambda: Call(
+            lambda x: ops.conv_transpose2d_bn_relu(x, W, running_mean=C, running_var=C, stride=2)
+        ),
+        IMAGES,
+    ),
+    "batch_norm_relu": (lambda: Call(lambda x: ops.batch_norm_relu(x, C, C, C, C)), IMAGES),
+    "linear_act": (lambda: Call(lambda x: ops.linear_act(x, torch.eye(16, 16))), IMAGES),
+    "softmax_focal_loss": (
+        lambda: Call(lambda x, t: ops.softmax_focal_loss(x, t.softmax(-1), reduction="mean")),
+        ((image(), image()), (image(3), image(3))),
+    ),
+}
+
+
+def saved_and_loaded(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("case", CASES)
+def test_trace_and_save(case: str, training: bool):
+    make, (first, second) = CASES[case]
+    torch.manual_seed(0)
+    module = make().train(training)
+    # traced in training it would have to be compared after an update of the running statistics
+    traced = torch.jit.trace(module, first, check_trace=not training)
+    loaded = saved_and_loaded(traced)
+    module = copy.deepcopy(module)
+    loaded.load_state_dict(module.state_dict())
+    for inputs in (first, second):
+        expected, actual = module(*inputs), loaded(*inputs)
+        numerics.assert_matches(actual, expected)
+        for a, b in zip(
+            torch.autograd.grad(actual.square().sum(), loaded.parameters()),
+            torch.autograd.grad(expected.square().sum(), module.parameters()),
+            strict=True,
+        ):
+            numerics.assert_matches(a, b)
+    for name, buffer in module.named_buffers():
+        assert torch.equal(dict(loaded.named_buffers())[name], buffer), name
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["Conv2dNormActivation", "ConvTranspose2dNormActivation", "SigmoidFocalLoss", "conv_bn_relu"],
+)
+def test_a_trace_keeps_autocast(case: str):
+    make, (first, second) = CASES[case]
+    module = make().eval()
+    # a convolution makes its input bfloat16, a loss its result float32
+    dtype = torch.bfloat16 if case == "SigmoidFocalLoss" else torch.float32
+    (x, *rest), (y, *others) = first, second
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        traced = torch.jit.trace(module, (x.to(dtype), *rest))
+        expected = module(y.to(dtype), *others)
+    with torch.no_grad():
+        actual = traced(y.to(dtype), *others)
+    assert actual.dtype == expected.dtype != dtype
+    numerics.assert_matches(actual, expected)
+
+
+def test_trace_without_gradients_records_the_same():
+    module = ops.Conv2dNormActivation(8, 8).eval()
+    traced = torch.jit.trace(module, image())
+    with torch.no_grad():
+        again = torch.jit.trace(module, image())
+    kinds = [[node.kind() for node in t.inlined_graph.nodes()] for t in (traced, again)]
+    assert kinds[0] == kinds[1] and "fastvision::conv_bn_relu_traced" in kinds[0]
+
+
+def test_trace_nms():
+    boxes, scores = rois(30)[:, 1:], torch.rand(30)
+    classes = torch.arange(30) % 3
+
+    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        padded, _ = ops.batched_nms_padded(
+            boxes[None], scores[None], classes[None].float(), 0.5, max_output=9
+        )
+        return ops.nms(boxes, scores, 0.5), ops.batched_nms(boxes, scores, classes, 0.5), padded
+
+    traced = torch.jit.trace(keep, (boxes[:0], scores[:0], classes[:0]))
+    assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
+
+
+def test_tracing_finds_no_sizes_that_become_constants(recwarn: pytest.WarningsRecorder):
+    for case in ("Conv2dNormActivation", "RoIAlign", "SigmoidFocalLoss", "batch_norm_relu"):
+        make, (first, _) = CASES[case]
+        torch.jit.trace(make().eval(), first)
+    assert not [w for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)]
+
+
+def test_what_is_wrong_is_an_error_of_the_trace():
+    with pytest.raises(ValueError, match="activation must be one of"):
+        torch.jit.trace(lambda x: ops.conv_bn_relu(x, W, activation="tanh"), image())
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "Conv2dNormActivation": lambda: ops.Conv2dNormActivation(8, 8),
+    "ConvBNReLU2d": lambda: ops.ConvBNReLU2d(8, 8, 3),
+    "ConvTranspose2dNormActivation": lambda: ops.ConvTranspose2dNormActivation(8, 8),
+    "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(8),
+    "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 7, 2),
+    "RoIAlign": lambda: ops.RoIAlign(7, 1.0, 2),
+    "SigmoidFocalLoss": ops.SigmoidFocalLoss,
+    "SoftmaxFocalLoss": ops.SoftmaxFocalLoss,
+}
+
+
+def refusal(name: str) -> str:
+    return (
+        rf"^torch\.jit\.script cannot compile fastvision\.ops\.{name}: use torch\.jit\.trace, or "
+        r"torchvision's own functions and modules after fastvision\.enable\(\)$"
+    )
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_script(name: str):
+    public: Any = MODULES[name]() if name in MODULES else getattr(ops, name)
+    with pytest.raises(RuntimeError, match=refusal(name)):
+        torch.jit.script(public)
+    if isinstance(public, nn.Module):
+        with pytest.raises(RuntimeError, match=refusal(name)):
+            torch.jit.script(nn.Sequential(nn.ReLU(), public))
+
+
+def uses_nms(boxes: Tensor, scores: Tensor) -> Tensor:
+    return ops.nms(boxes, scores, 0.5)
+
+
+def test_script_of_a_caller():
+    with pytest.raises(RuntimeError, match="use torch.jit.trace, or torchvision's own"):
+        torch.jit.script(uses_nms)
