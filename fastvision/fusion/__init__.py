@@ -10,7 +10,17 @@ from torch import fx, nn
 
 from .classes import Fused, become
 from ..ops._layers import is_activation
-from .layers import FUSED, LAYERS, FusedActivation, FusedLayer, FusedNorm, State, is_norm, why_not
+from .layers import (
+    FUSED,
+    LAYERS,
+    FusedActivation,
+    FusedLayer,
+    FusedNorm,
+    FusedSequential,
+    State,
+    is_norm,
+    why_not,
+)
 from .modules import FusedModule, tensors_of_graph, values_of_graph
 from .report import Fusion, Report
 
@@ -131,7 +141,8 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
             if isinstance(module, fx.GraphModule):
                 _open_graph(module)
             elif _has_forward(module):
-                become(module, FusedModule)
+                in_order = type(module).forward is nn.Sequential.forward
+                become(module, FusedSequential if in_order else FusedModule)
     for parameter in model.parameters():
         if not nn.parameter.is_lazy(parameter):
             parameter.requires_grad_(False)

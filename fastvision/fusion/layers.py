@@ -38,9 +38,9 @@ class State:
 
     def __init__(self, channels_last: bool = False) -> None:
         self.channels_last = channels_last
-        self.made: dict[Any, tuple[Any, Any]] = {}  # (state of the tensors, what was made)
+        self.made: dict[Any, Made] = {}
+        self.norm: Norm | None = None  # of a normalization, as it is
         self.chains: dict[tuple[str, ...], None] = {}  # that ran, in order
-        self.noted: set[tuple[Any, ...]] = set()  # the same, as it is known when it runs
         self.kept: set[str] = set()
         self.shapes: dict[torch.Size, tuple[int, ...]] = {}  # of results, by those of inputs
 
@@ -50,18 +50,29 @@ class State:
     def __deepcopy__(self, memo: Any) -> State:
         return _state(self.channels_last, tuple(self.chains))
 
-    def once(self, key: Any, tensors: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """``make()``, or what it gave the last time if no tensor was replaced or written to."""
+    def forget(self) -> None:
+        """After a change of attributes, or of the memory of tensors."""
+        self.made.clear()
+        self.norm = None
+
+
+class Made:
+    """What was made of some tensors, good until one of them is written to."""
+
+    def __init__(self, tensors: tuple[Any, ...], make: Callable[[], Any], norm: Norm | None) -> None:
+        self.tensors, self.norm = tensors, norm
+        self.counted = [t for t in tensors if t is not None]
+        self.versions = self._versions()  # before it is made
+        self.value = make()
+
+    def _versions(self) -> Any:
         try:
-            state = [None if t is None else (id(t), t._version, t.data_ptr()) for t in tensors]
+            return [t._version for t in self.counted]
         except RuntimeError:  # made in inference mode: writes are not counted
-            return make()
-        found = self.made.get(key)
-        if found is not None and found[0] == state:
-            return found[1]
-        made = make()
-        self.made[key] = (state, made)
-        return made
+            return object()
+
+    def is_fresh(self) -> bool:
+        return self.versions == self._versions()
 
 
 def _state(channels_last: bool, chains: tuple[tuple[str, ...], ...]) -> State:
@@ -77,7 +88,28 @@ def weight_state(module: nn.Module) -> State:
 # --- what the layers share
 
 
-class FusedLayer(Fused):
+class _Stateful(Fused):
+    """Whose state belongs to its tensors."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        weight_state(self).forget()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        weight_state(self).forget()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._apply(*args, **kwargs)  # puts other memory into tensors
+        weight_state(self).forget()
+        return result
+
+    @property
+    def kept(self) -> set[str]:
+        return weight_state(self).kept
+
+
+class FusedLayer(_Stateful):
     """Mixed into a layer's class. In a fused model, and called with a value of it, the layer is
     deferred; otherwise it runs alone."""
 
@@ -85,10 +117,6 @@ class FusedLayer(Fused):
     takes_residual = False
     weight: Tensor
     bias: Tensor | None
-
-    @property
-    def kept(self) -> set[str]:
-        return weight_state(self).kept
 
     def _defer(self, input: Any) -> Any:
         """The layer's result for ``input``, or None: then it is to run as its own class."""
@@ -122,12 +150,7 @@ class FusedLayer(Fused):
         return weight.dtype == x.dtype or (autocast is not None and weight.dtype in _FLOATS)
 
     def note(self, steps: Steps, state: State) -> None:
-        """Keeps in mind what ran, for the report."""
-        norm, residual, activation, _ = steps
-        key = (norm and norm.name, residual is None, activation)
-        if key in state.noted:
-            return
-        state.noted.add(key)
+        """Keeps in mind what runs, for the report."""
         parts = [_kind(self)]
         if steps.norm is not None:
             parts.append(steps.norm.name)
@@ -136,6 +159,7 @@ class FusedLayer(Fused):
         if steps.activation != "none":
             parts.append(steps.activation)
         state.chains[tuple(parts)] = None
+
 
 def _kind(module: nn.Module) -> str:
     return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.")).__name__
@@ -188,32 +212,40 @@ class _FusedConvolution(FusedLayer):
         raise NotImplementedError
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
-        eager = is_eager()
-        state = self.__dict__["_fused"]
-        if eager:
-            self.note(steps, state)
+        state: State = self.__dict__["_fused"]
+        norm, residual, activation, slope = steps
         if autocast is not None:
             x = x.to(autocast)
         if state.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        norm, residual, activation, slope = steps
+        if not is_eager():
+            return self._by_op(x, self._tensors(norm), 0.0 if norm is None else norm.eps, steps)
+        key = (x.dtype, norm is None, residual is None, activation, slope, _extension.cpu_level())
+        made = state.made.get(key)
+        if made is None or made.norm is not norm or not made.is_fresh():
+            self.note(steps, state)
+            make = self._runner(x, norm, activation, slope)
+            made = state.made[key] = Made(self._tensors(norm), make, norm)
+        return made.value(x, residual, made.tensors)
+
+    def _tensors(self, norm: Norm | None) -> tuple[Any, ...]:
         own = self._parameters
-        if norm is None:
-            tensors: Any = (own["weight"], own["bias"], None, None, None, None)
-            eps = 0.0
-        else:
-            weight, bias, mean, var, eps, _ = norm
-            tensors = (own["weight"], own["bias"], weight, bias, mean, var)
-        if eager and x.dim() == 4 and _own_kernels(x):
-            key = (x.dtype, activation, slope, eps, _extension.cpu_level(), norm is None)
-            layer = state.once(
-                key, tensors, lambda: self._layer(tensors, x.dtype, eps, activation, slope)
-            )
-            return layer(x, residual, tensors)
-        if x.is_cuda and eager:
-            tensors = state.once(("folded", eps, norm is None), tensors, lambda: self._folded(tensors, eps))
-            eps = 0.0
-        return self._by_op(x, tensors, eps, steps)
+        return (own["weight"], own["bias"], *((None,) * 4 if norm is None else norm[:4]))
+
+    def _runner(self, x: Tensor, norm: Norm | None, activation: str, slope: float) -> Any:
+        """What makes the function (input, residual, tensors) that runs a chain."""
+        tensors, eps = self._tensors(norm), 0.0 if norm is None else norm.eps
+        if x.dim() == 4 and _own_kernels(x):
+            return lambda: self._layer(tensors, x.dtype, eps, activation, slope)
+
+        def run(input: Tensor, residual: Tensor | None, folded: Any) -> Tensor:
+            return self._by_op(input, folded, 0.0, Steps(None, residual, activation, slope))
+
+        def make() -> Any:
+            folded = self._folded(tensors, eps)
+            return lambda input, residual, _: run(input, residual, folded)
+
+        return make
 
     def _folded(self, tensors: tuple[Any, ...], eps: float) -> tuple[Any, ...]:
         weight, bias, *norm = (None if t is None else t.detach() for t in tensors)
@@ -342,17 +374,11 @@ class FusedConvNd(_FusedConvolution):
             weight = self.weight.to("meta")
             return self._conv_forward(torch.empty_like(x, device="meta"), weight, None).shape
 
-    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
-        if is_eager():
-            self.note(steps, weight_state(self))
-        norm = steps.norm
-        tensors = (self.weight, self.bias, *((None,) * 4 if norm is None else norm[:4]))
-        if norm is not None:
-            eps = norm.eps
-            make = lambda: self._folded(tensors, eps)  # noqa: E731
-            tensors = weight_state(self).once(eps, tensors, make) if is_eager() else make()
-        weight, bias = (None if t is None or autocast is None else t.to(autocast) for t in tensors[:2]) if autocast else tensors[:2]
-        y = self._conv_forward(x if autocast is None else x.to(autocast), weight, bias)
+    def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
+        if tensors[4] is not None:  # under a tracer
+            tensors = self._folded(tensors, eps)
+        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors[:2])
+        y = self._conv_forward(x, weight, bias)
         if steps.residual is not None:
             y += steps.residual
         if steps.activation == "relu":
@@ -378,34 +404,32 @@ class FusedLinear(FusedLayer):
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
         activation, slope = steps.activation, steps.negative_slope
-        eager = is_eager()
-        if eager:
-            self.note(steps, weight_state(self))
-        if not (eager and _own_kernels(x)):
+        if not (is_eager() and _own_kernels(x)):
+            if is_eager():
+                self.note(steps, weight_state(self))
             return ops.linear_act(
                 x, self.weight, self.bias, activation=activation, negative_slope=slope
             )
-        tensors = (self.weight, self.bias)
-        layer = weight_state(self).once(
-            _extension.cpu_level(), tensors, lambda: linear.Layer(*tensors)
-        )
-        return layer(x, *tensors, ACTIVATIONS.index(activation), slope)
+        state = weight_state(self)
+        key = (activation, _extension.cpu_level())
+        made = state.made.get(key)
+        if made is None or not made.is_fresh():
+            self.note(steps, state)
+            tensors = (self.weight, self.bias)
+            made = state.made[key] = Made(tensors, lambda: linear.Layer(*tensors), None)
+        return made.value(x, *made.tensors, ACTIVATIONS.index(activation), slope)
 
 
 # --- normalizations
 
 
-class FusedNorm(Fused):
+class FusedNorm(_Stateful):
     """Mixed into a batch normalization's class: joins the convolution before it, else the
     activation after it."""
 
     takes_norm = False
     takes_residual = False
     eps: float
-
-    @property
-    def kept(self) -> set[str]:
-        return weight_state(self).kept
 
     def forward(self, input: Any) -> Any:
         kind = type(input)
@@ -416,13 +440,15 @@ class FusedNorm(Fused):
         return super().forward(input)  # type: ignore[misc]
 
     def _norm(self) -> Norm:
-        buffers = self._buffers
-        affine: Any = self._parameters if "weight" in self._parameters else buffers
-        tensors = (
-            *(affine["weight"], affine["bias"]),
-            *(buffers.get("running_mean"), buffers.get("running_var")),
-        )
-        return Norm(*tensors, self.eps, type(self).__name__)  # type: ignore[arg-type]
+        state: State = self.__dict__["_fused"]
+        if state.norm is None or not is_eager():
+            tensors = {**self._parameters, **self._buffers}
+            names = ("weight", "bias", "running_mean", "running_var")
+            found = Norm(*map(tensors.get, names), self.eps, type(self).__name__)  # type: ignore[arg-type]
+            if not is_eager():
+                return found
+            state.norm = found
+        return state.norm
 
     def shape_of(self, x: Tensor) -> torch.Size:
         return x.shape
@@ -515,6 +541,64 @@ class FusedActivation(Fused):
             if known is not None:
                 return input.activated(*known, getattr(self, "inplace", False))
         return super().forward(input)  # type: ignore[misc]
+
+# --- a Sequential
+
+
+class FusedSequential(modules.FusedModule):
+    """Mixed into the class of a Sequential: nobody but the next child sees what a child gives, so
+    a convolution runs at once with the normalization and the activation that stand behind it."""
+
+    @classmethod
+    def body_for(cls, base: type) -> dict[str, Any]:
+        return {"forward": modules.forward_of(base, run_in_order)}
+
+
+def run_in_order(self: Any, input: Any) -> Any:
+    children = list(self._modules.values())
+    i = 0
+    while i < len(children):
+        child = children[i]
+        i += 1
+        if (
+            isinstance(child, FusedLayer)
+            and child.takes_norm
+            and type(input) in (Image, Deferred)
+            and i < len(children)
+            and _is_silent(child)
+        ):
+            value = child.forward(input)
+            follower = children[i]
+            if isinstance(follower, FusedNorm) and type(value) is Deferred and _is_silent(follower):
+                norm = follower._norm()
+                if norm.mean is not None and value.may("norm") and _is_of(norm, child.channels):
+                    value.steps = Steps(norm)
+                    i += 1
+                    follower = children[i] if i < len(children) else None
+            if (
+                isinstance(follower, FusedActivation)
+                and type(value) is Deferred
+                and _is_silent(follower)
+                and value.may("activation")
+            ):
+                value = value.activated(*activation_of(follower), True)  # type: ignore[misc]
+                i += 1
+            input = value
+        else:
+            input = child(input)
+    return input
+
+
+def _is_silent(module: Any) -> bool:
+    """Whether a call of it is a call of its forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
 
 # --- which modules become which
 

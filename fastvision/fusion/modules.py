@@ -24,11 +24,12 @@ class FusedModule(Fused):
         return {"forward": forward_of(base)}
 
 
-def forward_of(base: Any) -> Callable[..., Any]:
-    """The forward of a fused module of class ``base``, under the signature of its own."""
-    own = base.forward
+def forward_of(base: Any, own: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The forward of a fused module of class ``base``, under the signature of its own; ``own`` runs
+    in its place."""
+    own = own or base.forward
 
-    @functools.wraps(own)
+    @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (args and type(args[0]) in (Image, Deferred)) or holds_values((args, kwargs)):
             result = own(self, *args, **kwargs)

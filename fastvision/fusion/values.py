@@ -137,9 +137,14 @@ class Image(Tensor):
             self._set(self._memory)
         return self._plain
 
-    def view_of(self, derive: Callable[[Tensor], Tensor], groups: Any = None) -> Image:
+    def view_of(
+        self,
+        derive: Callable[[Tensor], Tensor],
+        memory: Tensor | None = None,
+        groups: tuple[int, bool] | None = None,
+    ) -> Image:
         """``derive(memory)``, which is a view."""
-        memory = derive(self._plain)
+        memory = derive(self._plain) if memory is None else memory
         new = _new_image(memory, self._readers)
         new._viewed, new._derive, new._derived_from, new._groups = self, derive, self._memory, groups
         return new
@@ -448,28 +453,30 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return result
     as_it_lies = func in _FRESH or func in _IN_PLACE or _is_own(func)
     as_it_lies &= "memory_format" not in kwargs and "out" not in kwargs
+    values: list[Any] = []
+    _collect(args, values)
+    if kwargs:
+        _collect(kwargs, values)
     if not is_eager():
-        values: list[Any] = []
-        _collect((args, kwargs), values)
         take = plain_of if as_it_lies or _is_query(func) else _exact_of
         return _traced(func(*_map_plain(args, take), **_map_plain(kwargs, take)), values)
-    args, kwargs = settle(args), settle(kwargs)
-    images: list[Image] = []
-    _collect((args, kwargs), images)
+    computed = [v.compute() if type(v) is Deferred else v for v in values]
+    images: list[Image] = [i for i in computed if type(i) is Image]
     if not images:  # what was deferred under a tracer, after it
         return func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
     if _is_query(func):
         return func(*_map_plain(args, plain_of), **kwargs)
-    if func not in _FRESH or kwargs.get("inplace") or "out" in kwargs:  # it may write
+    fresh = func in _FRESH and not kwargs.get("inplace") and "out" not in kwargs
+    if not fresh:  # it may write
         for i in images:
             _compute_readers(i)
     if as_it_lies and all(i._hidden or i._plain.is_contiguous() for i in images):
         result = func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
-        return _wrap(result, images, as_it_lies=True)
+        return _wrap(result, images, as_it_lies=True, fresh=fresh)
     result = func(*_map_plain(args, _exact_of), **_map_plain(kwargs, _exact_of))
     for i in images:
         i._follow()
-    return _wrap(result, images, as_it_lies=False)
+    return _wrap(result, images, as_it_lies=False, fresh=False)
 
 
 def _collect(value: Any, found: list[Any]) -> None:
@@ -484,15 +491,21 @@ def _collect(value: Any, found: list[Any]) -> None:
 
 
 def _map_plain(value: Any, function: Callable[[Any], Any]) -> Any:
-    if type(value) in (Image, Deferred):
+    kind = type(value)
+    if kind is Image or kind is Deferred:
         return function(value)
-    return _map(lambda item: _map_plain(item, function), value)
+    if kind is tuple or kind is list:
+        return kind([_map_plain(item, function) for item in value])
+    if isinstance(value, (list, tuple, dict)):
+        return _map(lambda item: _map_plain(item, function), value)
+    return value
 
 
 def _exact_of(value: Any) -> Tensor:
-    if type(value) is Image:
-        return value.exact()
-    plain = plain_of(value)
+    computed = value.compute() if type(value) is Deferred else value
+    if type(computed) is Image:
+        return computed.exact()
+    plain = computed
     if is_channels_last(plain):  # under a tracer
         value.value = plain = plain.contiguous()
     return plain
@@ -508,15 +521,18 @@ def _traced(result: Any, values: list[Any]) -> Any:
     return _map(lambda item: _traced(item, values), result)
 
 
-def _wrap(result: Any, images: list[Image], *, as_it_lies: bool) -> Any:
+def _wrap(result: Any, images: list[Image], *, as_it_lies: bool, fresh: bool) -> Any:
     """Results as values; those that share memory with an image know it."""
     if not isinstance(result, Tensor):
-        return _map(lambda item: _wrap(item, images, as_it_lies=as_it_lies), result)
+        options = {"as_it_lies": as_it_lies, "fresh": fresh}
+        return _map(lambda item: _wrap(item, images, **options), result)
     if type(result) in (Image, Deferred) or not result.is_floating_point():
         return result
     for i in images:
         if result is i._plain:
             return i
+    if fresh:
+        return hidden(result)
     if result.layout != torch.strided:
         return result
     address = result.untyped_storage().data_ptr()
@@ -524,14 +540,12 @@ def _wrap(result: Any, images: list[Image], *, as_it_lies: bool) -> Any:
     for i in images:
         if i._plain.untyped_storage().data_ptr() == address:
             shared = i
-    if not as_it_lies or shared is not None:
-        return image(result, shared=shared)
-    return image(result) if _is_canonical(result) else hidden(result)
+    return hidden(result) if as_it_lies and shared is None else image(result, shared=shared)
 
 
 def hidden(plain: Tensor) -> Any:
     """Fresh memory as a value that is contiguous to the model."""
-    if is_channels_last(plain):
+    if not plain.is_contiguous() and is_channels_last(plain):
         return image(plain, hidden=True)
     if _is_canonical(plain):
         return image(plain)
@@ -574,14 +588,14 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
             shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups))
             depth = value.shape[1]
             split = lambda x: x.unflatten(1, (depth, groups))  # noqa: E731
-            return shuffled.view_of(split, (depth, False)) if shuffled._hidden else NotImplemented
+            return shuffled.view_of(split, None, (depth, False)) if shuffled._hidden else NotImplemented
     return NotImplemented
 
 
 def _value(args: Any) -> Any:
     """The image that a function is called for, computed, if it is one."""
     value = args[0] if args else None
-    value = value.compute() if type(value) is Deferred and is_eager() else value
+    value = value.compute() if type(value) is Deferred else value
     return value if type(value) is Image else None
 
 
@@ -591,17 +605,16 @@ def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
     if value is None or not value._hidden or len(args) < 2 or dim not in (1, -value.ndim):
         return NotImplemented
-    pieces = func(value._plain, args[1], dim)
-    starts = [0]
-    for piece in pieces:
-        starts.append(starts[-1] + piece.shape[1])
-    return tuple(
-        _channels(value, start, stop) for start, stop in zip(starts, starts[1:], strict=False)
-    )
+    start, views = 0, []
+    for piece in func(value._plain, args[1], dim):
+        size = piece.shape[1]
+        views.append(_channels(value, start, size, piece))
+        start += size
+    return tuple(views)
 
 
-def _channels(value: Image, start: int, stop: int) -> Image:
-    return value.view_of(lambda x: x[:, start:stop])
+def _channels(value: Image, start: int, size: int, memory: Tensor | None = None) -> Image:
+    return value.view_of(lambda x: x.narrow(1, start, size), memory)
 
 
 def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
@@ -615,7 +628,8 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     if index[1].step not in (None, 1):
         return NotImplemented
-    return _channels(value, *index[1].indices(value.shape[1])[:2])
+    start, stop, _ = index[1].indices(value.shape[1])
+    return _channels(value, start, max(stop - start, 0))
 
 
 def _sizes(args: Any, kwargs: Any) -> tuple[int, ...] | None:
@@ -637,7 +651,7 @@ def _view(func: Any, args: Any, kwargs: Any) -> Any:
         groups, depth = sizes[1:3]
         depth = C // groups if depth == -1 and groups > 0 else depth
         if sizes[0] in (N, -1) and sizes[3:] == (H, W) and groups * depth == C:
-            return value.view_of(lambda x: x.unflatten(1, (groups, depth)), (groups, False))
+            return value.view_of(lambda x: x.unflatten(1, (groups, depth)), None, (groups, False))
     if value._viewed is not None and value._groups is not None and value._viewed._hidden:
         base = value._viewed
         N, C, H, W = base.shape
@@ -660,7 +674,7 @@ def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
     if groups == 1 or depth == 1:
         return NotImplemented
     split = lambda x: x.unflatten(1, (groups, depth)).transpose(1, 2)  # noqa: E731
-    return value._viewed.view_of(split, (groups, True))
+    return value._viewed.view_of(split, None, (groups, True))
 
 
 def _may_join(residual: Any, deferred: Deferred) -> bool:
