@@ -434,7 +434,10 @@ class FusedNorm(_Stateful):
     def forward(self, input: Any) -> Any:
         kind = type(input)
         if (kind is Deferred or kind is Image) and not self.training and not self._forward_hooks:
-            result = normalized(input, self._norm(), self)
+            norm = weight_state(self).norm
+            if norm is None or not is_eager():
+                norm = self._norm()
+            result = normalized(input, norm, self)
             if result is not None:
                 return result
         return super().forward(input)  # type: ignore[misc]
@@ -505,12 +508,14 @@ def normalized(input: Any, norm: Norm, anchor: Any = None) -> Any:
 def _is_of(norm: Norm, channels: int) -> bool:
     """Whether the normalization has that many channels, and tensors that stay as they are."""
     differentiates = torch.is_grad_enabled()
+    shape = (channels,)
     for tensor in norm[:4]:
-        if tensor is not None and (
-            type(tensor) in (Image, Deferred)
-            or tensor.shape != (channels,)
-            or (differentiates and tensor.requires_grad)
-        ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or (differentiates and tensor.requires_grad):
+            return False
+        kind = type(tensor)
+        if kind is Image or kind is Deferred:
             return False
     return True
 

@@ -313,9 +313,10 @@ class Deferred:
 
     def may(self, step: str) -> bool:
         """Whether the chain can go on with that step, and nobody else wanted its value so far."""
-        if self.value is not None or self.anchor is None or _autocast() != self.autocast:
+        anchor = self.anchor
+        if self.value is not None or anchor is None or _autocast() != self.autocast:
             return False
-        if self.anchor.kept and self.stage in self.anchor.kept:
+        if anchor.kept and self.stage in anchor.kept:
             return False
         if step == "norm":
             return self.stage == "raw" and self.anchor.takes_norm

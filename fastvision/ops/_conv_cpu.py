@@ -33,6 +33,7 @@ torch.library.define(
 torch.library.define("fastvision::conv_winograd_pack", "(Tensor weight, Tensor? bias) -> Tensor")
 
 _OPS = torch.ops.fastvision
+_PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
 _LEAST_WINOGRAD_PIXELS = 96
 _LEAST_PIXELS_OF_TILE = 8  # of the 16: on average over the tiles of a map
 
@@ -170,11 +171,13 @@ class Layer:
                 return _onednn.convolution(
                     input, packed, self.shape, residual, self.window, self.activation
                 )
-        if winograd:
-            packed = self.packs.get("winograd", tensors, lambda: self._transformed(tensors))
-            return _OPS.conv_winograd.default(input, packed, residual, self.options)
-        packed = self.packs.get("plain", tensors, lambda: self._packed(tensors))
-        return _OPS.conv_packed.default(input, packed, residual, self.options)
+        form = "winograd" if winograd else "plain"
+        packed = self.packs.find(form)
+        if packed is None:
+            make = self._transformed if winograd else self._packed
+            packed = self.packs.get(form, tensors, lambda: make(tensors))
+        run = _WINOGRAD if winograd else _PACKED
+        return run(input, packed, residual, self.options)
 
     def _folded(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         weight, bias = reference.fold_batch_norm(*tensors, self.eps)  # type: ignore[call-arg]
