@@ -4,6 +4,7 @@
 #   make test PYTHON=python3.12             with another Python, in an environment of its own
 #   make bench BENCH_ARGS="--op nms"        see python -m benchmarks.run --help
 #   make test-gpu PYTEST_ARGS="-k roi_align"
+#   make test-thirdparty PYTEST_ARGS="--sample 12"   of an hour's work a part that changes with the date
 #
 # nvcc is used where it is found; FASTVISION_CUDA=0 and FASTVISION_CUDA_ARCHS="80;90" are handed through.
 
@@ -20,11 +21,11 @@ CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 # the build calls cmake and ninja by name
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help build bench test test-gpu sanitize-gpu wheel lint clean
+.PHONY: help build bench test test-gpu test-thirdparty sanitize-gpu wheel lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
-	@echo "targets: build bench test test-gpu sanitize-gpu wheel lint clean"
+	@echo "targets: build bench test test-gpu test-thirdparty sanitize-gpu wheel lint clean"
 
 $(VENV)/.tools: constraints.txt
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
@@ -43,6 +44,17 @@ bench: build
 
 test: build
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+# those that ask for another OpenCV or an older torchvision come without what they ask for
+$(VENV)/.thirdparty: $(VENV)/.built
+	$(VENV_PYTHON) -m pip install -c constraints.txt timm scikit-image omegaconf opencv-python-headless \
+	  psutil polars requests pyyaml onnx onnxscript
+	$(VENV_PYTHON) -m pip install --no-deps ultralytics ultralytics-thop segmentation-models-pytorch effdet \
+	  facenet-pytorch pycocotools
+	touch $@
+
+test-thirdparty: $(VENV)/.thirdparty
+	$(VENV_PYTHON) -m pytest tests/thirdparty $(PYTEST_ARGS)
 
 test-gpu: build
 	$(VENV_PYTHON) scripts/test_gpu.py $(PYTEST_ARGS)
@@ -63,4 +75,4 @@ lint: build
 	$(VENV_PYTHON) -m mypy
 
 clean:
-	rm -rf build dist wheelhouse *.egg-info fastvision/*.so $(VENV)/.built
+	rm -rf build dist wheelhouse *.egg-info fastvision/*.so $(VENV)/.built $(VENV)/.thirdparty

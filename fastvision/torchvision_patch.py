@@ -20,6 +20,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import warnings
@@ -61,6 +62,8 @@ _CPU, _CUDA, _META, _PYTHON, _BACKEND_SELECT = (
 )
 
 _lock = threading.RLock()
+# a fork may happen while another thread holds it
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 _on = False  # by enable()
 _blocks = 0  # open enabled() blocks, of all threads
 _devices: tuple[str, ...] = ()  # types of device that run on our kernels at this moment

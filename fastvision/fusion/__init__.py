@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .classes import Fused, become
 from ..ops._layers import is_activation
+from .classes import Fused, become
 from .layers import (
     FUSED,
     LAYERS,
@@ -49,17 +49,19 @@ def fuse(
 
     All modules of the copy are instances of their own classes (of sub-classes of these), with all
     attributes, methods, parameters and buffers, and the copy's state dict is the model's. Results
-    differ from the model's by rounding. The copy can be moved, copied, pickled, exported (to ONNX as
-    standard operators) and compiled; it takes inputs of any size that the model takes, and lets
-    gradients through to its inputs. It is for inference: its parameters are frozen, and train()
-    leaves it in eval mode.
+    differ from the model's by rounding. ``type(layer) is nn.Conv2d`` is False in the copy. It can
+    be moved, copied, pickled, exported (to ONNX as standard operators) and compiled, takes inputs
+    of any size that the model takes, and lets gradients through to its inputs. It is for
+    inference: its parameters are frozen, and train() leaves it in eval mode.
 
     The copy owns its weights: each layer packs them in its first call, and again after whatever
     torch counts as a write or a module's method does (``load_state_dict()``, ``to()``, an
-    assignment, a write in place). Writes through ``.data``, NumPy, shared memory or a collective are
-    not noticed by a fused copy: fuse again, or call ``load_state_dict(state_dict())``.
+    assignment, a write in place). Writes through ``.data``, NumPy, shared memory or a collective
+    are not noticed by a fused copy: fuse again, or call ``load_state_dict(state_dict())``.
 
-    Inside, values are instances of a sub-class of Tensor, which hooks see.
+    Inside, values are instances of a sub-class of Tensor, which hooks see. What a convolution gives
+    stands for a tensor until it is used: code that hands it straight to compiled functions which
+    are no operators of torch has to compute it first, for example by ``.clone()``.
 
     Args:
         model: any module; it is not changed.
@@ -111,9 +113,7 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if dtype.itemsize == 2
     }
-    model._apply(
-        lambda t: t.to(dtype) if t.is_floating_point() and id(t) not in kept else t
-    )
+    model._apply(lambda t: t.to(dtype) if t.is_floating_point() and id(t) not in kept else t)
 
 
 def _fuse(model: nn.Module, channels_last: bool | None) -> None:
@@ -181,7 +181,7 @@ def _holders(model: nn.Module) -> set[int]:
             inside[id(module)] = False  # a module may be in itself
             if not isinstance(module, torch.jit.ScriptModule):
                 children = [child for child in module._modules.values() if child is not None]
-                inside[id(module)] = any([look(child) for child in children])
+                inside[id(module)] = any([look(child) for child in children])  # noqa: C419  (all of them)
         return inside[id(module)] or isinstance(module, (FusedLayer, FusedNorm))
 
     look(model)

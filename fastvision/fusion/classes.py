@@ -25,7 +25,7 @@ class Fused(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """With the parts of the class, which is nowhere to be found by its name."""
-        function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[str-unpack]
         mixin, base = type(self)._fused_from  # type: ignore[attr-defined]
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_new, (mixin, base, *args[1:]), *rest)
@@ -49,9 +49,9 @@ def fused_class(mixin: type[Fused], base: type) -> type:
 
 def become(module: nn.Module, mixin: type[Fused]) -> None:
     """Gives ``module`` the sub-class of its class."""
-    object.__setattr__(module, "__class__", fused_class(mixin, type(module)))
+    object.__setattr__(module, "__class__", fused_class(mixin, type(module)))  # type: ignore[arg-type]
 
 
 def _new(mixin: type[Fused], base: type, *args: Any) -> Any:
-    cls = fused_class(mixin, base)
+    cls = fused_class(mixin, base)  # type: ignore[arg-type]
     return cls.__new__(cls, *args)

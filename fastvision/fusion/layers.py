@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from .. import _extension, ops
 from ..ops import _backend, _conv_cpu, _conv_transpose
-from ..ops._checks import is_eager, is_transformed
+from ..ops._checks import is_eager
 from ..ops._conv_transpose import output_size as transposed_size
-from ..ops._convolution import output_size, pair, paddings
-from ..ops._layers import activation_of, has_global_hooks, is_frozen_batch_norm
+from ..ops._convolution import output_size, paddings, pair
+from ..ops._layers import activation_of, is_frozen_batch_norm
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
-from . import modules
+from . import modules, rules  # noqa: F401  (rules apply once imported)
 from .classes import Fused
-from .values import Deferred, Image, Norm, Steps, extend, is_channels_last, plain_of
+from .values import Deferred, Image, Norm, Steps, extend, plain_of
 
 linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
 
@@ -59,7 +59,9 @@ class State:
 class Made:
     """What was made of some tensors, good until one of them is written to."""
 
-    def __init__(self, tensors: tuple[Any, ...], make: Callable[[], Any], norm: Norm | None) -> None:
+    def __init__(
+        self, tensors: tuple[Any, ...], make: Callable[[], Any], norm: Norm | None
+    ) -> None:
         self.tensors, self.norm = tensors, norm
         self.counted = [t for t in tensors if t is not None]
         self.versions = self._versions()  # before it is made
@@ -250,11 +252,11 @@ class _FusedConvolution(FusedLayer):
     def _folded(self, tensors: tuple[Any, ...], eps: float) -> tuple[Any, ...]:
         weight, bias, *norm = (None if t is None else t.detach() for t in tensors)
         if norm[2] is not None:
-            dtype = weight.dtype
-            weight, bias = self._fold(weight, bias, norm, eps)
+            dtype = weight.dtype  # type: ignore[union-attr]
+            weight, bias = self._fold(weight, bias, norm, eps)  # type: ignore[arg-type]
             weight, bias = weight.to(dtype), bias.to(dtype)
-        if weight.dim() == 4 and weight_state(self).channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
+        if weight.dim() == 4 and weight_state(self).channels_last:  # type: ignore[union-attr]
+            weight = weight.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
         return weight, bias, None, None, None, None
 
     @property
@@ -267,10 +269,15 @@ class _FusedConvolution(FusedLayer):
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
     ) -> tuple[Any, Any]:
-        return fold_batch_norm(weight, bias, *norm, eps)
+        return fold_batch_norm(weight, bias, *norm, eps)  # type: ignore[call-arg]
 
     def _layer(
-        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+        self,
+        tensors: tuple[Any, ...],
+        dtype: torch.dtype,
+        eps: float,
+        activation: str,
+        slope: float,
     ) -> Any:
         raise NotImplementedError
 
@@ -283,7 +290,7 @@ class FusedConv2d(_FusedConvolution):
 
     def forward(self, input: Any) -> Any:
         result = self._defer(input)
-        return super().forward(input) if result is None else result  # type: ignore[misc]
+        return super().forward(input) if result is None else result
 
     def _window(self) -> tuple[Any, Any, Any]:
         stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")
@@ -294,7 +301,12 @@ class FusedConv2d(_FusedConvolution):
         return (x.shape[0], self.weight.shape[0], *size)
 
     def _layer(
-        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+        self,
+        tensors: tuple[Any, ...],
+        dtype: torch.dtype,
+        eps: float,
+        activation: str,
+        slope: float,
     ) -> Any:
         options = (*self._window(), self.groups, eps, ACTIVATIONS.index(activation), slope)
         return _conv_cpu.Layer(tensors, dtype, *options)
@@ -318,7 +330,7 @@ class FusedConvTranspose2d(_FusedConvolution):
 
     def forward(self, input: Any, output_size: Any = None) -> Any:
         result = None if output_size is not None else self._defer(input)
-        return super().forward(input, output_size) if result is None else result  # type: ignore[misc]
+        return super().forward(input, output_size) if result is None else result
 
     def _options(self) -> tuple[Any, ...]:
         pairs = (self.stride, self.padding, self.output_padding, self.dilation)
@@ -338,12 +350,17 @@ class FusedConvTranspose2d(_FusedConvolution):
         inputs, outputs, *kernel = weight.shape
         rows = weight.view(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
         rows = rows.reshape(groups * outputs, inputs // groups, *kernel)
-        folded, shift = fold_batch_norm(rows, bias, *norm, eps)
+        folded, shift = fold_batch_norm(rows, bias, *norm, eps)  # type: ignore[call-arg]
         folded = folded.view(groups, outputs, inputs // groups, *kernel).transpose(1, 2)
         return folded.reshape(weight.shape), shift
 
     def _layer(
-        self, tensors: tuple[Any, ...], dtype: torch.dtype, eps: float, activation: str, slope: float
+        self,
+        tensors: tuple[Any, ...],
+        dtype: torch.dtype,
+        eps: float,
+        activation: str,
+        slope: float,
     ) -> Any:
         options = (*self._options(), eps, ACTIVATIONS.index(activation), slope)
         return _conv_transpose.Layer(tensors, dtype, *options)
@@ -367,7 +384,7 @@ class FusedConvNd(_FusedConvolution):
 
     def forward(self, input: Any) -> Any:
         result = self._defer(input)
-        return super().forward(input) if result is None else result  # type: ignore[misc]
+        return super().forward(input) if result is None else result
 
     def _shape_of(self, x: Tensor) -> Any:
         with torch.no_grad():
@@ -394,10 +411,15 @@ class FusedLinear(FusedLayer):
 
     def forward(self, input: Any) -> Any:
         result = self._defer(input)
-        return super().forward(input) if result is None else result  # type: ignore[misc]
+        return super().forward(input) if result is None else result
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
-        return autocast is None and x.dim() > 0 and self._weights_fit(x, autocast) and x.shape[-1] == self.weight.shape[1]
+        return (
+            autocast is None
+            and x.dim() > 0
+            and self._weights_fit(x, autocast)
+            and x.shape[-1] == self.weight.shape[1]
+        )
 
     def shape_of(self, x: Tensor) -> tuple[int, ...]:
         return (*x.shape[:-1], self.weight.shape[0])
@@ -440,14 +462,14 @@ class FusedNorm(_Stateful):
             result = normalized(input, norm, self)
             if result is not None:
                 return result
-        return super().forward(input)  # type: ignore[misc]
+        return super().forward(input)
 
     def _norm(self) -> Norm:
         state: State = self.__dict__["_fused"]
         if state.norm is None or not is_eager():
             tensors = {**self._parameters, **self._buffers}
             names = ("weight", "bias", "running_mean", "running_var")
-            found = Norm(*map(tensors.get, names), self.eps, type(self).__name__)  # type: ignore[arg-type]
+            found = Norm(*map(tensors.get, names), self.eps, type(self).__name__)  # type: ignore[arg-type, call-arg]
             if not is_eager():
                 return found
             state.norm = found
@@ -460,6 +482,7 @@ class FusedNorm(_Stateful):
         if steps.activation != "none" and is_eager():
             weight_state(self).chains[(type(self).__name__, steps.activation)] = None
         return run_norm(x, self._norm(), steps)
+
 
 def run_norm(x: Tensor, norm: Norm, steps: Steps) -> Tensor:
     weight, bias, mean, var, eps, _ = norm
@@ -515,18 +538,27 @@ def _is_of(norm: Norm, channels: int) -> bool:
         if tensor.shape != shape or (differentiates and tensor.requires_grad):
             return False
         kind = type(tensor)
-        if kind is Image or kind is Deferred:
+        if kind is Image or kind is Deferred:  # type: ignore[comparison-overlap]
             return False
     return True
 
 
 def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    names = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
     given = dict(zip(names, args, strict=False)) | kwargs
     if given.get("training"):
         return NotImplemented
     tensors = map(given.get, ("weight", "bias", "running_mean", "running_var"))
-    norm = Norm(*tensors, given.get("eps", 1e-5))  # type: ignore[arg-type]
+    norm = Norm(*tensors, given.get("eps", 1e-5))  # type: ignore[call-arg]
     result = normalized(given["input"], norm)
     return NotImplemented if result is None else result
 
@@ -545,7 +577,8 @@ class FusedActivation(Fused):
             known = activation_of(self)
             if known is not None:
                 return input.activated(*known, getattr(self, "inplace", False))
-        return super().forward(input)  # type: ignore[misc]
+        return super().forward(input)
+
 
 # --- a Sequential
 
@@ -576,7 +609,7 @@ def run_in_order(self: Any, input: Any) -> Any:
             follower = children[i]
             if isinstance(follower, FusedNorm) and type(value) is Deferred and _is_silent(follower):
                 norm = follower._norm()
-                if norm.mean is not None and value.may("norm") and _is_of(norm, child.channels):
+                if norm.mean is not None and value.may("norm") and _is_of(norm, child.channels):  # type: ignore[arg-type]
                     value.steps = Steps(norm)
                     i += 1
                     follower = children[i] if i < len(children) else None
@@ -586,7 +619,7 @@ def run_in_order(self: Any, input: Any) -> Any:
                 and _is_silent(follower)
                 and value.may("activation")
             ):
-                value = value.activated(*activation_of(follower), True)  # type: ignore[misc]
+                value = value.activated(*activation_of(follower), True)  # type: ignore[misc, call-arg]
                 i += 1
             input = value
         else:
@@ -616,7 +649,7 @@ def why_not(module: nn.Module) -> str | None:
         return "is a ScriptModule"
     if "forward" in vars(module):
         return "its forward was replaced"
-    if base not in FUSED or cls.forward is not base.forward or _changes_call(cls, base):
+    if base not in FUSED or cls.forward is not base.forward or _changes_call(cls, base):  # type: ignore[attr-defined]
         return f"{cls.__module__}.{cls.__qualname__} computes something else than {base.__name__}"
     weight = module._parameters.get("weight")
     if weight is None or type(weight.data) is not Tensor:

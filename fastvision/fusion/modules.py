@@ -7,12 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
 from .classes import Fused
-from .values import Deferred, Image, enter, holds_values, is_channels_last, leave, settle, tensors_in
+from .values import (
+    Deferred,
+    Image,
+    enter,
+    holds_values,
+    is_channels_last,
+    leave,
+    settle,
+    tensors_in,
+)
 
 
 class FusedModule(Fused):

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..ops._checks import is_eager
+from .formats import FRESH, is_query, takes_any_format
 
 
 class Norm(NamedTuple):
@@ -84,18 +84,16 @@ class Image(Tensor):
     _groups: tuple[int, bool] | None  # what channels were split into, and whether these are swapped
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(func, args, kwargs or {})
 
     # what needs no memory, without the way through torch
-    shape = property(lambda self: self._plain.shape)  # type: ignore[assignment]
-    dtype = property(lambda self: self._plain.dtype)  # type: ignore[assignment]
-    device = property(lambda self: self._plain.device)  # type: ignore[assignment]
-    ndim = property(lambda self: self._plain.ndim)  # type: ignore[assignment]
-    is_cuda = property(lambda self: self._plain.is_cuda)  # type: ignore[assignment]
-    requires_grad = property(  # type: ignore[assignment]
+    shape = property(lambda self: self._plain.shape)
+    dtype = property(lambda self: self._plain.dtype)
+    device = property(lambda self: self._plain.device)
+    ndim = property(lambda self: self._plain.ndim)
+    is_cuda = property(lambda self: self._plain.is_cuda)
+    requires_grad = property(
         lambda self: self._plain.requires_grad,
         lambda self, value: _call(Tensor.requires_grad_, (self, value), {}),
     )
@@ -146,7 +144,12 @@ class Image(Tensor):
         """``derive(memory)``, which is a view."""
         memory = derive(self._plain) if memory is None else memory
         new = _new_image(memory, self._readers)
-        new._viewed, new._derive, new._derived_from, new._groups = self, derive, self._memory, groups
+        new._viewed, new._derive, new._derived_from, new._groups = (
+            self,
+            derive,
+            self._memory,
+            groups,
+        )
         return new
 
     def _follow(self) -> None:
@@ -184,9 +187,9 @@ def enter(value: Any) -> Any:
 
 
 def leave(value: Any, *, channels_last: bool) -> Any:
-    """Results of a model as plain tensors. What is hidden becomes contiguous, unless the caller's
-    tensors are ``channels_last``: then torch's own layers would have kept that. Lists and dicts keep
-    their identity."""
+    """Results of a model as plain tensors; lists and dicts keep their identity. What is hidden
+    becomes contiguous, unless the caller's tensors are ``channels_last``: then torch's own layers
+    would have kept that."""
     if type(value) is Deferred:
         plain = value.compute()
         if type(plain) is not Image:  # under a tracer
@@ -275,9 +278,9 @@ class Deferred:
         self.anchor, self.source, self.steps, self.autocast = anchor, source, steps, autocast
         self.value: Any = None
         self.used = False  # by a longer chain
-        _read_by(source, self)
+        read_by(source, self)
         if steps.residual is not None:
-            _read_by(steps.residual, self)
+            read_by(steps.residual, self)
 
     @classmethod
     def settled(cls, plain: Tensor) -> Deferred:
@@ -289,7 +292,9 @@ class Deferred:
 
     @property
     def stage(self) -> str:
-        return "added" if self.steps.residual is not None else "normed" if self.steps.norm else "raw"
+        return (
+            "added" if self.steps.residual is not None else "normed" if self.steps.norm else "raw"
+        )
 
     def compute(self) -> Any:
         """The value: an Image; under a tracer the tensor."""
@@ -345,9 +350,7 @@ class Deferred:
     # what stands for a Tensor
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(func, args, kwargs or {})
 
     @property  # type: ignore[misc]
@@ -405,12 +408,13 @@ def _delegate(name: str) -> Callable[..., Any]:
 
 
 # Python looks special methods up in the class
-for _name in (
-    *("add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow").split(),
-    *("matmul rmatmul and or xor lshift rshift neg pos abs invert eq ne lt le gt ge").split(),
-    *("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift").split(),
-    *("getitem setitem len bool int float complex index contains format repr array").split(),
-):
+_SPECIAL = """
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul
+    rmatmul and or xor lshift rshift neg pos abs invert eq ne lt le gt ge iadd isub imul
+    itruediv ifloordiv imod ipow iand ior ixor ilshift irshift getitem setitem len bool int
+    float complex index contains format repr array
+"""
+for _name in _SPECIAL.split():
     if hasattr(Tensor, f"__{_name}__"):
         setattr(Deferred, f"__{_name}__", _delegate(f"__{_name}__"))
 
@@ -422,7 +426,7 @@ def plain_of(value: Any) -> Tensor:
     return value._plain if type(value) is Image else value
 
 
-def _read_by(value: Any, reader: Deferred) -> None:
+def read_by(value: Any, reader: Deferred) -> None:
     if type(value) is Image:
         readers = value._readers
         if len(readers) >= 8:
@@ -444,6 +448,13 @@ def _autocast() -> torch.dtype | None:
 
 # --- operations
 
+_RULES: dict[Any, Callable[..., Any]] = {}
+
+
+def extend(function: Any, rule: Callable[..., Any]) -> None:
+    """``rule(func, args, kwargs)`` answers calls of ``function`` with values, or NotImplemented."""
+    _RULES[function] = rule
+
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """``func`` of values: by a longer chain, on the memory as it lies, or as the model would."""
@@ -452,22 +463,22 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         result = rule(func, args, kwargs)
         if result is not NotImplemented:
             return result
-    as_it_lies = func in _FRESH or func in _IN_PLACE or _is_own(func)
+    as_it_lies = takes_any_format(func)
     as_it_lies &= "memory_format" not in kwargs and "out" not in kwargs
     values: list[Any] = []
     _collect(args, values)
     if kwargs:
         _collect(kwargs, values)
     if not is_eager():
-        take = plain_of if as_it_lies or _is_query(func) else _exact_of
+        take = plain_of if as_it_lies or is_query(func) else _exact_of
         return _traced(func(*_map_plain(args, take), **_map_plain(kwargs, take)), values)
     computed = [v.compute() if type(v) is Deferred else v for v in values]
     images: list[Image] = [i for i in computed if type(i) is Image]
     if not images:  # what was deferred under a tracer, after it
         return func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
-    if _is_query(func):
+    if is_query(func):
         return func(*_map_plain(args, plain_of), **kwargs)
-    fresh = func in _FRESH and not kwargs.get("inplace") and "out" not in kwargs
+    fresh = func in FRESH and not kwargs.get("inplace") and "out" not in kwargs
     if not fresh:  # it may write
         for i in images:
             _compute_readers(i)
@@ -517,7 +528,7 @@ def _traced(result: Any, values: list[Any]) -> Any:
         for value in values:
             if result is value.value:
                 return value
-        wrap = type(result) is not Deferred and result.is_floating_point()
+        wrap = type(result) is not Deferred and result.is_floating_point()  # type: ignore[comparison-overlap]
         return Deferred.settled(result) if wrap else result
     return _map(lambda item: _traced(item, values), result)
 
@@ -556,7 +567,9 @@ def hidden(plain: Tensor) -> Any:
 
 
 def _is_canonical(plain: Tensor) -> bool:
-    return plain.is_contiguous() and (1 not in plain.shape or plain.stride() == _strides(plain.shape))
+    return plain.is_contiguous() and (
+        1 not in plain.shape or plain.stride() == _strides(plain.shape)
+    )
 
 
 def _strides(shape: Any) -> tuple[int, ...]:
@@ -565,281 +578,3 @@ def _strides(shape: Any) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
-
-
-# --- operations that go on with a chain
-
-
-def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
-    """Gives its input back in eval mode."""
-    options = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-    return options["input"] if options.get("training") is False else NotImplemented
-
-
-def _same(func: Any, args: Any, kwargs: Any) -> Any:
-    """contiguous() of what is contiguous to the model."""
-    value = _value(args)
-    if value is None or len(args) > 1 or kwargs:
-        return NotImplemented
-    if value._viewed is None and value._hidden:
-        return value
-    if value._viewed is not None and value._groups is not None and value._viewed._hidden:
-        groups, swapped = value._groups
-        if swapped:  # a copy, as memory of its own with the channels split
-            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups))
-            depth = value.shape[1]
-            split = lambda x: x.unflatten(1, (depth, groups))  # noqa: E731
-            return shuffled.view_of(split, None, (depth, False)) if shuffled._hidden else NotImplemented
-    return NotImplemented
-
-
-def _value(args: Any) -> Any:
-    """The image that a function is called for, computed, if it is one."""
-    value = args[0] if args else None
-    value = value.compute() if type(value) is Deferred else value
-    return value if type(value) is Image else None
-
-
-def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
-    """chunk() and split() of channels."""
-    value = _value(args)
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    if value is None or not value._hidden or len(args) < 2 or dim not in (1, -value.ndim):
-        return NotImplemented
-    start, views = 0, []
-    for piece in func(value._plain, args[1], dim):
-        size = piece.shape[1]
-        views.append(_channels(value, start, size, piece))
-        start += size
-    return tuple(views)
-
-
-def _channels(value: Image, start: int, size: int, memory: Tensor | None = None) -> Image:
-    return value.view_of(lambda x: x.narrow(1, start, size), memory)
-
-
-def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
-    """x[:, a:b]"""
-    value = _value(args)
-    index = args[1]
-    every = slice(None)
-    if value is None or not value._hidden or type(index) is not tuple or not 2 <= len(index) <= 4:
-        return NotImplemented
-    if any(type(i) is not slice for i in index) or any(i != every for i in (index[0], *index[2:])):
-        return NotImplemented
-    if index[1].step not in (None, 1):
-        return NotImplemented
-    start, stop, _ = index[1].indices(value.shape[1])
-    return _channels(value, start, max(stop - start, 0))
-
-
-def _sizes(args: Any, kwargs: Any) -> tuple[int, ...] | None:
-    """What a view() or reshape() asks for."""
-    sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
-    if kwargs or any(type(size) is not int for size in sizes):
-        return None
-    return tuple(sizes)
-
-
-def _view(func: Any, args: Any, kwargs: Any) -> Any:
-    """The view()s around a channel shuffle (ShuffleNet, Zhang et al. 2018): [N, g, C / g, H, W] and
-    back."""
-    value, sizes = _value(args), _sizes(args, kwargs)
-    if value is None or sizes is None:
-        return NotImplemented
-    if value._hidden and value.ndim == 4 and len(sizes) == 5:
-        N, C, H, W = value.shape
-        groups, depth = sizes[1:3]
-        depth = C // groups if depth == -1 and groups > 0 else depth
-        if sizes[0] in (N, -1) and sizes[3:] == (H, W) and groups * depth == C:
-            return value.view_of(lambda x: x.unflatten(1, (groups, depth)), None, (groups, False))
-    if value._viewed is not None and value._groups is not None and value._viewed._hidden:
-        base = value._viewed
-        N, C, H, W = base.shape
-        if len(sizes) == 4 and sizes[0] in (N, -1) and sizes[1] in (C, -1) and sizes[2:] == (H, W):
-            groups, swapped = value._groups
-            if not swapped:
-                return base
-            if func is not Tensor.view:
-                return hidden(F.channel_shuffle(base._plain, groups))
-    return NotImplemented
-
-
-def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
-    value = _value(args)
-    if value is None or value._viewed is None or kwargs or set(args[1:]) != {1, 2}:
-        return NotImplemented
-    if value._groups is None or value._groups[1] or not value._viewed._hidden:
-        return NotImplemented
-    groups, depth = value.shape[1:3]
-    if groups == 1 or depth == 1:
-        return NotImplemented
-    split = lambda x: x.unflatten(1, (groups, depth)).transpose(1, 2)  # noqa: E731
-    return value._viewed.view_of(split, None, (groups, True))
-
-
-def _may_join(residual: Any, deferred: Deferred) -> bool:
-    return (
-        type(residual) in (Image, Deferred)
-        and residual is not deferred
-        and deferred.ndim == 4
-        and residual.shape == deferred.shape
-        and residual.dtype == deferred.dtype
-    )
-
-
-def _add(func: Any, args: Any, kwargs: Any) -> Any:
-    if kwargs or len(args) != 2:
-        return NotImplemented
-    for value, other in (args, args[::-1]):
-        if type(value) is Deferred and value.may("add") and _may_join(other, value):
-            return value.plus(other.compute() if type(other) is Deferred else other)
-    return NotImplemented
-
-
-def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    value, other = args if len(args) == 2 and not kwargs else (None, None)
-    if type(value) is Deferred and value.may("add") and _may_join(other, value):
-        residual = other.compute() if type(other) is Deferred else other
-        if value.value is None:  # computing the other may have computed this one
-            value.steps = value.steps._replace(residual=residual)
-            _read_by(residual, value)
-            return value
-    return NotImplemented
-
-
-def _activation(name: str, in_place: bool = False) -> Callable[..., Any]:
-    def rule(func: Any, args: Any, kwargs: Any) -> Any:
-        value = args[0] if args else None
-        if type(value) is not Deferred or not value.may("activation"):
-            return NotImplemented
-        options = dict(kwargs)
-        rest = list(args[1:])
-        slope = 0.01
-        if name == "leaky_relu":
-            slope = rest.pop(0) if rest else options.pop("negative_slope", 0.01)
-        elif func in (F.hardtanh, F.hardtanh_):
-            limits = options.pop("min_val", None), options.pop("max_val", None)
-            limits = tuple(rest.pop(0) if rest else limit for limit in limits)
-            if limits != (0, 6):
-                return NotImplemented
-        writes = in_place or options.pop("inplace", False) or (bool(rest) and rest.pop(0) is True)
-        if options or rest or not isinstance(slope, (int, float)):
-            return NotImplemented
-        return value.activated(name, float(slope), writes)
-
-    return rule
-
-
-_RULES: dict[Any, Callable[..., Any]] = {
-    Tensor.add: _add,
-    torch.add: _add,
-    Tensor.__radd__: _add,
-    Tensor.__add__: _add,
-    Tensor.add_: _add_in_place,
-    Tensor.__iadd__: _add_in_place,
-    Tensor.contiguous: _same,
-    Tensor.chunk: _chunk,
-    torch.chunk: _chunk,
-    Tensor.split: _chunk,
-    torch.split: _chunk,
-    Tensor.__getitem__: _getitem,
-    Tensor.view: _view,
-    Tensor.reshape: _view,
-    torch.reshape: _view,
-    Tensor.transpose: _transpose,
-    torch.transpose: _transpose,
-    F.dropout: _dropout,
-    F.dropout2d: _dropout,
-    F.dropout3d: _dropout,
-    F.alpha_dropout: _dropout,
-    F.feature_alpha_dropout: _dropout,
-    F.relu: _activation("relu"),
-    torch.relu: _activation("relu"),
-    torch.relu_: _activation("relu", in_place=True),
-    Tensor.relu: _activation("relu"),
-    Tensor.relu_: _activation("relu", in_place=True),
-    F.relu6: _activation("relu6"),
-    F.hardtanh: _activation("relu6"),
-    F.hardtanh_: _activation("relu6", in_place=True),
-    F.leaky_relu: _activation("leaky_relu"),
-    F.leaky_relu_: _activation("leaky_relu", in_place=True),
-    F.silu: _activation("silu"),
-    F.hardswish: _activation("hardswish"),
-    F.sigmoid: _activation("sigmoid"),
-    torch.sigmoid: _activation("sigmoid"),
-    torch.sigmoid_: _activation("sigmoid", in_place=True),
-    Tensor.sigmoid: _activation("sigmoid"),
-    Tensor.sigmoid_: _activation("sigmoid", in_place=True),
-}
-
-
-def extend(function: Any, rule: Callable[..., Any]) -> None:
-    """``rule(func, args, kwargs)`` answers calls of ``function`` with values, or NotImplemented."""
-    _RULES[function] = rule
-
-
-# --- operations whose results do not depend on how the memory lies
-
-
-def _named(*names: str) -> set[Any]:
-    """torch's functions and methods of these names."""
-    places = (Tensor, torch, F, torch._C._nn, torch.special)
-    return {f for n in names for p in places if callable(f := getattr(p, n, None))}
-
-
-_POINTWISE = (
-    "add sub rsub subtract mul multiply div divide true_divide floor_divide neg negative abs exp "
-    "expm1 log log1p log2 sqrt rsqrt square pow reciprocal sign floor ceil round trunc sin cos tan "
-    "atan erf sigmoid tanh relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh "
-    "leaky_relu softplus softsign threshold logsigmoid tanhshrink hardshrink softshrink prelu clamp "
-    "clip clamp_min clamp_max lerp addcmul addcdiv nan_to_num"
-).split()
-# the memory of what these give is theirs alone, and in the model it would be contiguous if that of
-# their inputs is
-_FRESH = _named(
-    *_POINTWISE,
-    *"maximum minimum where isnan isinf isfinite eq ne lt le gt ge masked_fill clone".split(),
-    *"cat concat concatenate stack mean sum amax amin prod std var norm logsumexp".split(),
-    *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split(),
-    *"max_pool1d avg_pool1d adaptive_avg_pool1d max_pool3d avg_pool3d adaptive_avg_pool3d".split(),
-    *"interpolate upsample grid_sample softmax log_softmax batch_norm group_norm".split(),
-    *"instance_norm local_response_norm conv2d conv_transpose2d".split(),
-    *"float half bfloat16 double layer_norm linear".split(),
-    "all",
-    "any",
-) | {
-    getattr(Tensor, f"__{name}__")
-    for name in "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv pow rpow neg abs".split()
-}
-_IN_PLACE = _named(*(f"{name}_" for name in (*_POINTWISE, "copy", "zero", "fill", "masked_fill"))) | {
-    getattr(Tensor, f"__{name}__") for name in "iadd isub imul itruediv ifloordiv ipow".split()
-}
-# operators of these take any format, and their results go on in that of their inputs
-_OWN = ("fastvision", "torchvision")
-
-_QUERIES = frozenset(
-    "shape dtype device layout ndim itemsize nbytes names grad grad_fn is_leaf requires_grad "
-    "retains_grad is_cuda is_cpu is_meta is_mps is_xpu is_xla is_ipu is_vulkan is_maia is_mtia "
-    "is_sparse is_sparse_csr is_mkldnn is_quantized is_nested output_nr".split()
-)
-_QUERY_FUNCTIONS = _named(
-    *"dim ndimension size numel nelement element_size get_device is_floating_point is_complex".split(),
-    *"is_signed is_inference is_same_size is_conj is_neg is_nonzero".split(),
-) | {Tensor.__len__, Tensor.__hash__}
-
-
-def _is_query(func: Any) -> bool:
-    """Whether it asks what does not depend on the memory."""
-    if func in _QUERY_FUNCTIONS:
-        return True
-    descriptor = getattr(func, "__self__", None) if getattr(func, "__name__", "") == "__get__" else None
-    return getattr(descriptor, "__name__", "") in _QUERIES
-
-
-def _is_own(func: Any) -> bool:
-    if isinstance(func, torch._ops.OpOverload):
-        return func.namespace in _OWN
-    return isinstance(func, torch._ops.OpOverloadPacket) and func._qualified_op_name.startswith(
-        tuple(f"{name}::" for name in _OWN)
-    )

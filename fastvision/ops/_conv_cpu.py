@@ -154,9 +154,7 @@ class Layer:
             negative_slope=negative_slope,
         )
 
-    def __call__(
-        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
-    ) -> Tensor:
+    def __call__(self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]) -> Tensor:
         """``tensors``: as the constructor's, with the same values."""
         winograd = self.may_use_winograd and has_tiles(input)
         if self.may_use_onednn:

@@ -242,9 +242,7 @@ class Layer:
         prepared = self.packs.find("prepared")
         return prepared is not None and prepared.weight is None
 
-    def __call__(
-        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
-    ) -> Tensor:
+    def __call__(self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]) -> Tensor:
         """``tensors``: as the constructor's, with the same values."""
         prepared: _Prepared = self.packs.get(
             "prepared", tensors, lambda: _prepare(tensors, *self.preparation)

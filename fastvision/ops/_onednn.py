@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +74,10 @@ def pack(
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as :func:`convolution` takes them for inputs of that shape and dtype."""
     packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-        weight.to(dtype).contiguous().to_mkldnn(), *_window(window), 1, list(shape)
+        weight.to(dtype).contiguous().to_mkldnn(),
+        *_window(window),
+        1,
+        list(shape),  # type: ignore[arg-type]
     )
     return packed, None if bias is None else bias.to(dtype).contiguous()
 

@@ -2,8 +2,9 @@
 
 Whoever writes to a weight need not tell anybody: optimizers with ``fused=True``, collectives,
 shared memory, ``.data``, NumPy and DLPack raise no version counter. So every call looks at the
-values themselves: a fingerprint of 64 bits over all bytes, types and layouts (csrc/ops/fingerprint.cpp),
-read at memory speed. What was made is used only for the values that it was made of.
+values themselves: a fingerprint of 64 bits over all bytes, types and layouts
+(csrc/ops/fingerprint.cpp), read at memory speed. What was made is used only for the values that it
+was made of.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
 def remember(
     tensors: tuple[Tensor | None, ...], fingerprint: int, purpose: Hashable, made: Any
 ) -> None:
-    """``made`` is what :func:`recall` returns for tensors of that fingerprint. The caller has to know
-    that it was made of these values: from a fingerprint taken before and one taken after."""
+    """``made`` is what :func:`recall` returns for tensors of that fingerprint. The caller has to
+    know that it was made of these values: from a fingerprint taken before and one taken after."""
     weight = tensors[0]
     assert weight is not None
     address = weight.data_ptr()

@@ -53,12 +53,12 @@ def is_plain(tensors: Sequence[Any]) -> bool:
 def made_once(kind: type[L], tensors: tuple[Any, ...], dtype: torch.dtype, *options: Any) -> L:
     """``kind(tensors, dtype, *options)``, or the one of an earlier call with the same values."""
     if not can_remember(tensors):
-        return kind(tensors, dtype, *options)
+        return kind(tensors, dtype, *options)  # type: ignore[call-arg]
     purpose = (kind, dtype, options, _extension.cpu_level())
     made: L | None = recall(tensors, purpose)
     if made is None:
         values = fingerprint(tensors)
-        made = kind(tensors, dtype, *options)
+        made = kind(tensors, dtype, *options)  # type: ignore[call-arg]
         made.packs.fingerprint = values
         if values >= 0:
             remember(tensors, values, purpose, made)
@@ -90,4 +90,5 @@ def keep(tensors: tuple[Any, ...], call: tuple[Any, ...], layer: Layer) -> None:
 
 
 def _purpose(input: Tensor, call: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (_extension.cpu_level(), input.dtype, *call)
+    # with the types: 1, 1.0 and True are equal, and not all of them are options
+    return (_extension.cpu_level(), input.dtype, *call, *map(type, call))

@@ -1,4 +1,4 @@
-"""Packed weights are never stale: whoever writes to a weight, in whatever way, the next call sees it."""
+"""Packed weights are never stale: the next call sees every write, whoever writes and how."""
 
 from __future__ import annotations
 

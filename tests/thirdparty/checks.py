@@ -1,4 +1,4 @@
-"""What has to hold for fuse() of any model: the results, the classes, the attributes, the copies."""
+"""What has to hold for fuse() of any model: results, classes, attributes and copies."""
 
 from __future__ import annotations
 
