@@ -25,6 +25,7 @@ from .common.activation import activate
 from .configs.conv_bn_relu import (
     DEPTHWISE_REGISTERS,
     DEPTHWISE_WARPS,
+    FOLD_BLOCK,
     POINTWISE_WARPS,
     Tile,
     default_tile,
@@ -326,6 +327,35 @@ def _pointwise_kernel(
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=["eps"])
+def _fold_kernel(
+    bias_ptr,  # [K] of the convolution, or None
+    weight_ptr,  # [K] of the normalization, or None
+    shift_ptr,  # [K] of the normalization, or None
+    mean_ptr,  # [K]
+    var_ptr,  # [K]
+    scale_out_ptr,  # [K] float32
+    shift_out_ptr,  # [K] float32
+    K,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = k < K
+    var = tl.load(var_ptr + k, mask=mask, other=1.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(var + eps)
+    if weight_ptr is not None:
+        scale *= tl.load(weight_ptr + k, mask=mask, other=0.0).to(tl.float32)
+    shift = -tl.load(mean_ptr + k, mask=mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        shift += tl.load(bias_ptr + k, mask=mask, other=0.0).to(tl.float32)
+    shift *= scale
+    if shift_ptr is not None:
+        shift += tl.load(shift_ptr + k, mask=mask, other=0.0).to(tl.float32)
+    tl.store(scale_out_ptr + k, scale, mask=mask)
+    tl.store(shift_out_ptr + k, shift, mask=mask)
+
+
 def _unit(size: int) -> int:
     """The largest of 16, 8, 4, 2, 1 that divides ``size``."""
     return min(size & -size, 16) or 16
@@ -521,6 +551,25 @@ def _launch_gemm(
     )
     if splits > 1:
         launch_pointwise(target, scale, shift, residual, output, activation, negative_slope)
+
+
+def launch_fold(
+    bias: Tensor | None,  # [K] of the convolution, of any floating type, as all of them
+    bn_weight: Tensor | None,  # [K]
+    bn_bias: Tensor | None,  # [K]
+    running_mean: Tensor,  # [K]
+    running_var: Tensor,  # [K]
+    eps: float,
+    scale: Tensor,  # [K] float32
+    shift: Tensor,  # [K] float32
+) -> None:
+    """A normalization as scale and shift of the convolution without its bias, in one launch."""
+    K = len(scale)
+    with torch.cuda.device_of(scale):
+        _fold_kernel[(triton.cdiv(K, FOLD_BLOCK),)](
+            bias, bn_weight, bn_bias, running_mean, running_var, scale, shift, K, eps,
+            BLOCK=FOLD_BLOCK,
+        )  # fmt: skip
 
 
 def launch_pointwise(

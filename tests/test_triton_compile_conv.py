@@ -84,6 +84,9 @@ def other_variants(arch):
     from fastvision.kernels.configs import conv_bn_relu as config
 
     every = arch == ALL_VARIANTS
+    vectors = ("bias", "weight", "shift", "mean", "var", "scale_out", "shift_out")
+    values = {f"{name}_ptr": "*fp32" for name in vectors} | {"K": "i32", "eps": "fp32"}
+    yield "fold", conv._fold_kernel, values | {"BLOCK": config.FOLD_BLOCK}, {"num_warps": 4}
     for dtype in TYPES if every else ("bf16",):
         for size in (3, 7) if every else (3,):
             block_m, block_n = config.depthwise_block(144)
@@ -112,7 +115,7 @@ def test_kernels_compile_without_spills(resources, arch):
     } == {}
     limit = SHARED_MEMORY.get(arch, LEAST_SHARED_MEMORY)
     assert all(use["SHARED"] <= limit for use in resources[arch].values())
-    assert len(resources[arch]) == {"75": 3, ALL_VARIANTS: 26}.get(arch, 7)
+    assert len(resources[arch]) == {"75": 4, ALL_VARIANTS: 27}.get(arch, 8)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,22 @@ def kernel_order(weight: Tensor) -> Tensor:
 
 
 def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
-    """[K] float32 each: normalization as the epilogue does it, to the unrounded sum."""
-    weight = layer[0]
+    """[K] float32 each: normalization as the epilogue does it, to the unrounded sum. It is folded
+    in each call: on a GPU nobody can look whether it has changed without waiting."""
+    weight, bias, bn_weight, bn_bias, mean, var = layer
+    vectors = [t for t in (bias, bn_weight, bn_bias, mean, var) if t is not None]
+    if (
+        mean is not None
+        and var is not None
+        and weight.is_cuda
+        and _device.triton_missing() is None
+        and all(t.is_contiguous() and t.dtype != torch.float64 for t in vectors)
+    ):
+        from ..kernels.conv_bn_relu import launch_fold
+
+        folded = torch.empty((2, len(weight)), device=weight.device)
+        launch_fold(bias, bn_weight, bn_bias, mean, var, eps, folded[0], folded[1])
+        return folded[0], folded[1]
     ones = torch.ones(len(weight), device=weight.device)
     scale, shift = reference.fold_batch_norm(ones, *layer[1:], eps)
     return (

@@ -73,11 +73,10 @@ def pack(
     weight: Tensor, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype, window: Window
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as :func:`convolution` takes them for inputs of that shape and dtype."""
-    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-        weight.to(dtype).contiguous().to_mkldnn(),
-        *_window(window),
-        1,
-        list(shape),  # type: ignore[arg-type]
+    padding, stride, dilation = _window(window)
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    packed = reorder(
+        weight.to(dtype).contiguous().to_mkldnn(), padding, stride, dilation, 1, list(shape)
     )
     return packed, None if bias is None else bias.to(dtype).contiguous()
 

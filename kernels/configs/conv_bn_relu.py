@@ -11,6 +11,7 @@ import triton
 DEPTHWISE_WARPS = 4
 DEPTHWISE_REGISTERS = 168  # left to itself, ptxas spills to fit in more programs
 POINTWISE_WARPS = 4
+FOLD_BLOCK = 256  # channels: a normalization is a handful of programs
 # shared memory of a program in bytes, by compute capability; the smallest one where it is not known
 _SHARED_MEMORY = {(8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 _LEAST_SHARED_MEMORY = 99 << 10

@@ -278,3 +278,28 @@ def test_tile_candidates_fit_and_differ():
                     assert tile.splits == 1 or M <= 1568
     # few rows and a long reduction: the device is filled by splitting
     assert tiles(49, 512, 512, 9, 1, 2, False, 132, shared)[0].splits > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("K", [1, 300])
+def test_fold(K, bias, affine, dtype):
+    """The normalization as scale and shift, against the reference's rule."""
+    from fastvision.kernels.conv_bn_relu import launch_fold
+
+    g = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(K, generator=g).to(dtype).to(DEVICE) for _ in range(4)]
+    var = (torch.rand(K, generator=g) + 0.1).to(dtype).to(DEVICE)
+    offset, mean, weight, shift = vectors
+    arguments = (
+        offset if bias else None,
+        *((weight, shift) if affine else (None, None)),
+        *(mean, var, 1e-3),
+    )
+    actual = torch.empty((2, K), device=DEVICE)
+    launch_fold(*arguments, *actual.unbind())
+    ones = torch.ones(K, dtype=torch.float64, device=DEVICE)
+    wide = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+    expected = reference.fold_batch_norm(ones, *wide)
+    assert_matches(actual, torch.stack(expected).float())
