@@ -1,5 +1,5 @@
-// Independent multiplicative hashes of 64-bit words, one per lane, and a hash of these. Each step is
-// a bijection of both the state and the word, so a change of one word always shows; the rotation
+// Independent multiplicative hashes of 64-bit words, one per lane, and a hash of these. Each step
+// is a bijection of both the state and the word, so a change of one word always shows; the rotation
 // before the multiplication carries a word's highest bit, a float's sign, into the others.
 #include "ops/fingerprint.h"
 
