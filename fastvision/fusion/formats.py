@@ -27,14 +27,14 @@ _POINTWISE = """
     leaky_relu softplus softsign threshold logsigmoid tanhshrink hardshrink softshrink prelu clamp
     clip clamp_min clamp_max lerp addcmul addcdiv nan_to_num
 """
-# the memory of what these give is theirs alone, and in the model it would be contiguous if that of
-# their inputs is
+# what these give has memory of its own, or is an input itself (float() of a float); in the model it
+# would be contiguous if its inputs are
 FRESH = (
     named(_POINTWISE)
     | named("maximum minimum where isnan isinf isfinite eq ne lt le gt ge masked_fill clone")
     | named("cat concat concatenate stack mean sum amax amin prod std var norm logsumexp all any")
     | named("max_pool1d avg_pool1d adaptive_avg_pool1d max_pool2d avg_pool2d adaptive_avg_pool2d")
-    | named("adaptive_max_pool2d lp_pool2d max_pool3d avg_pool3d adaptive_avg_pool3d")
+    | named("adaptive_max_pool2d lp_pool2d")
     | named("interpolate upsample grid_sample softmax log_softmax batch_norm group_norm layer_norm")
     | named("instance_norm local_response_norm conv2d conv_transpose2d linear")
     | named("float half bfloat16 double")
@@ -43,6 +43,10 @@ FRESH = (
 IN_PLACE = named(
     " ".join(f"{name}_" for name in f"{_POINTWISE} copy zero fill masked_fill".split())
 ) | operators("iadd isub imul itruediv ifloordiv ipow")
+# what these give lets others write to the memory unseen
+ESCAPES = named(
+    "numpy data_ptr storage untyped_storage __array__ __dlpack__ to_dlpack share_memory_"
+)
 # operators of these take any format, and their results go on in that of their inputs
 _OWN = ("fastvision", "torchvision")
 

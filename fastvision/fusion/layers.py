@@ -7,6 +7,7 @@ a write in place, load_state_dict(), to(), an assignment.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,18 @@ from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
 from . import modules, rules  # noqa: F401  (rules apply once imported)
 from .classes import Fused
-from .values import Deferred, Image, Norm, Steps, extend, plain_of
+from .values import (
+    Deferred,
+    Image,
+    Norm,
+    Steps,
+    Traced,
+    defer,
+    extend,
+    is_deferred,
+    is_value,
+    plain_of,
+)
 
 linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
 
@@ -53,6 +65,7 @@ class State:
     def forget(self) -> None:
         """After a change of attributes, or of the memory of tensors."""
         self.made.clear()
+        self.shapes.clear()
         self.norm = None
 
 
@@ -95,7 +108,8 @@ class _Stateful(Fused):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        weight_state(self).forget()
+        if "_fused" in self.__dict__:  # not in a constructor
+            weight_state(self).forget()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -123,14 +137,15 @@ class FusedLayer(_Stateful):
     def _defer(self, input: Any) -> Any:
         """The layer's result for ``input``, or None: then it is to run as its own class."""
         kind = type(input)
-        if kind is Image or kind is Deferred:
-            source = input.compute() if kind is Deferred else input
+        if kind is Image or kind is Deferred or kind is Traced:
+            source = input if kind is Image else input.compute()
             plain = plain_of(source)
             autocast = _autocast_of(plain)
             if self._fits(plain, autocast):
                 source = source if type(source) is Image else input  # under a tracer
-                result = Deferred(self, source, _NO_STEPS, autocast)
-                return result.compute() if self._forward_hooks else result
+                result = defer(self, source, _NO_STEPS, autocast)
+                seen = self._forward_hooks or (type(source) is Image and source._shared.escaped)
+                return result.compute() if seen else result
         elif (
             kind is Tensor
             and self._fits(input, _autocast_of(input))
@@ -143,13 +158,19 @@ class FusedLayer(_Stateful):
         raise NotImplementedError
 
     def _weights_fit(self, x: Tensor, autocast: torch.dtype | None) -> bool:
-        weight: Any = self._parameters["weight"]
-        bias = self._parameters["bias"]
+        weight: Any = self._parameters.get("weight")
+        bias = self._parameters.get("bias")
+        if weight is None:  # computed: pruned, parametrized
+            return False
         if torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
             return False
         return weight.dtype == x.dtype or (autocast is not None and weight.dtype in _FLOATS)
+
+    def stamp(self) -> Any:
+        weight: Any = self._parameters["weight"]
+        return None if weight.is_inference() else (id(weight), weight._version)
 
     def note(self, steps: Steps, state: State) -> None:
         """Keeps in mind what runs, for the report."""
@@ -171,6 +192,12 @@ def _autocast_of(x: Tensor) -> torch.dtype | None:
     kind = "cpu" if x.is_cpu else x.device.type
     on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if on else None
+
+
+def _without_autocast(x: Tensor) -> Any:
+    if _autocast_of(x) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _own_kernels(x: Tensor) -> bool:
@@ -196,8 +223,16 @@ class _FusedConvolution(FusedLayer):
     groups: int
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
-        dims = self._parameters["weight"].dim()  # type: ignore[union-attr]
-        return x.dim() == dims and self._weights_fit(x, autocast)
+        weight = self._parameters.get("weight")
+        return (
+            weight is not None
+            and x.dim() == weight.dim()
+            and x.shape[1] == self._inputs(weight)
+            and self._weights_fit(x, autocast)
+        )
+
+    def _inputs(self, weight: Tensor) -> int:
+        return weight.shape[1] * self.groups
 
     def shape_of(self, x: Tensor) -> tuple[int, ...]:
         if not is_eager():
@@ -224,7 +259,14 @@ class _FusedConvolution(FusedLayer):
             return self._by_op(x, self._tensors(norm), 0.0 if norm is None else norm.eps, steps)
         key = (x.dtype, norm is None, residual is None, activation, slope, _extension.cpu_level())
         made = state.made.get(key)
-        if made is None or made.norm is not norm or not made.is_fresh():
+        own = self._parameters
+        if (
+            made is None
+            or made.norm is not norm
+            or made.tensors[0] is not own["weight"]
+            or made.tensors[1] is not own["bias"]
+            or not made.is_fresh()
+        ):
             self.note(steps, state)
             make = self._runner(x, norm, activation, slope)
             made = state.made[key] = Made(self._tensors(norm), make, norm)
@@ -332,6 +374,9 @@ class FusedConvTranspose2d(_FusedConvolution):
         result = None if output_size is not None else self._defer(input)
         return super().forward(input, output_size) if result is None else result
 
+    def _inputs(self, weight: Tensor) -> int:
+        return weight.shape[0]
+
     def _options(self) -> tuple[Any, ...]:
         pairs = (self.stride, self.padding, self.output_padding, self.dilation)
         stride, padding, extra, dilation = (pair(value, "option") for value in pairs)
@@ -395,7 +440,8 @@ class FusedConvNd(_FusedConvolution):
         if tensors[4] is not None:  # under a tracer
             tensors = self._folded(tensors, eps)
         weight, bias = (None if t is None else t.to(x.dtype) for t in tensors[:2])
-        y = self._conv_forward(x, weight, bias)
+        with _without_autocast(x):  # which was on or off when the layer was called
+            y = self._conv_forward(x, weight, bias)
         if steps.residual is not None:
             y += steps.residual
         if steps.activation == "relu":
@@ -435,7 +481,13 @@ class FusedLinear(FusedLayer):
         state = weight_state(self)
         key = (activation, _extension.cpu_level())
         made = state.made.get(key)
-        if made is None or not made.is_fresh():
+        own = self._parameters
+        if (
+            made is None
+            or made.tensors[0] is not own["weight"]
+            or made.tensors[1] is not own["bias"]
+            or not made.is_fresh()
+        ):
             self.note(steps, state)
             tensors = (self.weight, self.bias)
             made = state.made[key] = Made(tensors, lambda: linear.Layer(*tensors), None)
@@ -455,19 +507,24 @@ class FusedNorm(_Stateful):
 
     def forward(self, input: Any) -> Any:
         kind = type(input)
-        if (kind is Deferred or kind is Image) and not self.training and not self._forward_hooks:
-            norm = weight_state(self).norm
-            if norm is None or not is_eager():
-                norm = self._norm()
-            result = normalized(input, norm, self)
+        if is_value(input) and not self.training and not self._forward_hooks:
+            result = normalized(input, self._norm(), self)
             if result is not None:
                 return result
         return super().forward(input)
 
     def _norm(self) -> Norm:
         state: State = self.__dict__["_fused"]
-        if state.norm is None or not is_eager():
-            tensors = {**self._parameters, **self._buffers}
+        known = state.norm
+        own, buffers = self._parameters, self._buffers
+        if (
+            known is None
+            or known.weight is not (own.get("weight") if "weight" in own else buffers["weight"])
+            or known.mean is not buffers.get("running_mean")
+            or known.var is not buffers.get("running_var")
+            or not is_eager()
+        ):
+            tensors = {**own, **buffers}
             names = ("weight", "bias", "running_mean", "running_var")
             found = Norm(*map(tensors.get, names), self.eps, type(self).__name__)  # type: ignore[arg-type, call-arg]
             if not is_eager():
@@ -477,6 +534,9 @@ class FusedNorm(_Stateful):
 
     def shape_of(self, x: Tensor) -> torch.Size:
         return x.shape
+
+    def stamp(self) -> Any:
+        return None
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
         if steps.activation != "none" and is_eager():
@@ -507,6 +567,9 @@ class _FunctionalNorm:
     def shape_of(self, x: Tensor) -> torch.Size:
         return x.shape
 
+    def stamp(self) -> Any:
+        return None
+
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor:
         return run_norm(x, self.norm, steps)
 
@@ -516,16 +579,16 @@ def normalized(input: Any, norm: Norm, anchor: Any = None) -> Any:
     weight, bias, mean, var, *_ = norm
     if mean is None or var is None:
         return None
-    if type(input) is Deferred and input.may("norm") and _is_of(norm, input.anchor.channels):
+    if is_deferred(input) and input.may("norm") and _is_of(norm, input.anchor.channels):
         return input.normalized(norm)
-    value = input.compute() if type(input) is Deferred else input
+    value = input.compute() if is_deferred(input) else input
     plain = plain_of(value)
     if plain.dim() < 2 or not _is_of(norm, plain.shape[1]):
         return None
     if (torch.is_grad_enabled() and plain.requires_grad) or _autocast_of(plain) is not None:
         return None
-    source = value if type(value) is Image else Deferred.settled(plain)
-    return Deferred(anchor or _FunctionalNorm(norm), source)
+    source = value if type(value) is Image else Traced(plain)
+    return defer(anchor or _FunctionalNorm(norm), source, _NO_STEPS, None)
 
 
 def _is_of(norm: Norm, channels: int) -> bool:
@@ -537,8 +600,7 @@ def _is_of(norm: Norm, channels: int) -> bool:
             continue
         if tensor.shape != shape or (differentiates and tensor.requires_grad):
             return False
-        kind = type(tensor)
-        if kind is Image or kind is Deferred:  # type: ignore[comparison-overlap]
+        if is_value(tensor):
             return False
     return True
 
@@ -573,7 +635,7 @@ class FusedActivation(Fused):
     """Mixed into an activation's class: ends the chain before it without the way through torch."""
 
     def forward(self, input: Any) -> Any:
-        if type(input) is Deferred and input.may("activation") and not self._forward_hooks:
+        if is_deferred(input) and input.may("activation") and not self._forward_hooks:
             known = activation_of(self)
             if known is not None:
                 return input.activated(*known, getattr(self, "inplace", False))
@@ -601,21 +663,26 @@ def run_in_order(self: Any, input: Any) -> Any:
         if (
             isinstance(child, FusedLayer)
             and child.takes_norm
-            and type(input) in (Image, Deferred)
+            and is_value(input)
             and i < len(children)
             and _is_silent(child)
         ):
             value = child.forward(input)
             follower = children[i]
-            if isinstance(follower, FusedNorm) and type(value) is Deferred and _is_silent(follower):
+            if isinstance(follower, FusedNorm) and is_deferred(value) and _is_silent(follower):
                 norm = follower._norm()
-                if norm.mean is not None and value.may("norm") and _is_of(norm, child.channels):  # type: ignore[arg-type]
+                if (
+                    not follower.training
+                    and norm.mean is not None
+                    and value.may("norm")
+                    and _is_of(norm, child.channels)
+                ):  # type: ignore[arg-type]
                     value.steps = Steps(norm)
                     i += 1
                     follower = children[i] if i < len(children) else None
             if (
                 isinstance(follower, FusedActivation)
-                and type(value) is Deferred
+                and is_deferred(value)
                 and _is_silent(follower)
                 and value.may("activation")
             ):
@@ -635,6 +702,7 @@ def _is_silent(module: Any) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or type(module).__call__ is not nn.Module.__call__
     )
 
 
@@ -673,6 +741,8 @@ def is_norm(module: nn.Module) -> bool:
     if is_frozen_batch_norm(module):
         return True
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if type(module).__call__ is not nn.Module.__call__:
+        return False
     return isinstance(module, kinds) and any(
         type(module).forward is kind.forward for kind in kinds if isinstance(module, kind)
     )

@@ -13,11 +13,11 @@ from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
 from .classes import Fused
 from .values import (
-    Deferred,
+    Entrance,
     Image,
-    enter,
     holds_values,
     is_channels_last,
+    is_value,
     leave,
     settle,
     tensors_in,
@@ -40,7 +40,7 @@ def forward_of(base: Any, own: Callable[..., Any] | None = None) -> Callable[...
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (args and type(args[0]) in (Image, Deferred)) or holds_values((args, kwargs)):
+        if (args and is_value(args[0])) or holds_values((args, kwargs)):
             result = own(self, *args, **kwargs)
             return settle(result) if self._forward_hooks else result
         if not may_defer(args, kwargs):
@@ -53,34 +53,39 @@ def forward_of(base: Any, own: Callable[..., Any] | None = None) -> Callable[...
 def run(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``call`` on the values of its arguments; its results as tensors."""
     channels_last = any(map(is_channels_last, tensors_in((args, kwargs))))
-    values, named = enter(args), enter(kwargs)
-    result = call(*values, **named)
-    result = leave(result, channels_last=channels_last)
-    for theirs, ours in zip((*args, *kwargs.values()), (*values, *named.values()), strict=True):
-        _hand_back(theirs, ours, channels_last)
+    entrance = Entrance()
+    values, named = entrance.enter(args), entrance.enter(kwargs)
+    try:
+        result = leave(call(*values, **named), channels_last=channels_last)
+        for theirs, ours in zip((*args, *kwargs.values()), (*values, *named.values()), strict=True):
+            _hand_back(theirs, ours, channels_last)
+    finally:
+        entrance.close()
     return result
 
 
-def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> None:
-    """Changes that the model made to a list or dict that it was given."""
-    if theirs is ours or not isinstance(theirs, (list, dict)):
-        return
-    before = enter(theirs)
-    same = len(theirs) == len(ours) and all(
-        a is b or (type(a) is type(b) and getattr(a, "_plain", 0) is getattr(b, "_plain", 1))
-        for a, b in zip(_items(before), _items(ours), strict=True)
-    )
-    if not same:
-        leave(ours, channels_last=channels_last)
-        if isinstance(theirs, list):
-            theirs[:] = ours
-        else:
+def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> Any:
+    """What the model made of an input: the caller's own object, with what the model put into its
+    lists and dicts."""
+    if theirs is ours or (type(ours) is Image and ours._memory is theirs):
+        return theirs
+    if type(theirs) is not type(ours) or not isinstance(theirs, (list, dict, tuple)):
+        return leave(ours, channels_last=channels_last)
+    if isinstance(theirs, dict):
+        items = {
+            key: _hand_back(theirs.get(key), item, channels_last) for key, item in ours.items()
+        }
+        if items.keys() != theirs.keys() or any(items[key] is not theirs[key] for key in items):
             theirs.clear()
-            theirs.update(ours)
-
-
-def _items(container: Any) -> list[Any]:
-    return [*container.keys(), *container.values()] if isinstance(container, dict) else container
+            theirs.update(items)
+        return theirs
+    before = [*theirs, *[None] * len(ours)]
+    found = [_hand_back(b, o, channels_last) for b, o in zip(before, ours, strict=False)]
+    if isinstance(theirs, list) and (
+        len(found) != len(theirs) or any(f is not t for f, t in zip(found, theirs, strict=True))
+    ):
+        theirs[:] = found
+    return theirs
 
 
 def may_defer(args: Any, kwargs: Any) -> bool:
@@ -97,7 +102,7 @@ def values_of_graph(*inputs: Any) -> Any:
     """What comes in, as a graph of torch.fx calls it; see :func:`fastvision.fuse`."""
     if any(map(holds_values, inputs)) or not may_defer(inputs, {}):
         return inputs
-    return enter(inputs)
+    return Entrance().enter(inputs)
 
 
 def tensors_of_graph(result: Any, *inputs: Any) -> Any:

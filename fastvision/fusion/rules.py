@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import Deferred, Image, extend, hidden, read_by
+from .values import Image, extend, hidden, is_deferred, is_value
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
@@ -18,7 +19,7 @@ def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
     return options["input"] if options.get("training") is False else NotImplemented
 
 
-def _same(func: Any, args: Any, kwargs: Any) -> Any:
+def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
     """contiguous() of what is contiguous to the model."""
     value = _value(args)
     if value is None or len(args) > 1 or kwargs:
@@ -28,7 +29,7 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
     if value._viewed is not None and value._groups is not None and value._viewed._hidden:
         groups, swapped = value._groups
         if swapped:  # a copy, as memory of its own with the channels split
-            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups))
+            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups), value)
             depth = value.shape[1]
             split = lambda x: x.unflatten(1, (depth, groups))  # noqa: E731
             return (
@@ -42,7 +43,7 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
 def _value(args: Any) -> Any:
     """The image that a function is called for, computed, if it is one."""
     value = args[0] if args else None
-    value = value.compute() if type(value) is Deferred else value
+    value = value.compute() if is_deferred(value) else value
     return value if type(value) is Image else None
 
 
@@ -50,7 +51,7 @@ def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
     """chunk() and split() of channels."""
     value = _value(args)
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    if value is None or not value._hidden or len(args) < 2 or dim not in (1, -value.ndim):
+    if value is None or not value._hidden or len(args) < 2 or dim not in (1, 1 - value.ndim):
         return NotImplemented
     start, views = 0, []
     for piece in func(value._plain, args[1], dim):
@@ -107,7 +108,7 @@ def _view(func: Any, args: Any, kwargs: Any) -> Any:
             if not swapped:
                 return base
             if func is not Tensor.view:
-                return hidden(F.channel_shuffle(base._plain, groups))
+                return hidden(F.channel_shuffle(base._plain, groups), base)
     return NotImplemented
 
 
@@ -124,9 +125,9 @@ def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
     return value._viewed.view_of(split, None, (groups, True))
 
 
-def _may_join(residual: Any, deferred: Deferred) -> bool:
+def _may_join(residual: Any, deferred: Any) -> bool:
     return (
-        type(residual) in (Image, Deferred)
+        is_value(residual)
         and residual is not deferred
         and deferred.ndim == 4
         and residual.shape == deferred.shape
@@ -138,18 +139,19 @@ def _add(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs or len(args) != 2:
         return NotImplemented
     for value, other in (args, args[::-1]):
-        if type(value) is Deferred and value.may("add") and _may_join(other, value):
-            return value.plus(other.compute() if type(other) is Deferred else other)
+        if is_deferred(value) and value.may("add") and _may_join(other, value):
+            return value.plus(other.compute() if is_deferred(other) else other)
     return NotImplemented
 
 
 def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     value, other = args if len(args) == 2 and not kwargs else (None, None)
-    if type(value) is Deferred and value.may("add") and _may_join(other, value):
-        residual = other.compute() if type(other) is Deferred else other
+    if is_deferred(value) and value.may("add") and _may_join(other, value):
+        residual = other.compute() if is_deferred(other) else other
         if value.value is None:  # computing the other may have computed this one
             value.steps = value.steps._replace(residual=residual)
-            read_by(residual, value)
+            if type(residual) is Image:
+                residual._shared.add(weakref.ref(value))
             return value
     return NotImplemented
 
@@ -157,7 +159,7 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
 def _activation(name: str, in_place: bool = False) -> Callable[..., Any]:
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
         value = args[0] if args else None
-        if type(value) is not Deferred or not value.may("activation"):
+        if not is_deferred(value) or not value.may("activation"):
             return NotImplemented
         options = dict(kwargs)
         rest = list(args[1:])
@@ -184,7 +186,7 @@ for _function, _rule in {
     Tensor.__add__: _add,
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
-    Tensor.contiguous: _same,
+    Tensor.contiguous: _contiguous,
     Tensor.chunk: _chunk,
     torch.chunk: _chunk,
     Tensor.split: _chunk,

@@ -14,6 +14,7 @@ before an operation that may write to an image, what reads it is computed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..ops._checks import is_eager
-from .formats import FRESH, is_query, takes_any_format
+from .formats import ESCAPES, FRESH, is_query, takes_any_format
 
 
 class Norm(NamedTuple):
@@ -55,6 +56,8 @@ class Anchor(Protocol):
 
     def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor: ...
 
+    def stamp(self) -> Any: ...  # other after a change of its weight
+
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
 
 
@@ -71,11 +74,25 @@ def is_channels_last(x: Tensor) -> bool:
 _ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that does things its way
 
 
+class Shared:
+    """What is known of a piece of memory."""
+
+    def __init__(self) -> None:
+        self.readers: list[weakref.ref[Deferred]] = []
+        self.escaped = False  # to where writes are not seen: a NumPy array, a view of its bits
+
+    def add(self, reader: weakref.ref[Deferred]) -> None:
+        if len(self.readers) >= 8:
+            self.readers = [r for r in self.readers if (d := r()) is not None and d.value is None]
+        self.readers.append(reader)
+
+
 class Image(Tensor):
     """A value inside a fused model: a Tensor whose operations pass through this module."""
 
     _memory: Tensor
-    _readers: list[weakref.ref[Deferred]]  # of all that share the memory
+    _shared: Shared  # with all that share the memory
+    _scope: list[weakref.ref[Deferred]]  # what was deferred since the model was called
     _in_other_format: bool  # the model's tensor would be contiguous, and this one is not
     # of a view of an image in another format: where its memory is, whatever becomes of that
     _viewed: Image | None
@@ -143,7 +160,7 @@ class Image(Tensor):
     ) -> Image:
         """``derive(memory)``, which is a view."""
         memory = derive(self._plain) if memory is None else memory
-        new = _new_image(memory, self._readers)
+        new = _new_image(memory, self._shared, self._scope)
         new._viewed, new._derive, new._derived_from, new._groups = (
             self,
             derive,
@@ -164,33 +181,56 @@ class Image(Tensor):
             Tensor.data.__set__(self, plain.detach())  # type: ignore[attr-defined]
 
 
-def image(plain: Tensor, *, hidden: bool = False, shared: Image | None = None) -> Any:
-    """``plain`` as a value. ``shared``: one whose memory it may lie in."""
+def image(
+    plain: Tensor, like: Image | None, *, hidden: bool = False, shared: Shared | None = None
+) -> Any:
+    """``plain`` as a value of the same call as ``like``. ``shared``: of memory that others see."""
     if not is_eager():
-        return Deferred.settled(plain)
-    new = _new_image(plain, [] if shared is None else shared._readers)
+        return Traced(plain)
+    new = _new_image(plain, shared or Shared(), [] if like is None else like._scope)
     new._in_other_format = hidden
     return new
 
 
-def _new_image(memory: Tensor, readers: list[weakref.ref[Deferred]]) -> Image:
+def _new_image(memory: Tensor, shared: Shared, scope: list[weakref.ref[Deferred]]) -> Image:
     new = memory.as_subclass(Image)
-    new._memory, new._readers, new._viewed, new._in_other_format = memory, readers, None, False
+    new._memory, new._shared, new._scope = memory, shared, scope
+    new._viewed, new._in_other_format = None, False
     return new
 
 
-def enter(value: Any) -> Any:
-    """Inputs of a model as values; nested as they may be in lists, tuples and dicts."""
-    if type(value) in _ORDINARY or (isinstance(value, Tensor) and not is_eager()):
-        return image(value) if value.is_floating_point() else value
-    return _map(enter, value)
+class Entrance:
+    """Turns the tensors of one call from outside into values."""
+
+    def __init__(self) -> None:
+        self.scope: list[weakref.ref[Deferred]] = []
+        self.known: dict[int, Shared] = {}  # by the address of the memory
+
+    def enter(self, value: Any) -> Any:
+        """Nested as it may be in lists, tuples and dicts."""
+        if type(value) in _ORDINARY or (isinstance(value, Tensor) and not is_eager()):
+            if not value.is_floating_point() or value.layout != torch.strided:
+                return value
+            if not is_eager():
+                return Traced(value)
+            address = value.untyped_storage().data_ptr()
+            return _new_image(value, self.known.setdefault(address, Shared()), self.scope)
+        return _map(self.enter, value)
+
+    def close(self) -> None:
+        """At the end of the call: what somebody keeps is computed, before its inputs change."""
+        for reference in self.scope:
+            deferred = reference()
+            if deferred is not None and deferred.value is None:
+                deferred.compute()
+        self.scope.clear()
 
 
-def leave(value: Any, *, channels_last: bool) -> Any:
+def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> Any:
     """Results of a model as plain tensors; lists and dicts keep their identity. What is hidden
     becomes contiguous, unless the caller's tensors are ``channels_last``: then torch's own layers
     would have kept that."""
-    if type(value) is Deferred:
+    if is_deferred(value):
         plain = value.compute()
         if type(plain) is not Image:  # under a tracer
             return plain.contiguous() if is_channels_last(plain) and not channels_last else plain
@@ -199,29 +239,33 @@ def leave(value: Any, *, channels_last: bool) -> Any:
         return value._plain if channels_last else value.exact()
     if isinstance(value, Tensor):
         return value
+    seen = set() if seen is None else seen
+    if id(value) in seen:  # it is in itself
+        return value
+    seen.add(id(value))
     if type(value) is list or isinstance(value, dict):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            new = leave(item, channels_last=channels_last)
+            new = leave(item, channels_last=channels_last, seen=seen)
             if new is not item:
                 value[key] = new
         return value
     if dataclasses.is_dataclass(type(value)):
         for name in value.__dataclass_fields__:
             item = getattr(value, name, None)
-            new = leave(item, channels_last=channels_last)
+            new = leave(item, channels_last=channels_last, seen=seen)
             if new is not item:
                 object.__setattr__(value, name, new)
         return value
-    return _map(lambda item: leave(item, channels_last=channels_last), value)
+    return _map(lambda item: leave(item, channels_last=channels_last, seen=seen), value)
 
 
 def settle(value: Any) -> Any:
     """With nothing deferred."""
-    return value.compute() if type(value) is Deferred else _map(settle, value)
+    return value.compute() if is_deferred(value) else _map(settle, value)
 
 
 def holds_values(value: Any) -> bool:
-    if type(value) in (Image, Deferred):
+    if is_value(value):
         return True
     if isinstance(value, (list, tuple)):
         return any(map(holds_values, value))
@@ -261,34 +305,21 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
 # --- results not computed yet
 
 
-class Deferred:
-    """What an anchor gives for an input, with the steps after it so far. Stands for a Tensor."""
+class _Chain:
+    """An anchor's result with the steps after it so far."""
 
-    __slots__ = (
-        *("__dict__", "__weakref__", "anchor", "autocast", "source", "steps", "used", "value"),
-    )
+    anchor: Any
+    source: Any  # an Image; under a tracer a Traced
+    steps: Steps
+    autocast: torch.dtype | None
+    value: Any  # once it is computed
+    used: bool  # by a longer chain
+    stamp: Any  # the anchor's when it was called
 
-    def __init__(
-        self,
-        anchor: Any,
-        source: Any,
-        steps: Steps = Steps(),  # noqa: B008
-        autocast: torch.dtype | None = None,
-    ) -> None:
+    def _begin(self, anchor: Any, source: Any, steps: Steps, autocast: torch.dtype | None) -> Any:
         self.anchor, self.source, self.steps, self.autocast = anchor, source, steps, autocast
-        self.value: Any = None
-        self.used = False  # by a longer chain
-        read_by(source, self)
-        if steps.residual is not None:
-            read_by(steps.residual, self)
-
-    @classmethod
-    def settled(cls, plain: Tensor) -> Deferred:
-        """A value under a tracer, which has tensors of its own."""
-        new = cls.__new__(cls)
-        new.anchor = new.source = new.autocast = None
-        new.steps, new.used, new.value = Steps(), False, plain
-        return new
+        self.value, self.used, self.stamp = None, False, None
+        return self
 
     @property
     def stage(self) -> str:
@@ -301,11 +332,20 @@ class Deferred:
         if self.value is None:
             if self.used:
                 self.anchor.kept.add(self.stage)
-            self.value = self._run(self.steps)
+            self.settle(self._run(self.steps))
         return self.value
+
+    def settle(self, value: Any) -> None:
+        """It is that value, and needs nothing else any more."""
+        self.value, self.source, self.steps = value, None, Steps()
 
     def _run(self, steps: Steps) -> Any:
         source, residual = self.source, steps.residual
+        if self.stamp is not None and self.stamp != self.anchor.stamp():
+            raise RuntimeError(
+                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
+                "call and the first use of what it gave: use it before, or clone() it"
+            )
         x = plain_of(source)
         if residual is not None:
             steps = Steps(steps.norm, plain_of(residual), *steps[2:])
@@ -314,12 +354,12 @@ class Deferred:
             return plain
         # the model's own layer would have kept the format
         kept = not source._in_other_format and source._viewed is None and is_channels_last(x)
-        return image(plain) if kept else hidden(plain)
+        return image(plain, source) if kept else hidden(plain, source)
 
     def may(self, step: str) -> bool:
         """Whether the chain can go on with that step, and nobody else wanted its value so far."""
         anchor = self.anchor
-        if self.value is not None or anchor is None or _autocast() != self.autocast:
+        if self.value is not None or anchor is None or autocast_for(self) != self.autocast:
             return False
         if anchor.kept and self.stage in anchor.kept:
             return False
@@ -329,33 +369,29 @@ class Deferred:
             return self.steps.residual is None and self.anchor.takes_residual
         return True
 
-    def normalized(self, norm: Norm) -> Deferred:
+    def normalized(self, norm: Norm) -> Any:
         self.used = True
-        return Deferred(self.anchor, self.source, Steps(norm), self.autocast)
+        return defer(self.anchor, self.source, Steps(norm), self.autocast)
 
-    def plus(self, residual: Any) -> Deferred:
+    def plus(self, residual: Any) -> Any:
         self.used = True
         steps = Steps(self.steps.norm, residual)
-        return Deferred(self.anchor, self.source, steps, self.autocast)
+        return defer(self.anchor, self.source, steps, self.autocast)
 
     def activated(self, name: str, slope: float, in_place: bool) -> Any:
         norm, residual, *_ = self.steps
         result = self._run(Steps(norm, residual, name, slope))
         if in_place:
-            self.value = result
+            self.settle(result)
         else:
             self.used = True
-        return result if type(result) is Image else Deferred.settled(result)
+        return result if type(result) is Image else Traced(result)
 
-    # what stands for a Tensor
+    # what can be told before
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(func, args, kwargs or {})
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return Tensor
 
     @property
     def shape(self) -> torch.Size:
@@ -383,23 +419,67 @@ class Deferred:
     def size(self, dim: Any = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(Tensor, name)  # its AttributeError
-        if callable(found):
-            return lambda *args, **kwargs: _call(found, (self, *args), kwargs)
-        return _call(found.__get__, (self,), {})
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.compute().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _call(Tensor.__deepcopy__, (self, memo), {})
 
+
+class Deferred(_Chain, Tensor):
+    """A chain in eager mode. To compiled code it is a Tensor as well, without memory: its
+    operations come to ``__torch_dispatch__``."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*_map_plain(args, _exact_of), **_map_plain(kwargs or {}, _exact_of))
+
+
+class Traced(_Chain):
+    """A chain, or a tensor, under a tracer, which has tensors of its own: stands for a Tensor."""
+
+    def __init__(self, plain: Tensor | None = None) -> None:
+        self.anchor = self.source = self.autocast = None
+        self.steps, self.used, self.value = Steps(), False, plain
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(Tensor, name)  # its AttributeError
+        if callable(found):
+            return lambda *args, **kwargs: _call(found, (self, *args), kwargs)
+        return _call(found.__get__, (self,), {})
+
     def __iter__(self) -> Any:
         return iter(self.unbind(0))
 
     def __hash__(self) -> int:
         return id(self)
+
+
+@functools.lru_cache(maxsize=4096)
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def defer(anchor: Any, source: Any, steps: Steps, autocast: torch.dtype | None) -> Any:
+    """What ``anchor`` gives for ``source``, and ``steps`` after it, not computed yet."""
+    if type(source) is not Image:
+        return Traced()._begin(anchor, source, steps, autocast)
+    x = source._plain
+    placeholder = _placeholder(anchor.shape_of(x), autocast or x.dtype)
+    new = Tensor._make_subclass(Deferred, placeholder)._begin(anchor, source, steps, autocast)
+    new.stamp = anchor.stamp()
+    reader = weakref.ref(new)
+    source._shared.add(reader)
+    if steps.residual is not None:
+        steps.residual._shared.add(reader)
+    source._scope.append(reader)
+    return new
 
 
 def _delegate(name: str) -> Callable[..., Any]:
@@ -416,34 +496,42 @@ _SPECIAL = """
 """
 for _name in _SPECIAL.split():
     if hasattr(Tensor, f"__{_name}__"):
-        setattr(Deferred, f"__{_name}__", _delegate(f"__{_name}__"))
+        setattr(Traced, f"__{_name}__", _delegate(f"__{_name}__"))
+
+
+def is_deferred(value: Any) -> bool:
+    kind = type(value)
+    return kind is Deferred or kind is Traced
+
+
+def is_value(value: Any) -> bool:
+    kind = type(value)
+    return kind is Image or kind is Deferred or kind is Traced
 
 
 def plain_of(value: Any) -> Tensor:
     """The memory behind a value, in whatever format."""
-    if type(value) is Deferred:
+    if is_deferred(value):
         value = value.compute()
     return value._plain if type(value) is Image else value
 
 
-def read_by(value: Any, reader: Deferred) -> None:
-    if type(value) is Image:
-        readers = value._readers
-        if len(readers) >= 8:
-            readers[:] = [r for r in readers if (d := r()) is not None and d.value is None]
-        readers.append(weakref.ref(reader))
-
-
 def _compute_readers(value: Image) -> None:
-    readers = value._readers
+    readers = value._shared.readers
     while readers:
         deferred = readers.pop()()
         if deferred is not None and deferred.value is None:
-            deferred.value = deferred._run(deferred.steps)
+            deferred.settle(deferred._run(deferred.steps))
 
 
-def _autocast() -> torch.dtype | None:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def autocast_for(value: Any) -> torch.dtype | None:
+    """The dtype of autocast for the device of a value, if it is on."""
+    kind = value.device.type if _CUDA else "cpu"
+    on = torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+_CUDA = torch.backends.cuda.is_built()
 
 
 # --- operations
@@ -472,7 +560,7 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not is_eager():
         take = plain_of if as_it_lies or is_query(func) else _exact_of
         return _traced(func(*_map_plain(args, take), **_map_plain(kwargs, take)), values)
-    computed = [v.compute() if type(v) is Deferred else v for v in values]
+    computed = [v.compute() if is_deferred(v) else v for v in values]
     images: list[Image] = [i for i in computed if type(i) is Image]
     if not images:  # what was deferred under a tracer, after it
         return func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
@@ -484,15 +572,20 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             _compute_readers(i)
     if as_it_lies and all(i._hidden or i._plain.is_contiguous() for i in images):
         result = func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
-        return _wrap(result, images, as_it_lies=True, fresh=fresh)
+        if fresh:
+            return _map_tensors(lambda t: _fresh(t, images), result)
+        return _map_tensors(lambda t: _known(t, images, args, as_it_lies=True), result)
     result = func(*_map_plain(args, _exact_of), **_map_plain(kwargs, _exact_of))
     for i in images:
         i._follow()
-    return _wrap(result, images, as_it_lies=False, fresh=False)
+    if func in ESCAPES:
+        for i in images:
+            i._shared.escaped = True
+    return _map_tensors(lambda t: _known(t, images, args, as_it_lies=False), result)
 
 
 def _collect(value: Any, found: list[Any]) -> None:
-    if type(value) in (Image, Deferred):
+    if is_value(value):
         found.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -504,7 +597,7 @@ def _collect(value: Any, found: list[Any]) -> None:
 
 def _map_plain(value: Any, function: Callable[[Any], Any]) -> Any:
     kind = type(value)
-    if kind is Image or kind is Deferred:
+    if kind is Image or kind is Deferred or kind is Traced:
         return function(value)
     if kind is tuple or kind is list:
         return kind([_map_plain(item, function) for item in value])
@@ -514,7 +607,7 @@ def _map_plain(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _exact_of(value: Any) -> Tensor:
-    computed = value.compute() if type(value) is Deferred else value
+    computed = value.compute() if is_deferred(value) else value
     if type(computed) is Image:
         return computed.exact()
     plain = computed
@@ -528,42 +621,60 @@ def _traced(result: Any, values: list[Any]) -> Any:
         for value in values:
             if result is value.value:
                 return value
-        wrap = type(result) is not Deferred and result.is_floating_point()  # type: ignore[comparison-overlap]
-        return Deferred.settled(result) if wrap else result
+        wrap = type(result) is not Traced and result.is_floating_point()  # type: ignore[comparison-overlap]
+        return Traced(result) if wrap else result
     return _map(lambda item: _traced(item, values), result)
 
 
-def _wrap(result: Any, images: list[Image], *, as_it_lies: bool, fresh: bool) -> Any:
-    """Results as values; those that share memory with an image know it."""
-    if not isinstance(result, Tensor):
-        options = {"as_it_lies": as_it_lies, "fresh": fresh}
-        return _map(lambda item: _wrap(item, images, **options), result)
-    if type(result) in (Image, Deferred) or not result.is_floating_point():
-        return result
+def _map_tensors(function: Callable[[Tensor], Any], result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result if is_value(result) else function(result)
+    return _map(lambda item: _map_tensors(function, item), result)
+
+
+def _fresh(result: Tensor, images: list[Image]) -> Any:
+    """A result of memory of its own, but for functions that give back what they got."""
     for i in images:
         if result is i._plain:
             return i
-    if fresh:
-        return hidden(result)
+    if not result.is_floating_point():
+        return result.contiguous()
+    return hidden(result, images[0])
+
+
+def _known(result: Tensor, images: list[Image], args: Any, *, as_it_lies: bool) -> Any:
+    """A result that may share memory with an image, or with a plain tensor among the arguments,
+    of whose writes nobody would know: then it stays a plain one."""
+    for i in images:
+        if result is i._plain:
+            return i
     if result.layout != torch.strided:
         return result
     address = result.untyped_storage().data_ptr()
-    shared = None
     for i in images:
         if i._plain.untyped_storage().data_ptr() == address:
-            shared = i
-    return hidden(result) if as_it_lies and shared is None else image(result, shared=shared)
+            if result.is_floating_point():
+                return image(result, i, shared=i._shared)
+            i._shared.escaped = True
+            return result
+    if not result.is_floating_point() or any(
+        t.layout == torch.strided and t.untyped_storage().data_ptr() == address
+        for t in tensors_in(args)
+        if type(t) in _ORDINARY
+    ):
+        return result
+    return hidden(result, images[0]) if as_it_lies else image(result, images[0])
 
 
-def hidden(plain: Tensor) -> Any:
+def hidden(plain: Tensor, like: Image) -> Any:
     """Fresh memory as a value that is contiguous to the model."""
     if not plain.is_contiguous() and is_channels_last(plain):
-        return image(plain, hidden=True)
+        return image(plain, like, hidden=True)
     if _is_canonical(plain):
-        return image(plain)
+        return image(plain, like)
     if plain.is_contiguous():  # but for strides of sizes of 1, by which torch guesses formats
-        return image(plain.as_strided(plain.shape, _strides(plain.shape)))
-    return image(plain.contiguous())
+        return image(plain.as_strided(plain.shape, _strides(plain.shape)), like)
+    return image(plain.contiguous(), like)
 
 
 def _is_canonical(plain: Tensor) -> bool:

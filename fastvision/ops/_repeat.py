@@ -73,6 +73,8 @@ def repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:
         return None
     parameters = tuple(weights)
     try:
+        if any(t is not None and t.is_neg() for t in weights):  # their bytes are not their values
+            return None
         layer = recall(parameters, _purpose(input, call))
         if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
             return None
