@@ -506,7 +506,6 @@ class FusedNorm(_Stateful):
     eps: float
 
     def forward(self, input: Any) -> Any:
-        kind = type(input)
         if is_value(input) and not self.training and not self._forward_hooks:
             result = normalized(input, self._norm(), self)
             if result is not None:
@@ -517,20 +516,23 @@ class FusedNorm(_Stateful):
         state: State = self.__dict__["_fused"]
         known = state.norm
         own, buffers = self._parameters, self._buffers
+        affine = own if "weight" in own else buffers
         if (
-            known is None
-            or known.weight is not (own.get("weight") if "weight" in own else buffers["weight"])
-            or known.mean is not buffers.get("running_mean")
-            or known.var is not buffers.get("running_var")
-            or not is_eager()
+            known is not None
+            and known.weight is affine.get("weight")
+            and known.mean is buffers.get("running_mean")
+            and known.var is buffers.get("running_var")
+            and is_eager()
         ):
-            tensors = {**own, **buffers}
-            names = ("weight", "bias", "running_mean", "running_var")
-            found = Norm(*map(tensors.get, names), self.eps, type(self).__name__)  # type: ignore[arg-type, call-arg]
-            if not is_eager():
-                return found
+            return known
+        tensors: dict[str, Any] = {**own, **buffers}
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        mean: Any = tensors.get("running_mean")
+        var: Any = tensors.get("running_var")
+        found = Norm(weight, bias, mean, var, self.eps, type(self).__name__)
+        if is_eager():
             state.norm = found
-        return state.norm
+        return found
 
     def shape_of(self, x: Tensor) -> torch.Size:
         return x.shape
@@ -675,8 +677,8 @@ def run_in_order(self: Any, input: Any) -> Any:
                     not follower.training
                     and norm.mean is not None
                     and value.may("norm")
-                    and _is_of(norm, child.channels)
-                ):  # type: ignore[arg-type]
+                    and _is_of(norm, child.channels)  # type: ignore[arg-type]
+                ):
                     value.steps = Steps(norm)
                     i += 1
                     follower = children[i] if i < len(children) else None
@@ -686,7 +688,7 @@ def run_in_order(self: Any, input: Any) -> Any:
                 and _is_silent(follower)
                 and value.may("activation")
             ):
-                value = value.activated(*activation_of(follower), True)  # type: ignore[misc, call-arg]
+                value = value.activated(*activation_of(follower), True)  # type: ignore[misc]
                 i += 1
             input = value
         else:

@@ -67,8 +67,10 @@ def run(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> Any:
     """What the model made of an input: the caller's own object, with what the model put into its
     lists and dicts."""
-    if theirs is ours or (type(ours) is Image and ours._memory is theirs):
+    if type(ours) is Image and ours._memory is theirs:
         return theirs
+    if theirs is ours:  # there was nothing to turn into a value, but now there may be values in it
+        return leave(theirs, channels_last=channels_last)
     if type(theirs) is not type(ours) or not isinstance(theirs, (list, dict, tuple)):
         return leave(ours, channels_last=channels_last)
     if isinstance(theirs, dict):

@@ -42,7 +42,7 @@ def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _value(args: Any) -> Any:
     """The image that a function is called for, computed, if it is one."""
-    value = args[0] if args else None
+    value: Any = args[0] if args else None
     value = value.compute() if is_deferred(value) else value
     return value if type(value) is Image else None
 
@@ -145,7 +145,9 @@ def _add(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    value, other = args if len(args) == 2 and not kwargs else (None, None)
+    if kwargs or len(args) != 2:
+        return NotImplemented
+    value, other = args
     if is_deferred(value) and value.may("add") and _may_join(other, value):
         residual = other.compute() if is_deferred(other) else other
         if value.value is None:  # computing the other may have computed this one
@@ -158,7 +160,7 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _activation(name: str, in_place: bool = False) -> Callable[..., Any]:
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
-        value = args[0] if args else None
+        value: Any = args[0] if args else None
         if not is_deferred(value) or not value.may("activation"):
             return NotImplemented
         options = dict(kwargs)

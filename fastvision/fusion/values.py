@@ -426,12 +426,12 @@ class _Chain:
         return _call(Tensor.__deepcopy__, (self, memo), {})
 
 
-class Deferred(_Chain, Tensor):
+class Deferred(_Chain, Tensor):  # type: ignore[override]
     """A chain in eager mode. To compiled code it is a Tensor as well, without memory: its
     operations come to ``__torch_dispatch__``."""
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return func(*_map_plain(args, _exact_of), **_map_plain(kwargs or {}, _exact_of))
 
 
