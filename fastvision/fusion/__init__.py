@@ -59,8 +59,8 @@ def fuse(
     assignment, a write in place). Writes through ``.data``, NumPy, shared memory or a collective
     are not noticed by a fused copy: fuse again, or call ``load_state_dict(state_dict())``.
 
-    Inside, values are instances of a sub-class of Tensor, which hooks see. A convolution is computed
-    when what it gives is used: its weight must not be written to in between, which is an error.
+    Inside, values are instances of a sub-class of Tensor, which hooks see. A convolution is
+    computed when what it gives is used: a write to its weight in between is an error.
 
     Args:
         model: any module; it is not changed.
