@@ -348,3 +348,25 @@ def test_negated_views_of_weights():
     for _ in range(2):
         y = fastvision.ops.conv_bn_relu(x, torch._neg_view(weight), activation="none")
         torch.testing.assert_close(y, -F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_packed_once_whatever_normalizes(monkeypatch):
+    """Also where the model's code calls F.batch_norm: there is no layer that could be known."""
+
+    def functional(self, x):
+        n = self.norm
+        y = F.batch_norm(self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
+        return F.relu(y)
+
+    made = []
+    layer = fastvision.ops._conv_cpu.Layer
+    monkeypatch.setattr(
+        fastvision.ops._conv_cpu, "Layer", lambda *args: made.append(0) or layer(*args)
+    )
+    for forward in (functional, lambda self, x: self.act(self.norm(self.conv(x)))):
+        made.clear()
+        fused = fastvision.fuse(Net(forward))
+        for seed in range(3):
+            fused(image(seed))
+        assert len(made) == 1

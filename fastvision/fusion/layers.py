@@ -262,7 +262,7 @@ class _FusedConvolution(FusedLayer):
         own = self._parameters
         if (
             made is None
-            or made.norm is not norm
+            or not (made.norm is norm or _is_same(made.norm, norm))
             or made.tensors[0] is not own["weight"]
             or made.tensors[1] is not own["bias"]
             or not made.is_fresh()
@@ -591,6 +591,13 @@ def normalized(input: Any, norm: Norm, anchor: Any = None) -> Any:
         return None
     source = value if type(value) is Image else Traced(plain)
     return defer(anchor or _FunctionalNorm(norm), source, _NO_STEPS, None)
+
+
+def _is_same(one: Norm | None, other: Norm | None) -> bool:
+    """Whether they have the same tensors: a call of F.batch_norm makes a new one each time."""
+    if one is None or other is None:
+        return one is other
+    return one.eps == other.eps and all(a is b for a, b in zip(one[:4], other[:4], strict=True))
 
 
 def _is_of(norm: Norm, channels: int) -> bool:
