@@ -32,6 +32,7 @@ from .values import (
     Norm,
     Steps,
     Traced,
+    autocast_of,
     defer,
     extend,
     is_deferred,
@@ -59,9 +60,6 @@ class State:
     def __reduce__(self) -> Any:
         return _state, (self.channels_last, tuple(self.chains))
 
-    def __deepcopy__(self, memo: Any) -> State:
-        return _state(self.channels_last, tuple(self.chains))
-
     def forget(self) -> None:
         """After a change of attributes, or of the memory of tensors."""
         self.made.clear()
@@ -86,8 +84,15 @@ class Made:
         except RuntimeError:  # made in inference mode: writes are not counted
             return object()
 
-    def is_fresh(self) -> bool:
-        return self.versions == self._versions()
+    def serves(self, layer: nn.Module, norm: Norm | None) -> bool:
+        """Whether these are still the layer's tensors and that normalization's, with the values."""
+        own = layer._parameters
+        return (
+            (self.norm is norm or _is_same(self.norm, norm))
+            and self.tensors[0] is own["weight"]
+            and self.tensors[1] is own["bias"]
+            and self.versions == self._versions()
+        )
 
 
 def _state(channels_last: bool, chains: tuple[tuple[str, ...], ...]) -> State:
@@ -140,7 +145,7 @@ class FusedLayer(_Stateful):
         if kind is Image or kind is Deferred or kind is Traced:
             source = input if kind is Image else input.compute()
             plain = plain_of(source)
-            autocast = _autocast_of(plain)
+            autocast = autocast_of(plain)
             if self._fits(plain, autocast):
                 source = source if type(source) is Image else input  # under a tracer
                 result = defer(self, source, _NO_STEPS, autocast)
@@ -148,7 +153,7 @@ class FusedLayer(_Stateful):
                 return result.compute() if seen else result
         elif (
             kind is Tensor
-            and self._fits(input, _autocast_of(input))
+            and self._fits(input, autocast_of(input))
             and modules.may_defer((input,), {})
         ):  # from outside
             return modules.run(self._defer, (input,), {})
@@ -188,14 +193,8 @@ def _kind(module: nn.Module) -> str:
     return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.")).__name__
 
 
-def _autocast_of(x: Tensor) -> torch.dtype | None:
-    kind = "cpu" if x.is_cpu else x.device.type
-    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if on else None
-
-
 def _without_autocast(x: Tensor) -> Any:
-    if _autocast_of(x) is None:
+    if autocast_of(x) is None:
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
@@ -217,10 +216,15 @@ class _FusedConvolution(FusedLayer):
     takes_norm = True
     takes_residual = True
 
+    _cpu: Any = _conv_cpu  # whose Layer runs it there
     stride: Any
     padding: Any
     dilation: Any
     groups: int
+
+    def _options(self) -> tuple[Any, ...]:
+        """The first options of that Layer."""
+        raise NotImplementedError
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
         weight = self._parameters.get("weight")
@@ -259,14 +263,7 @@ class _FusedConvolution(FusedLayer):
             return self._by_op(x, self._tensors(norm), 0.0 if norm is None else norm.eps, steps)
         key = (x.dtype, norm is None, residual is None, activation, slope, _extension.cpu_level())
         made = state.made.get(key)
-        own = self._parameters
-        if (
-            made is None
-            or not (made.norm is norm or _is_same(made.norm, norm))
-            or made.tensors[0] is not own["weight"]
-            or made.tensors[1] is not own["bias"]
-            or not made.is_fresh()
-        ):
+        if made is None or not made.serves(self, norm):
             self.note(steps, state)
             make = self._runner(x, norm, activation, slope)
             made = state.made[key] = Made(self._tensors(norm), make, norm)
@@ -280,7 +277,8 @@ class _FusedConvolution(FusedLayer):
         """What makes the function (input, residual, tensors) that runs a chain."""
         tensors, eps = self._tensors(norm), 0.0 if norm is None else norm.eps
         if x.dim() == 4 and _own_kernels(x):
-            return lambda: self._layer(tensors, x.dtype, eps, activation, slope)
+            options = (*self._options(), eps, ACTIVATIONS.index(activation), slope)
+            return lambda: self._cpu.Layer(tensors, x.dtype, *options)
 
         def run(input: Tensor, residual: Tensor | None, folded: Any) -> Tensor:
             return self._by_op(input, folded, 0.0, Steps(None, residual, activation, slope))
@@ -313,16 +311,6 @@ class _FusedConvolution(FusedLayer):
     ) -> tuple[Any, Any]:
         return fold_batch_norm(weight, bias, *norm, eps)  # type: ignore[call-arg]
 
-    def _layer(
-        self,
-        tensors: tuple[Any, ...],
-        dtype: torch.dtype,
-        eps: float,
-        activation: str,
-        slope: float,
-    ) -> Any:
-        raise NotImplementedError
-
     def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
         raise NotImplementedError
 
@@ -342,16 +330,8 @@ class FusedConv2d(_FusedConvolution):
         size = output_size(x.shape[2:], self.weight.shape[2:], *self._window())
         return (x.shape[0], self.weight.shape[0], *size)
 
-    def _layer(
-        self,
-        tensors: tuple[Any, ...],
-        dtype: torch.dtype,
-        eps: float,
-        activation: str,
-        slope: float,
-    ) -> Any:
-        options = (*self._window(), self.groups, eps, ACTIVATIONS.index(activation), slope)
-        return _conv_cpu.Layer(tensors, dtype, *options)
+    def _options(self) -> tuple[Any, ...]:
+        return (*self._window(), self.groups)
 
     def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
         weight, bias, bn_weight, bn_bias, mean, var = tensors
@@ -368,6 +348,7 @@ class FusedConv2d(_FusedConvolution):
 class FusedConvTranspose2d(_FusedConvolution):
     """See :func:`fastvision.ops.conv_transpose2d_bn_relu`."""
 
+    _cpu = _conv_transpose
     output_padding: Any
 
     def forward(self, input: Any, output_size: Any = None) -> Any:
@@ -398,17 +379,6 @@ class FusedConvTranspose2d(_FusedConvolution):
         folded, shift = fold_batch_norm(rows, bias, *norm, eps)  # type: ignore[call-arg]
         folded = folded.view(groups, outputs, inputs // groups, *kernel).transpose(1, 2)
         return folded.reshape(weight.shape), shift
-
-    def _layer(
-        self,
-        tensors: tuple[Any, ...],
-        dtype: torch.dtype,
-        eps: float,
-        activation: str,
-        slope: float,
-    ) -> Any:
-        options = (*self._options(), eps, ACTIVATIONS.index(activation), slope)
-        return _conv_transpose.Layer(tensors, dtype, *options)
 
     def _by_op(self, x: Tensor, tensors: tuple[Any, ...], eps: float, steps: Steps) -> Tensor:
         weight, bias, bn_weight, bn_bias, mean, var = tensors
@@ -481,16 +451,9 @@ class FusedLinear(FusedLayer):
         state = weight_state(self)
         key = (activation, _extension.cpu_level())
         made = state.made.get(key)
-        own = self._parameters
-        if (
-            made is None
-            or made.tensors[0] is not own["weight"]
-            or made.tensors[1] is not own["bias"]
-            or not made.is_fresh()
-        ):
+        if made is None or not made.serves(self, None):
             self.note(steps, state)
-            tensors = (self.weight, self.bias)
-            made = state.made[key] = Made(tensors, lambda: linear.Layer(*tensors), None)
+            made = state.made[key] = Made((self.weight, self.bias), linear.Layer, None)
         return made.value(x, *made.tensors, ACTIVATIONS.index(activation), slope)
 
 
@@ -587,7 +550,7 @@ def normalized(input: Any, norm: Norm, anchor: Any = None) -> Any:
     plain = plain_of(value)
     if plain.dim() < 2 or not _is_of(norm, plain.shape[1]):
         return None
-    if (torch.is_grad_enabled() and plain.requires_grad) or _autocast_of(plain) is not None:
+    if (torch.is_grad_enabled() and plain.requires_grad) or autocast_of(plain) is not None:
         return None
     source = value if type(value) is Image else Traced(plain)
     return defer(anchor or _FunctionalNorm(norm), source, _NO_STEPS, None)

@@ -359,7 +359,9 @@ class _Chain:
     def may(self, step: str) -> bool:
         """Whether the chain can go on with that step, and nobody else wanted its value so far."""
         anchor = self.anchor
-        if self.value is not None or anchor is None or autocast_for(self) != self.autocast:
+        if self.value is not None or anchor is None:
+            return False
+        if autocast_of(plain_of(self.source)) != self.autocast:
             return False
         if anchor.kept and self.stage in anchor.kept:
             return False
@@ -524,14 +526,11 @@ def _compute_readers(value: Image) -> None:
             deferred.settle(deferred._run(deferred.steps))
 
 
-def autocast_for(value: Any) -> torch.dtype | None:
-    """The dtype of autocast for the device of a value, if it is on."""
-    kind = value.device.type if _CUDA else "cpu"
-    on = torch.is_autocast_enabled(kind)
+def autocast_of(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of ``x`` at this moment, if it is on; it leaves float64 alone."""
+    kind = "cpu" if x.is_cpu else x.device.type
+    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if on else None
-
-
-_CUDA = torch.backends.cuda.is_built()
 
 
 # --- operations

@@ -15,7 +15,7 @@ from ..reference.activations import ACTIVATIONS, activate
 from . import _onednn
 from ._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
 from ._conv_cpu import conv_options
-from ._packing import remembered
+from ._packing import Packs, remembered
 from ._torchscript import traced_op
 
 torch.library.define(
@@ -99,16 +99,15 @@ def _by_packs(
 class Layer:
     """The op on the CPU for an owner of weights, who makes a new one when the weights change."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._packed: dict[int, Tensor] = {}
+    def __init__(self) -> None:
+        self.packs = Packs()
 
     def __call__(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: int, slope: float
     ) -> Tensor:
         def pack(taps: int) -> Tensor:
-            if taps not in self._packed:
-                self._packed[taps] = _pack((weight, bias), taps)
-            return self._packed[taps]
+            tensors = (weight, bias)
+            return self.packs.get(taps, tensors, lambda: _pack(tensors, taps))
 
         return _by_packs(input, weight, bias, activation, slope, pack)
 
