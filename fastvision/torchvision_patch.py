@@ -85,7 +85,7 @@ def enable() -> None:
       in compiled and exported programs).
     - batched_nms is exact per class. The order of equal scores is torchvision's, in eager mode and
       in TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond;
-      fastvision.ops.batched_nms goes by index always.
+      fastvision.ops.batched_nms always orders them by index.
     - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
       for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.

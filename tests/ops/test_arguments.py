@@ -143,7 +143,7 @@ def test_unknown_activation():
             call()
 
 
-# ---- what no kernel takes
+# --- what no kernel takes
 
 
 def not_dense(x: Tensor) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ def test_class_labels_of_other_types(dtype: torch.dtype):
     assert ops.batched_nms(BOXES, SCORES, torch.zeros(3).to(dtype), 0.5).tolist() == [0, 2]
 
 
-# ---- scales
+# --- scales
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
@@ -265,7 +265,7 @@ def test_most_boxes_out_of_range():
     assert ops.batched_nms_padded(*images, max_output=np.int64(2))[0].tolist() == [[0, 2]]
 
 
-# ---- quantized tensors
+# --- quantized tensors
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -182,7 +182,7 @@ def test_many_maps(cpu_level, channels_last, dtype, shape):
     assert y.is_contiguous(memory_format=format_of(channels_last))
 
 
-# ---- separable filters
+# --- separable filters
 
 
 def bilinear(factor: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -280,7 +280,7 @@ def test_nan_and_infinity_stay_where_they_are(backend, channels_last, factor):
     assert y[..., 2:-2, 2:-2].isnan().all()
 
 
-# ---- corner cases
+# --- corner cases
 
 
 @LAYOUTS
@@ -441,7 +441,7 @@ def test_options_may_be_lists():
         assert torch.equal(ops.conv_transpose2d(x, weight, bias, [2, 2], [1, 1]), expected)
 
 
-# ---- derivatives
+# --- derivatives
 
 
 @pytest.mark.parametrize("shape", ["k3s2p1 op1", "groups"])
@@ -521,7 +521,7 @@ def test_training_uses_the_batch(backend, activation):
         assert_matches(ours.grad, other.grad, scale=64)
 
 
-# ---- module
+# --- module
 
 
 def layer(**arguments) -> ops.ConvTranspose2dNormActivation:
@@ -561,7 +561,7 @@ def test_module_defaults_and_hooks(cpu_level, torchvision):
     assert seen
 
 
-# ---- torch's machinery
+# --- torch's machinery
 
 
 def raw_arguments(x, weight, bias, norm, options):

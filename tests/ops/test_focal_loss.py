@@ -178,7 +178,7 @@ def test_labels_are_rows_of_zeros_and_ones(backend):
     assert_matches(same[kept], each[kept])
 
 
-# ---- against torchvision
+# --- against torchvision
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -210,7 +210,7 @@ def test_mixed_dtypes_as_torchvision(cpu_level, torchvision):
             assert_matches(ours, expected)
 
 
-# ---- several levels
+# --- several levels
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -236,7 +236,7 @@ def test_levels(backend, kind, reduction):
     assert_matches(torch.autograd.grad(3 * loss, mixed[1])[0], expected_grads[1])
 
 
-# ---- the unusual
+# --- the unusual
 
 
 @pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 2.5])
@@ -445,7 +445,7 @@ def test_small_losses_are_as_exact(cpu_level, kind, dtype):
     assert_matches(differentiate(total, x, one[0]), grad)
 
 
-# ---- derivatives
+# --- derivatives
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_func_grad(cpu_level):
     assert_matches(per_row, ops.sigmoid_focal_loss(x, make_targets("soft", x)))
 
 
-# ---- torch's machinery
+# --- torch's machinery
 
 
 @pytest.mark.parametrize("reduce", [False, True])
@@ -664,7 +664,7 @@ def test_meta(cpu_level):
     assert ops.softmax_focal_loss(x, t).shape == (4,)
 
 
-# ---- limits
+# --- limits
 
 MEMORY_SCRIPT = """
 import re, sys, torch

@@ -81,7 +81,7 @@ def expect(actual: Tensor, expected: Tensor) -> None:
     assert actual.tolist() == expected.tolist()
 
 
-# ---- the answer
+# --- the answer
 
 
 def test_known_numbers(backend):
@@ -165,7 +165,7 @@ def test_matches_torchvision_at_the_threshold(torchvision):
     assert nms(boxes[[0, 2]], scores[[0, 2]], 0.5).tolist() == [0, 1]
 
 
-# ---- classes
+# --- classes
 
 
 @pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8, torch.float32), ids=str)
@@ -209,7 +209,7 @@ def test_batched_matches_torchvision(torchvision, kind, count, classes):
     expect(batched_nms(boxes, scores, idxs, 0.5), exact(boxes, scores, idxs, 0.5))
 
 
-# ---- padded
+# --- padded
 
 
 @pytest.mark.parametrize("with_classes", (True, False), ids=("classes", "one_class"))
@@ -258,7 +258,7 @@ def test_padded_compares_scores_in_their_type(backend, dtype):
     assert indices.tolist() == ([[1, 0]] if expected else [[1, -1]])
 
 
-# ---- shapes and strides
+# --- shapes and strides
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -349,7 +349,7 @@ def test_other_errors():
             OP(boxes[0], scores[0], torch.zeros(3, dtype=torch.int32), 0.5)
 
 
-# ---- fuzz
+# --- fuzz
 
 coordinates = st.one_of(
     st.integers(-8, 8).map(float),
@@ -388,7 +388,7 @@ def test_fuzz(boxes, copies, threshold, dtype, seed):
         _extension._C.set_cpu_capability(supported)
 
 
-# ---- resources
+# --- resources
 
 
 @needs_library
@@ -437,7 +437,7 @@ def test_memory_is_linear():
     assert 1 < float(run.stdout) < 100  # MB, where a bit per pair would be 1250
 
 
-# ---- torch.compile, torch.export, opcheck
+# --- torch.compile, torch.export, opcheck
 
 
 def detect(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:

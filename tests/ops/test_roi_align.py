@@ -190,7 +190,7 @@ def test_boxes_of_another_dtype(backend, rois_dtype):
     assert torch.equal(ops.roi_align(x, rois.to(rois_dtype), 2, backend=backend.name), expected)
 
 
-# ---- pyramid
+# --- pyramid
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=id_of)
@@ -248,7 +248,7 @@ def nn_upsample(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, scale_factor=2)
 
 
-# ---- derivatives
+# --- derivatives
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
@@ -296,7 +296,7 @@ def test_deterministic(cpu_level, channels_last):
         assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
 
 
-# ---- torch's machinery
+# --- torch's machinery
 
 
 def raw_arguments(x, rois):
@@ -375,7 +375,7 @@ def test_func_grad(cpu_level):
     assert_matches(torch.func.grad(loss)(x), torch.autograd.grad(loss(y), y)[0])
 
 
-# ---- limits
+# --- limits
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
