@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,5 @@ def cuda_architectures() -> list[str]:
     return [] if _C is None else _C.cuda_architectures()
 
 
-def cpu_level() -> str:
-    """Instruction set of the CPU kernels in use, by which the layout of packed weights goes."""
-    return "" if _C is None else _C.cpu_capability()
+# instruction set of the CPU kernels in use, by which the layout of packed weights goes
+cpu_level: Callable[[], str] = (lambda: "") if _C is None else _C.cpu_capability

@@ -10,19 +10,12 @@ from torch import fx, nn
 
 from ..ops._layers import is_activation
 from .classes import Fused, become
-from .layers import (
-    FUSED,
-    LAYERS,
-    FusedActivation,
-    FusedLayer,
-    FusedNorm,
-    FusedSequential,
-    State,
-    is_norm,
-    why_not,
-)
+from .eligible import FUSED, LAYERS, is_norm, why_not
+from .layers import FusedLayer, State
 from .modules import FusedModule, tensors_of_graph, values_of_graph
+from .norms import FusedNorm
 from .report import Fusion, Report
+from .sequential import FusedActivation, FusedSequential
 
 __all__ = ["Fusion", "Report", "fuse"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,12 +65,21 @@ _QUERIES = (
 )
 
 
-def takes_any_format(func: Any) -> bool:
-    return func in FRESH or func in IN_PLACE or _is_own(func)
+class Treatment(NamedTuple):
+    any_format: bool  # computes the same from any format
+    fresh: bool  # of FRESH
+    query: bool  # asks what does not depend on the memory
 
 
-def is_query(func: Any) -> bool:
-    """Whether it asks what does not depend on the memory."""
+def treatment_of(func: Any) -> Treatment:
+    fresh = func in FRESH
+    return Treatment(fresh or func in IN_PLACE or _is_own(func), fresh, _is_query(func))
+
+
+known_treatment_of = functools.lru_cache(maxsize=1024)(treatment_of)  # compilers trace the other
+
+
+def _is_query(func: Any) -> bool:
     if func in _QUERIES:
         return True
     if getattr(func, "__name__", "") != "__get__":

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
+from .border import Entrance, holds_values, leave, settle
 from .classes import Fused
-from .values import (
-    Entrance,
-    Image,
-    holds_values,
-    is_channels_last,
-    is_value,
-    leave,
-    settle,
-    tensors_in,
-)
+from .trees import tensors_in
+from .values import Image, is_channels_last, is_value
 
 
 class FusedModule(Fused):

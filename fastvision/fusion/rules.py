@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import Image, extend, hidden, is_deferred, is_value
+from .values import Image, extend, extend_images, hidden, is_deferred, is_value
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
@@ -29,9 +28,9 @@ def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
     if value._viewed is not None and value._groups is not None and value._viewed._hidden:
         groups, swapped = value._groups
         if swapped:  # a copy, as memory of its own with the channels split
-            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups), value)
+            shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups), value._scope)
             depth = value.shape[1]
-            split = lambda x: x.unflatten(1, (depth, groups))  # noqa: E731
+            split = _splitting(shuffled, depth, groups)
             return (
                 shuffled.view_of(split, None, (depth, False))
                 if shuffled._hidden
@@ -99,7 +98,7 @@ def _view(func: Any, args: Any, kwargs: Any) -> Any:
         groups, depth = sizes[1:3]
         depth = C // groups if depth == -1 and groups > 0 else depth
         if sizes[0] in (N, -1) and sizes[3:] == (H, W) and groups * depth == C:
-            return value.view_of(lambda x: x.unflatten(1, (groups, depth)), None, (groups, False))
+            return value.view_of(_splitting(value, groups, depth), None, (groups, False))
     if value._viewed is not None and value._groups is not None and value._viewed._hidden:
         base = value._viewed
         N, C, H, W = base.shape
@@ -108,8 +107,13 @@ def _view(func: Any, args: Any, kwargs: Any) -> Any:
             if not swapped:
                 return base
             if func is not Tensor.view:
-                return hidden(F.channel_shuffle(base._plain, groups), base)
+                return hidden(F.channel_shuffle(base._plain, groups), base._scope)
     return NotImplemented
+
+
+def _splitting(value: Image, *channels: int) -> Callable[[Tensor], Tensor]:
+    N, _, H, W = value.shape
+    return lambda x: x.view(N, *channels, H, W)
 
 
 def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
@@ -121,8 +125,8 @@ def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
     groups, depth = value.shape[1:3]
     if groups == 1 or depth == 1:
         return NotImplemented
-    split = lambda x: x.unflatten(1, (groups, depth)).transpose(1, 2)  # noqa: E731
-    return value._viewed.view_of(split, None, (groups, True))
+    split = _splitting(value._viewed, groups, depth)
+    return value._viewed.view_of(lambda x: split(x).transpose(1, 2), None, (groups, True))
 
 
 def _may_join(residual: Any, deferred: Any) -> bool:
@@ -139,8 +143,10 @@ def _add(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs or len(args) != 2:
         return NotImplemented
     for value, other in (args, args[::-1]):
-        if is_deferred(value) and value.may("add") and _may_join(other, value):
-            return value.plus(other.compute() if is_deferred(other) else other)
+        if is_deferred(value) and value.may_add() and _may_join(other, value):
+            return value.longer(
+                value.normalization, other.compute() if is_deferred(other) else other
+            )
     return NotImplemented
 
 
@@ -148,12 +154,10 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs or len(args) != 2:
         return NotImplemented
     value, other = args
-    if is_deferred(value) and value.may("add") and _may_join(other, value):
+    if is_deferred(value) and value.may_add() and _may_join(other, value):
         residual = other.compute() if is_deferred(other) else other
         if value.value is None:  # computing the other may have computed this one
-            value.steps = value.steps._replace(residual=residual)
-            if type(residual) is Image:
-                residual._shared.add(weakref.ref(value))
+            value.join(residual)
             return value
     return NotImplemented
 
@@ -161,7 +165,7 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
 def _activation(name: str, in_place: bool = False) -> Callable[..., Any]:
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
         value: Any = args[0] if args else None
-        if not is_deferred(value) or not value.may("activation"):
+        if not is_deferred(value) or not value.may_go_on():
             return NotImplemented
         options = dict(kwargs)
         rest = list(args[1:])
@@ -176,18 +180,12 @@ def _activation(name: str, in_place: bool = False) -> Callable[..., Any]:
         writes = in_place or options.pop("inplace", False) or (bool(rest) and rest.pop(0) is True)
         if options or rest or not isinstance(slope, (int, float)):
             return NotImplemented
-        return value.activated(name, float(slope), writes)
+        return value.activated((name, float(slope)), in_place=writes)
 
     return rule
 
 
 for _function, _rule in {
-    Tensor.add: _add,
-    torch.add: _add,
-    Tensor.__radd__: _add,
-    Tensor.__add__: _add,
-    Tensor.add_: _add_in_place,
-    Tensor.__iadd__: _add_in_place,
     Tensor.contiguous: _contiguous,
     Tensor.chunk: _chunk,
     torch.chunk: _chunk,
@@ -199,6 +197,16 @@ for _function, _rule in {
     torch.reshape: _view,
     Tensor.transpose: _transpose,
     torch.transpose: _transpose,
+}.items():
+    extend_images(_function, _rule)
+
+for _function, _rule in {
+    Tensor.add: _add,
+    torch.add: _add,
+    Tensor.__radd__: _add,
+    Tensor.__add__: _add,
+    Tensor.add_: _add_in_place,
+    Tensor.__iadd__: _add_in_place,
     F.dropout: _dropout,
     F.dropout2d: _dropout,
     F.dropout3d: _dropout,

@@ -9,41 +9,92 @@ A computed value is an :class:`Image`, a Tensor that behaves as the model's own 
 channels_last although the model's is contiguous: what depends on strides or memory finds it
 contiguous, because it is made so first. A Deferred reads its input later than the model would, so
 before an operation that may write to an image, what reads it is computed.
+
+Images and Deferreds are of eager mode alone. A tracer has tensors of its own: there a
+:class:`Traced` stands for either.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..ops._checks import is_eager
-from .formats import ESCAPES, FRESH, is_query, takes_any_format
+from .formats import ESCAPES, known_treatment_of, treatment_of
+from .trees import map_tree, tensors_in
 
 
-class Norm(NamedTuple):
+class Norm:
     """A batch normalization with fixed statistics, whatever computed it in the model."""
 
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    var: Tensor
-    eps: float
-    name: str = "batch_norm"  # for reports
+    __slots__ = ("channels", "eps", "name", "tensors")
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        name: str = "batch_norm",  # for reports
+    ) -> None:
+        self.tensors = (weight, bias, mean, var)
+        self.eps, self.name = eps, name
+        shapes = {t.shape for t in self.tensors if t is not None}
+        shape: Any = shapes.pop() if len(shapes) == 1 else ()
+        ordinary = len(shape) == 1 and not any(map(is_value, self.tensors))
+        self.channels: int | None = shape[0] if ordinary else None
+
+    def is_of(self, channels: int) -> bool:
+        """Whether it has that many channels, and tensors that stay as they are."""
+        if self.channels != channels:
+            return False
+        return not torch.is_grad_enabled() or not any(
+            t is not None and t.requires_grad for t in self.tensors
+        )
+
+    def is_same(self, other: Norm | None) -> bool:
+        """Whether it has the same tensors: a call of F.batch_norm makes a new one each time."""
+        return self is other or (
+            other is not None
+            and self.eps == other.eps
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
 
 
-class Steps(NamedTuple):
-    """What follows an anchor, in this order."""
+End = tuple[str, float]  # the activation at the end of a chain and its negative slope
+NO_END: End = ("none", 0.01)
 
-    norm: Norm | None = None
-    residual: Any = None  # an Image
-    activation: str = "none"
-    negative_slope: float = 0.01
+
+class Ready:
+    """What is known of an anchor's calls with inputs of a kind."""
+
+    __slots__ = ("autocast", "counted", "dtype", "kept", "placeholder", "weight")
+
+    def __init__(
+        self,
+        kept: set[str],
+        dtype: torch.dtype,
+        autocast: torch.dtype | None,
+        shape: Any,  # of the result; None under a tracer
+        weight: Tensor | None = None,
+    ) -> None:
+        self.dtype, self.autocast, self.weight, self.kept = dtype, autocast, weight, kept
+        self.counted = weight is not None and not weight.is_inference()  # writes to it
+        # of which results not computed yet are sub-class instances
+        self.placeholder: Any = None if shape is None else _placeholder(shape, autocast or dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device="meta")
 
 
 class Anchor(Protocol):
@@ -54,37 +105,47 @@ class Anchor(Protocol):
     # stages whose value others use besides the chain: computed there from the next call on
     kept: set[str]
 
-    def run(self, x: Tensor, steps: Steps, autocast: torch.dtype | None) -> Tensor: ...
-
-    def stamp(self) -> Any: ...  # other after a change of its weight
+    def run(
+        self,
+        x: Tensor,
+        norm: Norm | None,
+        residual: Tensor | None,
+        end: End,
+        autocast: torch.dtype | None,
+        *,
+        eager: bool,
+    ) -> Tensor: ...
 
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
 
 
+_CHANNELS_LAST = torch.channels_last
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x``, [N, C, H, W] or [C, H, W], is in channels_last and not contiguous as well."""
-    if x.is_contiguous() or x.dim() not in (3, 4):
+    if x.is_contiguous():
         return False
-    x = x if x.dim() == 4 else x.unsqueeze(0)
-    return x.is_contiguous(memory_format=torch.channels_last)
+    dim = x.dim()
+    if dim == 3:
+        x = x.unsqueeze(0)
+    return dim in (3, 4) and x.is_contiguous(memory_format=_CHANNELS_LAST)
 
 
 # --- computed values
 
-_ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that does things its way
+ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that does things its way
 
 
-class Shared:
-    """What is known of a piece of memory."""
+class Shared(list["weakref.ref[Deferred]"]):
+    """What is known of a piece of memory: who reads it and is not computed yet."""
 
-    def __init__(self) -> None:
-        self.readers: list[weakref.ref[Deferred]] = []
-        self.escaped = False  # to where writes are not seen: a NumPy array, a view of its bits
+    escaped = False  # to where writes are not seen: a NumPy array, a view of its bits
 
     def add(self, reader: weakref.ref[Deferred]) -> None:
-        if len(self.readers) >= 8:
-            self.readers = [r for r in self.readers if (d := r()) is not None and d.value is None]
-        self.readers.append(reader)
+        if len(self) >= 8:
+            self[:] = [r for r in self if (d := r()) is not None and d.value is None]
+        self.append(reader)
 
 
 class Image(Tensor):
@@ -93,16 +154,18 @@ class Image(Tensor):
     _memory: Tensor
     _shared: Shared  # with all that share the memory
     _scope: list[weakref.ref[Deferred]]  # what was deferred since the model was called
-    _in_other_format: bool  # the model's tensor would be contiguous, and this one is not
+    _in_other_format = False  # the model's tensor would be contiguous, and this one is not
     # of a view of an image in another format: where its memory is, whatever becomes of that
-    _viewed: Image | None
+    _viewed: Image | None = None
     _derive: Callable[[Tensor], Tensor]
     _derived_from: Tensor
-    _groups: tuple[int, bool] | None  # what channels were split into, and whether these are swapped
+    _groups: tuple[int, bool] | None = (
+        None  # what channels were split into, and whether these are swapped
+    )
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _call(func, args, kwargs or {})
+        return call(func, args, kwargs or {})
 
     # what needs no memory, without the way through torch
     shape = property(lambda self: self._plain.shape)
@@ -112,7 +175,7 @@ class Image(Tensor):
     is_cuda = property(lambda self: self._plain.is_cuda)
     requires_grad = property(
         lambda self: self._plain.requires_grad,
-        lambda self, value: _call(Tensor.requires_grad_, (self, value), {}),
+        lambda self, value: call(Tensor.requires_grad_, (self, value), {}),
     )
 
     def size(self, dim: Any = None) -> Any:
@@ -160,7 +223,7 @@ class Image(Tensor):
     ) -> Image:
         """``derive(memory)``, which is a view."""
         memory = derive(self._plain) if memory is None else memory
-        new = _new_image(memory, self._shared, self._scope)
+        new = new_image(memory, self._scope, self._shared)
         new._viewed, new._derive, new._derived_from, new._groups = (
             self,
             derive,
@@ -181,231 +244,147 @@ class Image(Tensor):
             Tensor.data.__set__(self, plain.detach())  # type: ignore[attr-defined]
 
 
-def image(
-    plain: Tensor, like: Image | None, *, hidden: bool = False, shared: Shared | None = None
-) -> Any:
-    """``plain`` as a value of the same call as ``like``. ``shared``: of memory that others see."""
-    if not is_eager():
-        return Traced(plain)
-    new = _new_image(plain, shared or Shared(), [] if like is None else like._scope)
-    new._in_other_format = hidden
-    return new
-
-
-def _new_image(memory: Tensor, shared: Shared, scope: list[weakref.ref[Deferred]]) -> Image:
+def new_image(
+    memory: Tensor, scope: list[weakref.ref[Deferred]], shared: Shared | None = None
+) -> Image:
+    """``shared``: of memory that others see."""
     new = memory.as_subclass(Image)
-    new._memory, new._shared, new._scope = memory, shared, scope
-    new._viewed, new._in_other_format = None, False
+    new._memory, new._scope = memory, scope
+    new._shared = Shared() if shared is None else shared
     return new
 
 
-class Entrance:
-    """Turns the tensors of one call from outside into values."""
-
-    def __init__(self) -> None:
-        self.scope: list[weakref.ref[Deferred]] = []
-        self.known: dict[int, Shared] = {}  # by the address of the memory
-
-    def enter(self, value: Any) -> Any:
-        """Nested as it may be in lists, tuples and dicts."""
-        if type(value) in _ORDINARY or (isinstance(value, Tensor) and not is_eager()):
-            if not value.is_floating_point() or value.layout != torch.strided:
-                return value
-            if not is_eager():
-                return Traced(value)
-            address = value.untyped_storage().data_ptr()
-            return _new_image(value, self.known.setdefault(address, Shared()), self.scope)
-        return _map(self.enter, value)
-
-    def close(self) -> None:
-        """At the end of the call: what somebody keeps is computed, before its inputs change."""
-        for reference in self.scope:
-            deferred = reference()
-            if deferred is not None and deferred.value is None:
-                deferred.compute()
-        self.scope.clear()
+def hidden(plain: Tensor, scope: list[weakref.ref[Deferred]]) -> Image:
+    """Fresh memory as a value that is contiguous to the model."""
+    if not plain.is_contiguous():
+        if is_channels_last(plain):
+            new = new_image(plain, scope)
+            new._in_other_format = True
+            return new
+        plain = plain.contiguous()
+    elif 1 in plain.shape and plain.stride() != _strides(plain.shape):
+        # by the strides of sizes of 1 torch guesses formats
+        plain = plain.as_strided(plain.shape, _strides(plain.shape))
+    return new_image(plain, scope)
 
 
-def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> Any:
-    """Results of a model as plain tensors; lists and dicts keep their identity. What is hidden
-    becomes contiguous, unless the caller's tensors are ``channels_last``: then torch's own layers
-    would have kept that."""
-    if is_deferred(value):
-        plain = value.compute()
-        if type(plain) is not Image:  # under a tracer
-            return plain.contiguous() if is_channels_last(plain) and not channels_last else plain
-        value = plain
-    if type(value) is Image:
-        return value._plain if channels_last else value.exact()
-    if isinstance(value, Tensor):
-        return value
-    seen = set() if seen is None else seen
-    if id(value) in seen:  # it is in itself
-        return value
-    seen.add(id(value))
-    if type(value) is list or isinstance(value, dict):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            new = leave(item, channels_last=channels_last, seen=seen)
-            if new is not item:
-                value[key] = new
-        return value
-    if dataclasses.is_dataclass(type(value)):
-        for name in value.__dataclass_fields__:
-            item = getattr(value, name, None)
-            new = leave(item, channels_last=channels_last, seen=seen)
-            if new is not item:
-                object.__setattr__(value, name, new)
-        return value
-    return _map(lambda item: leave(item, channels_last=channels_last, seen=seen), value)
-
-
-def settle(value: Any) -> Any:
-    """With nothing deferred."""
-    return value.compute() if is_deferred(value) else _map(settle, value)
-
-
-def holds_values(value: Any) -> bool:
-    if is_value(value):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(map(holds_values, value))
-    return isinstance(value, dict) and any(map(holds_values, value.values()))
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-
-
-def _map(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of what is in a list, tuple or dict; the container itself if nothing changes."""
-    if isinstance(value, (list, tuple)):
-        items = [function(item) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        if isinstance(value, list):
-            return items
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        new = {key: function(item) for key, item in value.items()}
-        if all(new[key] is item for key, item in value.items()):
-            return value
-        other = value.copy()
-        other.update(new)
-        return other
-    return value
+@functools.lru_cache(maxsize=4096)
+def _strides(shape: Any) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 # --- results not computed yet
 
 
 class _Chain:
-    """An anchor's result with the steps after it so far."""
+    """An anchor's result with the steps after it so far: a normalization, then an addition."""
 
-    anchor: Any
-    source: Any  # an Image; under a tracer a Traced
-    steps: Steps
-    autocast: torch.dtype | None
-    value: Any  # once it is computed
-    used: bool  # by a longer chain
-    stamp: Any  # the anchor's when it was called
-
-    def _begin(self, anchor: Any, source: Any, steps: Steps, autocast: torch.dtype | None) -> Any:
-        self.anchor, self.source, self.steps, self.autocast = anchor, source, steps, autocast
-        self.value, self.used, self.stamp = None, False, None
-        return self
+    anchor: Any = None
+    source: Any = None  # an Image; under a tracer a Traced
+    ready: Any = None
+    stamp: int | None = None  # the version of the anchor's weight when it was called
+    normalization: Norm | None = None
+    residual: Any = None  # an Image; under a tracer a tensor
+    value: Any = None  # once it is computed
+    used = False  # by a longer chain
 
     @property
     def stage(self) -> str:
         return (
-            "added" if self.steps.residual is not None else "normed" if self.steps.norm else "raw"
+            "added"
+            if self.residual is not None
+            else "raw"
+            if self.normalization is None
+            else "normed"
         )
 
     def compute(self) -> Any:
         """The value: an Image; under a tracer the tensor."""
         if self.value is None:
             if self.used:
-                self.anchor.kept.add(self.stage)
-            self.settle(self._run(self.steps))
+                self.ready.kept.add(self.stage)
+            self.settle(self._run(NO_END))
         return self.value
 
     def settle(self, value: Any) -> None:
         """It is that value, and needs nothing else any more."""
-        self.value, self.source, self.steps = value, None, Steps()
+        self.value, self.source, self.normalization, self.residual = value, None, None, None
 
-    def _run(self, steps: Steps) -> Any:
-        source, residual = self.source, steps.residual
-        if self.stamp is not None and self.stamp != self.anchor.stamp():
-            raise RuntimeError(
-                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
-                "call and the first use of what it gave: use it before, or clone() it"
-            )
-        x = plain_of(source)
-        if residual is not None:
-            steps = Steps(steps.norm, plain_of(residual), *steps[2:])
-        plain = self.anchor.run(x, steps, self.autocast)
-        if type(source) is not Image:  # under a tracer
-            return plain
-        # the model's own layer would have kept the format
-        kept = not source._in_other_format and source._viewed is None and is_channels_last(x)
-        return image(plain, source) if kept else hidden(plain, source)
+    def may_go_on(self) -> bool:
+        """Whether nobody wanted the value without what follows, now or in an earlier call."""
+        if self.value is not None or self.ready is None:
+            return False
+        kept = self.ready.kept
+        return not kept or self.stage not in kept
 
-    def may(self, step: str) -> bool:
-        """Whether the chain can go on with that step, and nobody else wanted its value so far."""
+    def may_normalize(self, norm: Norm) -> bool:
+        if self.normalization is not None or self.residual is not None or not self.may_go_on():
+            return False
         anchor = self.anchor
-        if self.value is not None or anchor is None:
-            return False
-        if autocast_of(plain_of(self.source)) != self.autocast:
-            return False
-        if anchor.kept and self.stage in anchor.kept:
-            return False
-        if step == "norm":
-            return self.stage == "raw" and self.anchor.takes_norm
-        if step == "add":
-            return self.steps.residual is None and self.anchor.takes_residual
-        return True
+        return anchor.takes_norm and norm.is_of(anchor.out_channels)
 
-    def normalized(self, norm: Norm) -> Any:
+    def may_add(self) -> bool:
+        return self.residual is None and self.may_go_on() and self.anchor.takes_residual
+
+    def longer(self, norm: Norm | None, residual: Any) -> Any:
+        """The chain up to there, by a new value."""
         self.used = True
-        return defer(self.anchor, self.source, Steps(norm), self.autocast)
+        new = _begin(self.anchor, self.source, self.ready, self.stamp)
+        new.normalization = norm
+        if residual is not None:
+            new.join(residual)
+        return new
 
-    def plus(self, residual: Any) -> Any:
-        self.used = True
-        steps = Steps(self.steps.norm, residual)
-        return defer(self.anchor, self.source, steps, self.autocast)
+    def join(self, residual: Any) -> None:
+        self.residual = residual
+        if type(residual) is Image:
+            residual._shared.add(weakref.ref(self))  # type: ignore[arg-type]
 
-    def activated(self, name: str, slope: float, in_place: bool) -> Any:
-        norm, residual, *_ = self.steps
-        result = self._run(Steps(norm, residual, name, slope))
+    def activated(self, end: End, *, in_place: bool) -> Any:
+        result = self._run(end)
         if in_place:
             self.settle(result)
         else:
             self.used = True
         return result if type(result) is Image else Traced(result)
 
+    def _run(self, end: End) -> Any:
+        ready = self.ready
+        if self.stamp is not None and (
+            ready.weight._version != self.stamp
+            or self.anchor._parameters.get("weight") is not ready.weight
+        ):
+            raise RuntimeError(
+                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
+                "call and the first use of what it gave: use it before, or clone() it"
+            )
+        return run_chain(
+            self.anchor, self.source, self.normalization, self.residual, end, ready.autocast
+        )
+
     # what can be told before
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _call(func, args, kwargs or {})
+        return call(func, args, kwargs or {})
 
     @property
     def shape(self) -> torch.Size:
         if self.value is not None:
             return self.value.shape
+        if self.ready.placeholder is not None:
+            return self.ready.placeholder.shape
         return torch.Size(self.anchor.shape_of(plain_of(self.source)))
 
     @property
     def dtype(self) -> torch.dtype:
         if self.value is not None:
             return self.value.dtype
-        return plain_of(self.source).dtype if self.autocast is None else self.autocast
+        return self.ready.autocast or self.ready.dtype
 
     @property
     def device(self) -> torch.device:
@@ -425,7 +404,30 @@ class _Chain:
         return self.compute().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _call(Tensor.__deepcopy__, (self, memo), {})
+        return call(Tensor.__deepcopy__, (self, memo), {})
+
+
+def run_chain(
+    anchor: Any,
+    source: Any,
+    norm: Norm | None,
+    residual: Any,
+    end: End,
+    autocast: torch.dtype | None,
+) -> Any:
+    """What an anchor and steps make of a value: an Image; under a tracer the tensor."""
+    is_image = type(source) is Image
+    x = source._memory if is_image and source._viewed is None else plain_of(source)
+    if residual is not None:
+        residual = plain_of(residual)
+    eager = is_eager()
+    plain = anchor.run(x, norm, residual, end, autocast, eager=eager)
+    if not (is_image and eager):
+        return plain
+    # the model's own layer would have kept the format
+    if not source._in_other_format and source._viewed is None and is_channels_last(x):
+        return new_image(plain, source._scope)
+    return hidden(plain, source._scope)
 
 
 class Deferred(_Chain, Tensor):  # type: ignore[override]
@@ -434,15 +436,14 @@ class Deferred(_Chain, Tensor):  # type: ignore[override]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        return func(*_map_plain(args, _exact_of), **_map_plain(kwargs or {}, _exact_of))
+        return func(*_map_values(args, _exact_of), **_map_values(kwargs or {}, _exact_of))
 
 
 class Traced(_Chain):
     """A chain, or a tensor, under a tracer, which has tensors of its own: stands for a Tensor."""
 
     def __init__(self, plain: Tensor | None = None) -> None:
-        self.anchor = self.source = self.autocast = None
-        self.steps, self.used, self.value = Steps(), False, plain
+        self.value = plain
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -451,8 +452,8 @@ class Traced(_Chain):
     def __getattr__(self, name: str) -> Any:
         found = getattr(Tensor, name)  # its AttributeError
         if callable(found):
-            return lambda *args, **kwargs: _call(found, (self, *args), kwargs)
-        return _call(found.__get__, (self,), {})
+            return lambda *args, **kwargs: call(found, (self, *args), kwargs)
+        return call(found.__get__, (self,), {})
 
     def __iter__(self) -> Any:
         return iter(self.unbind(0))
@@ -461,32 +462,29 @@ class Traced(_Chain):
         return id(self)
 
 
-@functools.lru_cache(maxsize=4096)
-def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without memory."""
-    with torch.inference_mode(False):
-        return torch.empty(shape, dtype=dtype, device="meta")
+def defer(anchor: Any, source: Any, ready: Ready) -> Any:
+    """What ``anchor`` gives for ``source``, not computed yet."""
+    return _begin(anchor, source, ready, ready.weight._version if ready.counted else None)  # type: ignore[union-attr]
 
 
-def defer(anchor: Any, source: Any, steps: Steps, autocast: torch.dtype | None) -> Any:
-    """What ``anchor`` gives for ``source``, and ``steps`` after it, not computed yet."""
-    if type(source) is not Image:
-        return Traced()._begin(anchor, source, steps, autocast)
-    x = source._plain
-    placeholder = _placeholder(anchor.shape_of(x), autocast or x.dtype)
-    new = Tensor._make_subclass(Deferred, placeholder)._begin(anchor, source, steps, autocast)
-    new.stamp = anchor.stamp()
-    reader = weakref.ref(new)
-    source._shared.add(reader)
-    if steps.residual is not None:
-        steps.residual._shared.add(reader)
-    source._scope.append(reader)
+def _begin(anchor: Any, source: Any, ready: Ready, stamp: int | None) -> Any:
+    if type(source) is Image:
+        new: Any = _make_subclass(Deferred, ready.placeholder)
+        reader = weakref.ref(new)
+        source._shared.add(reader)
+        source._scope.append(reader)
+    else:
+        new = Traced()
+    new.anchor, new.source, new.ready, new.stamp = anchor, source, ready, stamp
     return new
+
+
+_make_subclass = Tensor._make_subclass
 
 
 def _delegate(name: str) -> Callable[..., Any]:
     function = getattr(Tensor, name)
-    return lambda *args, **kwargs: _call(function, args, kwargs)
+    return lambda *args, **kwargs: call(function, args, kwargs)
 
 
 # Python looks special methods up in the class
@@ -513,68 +511,86 @@ def is_value(value: Any) -> bool:
 
 def plain_of(value: Any) -> Tensor:
     """The memory behind a value, in whatever format."""
-    if is_deferred(value):
+    kind = type(value)
+    if kind is Deferred or kind is Traced:
         value = value.compute()
-    return value._plain if type(value) is Image else value
+    if type(value) is Image:
+        return value._memory if value._viewed is None else value._plain
+    return value
 
 
-def _compute_readers(value: Image) -> None:
-    readers = value._shared.readers
+def compute_readers(value: Image) -> None:
+    readers = value._shared
     while readers:
         deferred = readers.pop()()
         if deferred is not None and deferred.value is None:
-            deferred.settle(deferred._run(deferred.steps))
+            deferred.settle(deferred._run(NO_END))
 
 
 def autocast_of(x: Tensor) -> torch.dtype | None:
     """What autocast makes of ``x`` at this moment, if it is on; it leaves float64 alone."""
     kind = "cpu" if x.is_cpu else x.device.type
-    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if on else None
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 # --- operations
 
-_RULES: dict[Any, Callable[..., Any]] = {}
+Rule = Callable[[Any, Any, Any], Any]
+_RULES: dict[Any, Rule] = {}
+_IMAGE_RULES: dict[Any, Rule] = {}
 
 
-def extend(function: Any, rule: Callable[..., Any]) -> None:
+def extend(function: Any, rule: Rule) -> None:
     """``rule(func, args, kwargs)`` answers calls of ``function`` with values, or NotImplemented."""
     _RULES[function] = rule
 
 
-def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def extend_images(function: Any, rule: Rule) -> None:
+    """The same for images, in eager mode."""
+    _IMAGE_RULES[function] = rule
+
+
+def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """``func`` of values: by a longer chain, on the memory as it lies, or as the model would."""
     rule = _RULES.get(func)
     if rule is not None:
         result = rule(func, args, kwargs)
         if result is not NotImplemented:
             return result
-    as_it_lies = takes_any_format(func)
-    as_it_lies &= "memory_format" not in kwargs and "out" not in kwargs
-    values: list[Any] = []
-    _collect(args, values)
-    if kwargs:
-        _collect(kwargs, values)
     if not is_eager():
-        take = plain_of if as_it_lies or is_query(func) else _exact_of
-        return _traced(func(*_map_plain(args, take), **_map_plain(kwargs, take)), values)
-    computed = [v.compute() if is_deferred(v) else v for v in values]
-    images: list[Image] = [i for i in computed if type(i) is Image]
-    if not images:  # what was deferred under a tracer, after it
-        return func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
-    if is_query(func):
-        return func(*_map_plain(args, plain_of), **kwargs)
-    fresh = func in FRESH and not kwargs.get("inplace") and "out" not in kwargs
+        return _call_traced(func, args, kwargs)
+    rule = _IMAGE_RULES.get(func)
+    if rule is not None:
+        result = rule(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    any_format, fresh, query = known_treatment_of(func)
+    images: list[Image] = []
+    plain = _unpack(args, images)
+    plain_kwargs = kwargs
+    if kwargs:
+        plain_kwargs = _unpack(kwargs, images)
+        any_format = any_format and _keeps_format(kwargs)
+        fresh = fresh and any_format and not kwargs.get("inplace")
+    if not images or query:  # without: what was deferred under a tracer, after it
+        return func(*plain, **plain_kwargs)
     if not fresh:  # it may write
         for i in images:
-            _compute_readers(i)
-    if as_it_lies and all(i._hidden or i._plain.is_contiguous() for i in images):
-        result = func(*_map_plain(args, plain_of), **_map_plain(kwargs, plain_of))
-        if fresh:
+            compute_readers(i)
+    if any_format:
+        for i in images:
+            if not (i._in_other_format or i._memory.is_contiguous() or i._hidden):
+                break
+        else:
+            result = func(*plain, **plain_kwargs)
+            if not fresh:
+                return _map_tensors(lambda t: _known(t, images, args, as_it_lies=True), result)
+            if type(result) is Tensor:
+                return _fresh(result, images)
             return _map_tensors(lambda t: _fresh(t, images), result)
-        return _map_tensors(lambda t: _known(t, images, args, as_it_lies=True), result)
-    result = func(*_map_plain(args, _exact_of), **_map_plain(kwargs, _exact_of))
+    result = func(*_map_values(args, _exact_of), **_map_values(kwargs, _exact_of))
     for i in images:
         i._follow()
     if func in ESCAPES:
@@ -583,26 +599,41 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return _map_tensors(lambda t: _known(t, images, args, as_it_lies=False), result)
 
 
-def _collect(value: Any, found: list[Any]) -> None:
-    if is_value(value):
-        found.append(value)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
+def _keeps_format(kwargs: dict[str, Any]) -> bool:
+    return "memory_format" not in kwargs and "out" not in kwargs
 
 
-def _map_plain(value: Any, function: Callable[[Any], Any]) -> Any:
+def _call_traced(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    any_format, _, query = treatment_of(func)
+    as_it_lies = query or (any_format and _keeps_format(kwargs))
+    values: list[Any] = []
+
+    def take(value: Any) -> Tensor:
+        values.append(value)
+        return plain_of(value) if as_it_lies else _exact_of(value)
+
+    return _traced(func(*_map_values(args, take), **_map_values(kwargs, take)), values)
+
+
+def _unpack(value: Any, images: list[Image]) -> Any:
+    """With the memory in the place of values; ``images`` gets these."""
     kind = type(value)
-    if kind is Image or kind is Deferred or kind is Traced:
-        return function(value)
+    if kind is Image:
+        images.append(value)
+        return value._memory if value._viewed is None else value._plain
     if kind is tuple or kind is list:
-        return kind([_map_plain(item, function) for item in value])
+        return kind([_unpack(item, images) for item in value])
+    if kind is Deferred or kind is Traced:
+        return _unpack(value.compute(), images)
     if isinstance(value, (list, tuple, dict)):
-        return _map(lambda item: _map_plain(item, function), value)
+        return map_tree(lambda item: _unpack(item, images), value)
     return value
+
+
+def _map_values(value: Any, function: Callable[[Any], Any]) -> Any:
+    if is_value(value):
+        return function(value)
+    return map_tree(lambda item: _map_values(item, function), value)
 
 
 def _exact_of(value: Any) -> Tensor:
@@ -622,23 +653,23 @@ def _traced(result: Any, values: list[Any]) -> Any:
                 return value
         wrap = type(result) is not Traced and result.is_floating_point()  # type: ignore[comparison-overlap]
         return Traced(result) if wrap else result
-    return _map(lambda item: _traced(item, values), result)
+    return map_tree(lambda item: _traced(item, values), result)
 
 
 def _map_tensors(function: Callable[[Tensor], Any], result: Any) -> Any:
     if isinstance(result, Tensor):
         return result if is_value(result) else function(result)
-    return _map(lambda item: _map_tensors(function, item), result)
+    return map_tree(lambda item: _map_tensors(function, item), result)
 
 
 def _fresh(result: Tensor, images: list[Image]) -> Any:
     """A result of memory of its own, but for functions that give back what they got."""
     for i in images:
-        if result is i._plain:
+        if result is i._memory:
             return i
     if not result.is_floating_point():
         return result.contiguous()
-    return hidden(result, images[0])
+    return hidden(result, images[0]._scope)
 
 
 def _known(result: Tensor, images: list[Image], args: Any, *, as_it_lies: bool) -> Any:
@@ -653,38 +684,14 @@ def _known(result: Tensor, images: list[Image], args: Any, *, as_it_lies: bool) 
     for i in images:
         if i._plain.untyped_storage().data_ptr() == address:
             if result.is_floating_point():
-                return image(result, i, shared=i._shared)
+                return new_image(result, i._scope, i._shared)
             i._shared.escaped = True
             return result
     if not result.is_floating_point() or any(
         t.layout == torch.strided and t.untyped_storage().data_ptr() == address
         for t in tensors_in(args)
-        if type(t) in _ORDINARY
+        if type(t) in ORDINARY
     ):
         return result
-    return hidden(result, images[0]) if as_it_lies else image(result, images[0])
-
-
-def hidden(plain: Tensor, like: Image) -> Any:
-    """Fresh memory as a value that is contiguous to the model."""
-    if not plain.is_contiguous() and is_channels_last(plain):
-        return image(plain, like, hidden=True)
-    if _is_canonical(plain):
-        return image(plain, like)
-    if plain.is_contiguous():  # but for strides of sizes of 1, by which torch guesses formats
-        return image(plain.as_strided(plain.shape, _strides(plain.shape)), like)
-    return image(plain.contiguous(), like)
-
-
-def _is_canonical(plain: Tensor) -> bool:
-    return plain.is_contiguous() and (
-        1 not in plain.shape or plain.stride() == _strides(plain.shape)
-    )
-
-
-def _strides(shape: Any) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    scope = images[0]._scope
+    return hidden(result, scope) if as_it_lies else new_image(result, scope)

@@ -116,5 +116,5 @@ def is_eager() -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and not is_traced()
+        and torch._C._get_tracing_state() is None
     )

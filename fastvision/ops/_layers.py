@@ -32,6 +32,11 @@ def _own_class(module: nn.Module | None) -> Any:
     return getattr(type(module), "_fused_from", (None, type(module)))[1]
 
 
+def activation_name(cls: type[nn.Module]) -> str:
+    """Of a class for whose instances :func:`is_activation` is true."""
+    return _ACTIVATIONS[cls]
+
+
 def is_activation(module: nn.Module) -> bool:
     return type(module) in _ACTIVATIONS
 

@@ -313,6 +313,21 @@ def _as(dtype: torch.dtype, values: Tensor | None) -> Tensor | None:
     return None if values is None else values.to(dtype).contiguous()
 
 
+def fixed_statistics(
+    dtype: torch.dtype,  # of the input
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """mean, invstd, weight and bias of a normalization in eval mode as the kernels read them."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    mean = running_mean.detach().to(dtype).contiguous()
+    invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
+    return mean, invstd, _as(dtype, weight), _as(dtype, bias)
+
+
 def batch_norm_relu(
     input: Tensor,
     running_mean: Tensor | None,
@@ -385,8 +400,6 @@ def batch_norm_relu(
             f"got input size {list(input.shape)}"
         )
     chosen = _choose(input, backend)
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    weight, bias = _as(dtype, weight), _as(dtype, bias)
     composed = is_transformed()
     if composed and process_group is not None:
         raise RuntimeError("batch_norm_relu with a process_group knows backward() only")
@@ -394,8 +407,8 @@ def batch_norm_relu(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var must be given unless training")
-        mean = running_mean.detach().to(dtype).contiguous()
-        invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
+        fixed = fixed_statistics(input.dtype, running_mean, running_var, weight, bias, eps)
+        mean, invstd, weight, bias = fixed
     elif input.numel() == 0 and process_group is None:  # torch leaves the running ones alone too
         mean = torch.zeros_like(_channels(input, input.shape[1]))
         invstd = torch.ones_like(mean)
@@ -404,6 +417,9 @@ def batch_norm_relu(
             mean, invstd, count = _batch_statistics(
                 chosen, input, running_mean, running_var, momentum, eps, process_group
             )
+    if training:
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        weight, bias = _as(dtype, weight), _as(dtype, bias)
     if composed:
         if count is not None:
             mean, _, invstd = reference.batch_norm_relu_statistics(input, eps=eps)

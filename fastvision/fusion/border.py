@@ -1,0 +1,97 @@
+"""Where values come in as tensors and go out as tensors again."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops._checks import is_eager
+from .trees import map_tree
+from .values import (
+    ORDINARY,
+    Deferred,
+    Image,
+    Shared,
+    Traced,
+    is_channels_last,
+    is_deferred,
+    is_value,
+    new_image,
+)
+
+
+class Entrance:
+    """Turns the tensors of one call from outside into values."""
+
+    def __init__(self) -> None:
+        self.scope: list[weakref.ref[Deferred]] = []
+        self.known: dict[int, Shared] = {}  # by the address of the memory
+
+    def enter(self, value: Any) -> Any:
+        """Nested as it may be in lists, tuples and dicts."""
+        if type(value) in ORDINARY or (isinstance(value, Tensor) and not is_eager()):
+            if not value.is_floating_point() or value.layout != torch.strided:
+                return value
+            if not is_eager():
+                return Traced(value)
+            address = value.untyped_storage().data_ptr()
+            return new_image(value, self.scope, self.known.setdefault(address, Shared()))
+        return map_tree(self.enter, value)
+
+    def close(self) -> None:
+        """At the end of the call: what somebody keeps is computed, before its inputs change."""
+        for reference in self.scope:
+            deferred = reference()
+            if deferred is not None and deferred.value is None:
+                deferred.compute()
+        self.scope.clear()
+
+
+def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> Any:
+    """Results of a model as plain tensors; lists and dicts keep their identity. What is hidden
+    becomes contiguous, unless the caller's tensors are ``channels_last``: then torch's own layers
+    would have kept that."""
+    if is_deferred(value):
+        plain = value.compute()
+        if type(plain) is not Image:  # under a tracer
+            return plain.contiguous() if is_channels_last(plain) and not channels_last else plain
+        value = plain
+    if type(value) is Image:
+        return value._plain if channels_last else value.exact()
+    if isinstance(value, Tensor):
+        return value
+    seen = set() if seen is None else seen
+    if id(value) in seen:  # it is in itself
+        return value
+    seen.add(id(value))
+    if type(value) is list or isinstance(value, dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            new = leave(item, channels_last=channels_last, seen=seen)
+            if new is not item:
+                value[key] = new
+        return value
+    if dataclasses.is_dataclass(type(value)):
+        for name in value.__dataclass_fields__:
+            item = getattr(value, name, None)
+            new = leave(item, channels_last=channels_last, seen=seen)
+            if new is not item:
+                object.__setattr__(value, name, new)
+        return value
+    return map_tree(lambda item: leave(item, channels_last=channels_last, seen=seen), value)
+
+
+def settle(value: Any) -> Any:
+    """With nothing deferred."""
+    return value.compute() if is_deferred(value) else map_tree(settle, value)
+
+
+def holds_values(value: Any) -> bool:
+    if is_value(value):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_values, value))
+    return isinstance(value, dict) and any(map(holds_values, value.values()))

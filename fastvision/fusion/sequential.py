@@ -1,0 +1,93 @@
+"""Activations, and the Sequentials in which they stand behind convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..ops._layers import activation_name
+from ..reference.activations import DEFAULT_SLOPE
+from . import modules
+from .classes import Fused
+from .layers import FusedLayer
+from .norms import FusedNorm
+from .values import NO_END, Deferred, End, Image, Norm, is_deferred
+
+
+class FusedActivation(Fused):
+    """Mixed into an activation's class: ends the chain before it without the way through torch."""
+
+    _activation: str
+
+    @classmethod
+    def body_for(cls, base: type) -> dict[str, Any]:
+        return {"_activation": activation_name(base)}
+
+    def forward(self, input: Any) -> Any:
+        if is_deferred(input) and input.may_go_on() and not self._forward_hooks:
+            return input.activated(self.end(), in_place=self.__dict__.get("inplace", False))
+        return super().forward(input)
+
+    def end(self) -> End:
+        return self._activation, float(self.__dict__.get("negative_slope", DEFAULT_SLOPE))
+
+
+class FusedSequential(modules.FusedModule):
+    """Mixed into the class of a Sequential: nobody but the next child sees what a child gives, so
+    a convolution runs at once with the normalization and the activation that stand behind it."""
+
+    @classmethod
+    def body_for(cls, base: type) -> dict[str, Any]:
+        return {"forward": modules.forward_of(base, run_in_order)}
+
+
+def run_in_order(self: Any, input: Any) -> Any:
+    children = list(self._modules.values())
+    i = 0
+    while i < len(children):
+        kind = type(input)
+        if (kind is Image or kind is Deferred) and isinstance(children[i], FusedLayer):
+            chain = _chain_of(children, i)
+            if chain is not None:
+                norm, end, after = chain
+                value = input if kind is Image else input.compute()
+                result = children[i].at_once(value, norm, end)
+                if result is not None:
+                    input, i = result, after
+                    continue
+        input = children[i](input)
+        i += 1
+    return input
+
+
+def _chain_of(children: list[Any], i: int) -> tuple[Norm | None, End, int] | None:
+    """The steps that a layer takes of what stands behind it, and where that ends; None if what
+    comes then may be a step as well."""
+    layer = children[i]
+    if not _is_silent(layer):
+        return None
+    norm: Norm | None = None
+    i += 1
+    follower = children[i] if i < len(children) else None
+    if isinstance(follower, FusedNorm) and layer.takes_norm:
+        norm = None if follower.training else follower.norm_of(keep=True)
+        if norm is None or not norm.is_of(layer.out_channels) or not _is_silent(follower):
+            return None
+        i += 1
+        follower = children[i] if i < len(children) else None
+    if isinstance(follower, FusedActivation) and _is_silent(follower):
+        return norm, follower.end(), i + 1
+    return (norm, NO_END, i) if isinstance(follower, FusedLayer) else None
+
+
+def _is_silent(module: Any) -> bool:
+    """Whether a call of it is a call of its forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or type(module).__call__ is not nn.Module.__call__
+    )
