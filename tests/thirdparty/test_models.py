@@ -18,6 +18,8 @@ os.environ.setdefault("YOLO_VERBOSE", "false")
 
 # convolutions whose weight is computed in each call, so that nothing can be packed
 COMPUTED_WEIGHTS = {"nfnet", "vision_transformer_hybrid"}
+# that amplify rounding: in float32 their own results are off by more than the tolerance
+FLOAT64 = {"gemma4_vit"}
 SMALLEST: dict[str, str] = json.loads(Path(__file__).with_name("timm_models.json").read_text())
 
 
@@ -61,8 +63,10 @@ def test_timm(module: str) -> None:
     options = model.pretrained_cfg
     channels, *sizes = options.get("input_size", (3, 224, 224))
     height, width = (size if options.get("fixed_input_size") else min(size, 224) for size in sizes)
-    others = [(image(2, channels, height + 32, width + 64),)]
-    fused = check_fuse(model, image(1, channels, height, width), others=others)
+    images = [image(1, channels, height, width), image(2, channels, height + 32, width + 64)]
+    if module in FLOAT64:
+        model, images = model.double(), [x.double() for x in images]
+    fused = check_fuse(model, images[0], others=[(images[1],)])
     done, total = share_of_convolutions(fused)
     if module not in COMPUTED_WEIGHTS:
         assert done >= 0.9 * total
