@@ -12,7 +12,6 @@ from .. import reference
 from ..reference.activations import ACTIVATIONS
 from ..reference.batch_norm_relu import activation_gradient
 from ..reference.roi_align import is_channels_last
-from ._backend import choose, unsupported
 from ._checks import (
     check_activation,
     check_floating,
@@ -22,25 +21,26 @@ from ._checks import (
     is_transformed,
     needs_gradient,
 )
+from ._library import declare
 from ._torchscript import traced_op
 
 # mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
 # ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
 _AFFINE = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 _SCHEMAS = {
-    "batch_norm_relu_statistics": (
+    "_statistics": (
         "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
         "float eps) -> (Tensor, Tensor, Tensor)"
     ),
-    "batch_norm_relu": (
+    "": (
         f"(Tensor input, {_AFFINE}, Tensor? residual, int activation, float negative_slope)"
         " -> Tensor"
     ),
-    "batch_norm_relu_sums": (
+    "_sums": (
         f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? residual, Tensor? output, "
         "int activation, float negative_slope) -> (Tensor, Tensor)"
     ),
-    "batch_norm_relu_backward": (
+    "_backward": (
         f"(Tensor grad, Tensor input, {_AFFINE}, Tensor? sums, SymInt count, "
         "int activation, float negative_slope) -> Tensor"
     ),
@@ -76,43 +76,24 @@ def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
     return _like(input)
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "batch_norm_relu_statistics": _fake_statistics,
-    "batch_norm_relu": _fake,
-    "batch_norm_relu_sums": _fake_sums,
-    "batch_norm_relu_backward": _fake_backward,
-}
+def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference under the operator's arguments, which hold the activation's index."""
+    return lambda *args: function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
 
 
-def _triton(name: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        from ..kernels import batch_norm_relu  # triton is imported only where it runs
-
-        return getattr(batch_norm_relu, f"launch_{name}")(*args)
-
-    return run
-
-
-def _reference(name: str) -> Callable[..., Any]:
-    function = getattr(reference, name)
-    if name == "batch_norm_relu_statistics":
-        return function
-
-    def run(*args: Any) -> Any:
-        return function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
-
-    return run
+def _operator(part: str, fake: Callable[..., Any], run: Callable[..., Any], **options: Any) -> Any:
+    name = f"batch_norm_relu{part}"
+    return declare(
+        name, _SCHEMAS[part], fake=fake, triton=f"kernels.batch_norm_relu.launch_{name}",
+        reference=run, lacks={"cuda": "there is no batch_norm_relu in CUDA C++, use 'triton'"},
+        **options,
+    )  # fmt: skip
 
 
-_RUN: dict[str, dict[str, Callable[..., Any]]] = {"cpp": {}, "triton": {}, "reference": {}}
-for _name, _schema in _SCHEMAS.items():
-    for _suffix in ("", "_triton"):
-        torch.library.define(f"fastvision::{_name}{_suffix}", _schema)
-        torch.library.register_fake(f"fastvision::{_name}{_suffix}", _FAKES[_name])
-    torch.library.impl(f"fastvision::{_name}_triton", ("CPU", "CUDA"), _triton(_name))
-    _RUN["cpp"][_name] = getattr(torch.ops.fastvision, _name).default
-    _RUN["triton"][_name] = getattr(torch.ops.fastvision, f"{_name}_triton").default
-    _RUN["reference"][_name] = _reference(_name)
+_STATISTICS = _operator("_statistics", _fake_statistics, reference.batch_norm_relu_statistics)
+_FORWARD = _operator("", _fake, _by_name(reference.batch_norm_relu), serves=("batch_norm_relu",))
+_SUMS = _operator("_sums", _fake_sums, _by_name(reference.batch_norm_relu_sums))
+_BACKWARD = _operator("_backward", _fake_backward, _by_name(reference.batch_norm_relu_backward))
 
 
 class _BatchNormReLU(torch.autograd.Function):
@@ -133,7 +114,7 @@ class _BatchNormReLU(torch.autograd.Function):
         options: tuple[str, int, float, float],
     ) -> Tensor:
         backend, activation, negative_slope, _ = options
-        output = _RUN[backend]["batch_norm_relu"](
+        output = _FORWARD.run[backend](
             input, mean, invstd, weight, bias, residual, activation, negative_slope
         )
         # beside a residual the result tells which elements pass, and something else keeps it anyway
@@ -153,12 +134,12 @@ class _BatchNormReLU(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _differentiable_backward(ctx, grad)
         backend, activation, negative_slope, _ = ctx.options
-        run, affine = _RUN[backend], (mean, invstd, weight, bias)
+        affine = (mean, invstd, weight, bias)
         dx: Tensor | None = None
         sums: Any = None
         beside = residual is not None or output is not None
         if ctx.count is not None or needs_weight or needs_bias or beside:
-            sums, dz = run["batch_norm_relu_sums"](
+            sums, dz = _SUMS.run[backend](
                 grad, input, *affine, residual, output, activation, negative_slope
             )
             if beside:
@@ -169,7 +150,7 @@ class _BatchNormReLU(torch.autograd.Function):
                 total = _all_reduced(sums, ctx.group) / ctx.count
             elif ctx.count is not None:
                 total, count = sums, ctx.count
-            dx = run["batch_norm_relu_backward"](
+            dx = _BACKWARD.run[backend](
                 grad, input, *affine, total, count, activation, negative_slope
             )
         dbias, dweight = (None, None) if sums is None else sums.unbind()
@@ -251,7 +232,7 @@ def _batch_statistics(
 ) -> tuple[Tensor, Tensor, Any]:
     """Mean and invstd of the batch, and the elements of a channel; updates the running ones."""
     count: Any = input.numel() // input.shape[1]
-    run = _RUN[backend]["batch_norm_relu_statistics"]
+    run = _STATISTICS.run[backend]
     running = [x for x in (running_mean, running_var) if x is not None]
     dtype = torch.promote_types(input.dtype, torch.float32)
     if group is None and all(x.dtype == dtype and x.is_contiguous() for x in running):
@@ -269,15 +250,6 @@ def _batch_statistics(
     _updated(running_mean, mean, momentum)
     _updated(running_var, var * (count / (count - 1)), momentum)
     return mean, invstd, count
-
-
-def _choose(input: Tensor, requested: str | None) -> str:
-    backend = choose(input, requested)
-    if backend != "cuda":
-        return backend
-    if requested is not None:
-        raise ValueError("backend='cuda' has no batch_norm_relu, use 'triton'")
-    return "reference" if unsupported("triton", "cuda", input.device.index) else "triton"
 
 
 def _check(input: Tensor, residual: Tensor | None, **channels: Tensor | None) -> None:
@@ -399,7 +371,7 @@ def batch_norm_relu(
             "Expected more than 1 value per channel when training, "
             f"got input size {list(input.shape)}"
         )
-    chosen = _choose(input, backend)
+    chosen = _FORWARD.choose(input, backend)
     composed = is_transformed()
     if composed and process_group is not None:
         raise RuntimeError("batch_norm_relu with a process_group knows backward() only")
@@ -431,9 +403,7 @@ def batch_norm_relu(
     if needs_gradient(tensors):
         options = (chosen, index, negative_slope, eps)
         return _BatchNormReLU.apply(*tensors, mean, invstd, count, process_group, options)
-    return _RUN[chosen]["batch_norm_relu"](
-        input, mean, invstd, weight, bias, residual, index, negative_slope
-    )
+    return _FORWARD.run[chosen](input, mean, invstd, weight, bias, residual, index, negative_slope)
 
 
 def _traced(*args: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Focal loss, sigmoid and softmax: the gradient is made in the forward's one pass."""
+"""Focal loss, sigmoid and softmax."""
 
 from __future__ import annotations
 
@@ -8,262 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from ._backend import choose
-from ._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
+from ._checks import check_floating, check_tensor, is_traced
+from ._focal_gradient import SIGMOID, SOFTMAX, Call, arithmetic, run
 from ._torchscript import traced_op
 
-# grad_scale: what the gradients are multiplied by; 0 if none are wanted. The result is the loss,
-# if reduced a sum in the type of arithmetic, and the gradient of each input.
-_SIGMOID_SCHEMA = (
-    "(Tensor[] inputs, Tensor[] targets, float alpha, float gamma, bool reduce, float grad_scale) "
-    "-> Tensor[]"
-)
-_SOFTMAX_SCHEMA = (
-    "(Tensor inputs, Tensor targets, Tensor? weights, float gamma, int ignore_index, bool reduce, "
-    "float grad_scale) -> Tensor[]"
-)
-_SCALE_SCHEMA = "(Tensor(a!)[] grads, Tensor factor, float scale) -> ()"
 MAX_LEVELS = 8  # kMaxFocalLevels of csrc/ops/focal_loss.h
-# Easy examples' gradients are below float16's range, and a loss scale that brings them back comes
-# only in the backward: they are stored times that. No gradient is then above the range; in softmax,
-# none unless a class weighs more than a thousand.
-HALF_GRAD_SCALE = {"sigmoid": 1024.0, "softmax": 32.0}
-
-for _suffix in ("", "_triton"):
-    torch.library.define(f"fastvision::sigmoid_focal_loss{_suffix}", _SIGMOID_SCHEMA)
-    torch.library.define(f"fastvision::softmax_focal_loss{_suffix}", _SOFTMAX_SCHEMA)
-    torch.library.define(f"fastvision::focal_loss_scale{_suffix}_", _SCALE_SCHEMA)
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _fake_results(
-    inputs: list[Tensor], losses: Sequence[int], reduce: bool, grad_scale: float
-) -> list[Tensor]:
-    first = inputs[0]
-    dtype = _arithmetic(first.dtype) if reduce else first.dtype
-    loss = first.new_empty(() if reduce else losses, dtype=dtype)
-    return [loss, *(first.new_empty(x.shape) for x in inputs if grad_scale)]
-
-
-def _fake_sigmoid(
-    inputs: list[Tensor],
-    targets: list[Tensor],
-    alpha: float,
-    gamma: float,
-    reduce: bool,
-    grad_scale: float,
-) -> list[Tensor]:
-    return _fake_results(inputs, inputs[0].shape, reduce, grad_scale)
-
-
-def _fake_softmax(
-    inputs: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    gamma: float,
-    ignore_index: int,
-    reduce: bool,
-    grad_scale: float,
-) -> list[Tensor]:
-    return _fake_results([inputs], targets.shape, reduce, grad_scale)
-
-
-def _fake_scale(grads: list[Tensor], factor: Tensor, scale: float) -> None:
-    pass
-
-
-def _triton_sigmoid(*args: Any) -> list[Tensor]:
-    from ..kernels.focal_loss import launch_sigmoid_focal_loss  # triton only where it runs
-
-    return launch_sigmoid_focal_loss(*args)
-
-
-def _triton_softmax(*args: Any) -> list[Tensor]:
-    from ..kernels.focal_loss import launch_softmax_focal_loss
-
-    return launch_softmax_focal_loss(*args)
-
-
-def _triton_scale(*args: Any) -> None:
-    from ..kernels.focal_loss import launch_focal_loss_scale
-
-    launch_focal_loss_scale(*args)
-
-
-for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"fastvision::sigmoid_focal_loss{_suffix}", _fake_sigmoid)
-    torch.library.register_fake(f"fastvision::softmax_focal_loss{_suffix}", _fake_softmax)
-    torch.library.register_fake(f"fastvision::focal_loss_scale{_suffix}_", _fake_scale)
-_TRITON = ("CPU", "CUDA")
-torch.library.impl("fastvision::sigmoid_focal_loss_triton", _TRITON, _triton_sigmoid)
-torch.library.impl("fastvision::softmax_focal_loss_triton", _TRITON, _triton_softmax)
-torch.library.impl("fastvision::focal_loss_scale_triton_", _TRITON, _triton_scale)
-
-_OPS = torch.ops.fastvision
-_SIGMOID = {
-    "cpp": _OPS.sigmoid_focal_loss.default,
-    "cuda": _OPS.sigmoid_focal_loss.default,
-    "triton": _OPS.sigmoid_focal_loss_triton.default,
-}
-_SOFTMAX = {
-    "cpp": _OPS.softmax_focal_loss.default,
-    "cuda": _OPS.softmax_focal_loss.default,
-    "triton": _OPS.softmax_focal_loss_triton.default,
-}
-_SCALE = {
-    "cpp": _OPS.focal_loss_scale_.default,
-    "cuda": _OPS.focal_loss_scale_.default,
-    "triton": _OPS.focal_loss_scale_triton_.default,
-}
-
-
-# A call is (kind, backend, options, reduce, divisor) and its tensors, of which the first are the
-# inputs. sigmoid: inputs, targets; options (alpha, gamma). softmax: input, target and the weights
-# if there are any; options (gamma, ignore_index). A sum is divided by the divisor.
-_Call = tuple[str, str, tuple[Any, ...], bool, float]
-
-
-def _inputs(call: _Call, tensors: Sequence[Tensor]) -> int:
-    return len(tensors) // 2 if call[0] == "sigmoid" else 1
-
-
-def _run_op(call: _Call, tensors: Sequence[Tensor], grad_scale: float) -> list[Tensor]:
-    kind, backend, options, reduce, divisor = call
-    if kind == "sigmoid":
-        n = len(tensors) // 2
-        results = _SIGMOID[backend](
-            list(tensors[:n]), list(tensors[n:]), *options, reduce, grad_scale
-        )
-    else:
-        weights = tensors[2] if len(tensors) > 2 else None
-        results = _SOFTMAX[backend](*tensors[:2], weights, *options, reduce, grad_scale)
-    if divisor == 1:
-        return results
-    total, *grads = results
-    return [total / divisor, *grads]
-
-
-def _run_reference(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
-    kind, _, (option, other), reduce, divisor = call
-    if kind == "sigmoid":
-        n = len(tensors) // 2
-        loss = reference.sigmoid_focal_loss(tensors[:n], tensors[n:], option, other, reduce)
-    else:
-        x, t, *weights = tensors
-        weight = weights[0] if weights else None
-        loss = reference.softmax_focal_loss(x, t, weight, option, other, reduce)
-    return loss if divisor == 1 else loss / divisor
-
-
-def _scales(call: _Call, dtype: torch.dtype) -> tuple[float, float]:
-    """Of the stored gradients, and what makes them gradients of the loss."""
-    divisor = call[-1] or 1.0
-    if dtype == torch.float16:
-        scale = HALF_GRAD_SCALE[call[0]]
-        return scale, 1 / (scale * divisor)
-    return 1 / divisor, 1.0
-
-
-def _factor(call: _Call, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad``, the loss's, in the type of arithmetic and to be multiplied with the gradients."""
-    _, factor = _scales(call, dtype)
-    grad = grad.to(_arithmetic(dtype))
-    grad = grad if factor == 1 else grad * factor
-    return grad.unsqueeze(-1) if call[0] == "softmax" and not call[3] else grad
-
-
-def _is_batched(grad: Tensor) -> bool:
-    """By torch.func.vmap, or autograd.grad's is_grads_batched, which has a kind of its own."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
-
-
-def _scaled(call: _Call, grads: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    dtype = grads[0].dtype
-    factor = _factor(call, grad, dtype)
-    return [(g.to(factor.dtype) * factor).to(dtype) for g in grads]
-
-
-class _FocalLoss(torch.autograd.Function):
-    """Keeps the gradient of the forward, and gives it away in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
-        grad_scale, _ = _scales(call, tensors[0].dtype)
-        loss, *ctx.grads = _run_op(call, tensors, grad_scale)
-        ctx.call = call
-        ctx.save_for_backward(*tensors)  # for further derivatives alone
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        call: _Call = ctx.call
-        grads, ctx.grads = ctx.grads, None
-        if torch.is_grad_enabled():  # the gradient will be differentiated
-            # aliases, since levels may be the same Tensor or made from each other
-            tensors = [t.view_as(t) for t in ctx.saved_tensors]
-            n = _inputs(call, tensors)
-            loss = _run_reference(call, tensors)
-            wanted = [i for i in range(n) if tensors[i].requires_grad]
-            found = torch.autograd.grad(
-                loss, [tensors[i] for i in wanted], grad.to(loss.dtype), create_graph=True
-            )
-            result: list[Tensor | None] = [None] * len(tensors)
-            for i, g in zip(wanted, found, strict=True):
-                result[i] = g
-            return (None, *result)
-        if grads is None:  # given away, and asked for again
-            tensors = ctx.saved_tensors
-            grad_scale, _ = _scales(call, tensors[0].dtype)
-            _, *grads = _run_op(call, tensors, grad_scale)
-        if _is_batched(grad):
-            grads = _scaled(call, grads, grad)
-        elif call[3]:
-            _, factor = _scales(call, grads[0].dtype)
-            _SCALE[call[1]](grads, grad, factor)
-        else:
-            grads[0].mul_(_factor(call, grad, grads[0].dtype))
-        return (None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads)))
-
-
-class _FocalLossTraced(torch.autograd.Function):
-    """For torch.compile, which plans memory itself and knows no second derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
-        grad_scale, _ = _scales(call, tensors[0].dtype)
-        loss, *grads = _run_op(call, tensors, grad_scale)
-        ctx.call, ctx.count = call, len(tensors)
-        ctx.save_for_backward(*grads)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        scaled = _scaled(ctx.call, ctx.saved_tensors, grad)
-        return (None, *scaled, *[None] * (ctx.count - len(scaled)))
-
-
-def _run(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
-    """The loss, through autograd only where a derivative is wanted."""
-    n = _inputs(call, tensors)
-    wants_grad = needs_gradient(tensors[:n])
-    if call[1] == "reference" or is_transformed() or needs_gradient(tensors[n:]):
-        return _run_reference(call, tensors)
-    if not wants_grad:
-        return _run_op(call, tensors, 0.0)[0]
-    if not torch.compiler.is_compiling():
-        return _FocalLoss.apply(call, *tensors)
-    distinct: list[Tensor] = []  # what torch.compile insists on
-    for t in tensors:
-        distinct.append(t.view_as(t) if any(t is other for other in distinct) else t)
-    return _FocalLossTraced.apply(call, *distinct)
-
-
-# ---- arguments
 
 
 def _check_options(gamma: float, reduction: str) -> None:
@@ -416,7 +165,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"Invalid alpha value: {alpha}. Expected one in [0, 1], or -1 for none.")
     _check_options(gamma, reduction)
     levels, labels = _levels(inputs, targets)
-    chosen = choose(levels[0], backend)
+    chosen = SIGMOID.choose(levels[0], backend)
     levels, labels = _common_dtype(levels, labels)
     dtype = _result_dtype(levels[0])
     reduce = reduction != "none"
@@ -433,8 +182,8 @@ def sigmoid_focal_loss(
     divisor = 1.0
     if reduction == "mean" and not are_labels:
         divisor = float(sum(x.numel() for x in levels))
-    call = ("sigmoid", chosen, (float(alpha), float(gamma)), reduce, divisor)
-    loss = _run(call, (*levels, *labels))
+    call = Call("sigmoid", chosen, (float(alpha), float(gamma)), reduce, divisor)
+    loss = run(call, (*levels, *labels))
     if reduction == "mean" and are_labels:
         rows = [(t >= -1).sum() for t in labels]
         total = rows[0] if len(rows) == 1 else torch.stack(rows).sum()
@@ -491,8 +240,8 @@ def softmax_focal_loss(
         raise ValueError("inputs must have shape [..., K], got []")
     labels = _as_targets(inputs, targets, "targets")
     dtype = _result_dtype(inputs)
-    arithmetic = _arithmetic(inputs.dtype)
-    chosen = choose(inputs, backend)
+    wide = arithmetic(inputs.dtype)
+    chosen = SOFTMAX.choose(inputs, backend)
     weights: tuple[Tensor, ...] = ()
     if isinstance(alpha, Tensor) and alpha.dim() > 0:
         if alpha.shape != inputs.shape[-1:] or alpha.device != inputs.device:
@@ -500,18 +249,18 @@ def softmax_focal_loss(
                 f"alpha must have shape [{inputs.shape[-1]}] on {inputs.device}, got "
                 f"{list(alpha.shape)} on {alpha.device}"
             )
-        weights = (alpha.to(arithmetic),)
+        weights = (alpha.to(wide),)
         alpha = None
     soft = labels.is_floating_point()
     x = inputs.to(dtype) if reduction == "none" else inputs
-    call = (
+    call = Call(
         "softmax",
         "reference" if soft else chosen,
         (float(gamma), int(ignore_index)),
         reduction != "none",
         float(labels.shape[:-1].numel()) if reduction == "mean" and soft else 1.0,
     )
-    loss = _run(call, (x, labels.to(arithmetic) if soft else labels, *weights))
+    loss = run(call, (x, labels.to(wide) if soft else labels, *weights))
     if reduction == "mean" and not soft:
         loss = loss / (labels != ignore_index).sum()
     if alpha is not None and alpha >= 0:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .. import reference
-from ._backend import choose
 from ._checks import FLOATING, check_tensor, integer, is_traced, of_torchvision
-
-_SCHEMA = "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor"
-_PADDED_SCHEMA = (
-    "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float? score_threshold, "
-    "SymInt max_output) -> (Tensor, Tensor)"
-)
-for _suffix in ("", "_triton"):
-    torch.library.define(f"fastvision::nms{_suffix}", _SCHEMA)
-    torch.library.define(f"fastvision::nms_padded{_suffix}", _PADDED_SCHEMA)
+from ._library import declare
 
 
 def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
@@ -41,46 +30,18 @@ def _fake_nms_padded(
     )
 
 
-for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"fastvision::nms{_suffix}", _fake_nms)
-    torch.library.register_fake(f"fastvision::nms_padded{_suffix}", _fake_nms_padded)
-
-
-def _nms_triton(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    from ..kernels.nms import launch_nms  # triton is imported only where it runs
-
-    return launch_nms(boxes, scores, idxs, iou_threshold)
-
-
-def _nms_padded_triton(
-    boxes: Tensor,
-    scores: Tensor,
-    idxs: Tensor | None,
-    iou_threshold: float,
-    score_threshold: float | None,
-    max_output: int,
-) -> tuple[Tensor, Tensor]:
-    from ..kernels.nms import launch_nms_padded
-
-    return launch_nms_padded(boxes, scores, idxs, iou_threshold, score_threshold, max_output)
-
-
-torch.library.impl("fastvision::nms_triton", ("CPU", "CUDA"), _nms_triton)
-torch.library.impl("fastvision::nms_padded_triton", ("CPU", "CUDA"), _nms_padded_triton)
-
-# the op handles, looked up once: every attribute access on torch.ops costs time
-_NMS: dict[str, Callable[..., Tensor]] = {
-    "cpp": torch.ops.fastvision.nms.default,
-    "cuda": torch.ops.fastvision.nms.default,
-    "triton": torch.ops.fastvision.nms_triton.default,
-    "reference": reference.nms,
-}
-_NMS_PADDED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "cpp": torch.ops.fastvision.nms_padded.default,
-    "cuda": torch.ops.fastvision.nms_padded.default,
-    "triton": torch.ops.fastvision.nms_padded_triton.default,
-    "reference": reference.nms_padded,
-}
+_NMS = declare(
+    "nms", "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
+    fake=_fake_nms, triton="kernels.nms.launch_nms", reference=reference.nms,
+    serves=("nms", "batched_nms"),
+)  # fmt: skip
+_NMS_PADDED = declare(
+    "nms_padded",
+    "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float? score_threshold, "
+    "SymInt max_output) -> (Tensor, Tensor)",
+    fake=_fake_nms_padded, triton="kernels.nms.launch_nms_padded", reference=reference.nms_padded,
+    serves=("batched_nms_padded",),
+)  # fmt: skip
 
 
 def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -> None:
@@ -162,7 +123,7 @@ def nms(
     if boxes.is_quantized:
         return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
     _check_boxes(boxes, scores, None, 2)
-    return _NMS[choose(boxes, backend)](boxes, scores, None, iou_threshold)
+    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, None, iou_threshold)
 
 
 def batched_nms(
@@ -203,7 +164,7 @@ def batched_nms(
     boxes, scores = _autocast(boxes, scores)
     check_tensor(idxs, "idxs")
     _check_boxes(boxes, scores, idxs, 2)
-    return _NMS[choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
+    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
 
 
 def batched_nms_padded(
@@ -245,5 +206,5 @@ def batched_nms_padded(
         check_tensor(idxs, "idxs")
     _check_boxes(boxes, scores, idxs, 3)
     idxs = None if idxs is None else _class_ids(idxs)
-    run = _NMS_PADDED[choose(boxes, backend)]
+    run = _NMS_PADDED.run[_NMS_PADDED.choose(boxes, backend)]
     return run(boxes, scores, idxs, iou_threshold, score_threshold, max_output)

@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 
 from .. import reference
 from ..reference.roi_align import is_channels_last
-from ._backend import choose
 from ._checks import (
     FLOATING,
     check_floating,
@@ -23,6 +22,7 @@ from ._checks import (
     of_torchvision,
     pair,
 )
+from ._library import declare
 from ._torchscript import traced_op
 
 _SCHEMA = (
@@ -37,10 +37,6 @@ _BACKWARD_SCHEMA = (
     "bool channels_last) -> Tensor[]"
 )
 MAX_LEVELS = 8  # kMaxLevels of csrc/ops/roi_align.h
-
-for _suffix in ("", "_triton"):
-    torch.library.define(f"fastvision::roi_align{_suffix}", _SCHEMA)
-    torch.library.define(f"fastvision::roi_align_backward{_suffix}", _BACKWARD_SCHEMA)
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:
@@ -70,35 +66,14 @@ def _fake_backward(grad: Tensor, rois: Tensor, sizes: list[int], *rest: Any) -> 
     ]
 
 
-def _triton(*args: Any) -> Tensor:
-    from ..kernels.roi_align import launch_roi_align  # triton is imported only where it runs
-
-    return launch_roi_align(*args)
-
-
-def _triton_backward(*args: Any) -> list[Tensor]:
-    from ..kernels.roi_align import launch_roi_align_backward
-
-    return launch_roi_align_backward(*args)
-
-
-for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"fastvision::roi_align{_suffix}", _fake)
-    torch.library.register_fake(f"fastvision::roi_align_backward{_suffix}", _fake_backward)
-torch.library.impl("fastvision::roi_align_triton", ("CPU", "CUDA"), _triton)
-torch.library.impl("fastvision::roi_align_backward_triton", ("CPU", "CUDA"), _triton_backward)
-
-_OPS = torch.ops.fastvision
-_FORWARD = {
-    "cpp": _OPS.roi_align.default,
-    "cuda": _OPS.roi_align.default,
-    "triton": _OPS.roi_align_triton.default,
-}
-_BACKWARD = {
-    "cpp": _OPS.roi_align_backward.default,
-    "cuda": _OPS.roi_align_backward.default,
-    "triton": _OPS.roi_align_backward_triton.default,
-}
+_FORWARD = declare(
+    "roi_align", _SCHEMA, fake=_fake, triton="kernels.roi_align.launch_roi_align",
+    reference=reference.multiscale_roi_align, serves=("roi_align", "multiscale_roi_align"),
+)  # fmt: skip
+_BACKWARD = declare(
+    "roi_align_backward", _BACKWARD_SCHEMA, fake=_fake_backward,
+    triton="kernels.roi_align.launch_roi_align_backward",
+)  # fmt: skip
 
 
 class _RoIAlign(torch.autograd.Function):
@@ -106,7 +81,7 @@ class _RoIAlign(torch.autograd.Function):
 
     @staticmethod
     def forward(backend: str, rois: Tensor, options: tuple[Any, ...], *features: Tensor) -> Tensor:
-        return _FORWARD[backend](list(features), rois, *options)
+        return _FORWARD.run[backend](list(features), rois, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -174,7 +149,7 @@ def _run_backward(
     grad: Tensor,
 ) -> list[Tensor]:
     spatial_scales, _, _, sampling_ratio, aligned, *level_rule = options
-    return _BACKWARD[backend](
+    return _BACKWARD.run[backend](
         grad, rois, sizes, spatial_scales, sampling_ratio, aligned, *level_rule, channels_last
     )
 
@@ -190,7 +165,7 @@ def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Te
         transformed = torch._C._are_functorch_transforms_active()
         function = _RoIAlign if transformed else _RoIAlignEager
         return function.apply(backend, rois, options, *features)
-    return _FORWARD[backend](features, rois, *options)
+    return _FORWARD.run[backend](features, rois, *options)
 
 
 def _check_feature(feature: object, name: str) -> None:
@@ -333,7 +308,7 @@ def roi_align(
     _check_feature(input, "input")
     rois = _as_rois(boxes, input)
     options = ([spatial_scale], *pooled, sampling_ratio, aligned, 0.0, 0.0, 0)
-    return _run(choose(input, backend), rois, options, [input])
+    return _run(_FORWARD.choose(input, backend), rois, options, [input])
 
 
 def multiscale_roi_align(
@@ -404,7 +379,7 @@ def multiscale_roi_align(
     )
     if is_traced():
         return _traced_call(maps, boxes, *options, backend)
-    return _run(choose(first, backend), _as_rois(boxes, first), options, maps)
+    return _run(_FORWARD.choose(first, backend), _as_rois(boxes, first), options, maps)
 
 
 class RoIAlign(nn.Module):
