@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import platform
 from typing import Any
 
 import torch
 
-from . import _extension, ops
+from . import _extension
 from ._version import __version__
-from .ops._backend import BACKENDS, unsupported
+from .ops._backend import BACKENDS
+from .ops._library import PUBLIC, Operator
 
 
 def _installed(distribution: str) -> str | None:
@@ -46,9 +46,9 @@ def _gpus() -> list[dict[str, str]]:
     return gpus
 
 
-def _backends(device: str) -> dict[str, str | None]:
+def _backends(operator: Operator, device: str) -> dict[str, str | None]:
     kind, _, index = device.partition(":")
-    return {backend: unsupported(backend, kind, int(index or 0)) for backend in BACKENDS}
+    return {backend: operator.unsupported(backend, kind, int(index or 0)) for backend in BACKENDS}
 
 
 def info() -> dict[str, Any]:
@@ -63,7 +63,7 @@ def info() -> dict[str, Any]:
         ``ops``: for each op, device and backend None if it can run, or the reason why not.
     """
     gpus = _gpus()
-    backends = {device: _backends(device) for device in ("cpu", *(gpu["device"] for gpu in gpus))}
+    devices = ("cpu", *(gpu["device"] for gpu in gpus))
     return {
         "fastvision": __version__,
         "python": platform.python_version(),
@@ -74,5 +74,8 @@ def info() -> dict[str, Any]:
         "triton": _installed("triton"),
         "library": _library(),
         "gpus": gpus,
-        "ops": {op: copy.deepcopy(backends) for op in ops.__all__},
+        "ops": {
+            name: {device: _backends(operator, device) for device in devices}
+            for name, operator in sorted(PUBLIC.items())
+        },
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvision import reference
-from fastvision.ops._convolution import output_size
+from fastvision.ops.conv.spec import output_size
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches

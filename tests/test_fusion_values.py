@@ -360,9 +360,9 @@ def test_packed_once_whatever_normalizes(monkeypatch):
         return F.relu(y)
 
     made = []
-    layer = fastvision.ops._conv_cpu.Layer
+    layer = fastvision.ops.conv.cpu.Layer
     monkeypatch.setattr(
-        fastvision.ops._conv_cpu, "Layer", lambda *args: made.append(0) or layer(*args)
+        fastvision.ops.conv.cpu, "Layer", lambda *args: made.append(0) or layer(*args)
     )
     for forward in (functional, lambda self, x: self.act(self.norm(self.conv(x)))):
         made.clear()

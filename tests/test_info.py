@@ -9,7 +9,7 @@ import torch
 
 import fastvision
 from fastvision import _extension, cli
-from fastvision.ops import _backend
+from fastvision.ops import _backend, _library
 
 
 def test_versions() -> None:
@@ -21,12 +21,18 @@ def test_versions() -> None:
 
 def test_every_op_and_device_has_every_backend() -> None:
     facts = fastvision.info()
-    assert facts["ops"].keys() == set(fastvision.ops.__all__)
+    functions = {name for name in fastvision.ops.__all__ if not name[0].isupper()}
+    assert facts["ops"].keys() == functions
     for by_device in facts["ops"].values():
         assert len(by_device) == 1 + torch.cuda.device_count()
         for table in by_device.values():
             assert table.keys() == set(_backend.BACKENDS)
             assert table["reference"] is None
+
+
+def test_tells_which_kernels_an_op_lacks() -> None:
+    for op in ("conv_transpose2d", "batch_norm_relu"):
+        assert "CUDA C++" in _library.PUBLIC[op].lacks["cuda"]
 
 
 def test_agrees_with_the_choice_of_backend() -> None:
@@ -67,7 +73,7 @@ def test_command_prints_the_same_as_json(capsys) -> None:
 def test_command_prints_a_line_per_op(capsys) -> None:
     assert cli.main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for op in fastvision.ops.__all__:
+    for op in fastvision.info()["ops"]:
         (line,) = (line for line in lines if line.split()[:1] == [op])
         assert line.split()[-1] == "yes"
 

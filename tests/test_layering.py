@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # from the bottom up; a part of the package imports itself and layers below its own. What is not
 # named here (models, the command line, ...) stands above the ops
 LAYERS = (
-    {"_C", "_version"},
+    {"_C", "_version", "_memory_format"},
     {"_extension", "reference", "kernels"},
     {"_device"},
     {"ops"},

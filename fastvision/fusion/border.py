@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
 from .trees import map_tree
 from .values import (
@@ -17,7 +18,6 @@ from .values import (
     Image,
     Shared,
     Traced,
-    is_channels_last,
     is_deferred,
     is_value,
     new_image,

@@ -8,7 +8,6 @@ a write in place, load_state_dict(), to(), an assignment.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import _extension, ops
-from ..ops import _backend, _conv_cpu, _conv_transpose
-from ..ops._conv_transpose import output_size as transposed_size
-from ..ops._convolution import output_size, paddings, pair
+from ..ops import _backend
+from ..ops._checks import pair
+from ..ops.conv import cpu
+from ..ops.conv.linear import PackedLinear
+from ..ops.conv.spec import ConvSpec, Weights, paddings
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
 from . import modules, rules  # noqa: F401  (rules apply once imported)
 from .classes import Fused
 from .values import (
+    NO_END,
     Deferred,
     End,
     Image,
@@ -35,10 +37,8 @@ from .values import (
     run_chain,
 )
 
-linear: Any = importlib.import_module("..ops.linear_act", __package__)  # the module, not the op
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MOST_SHAPES = 64
+_MAX_SHAPES = 64
 
 
 class State:
@@ -63,7 +63,7 @@ class State:
 
     def know(self, x: Tensor, ready: Ready) -> Ready:
         """Keeps what is known of inputs like ``x``."""
-        if len(self.ready) >= _MOST_SHAPES:
+        if len(self.ready) >= _MAX_SHAPES:
             self.ready.clear()
         self.ready[x.shape] = ready
         return ready
@@ -85,8 +85,8 @@ class Made:
 
     def __init__(self, weight: Any, bias: Any, norm: Norm | None, make: Callable[[], Any]) -> None:
         self.weight, self.bias, self.norm = weight, bias, norm
-        self.tensors = (weight, bias, *(_NO_NORM if norm is None else norm.tensors))
-        self.given = [t for t in self.tensors if t is not None]
+        self.weights = Weights(weight, bias, *(() if norm is None else norm.tensors))
+        self.given = [t for t in self.weights if t is not None]
         # before it is made; of tensors made in inference mode, writes are not counted
         counted = not any(t.is_inference() for t in self.given)
         self.versions = [t._version for t in self.given] if counted else None
@@ -102,7 +102,6 @@ class Made:
         )
 
 
-_NO_NORM = (None,) * 4
 _NOTHING = contextlib.nullcontext()
 
 
@@ -240,14 +239,12 @@ class _FusedConvolution(FusedLayer):
     takes_norm = True
     takes_residual = True
 
-    _cpu: Any = _conv_cpu  # whose Layer runs it there
     stride: Any
     padding: Any
     dilation: Any
     groups: int
 
-    def _options(self) -> tuple[Any, ...]:
-        """The first options of that Layer."""
+    def _spec(self, eps: float = 0.0, end: End = NO_END) -> ConvSpec:
         raise NotImplementedError
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
@@ -279,7 +276,7 @@ class _FusedConvolution(FusedLayer):
             x = x.contiguous(memory_format=torch.channels_last)
         if not eager:
             eps = 0.0 if norm is None else norm.eps
-            return self._by_op(x, self._tensors(norm), eps, residual, end)
+            return self._by_op(x, self._weights(norm), eps, residual, end)
         own = self._parameters
         weight, bias = own["weight"], own["bias"]
         key = (x.dtype, norm is None, residual is None, end, _extension.cpu_level())
@@ -288,18 +285,17 @@ class _FusedConvolution(FusedLayer):
             self.note(norm, residual, end)
             make = self._runner(x, norm, end)
             made = state.made[key] = Made(weight, bias, norm, make)
-        return made.value(x, residual, made.tensors)
+        return made.value(x, residual, made.weights)
 
-    def _tensors(self, norm: Norm | None) -> tuple[Any, ...]:
-        own = self._parameters
-        return (own["weight"], own["bias"], *(_NO_NORM if norm is None else norm.tensors))
+    def _weights(self, norm: Norm | None) -> Weights:
+        own: Any = self._parameters
+        return Weights(own["weight"], own["bias"], *(() if norm is None else norm.tensors))
 
     def _runner(self, x: Tensor, norm: Norm | None, end: End) -> Any:
         """What makes the function (input, residual, tensors) that runs a chain."""
-        tensors, eps = self._tensors(norm), 0.0 if norm is None else norm.eps
+        tensors, eps = self._weights(norm), 0.0 if norm is None else norm.eps
         if x.dim() == 4 and own_kernels(x):
-            options = (*self._options(), eps, ACTIVATIONS.index(end[0]), end[1])
-            return lambda: self._cpu.Layer(tensors, x.dtype, *options)
+            return lambda: cpu.Layer(tensors, x.dtype, self._spec(eps, end))
 
         def make() -> Any:
             folded = self._folded(tensors, eps)
@@ -307,7 +303,7 @@ class _FusedConvolution(FusedLayer):
 
         return make
 
-    def _folded(self, tensors: tuple[Any, ...], eps: float) -> tuple[Any, ...]:
+    def _folded(self, tensors: Weights, eps: float) -> Weights:
         weight, bias, *norm = (None if t is None else t.detach() for t in tensors)
         if norm[2] is not None:
             dtype = weight.dtype  # type: ignore[union-attr]
@@ -315,7 +311,7 @@ class _FusedConvolution(FusedLayer):
             weight, bias = weight.to(dtype), bias.to(dtype)
         if weight.dim() == 4 and weight_state(self).channels_last:  # type: ignore[union-attr]
             weight = weight.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
-        return weight, bias, None, None, None, None
+        return Weights(weight, bias)  # type: ignore[arg-type]
 
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
@@ -323,17 +319,17 @@ class _FusedConvolution(FusedLayer):
         return fold_batch_norm(weight, bias, *norm, eps)  # type: ignore[call-arg]
 
     def _by_op(
-        self, x: Tensor, tensors: tuple[Any, ...], eps: float, residual: Tensor | None, end: End
+        self, x: Tensor, weights: Weights, eps: float, residual: Tensor | None, end: End
     ) -> Tensor:
         # autocast may have been off when the layer was called
         kind = x.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING:
-            return self._op(x, tensors, eps, residual, *end)
+            return self._op(x, weights, eps, residual, *end)
 
     def _op(
         self,
         x: Tensor,
-        tensors: tuple[Any, ...],
+        weights: Weights,
         eps: float,
         residual: Tensor | None,
         activation: str,
@@ -349,32 +345,31 @@ class FusedConv2d(_FusedConvolution):
         result = self._defer(input)
         return super().forward(input) if result is None else result
 
-    def _window(self) -> tuple[Any, Any, Any]:
+    def _spec(self, eps: float = 0.0, end: End = NO_END) -> ConvSpec:
         stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")
-        return stride, paddings(self.padding, self.weight.shape[2:], stride, dilation), dilation
+        sides = paddings(self.padding, self.weight.shape[2:], stride, dilation)
+        activation = ACTIVATIONS.index(end[0])
+        return ConvSpec(stride, sides, dilation, self.groups, eps, activation, end[1])
 
     def shape_of(self, x: Tensor) -> tuple[int, ...]:
-        size = output_size(x.shape[2:], self.weight.shape[2:], *self._window())
+        size = self._spec().output_size(x.shape[2:], self.weight.shape[2:])
         return (x.shape[0], self.weight.shape[0], *size)
-
-    def _options(self) -> tuple[Any, ...]:
-        return (*self._window(), self.groups)
 
     def _op(
         self,
         x: Tensor,
-        tensors: tuple[Any, ...],
+        weights: Weights,
         eps: float,
         residual: Tensor | None,
         activation: str,
         slope: float,
     ) -> Tensor:
-        weight, bias, bn_weight, bn_bias, mean, var = tensors
-        stride, padding, dilation = self._window()
+        weight, bias, bn_weight, bn_bias, mean, var = weights
+        spec = self._spec()
         return ops.conv_bn_relu(
             x, weight, bias,
             bn_weight=bn_weight, bn_bias=bn_bias, running_mean=mean, running_var=var, eps=eps,
-            stride=stride, padding=padding, dilation=dilation, groups=self.groups,
+            stride=spec.stride, padding=spec.padding, dilation=spec.dilation, groups=spec.groups,
             residual=residual, activation=activation, negative_slope=slope,
         )  # fmt: skip
 
@@ -382,7 +377,6 @@ class FusedConv2d(_FusedConvolution):
 class FusedConvTranspose2d(_FusedConvolution):
     """See :func:`fastvision.ops.conv_transpose2d_bn_relu`."""
 
-    _cpu = _conv_transpose
     output_padding: Any
 
     def forward(self, input: Any, output_size: Any = None) -> Any:
@@ -392,15 +386,17 @@ class FusedConvTranspose2d(_FusedConvolution):
     def _inputs(self, weight: Tensor) -> int:
         return weight.shape[0]
 
-    def _options(self) -> tuple[Any, ...]:
+    def _spec(self, eps: float = 0.0, end: End = NO_END) -> ConvSpec:
         pairs = (self.stride, self.padding, self.output_padding, self.dilation)
-        stride, padding, extra, dilation = (pair(value, "option") for value in pairs)
-        return stride, padding, extra, self.groups, dilation
+        stride, (top, left), extra, dilation = (pair(value, "option") for value in pairs)
+        activation = ACTIVATIONS.index(end[0])
+        window = (stride, (left, left, top, top), dilation, self.groups)
+        return ConvSpec(*window, eps, activation, end[1], transposed=True, output_padding=extra)
 
     def shape_of(self, x: Tensor) -> tuple[int, ...]:
-        stride, padding, extra, _, dilation = self._options()
-        sizes = (x.shape[2:], self.weight.shape[2:], stride, padding, extra, dilation)
-        return (x.shape[0], self.weight.shape[1] * self.groups, *transposed_size(*sizes))
+        spec = self._spec()
+        size = spec.output_size(x.shape[2:], self.weight.shape[2:])
+        return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
@@ -417,14 +413,14 @@ class FusedConvTranspose2d(_FusedConvolution):
     def _op(
         self,
         x: Tensor,
-        tensors: tuple[Any, ...],
+        weights: Weights,
         eps: float,
         residual: Tensor | None,
         activation: str,
         slope: float,
     ) -> Tensor:
-        weight, bias, bn_weight, bn_bias, mean, var = tensors
-        stride, padding, extra, groups, dilation = self._options()
+        weight, bias, bn_weight, bn_bias, mean, var = weights
+        stride, padding, extra, groups, dilation = self._spec().arguments()[:5]
         return ops.conv_transpose2d_bn_relu(
             x, weight, bias,
             bn_weight=bn_weight, bn_bias=bn_bias, running_mean=mean, running_var=var, eps=eps,
@@ -450,15 +446,15 @@ class FusedConvNd(_FusedConvolution):
     def _op(
         self,
         x: Tensor,
-        tensors: tuple[Any, ...],
+        weights: Weights,
         eps: float,
         residual: Tensor | None,
         activation: str,
         slope: float,
     ) -> Tensor:
-        if tensors[4] is not None:  # under a tracer
-            tensors = self._folded(tensors, eps)
-        weight, bias = (None if t is None else t.to(x.dtype) for t in tensors[:2])
+        if weights.running_mean is not None:  # under a tracer
+            weights = self._folded(weights, eps)
+        weight, bias = (None if t is None else t.to(x.dtype) for t in weights[:2])
         y = self._conv_forward(x, weight, bias)
         if residual is not None:
             y += residual
@@ -510,5 +506,5 @@ class FusedLinear(FusedLayer):
         made = state.made.get(key)
         if made is None or not made.serves(weight, bias, None):
             self.note(norm, residual, end)
-            made = state.made[key] = Made(weight, bias, None, linear.Layer)
+            made = state.made[key] = Made(weight, bias, None, PackedLinear)
         return made.value(x, weight, bias, ACTIVATIONS.index(activation), slope)

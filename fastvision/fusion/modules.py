@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._memory_format import is_channels_last
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
 from .border import Entrance, holds_values, leave, settle
 from .classes import Fused
 from .trees import tensors_in
-from .values import Image, is_channels_last, is_value
+from .values import Image, is_value
 
 
 class FusedModule(Fused):

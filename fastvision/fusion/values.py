@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
 from .formats import ESCAPES, known_treatment_of, treatment_of
 from .trees import map_tree, tensors_in
@@ -117,19 +118,6 @@ class Anchor(Protocol):
     ) -> Tensor: ...
 
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
-
-
-_CHANNELS_LAST = torch.channels_last
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether ``x``, [N, C, H, W] or [C, H, W], is in channels_last and not contiguous as well."""
-    if x.is_contiguous():
-        return False
-    dim = x.dim()
-    if dim == 3:
-        x = x.unsqueeze(0)
-    return dim in (3, 4) and x.is_contiguous(memory_format=_CHANNELS_LAST)
 
 
 # --- computed values

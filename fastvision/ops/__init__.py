@@ -2,15 +2,15 @@
 
 from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
-from .conv_bn_relu import conv_bn_relu
-from .conv_transpose2d import conv_transpose2d, conv_transpose2d_bn_relu
+from .conv.conv2d import conv_bn_relu
+from .conv.linear import linear_act
+from .conv.transpose import conv_transpose2d, conv_transpose2d_bn_relu
 from .focal_loss import (
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
-from .linear_act import linear_act
 from .misc import (
     Conv2dNormActivation,
     ConvBNReLU2d,

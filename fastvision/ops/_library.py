@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.activations import ACTIVATIONS
 from . import _backend
 
 _PACKAGE = __name__.split(".")[0]
@@ -53,7 +54,7 @@ def declare(
     triton: str | None = None,
     reference: Callable[..., Any] | None = None,
     cpu: Callable[..., Any] | None = None,
-    cuda: Callable[..., Any] | None = None,
+    cuda: str | Callable[..., Any] | None = None,
     lacks: Mapping[str, str] | None = None,
     serves: Sequence[str] = (),
 ) -> Operator:
@@ -67,7 +68,8 @@ def declare(
             its first call, since Triton may be missing and takes time to import.
         reference: the operator in PyTorch, with the same arguments.
         cpu: what runs on CPU tensors, where that is Python.
-        cuda: what runs on CUDA tensors, where that is Python: it chooses among kernels itself.
+        cuda: what runs on CUDA tensors, where that is Python, or its path as ``triton``: it chooses
+            among kernels itself.
         lacks: the backends without a kernel, and why.
         serves: the public functions that are made of it.
     """
@@ -76,7 +78,8 @@ def declare(
     operator.run = {"cpp": default, "cuda": default}
     for key, function in (("CPU", cpu), ("CUDA", cuda)):
         if function is not None:
-            torch.library.impl(f"{_PACKAGE}::{name}", key, function)
+            run = _imported(function) if isinstance(function, str) else function
+            torch.library.impl(f"{_PACKAGE}::{name}", key, run)
     if triton is not None:
         stem, mutates = name.removesuffix("_"), name.endswith("_")
         by_triton = f"{stem}_triton_" if mutates else f"{stem}_triton"
@@ -86,6 +89,12 @@ def declare(
         operator.run["reference"] = reference
     PUBLIC.update(dict.fromkeys(serves, operator))
     return operator
+
+
+def by_activation_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reference under the arguments of its operator, which end in the index of an activation and
+    its slope."""
+    return lambda *args: function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
 
 
 def _define(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._memory_format import format_of
 from ..reference.activations import ACTIVATIONS
 from ..reference.batch_norm_relu import activation_gradient
-from ..reference.roi_align import is_channels_last
 from ._checks import (
     check_activation,
     check_floating,
@@ -21,6 +21,7 @@ from ._checks import (
     is_transformed,
     needs_gradient,
 )
+from ._library import by_activation_name as _named
 from ._library import declare
 from ._torchscript import traced_op
 
@@ -48,8 +49,7 @@ _SCHEMAS = {
 
 
 def _like(input: Tensor) -> Tensor:
-    format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
-    return torch.empty_like(input, memory_format=format)
+    return torch.empty_like(input, memory_format=format_of(input))
 
 
 def _channels(input: Tensor, *shape: Any) -> Tensor:
@@ -76,11 +76,6 @@ def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
     return _like(input)
 
 
-def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference under the operator's arguments, which hold the activation's index."""
-    return lambda *args: function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
-
-
 def _operator(part: str, fake: Callable[..., Any], run: Callable[..., Any], **options: Any) -> Any:
     name = f"batch_norm_relu{part}"
     return declare(
@@ -91,9 +86,9 @@ def _operator(part: str, fake: Callable[..., Any], run: Callable[..., Any], **op
 
 
 _STATISTICS = _operator("_statistics", _fake_statistics, reference.batch_norm_relu_statistics)
-_FORWARD = _operator("", _fake, _by_name(reference.batch_norm_relu), serves=("batch_norm_relu",))
-_SUMS = _operator("_sums", _fake_sums, _by_name(reference.batch_norm_relu_sums))
-_BACKWARD = _operator("_backward", _fake_backward, _by_name(reference.batch_norm_relu_backward))
+_FORWARD = _operator("", _fake, _named(reference.batch_norm_relu), serves=("batch_norm_relu",))
+_SUMS = _operator("_sums", _fake_sums, _named(reference.batch_norm_relu_sums))
+_BACKWARD = _operator("_backward", _fake_backward, _named(reference.batch_norm_relu_backward))
 
 
 class _BatchNormReLU(torch.autograd.Function):

@@ -145,7 +145,7 @@ def sigmoid_focal_loss(
     ==============================  =============================  =============================
     input                           CPU                            CUDA
     ==============================  =============================  =============================
-    infinite logit                  the limit, of the gradient too the limit
+    infinite logit                  the limit, gradient included   the limit
     NaN logit or target             NaN there                      NaN there
     label of K or more              RuntimeError                   NaN
     ignored row                     0, whatever its logits         0

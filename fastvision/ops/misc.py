@@ -12,8 +12,8 @@ from ..reference.activations import DEFAULT_SLOPE, activate
 from ._checks import FLOATING, check_tensor
 from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
-from .conv_bn_relu import conv_bn_relu
-from .conv_transpose2d import conv_transpose2d_bn_relu
+from .conv.conv2d import conv_bn_relu
+from .conv.transpose import conv_transpose2d_bn_relu
 
 
 @torch.fx.wrap

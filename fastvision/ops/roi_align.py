@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import reference
-from ..reference.roi_align import is_channels_last
+from .._memory_format import is_channels_last
 from ._checks import (
     FLOATING,
     check_floating,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._memory_format import is_channels_last
+
 MAX_GRID = 1 << 20  # samples per bin and axis; more can only come from a nonsensical box
 _CHUNK_ELEMENTS = 1 << 24  # gathered at a time
 
@@ -98,11 +100,6 @@ def roi_align(
     if is_channels_last(input):
         return output.contiguous(memory_format=torch.channels_last)
     return output.contiguous()
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Channels vary fastest; where both formats describe the strides, it is not."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def assign_levels(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvision import _device, ops, reference
-from fastvision.ops import _conv_dispatch as dispatch
+from fastvision.ops.conv import gpu as dispatch
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing.numerics import assert_matches
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastvision import _extension, ops, reference
-from fastvision.ops import _conv_cpu, _onednn, _packing
+from fastvision.ops.conv import cpu, onednn, packing
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
@@ -315,12 +315,12 @@ def onednn_calls(monkeypatch) -> list[int]:
     """What runs on CPUs with AVX-512, wherever torch has oneDNN; an item for each convolution."""
     if _extension.missing or not torch.backends.mkldnn.is_available():
         pytest.skip("needs the compiled library and a torch with oneDNN")
-    monkeypatch.setattr(_onednn, "_fast_dtypes", lambda level: (torch.float32,))
-    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     calls: list[int] = []
-    convolution = _onednn.convolution
-    monkeypatch.setattr(_onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    convolution = onednn.convolution
+    monkeypatch.setattr(onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
     return calls
 
 
@@ -364,17 +364,17 @@ def test_onednn_keeps_nan(onednn_calls, activation, kernel):
 @pytest.mark.parametrize("kind", ["pointwise", "window", "winograd"])
 def test_trial_of_onednn_and_the_engine(onednn_calls, monkeypatch, kind):
     """Both do the same; the faster one is taken, or always the engine where that is asked for."""
-    ours, theirs = _conv_cpu._trial(kind)
+    ours, theirs = cpu._trial(kind)
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
     kinds = []
-    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, _: kinds.append(kind))
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, _: kinds.append(kind))
     size, taps = (14, 3) if kind == "winograd" else (5, 1 if kind == "pointwise" else 3)
     x = cases.feature_map(1, 32, size, size, channels_last=True)
     weight = cases.feature_map(32, 32, taps, taps)
     onednn_calls.clear()
     ops.conv_bn_relu(x, weight, padding=taps // 2)
     assert kinds == [kind] and not onednn_calls
-    monkeypatch.setattr(_conv_cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     ops.conv_bn_relu(x, weight, padding=taps // 2)
     assert not onednn_calls
@@ -471,7 +471,7 @@ def test_trials_do_not_depend_on_the_default_dtype():
     torch.set_default_dtype(torch.float64)
     try:
         for kind in ("pointwise", "window", "winograd"):
-            for run in _conv_cpu._trial(kind):
+            for run in cpu._trial(kind):
                 assert run().dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
@@ -580,12 +580,12 @@ def test_weights_are_packed_once_and_forgotten_with_their_layer(layer, monkeypat
     for size in (9, 5, 9):
         run(conv, norm, cases.feature_map(2, 8, size, size))
     assert len(folds) == 1
-    known = len(_packing._entries)
+    known = len(packing._entries)
     gone = weakref.ref(conv.weight)
     del conv, layer
     gc.collect()
     if gone() is None:  # pytest may hold the fixture
-        assert len(_packing._entries) == known - 1
+        assert len(packing._entries) == known - 1
 
 
 def test_weights_made_in_inference_mode(layer):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.library import opcheck
 
 from fastvision import _device, ops, reference
-from fastvision.ops import _conv_dispatch as dispatch
-from fastvision.ops._convolution import output_size
+from fastvision.ops.conv import gpu as dispatch
+from fastvision.ops.conv.spec import output_size
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastvision import _extension, ops
-from fastvision.ops import _conv_cpu
+from fastvision.ops.conv import cpu
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
@@ -259,7 +259,7 @@ def test_gradient_of_the_weight(shape, filters, window, options, dtype):
     numbers = (filters, *window, *stride, *sides, *options.get("dilation", (1, 1)), 1, 0)
     actual = torch.ops.fastvision.conv_weight_gradient(
         *(t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (grad, x)),
-        _conv_cpu.conv_options(*numbers),
+        cpu.conv_options(*numbers),
     )
     assert actual.dtype == dtype and actual.is_contiguous()
     bound = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
@@ -272,7 +272,7 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     g = torch.Generator().manual_seed(3)
     maps = torch.randn(2, 4, 32, 40, 40, generator=g)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in maps)
-    options = _conv_cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
+    options = cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
     before, results = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -298,7 +298,7 @@ def test_gradient_of_the_weight_of_bad_arguments(change):
     arguments = {
         "grad": torch.zeros(2, 16, 9, 9).contiguous(memory_format=torch.channels_last),
         "input": torch.zeros(2, 4, 9, 9).contiguous(memory_format=torch.channels_last),
-        "options": _conv_cpu.conv_options(16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0),
+        "options": cpu.conv_options(16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0),
     }
     with pytest.raises(RuntimeError, match="must"):
         torch.ops.fastvision.conv_weight_gradient(**(arguments | change))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastvision import _device
-from fastvision.ops import _conv_dispatch as dispatch
-from fastvision.ops import _tuning
+from fastvision.ops.conv import gpu as dispatch
+from fastvision.ops.conv import tuning
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
@@ -46,13 +46,13 @@ class Clock:
 
 
 def choose(clock: Clock, file: Path | None = None, **results: Tensor | Exception) -> str:
-    return _tuning.Tuner(file, clock).choose("a key", clock.candidates(**results))
+    return tuning.Tuner(file, clock).choose("a key", clock.candidates(**results))
 
 
 def test_takes_the_fastest_in_turns():
     clock = Clock(torch=3.0, cudnn=2.0, triton=1.0)
     assert choose(clock) == "triton"
-    assert clock.timed == ["torch", "cudnn", "triton"] * _tuning.ROUNDS
+    assert clock.timed == ["torch", "cudnn", "triton"] * tuning.ROUNDS
 
 
 def test_keeps_an_earlier_candidate_within_the_noise():
@@ -78,7 +78,7 @@ def test_the_only_candidate_is_not_timed():
     ids=["fails", "nan", "wrong", "shape", "dtype"],
 )
 def test_leaves_out_what_fails_or_is_wrong(result, caplog):
-    with caplog.at_level(logging.DEBUG, _tuning.__name__):
+    with caplog.at_level(logging.DEBUG, tuning.__name__):
         assert choose(Clock(torch=2.0, triton=1.0), triton=result) == "torch"
     assert "triton" in caplog.text
 
@@ -86,12 +86,12 @@ def test_leaves_out_what_fails_or_is_wrong(result, caplog):
 def test_remembers_in_memory_and_on_disk(tmp_path):
     file = tmp_path / "folder" / "choices.json"
     clock = Clock(torch=2.0, triton=1.0)
-    tuner = _tuning.Tuner(file, clock)
+    tuner = tuning.Tuner(file, clock)
     assert tuner.known("a key") is None
     assert tuner.choose("a key", clock.candidates()) == "triton"
     timed = len(clock.timed)
     assert tuner.choose("a key", clock.candidates()) == tuner.known("a key") == "triton"
-    assert _tuning.Tuner(file, clock).choose("a key", clock.candidates()) == "triton"
+    assert tuning.Tuner(file, clock).choose("a key", clock.candidates()) == "triton"
     assert len(clock.timed) == timed
     assert json.loads(file.read_text()) == {"choices": {"a key": "triton"}}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -106,7 +106,7 @@ def test_chooses_again_if_the_choice_is_gone(tmp_path):
 def test_processes_add_to_one_file(tmp_path):
     file = tmp_path / "choices.json"
     clock = Clock(torch=2.0, triton=1.0)
-    first, second = _tuning.Tuner(file, clock), _tuning.Tuner(file, clock)
+    first, second = tuning.Tuner(file, clock), tuning.Tuner(file, clock)
     first.choose("one", clock.candidates())
     second.choose("two", clock.candidates())
     assert json.loads(file.read_text())["choices"] == {"one": "triton", "two": "triton"}
@@ -135,14 +135,14 @@ def test_cache_that_cannot_be_written(tmp_path):
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTVISION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _tuning.cache_folder() == tmp_path / "fastvision"
+    assert tuning.cache_folder() == tmp_path / "fastvision"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _tuning.cache_folder() == tmp_path / ".cache" / "fastvision"
+    assert tuning.cache_folder() == tmp_path / ".cache" / "fastvision"
     monkeypatch.setenv("FASTVISION_CACHE_DIR", str(tmp_path / "own"))
     assert dispatch.tuning_file(torch.device("cpu")).parent == tmp_path / "own"
     monkeypatch.setenv("FASTVISION_CACHE_DIR", "")
-    assert _tuning.cache_folder() is None
+    assert tuning.cache_folder() is None
     assert dispatch.tuning_file(torch.device("cpu")) is None
 
 
@@ -186,7 +186,7 @@ def test_chooses_among_kernels(groups, wanted):
         return 1.0 if (call.func is dispatch._torch) == (wanted == "torch") else 2.0
 
     p = problem(groups=groups)
-    tuner = _tuning.Tuner(None, seconds)
+    tuner = tuning.Tuner(None, seconds)
     chosen = dispatch._choose(p, tuner)
     name = tuner.known(str(dispatch._key(p)[1:]))
     assert name.split()[0].split("_")[0] == wanted
@@ -239,7 +239,7 @@ def test_folded_weights_give_the_same():
 
 @pytest.mark.usefixtures("no_choices")
 def test_ever_new_sizes_are_not_measured(monkeypatch):
-    monkeypatch.setattr(dispatch, "MOST_SIZES", 2)
+    monkeypatch.setattr(dispatch, "MAX_SIZES", 2)
     fake = {"torch": dispatch._torch, "triton 1": lambda p: dispatch._torch(p)}
     monkeypatch.setattr(dispatch, "candidates", lambda p: fake)
     p = problem()
@@ -257,7 +257,7 @@ def test_ever_new_sizes_are_not_measured(monkeypatch):
         candidate = dispatch._choose(p._replace(input=input, residual=residual), tuner)
         return next(name for name, other in fake.items() if other is candidate)
 
-    tuner = _tuning.Tuner(None, seconds)
+    tuner = tuning.Tuner(None, seconds)
     assert [chosen(images) for images in (1, 16, 2, 6)] == ["torch", "triton 1"] * 2
     assert set(timed) == {1, 16}
 
@@ -271,7 +271,7 @@ def test_nothing_is_measured_during_capture(monkeypatch):
     def seconds(call) -> float:
         raise AssertionError("timed")
 
-    tuner = _tuning.Tuner(None, seconds)
+    tuner = tuning.Tuner(None, seconds)
     assert dispatch._choose(p, tuner) is dispatch._torch
     tile = list(dispatch.candidates(p))[-1]
     tuner._choices[name] = tile
@@ -296,6 +296,6 @@ def test_without_memory_nothing_is_kept(tmp_path):
 
     file = tmp_path / "choices.json"
     p = problem()
-    assert dispatch._choose(p, _tuning.Tuner(file, seconds)) is dispatch._torch
+    assert dispatch._choose(p, tuning.Tuner(file, seconds)) is dispatch._torch
     assert dispatch._chosen[dispatch._key(p)] is dispatch._torch
     assert not file.exists()

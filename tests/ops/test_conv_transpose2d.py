@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastvision import ops, reference
-from fastvision.ops._conv_transpose import separable_filter
+from fastvision.ops.conv.prepared import separable_filter
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastvision import _extension, ops
-from fastvision.ops import _packing
+from fastvision.ops.conv import packing
 from fastvision.testing.numerics import assert_matches
 
 pytestmark = pytest.mark.skipif(_extension.missing is not None, reason=str(_extension.missing))
@@ -226,7 +226,8 @@ def test_a_write_while_weights_are_packed(monkeypatch):
     x, weight = torch.randn(4, 512), torch.randn(2048, 512)
     original = weight.clone()
     pack = torch.ops.fastvision.conv_pack.default
-    linear_act = __import__("sys").modules["fastvision.ops.linear_act"]
+    from fastvision.ops.conv import linear as linear_act
+
     with torch.no_grad():
 
         def interrupted(tensors, taps):
@@ -373,14 +374,14 @@ def test_packs_go_with_their_weight():
     weight = torch.randn(8, C, 3, 3)
     x = torch.randn(1, C, 6, 6)
     gc.collect()
-    known = len(_packing._entries)
+    known = len(packing._entries)
     ops.conv_bn_relu(x, weight)
-    assert len(_packing._entries) == known + 1
+    assert len(packing._entries) == known + 1
     storage = weakref.ref(weight.untyped_storage())
     del weight
     gc.collect()
     assert storage() is None
-    assert len(_packing._entries) == known
+    assert len(packing._entries) == known
 
 
 def test_packed_once_for_the_same_values(monkeypatch):
@@ -398,7 +399,7 @@ def test_packed_once_for_the_same_values(monkeypatch):
                 return pack(*args)
 
     module = ops.Conv2dNormActivation(C, C).eval()
-    monkeypatch.setattr("fastvision.ops._conv_cpu._OPS", Ops())
+    monkeypatch.setattr("fastvision.ops.conv.cpu._OPS", Ops())
     with torch.no_grad():
         for size in (9, 5, 9):
             module(torch.randn(1, C, size, size))
@@ -411,8 +412,8 @@ def test_fingerprint_depends_on_every_bit(shape, dtype):
     """Of the values, wherever they are, whatever changes, and of the layout."""
     torch.manual_seed(0)
     weight = torch.randn(shape).to(dtype)
-    seen = {_packing.fingerprint((weight, None))}
-    assert _packing.fingerprint((weight.clone(), None)) in seen
+    seen = {packing.fingerprint((weight, None))}
+    assert packing.fingerprint((weight.clone(), None)) in seen
     flat = weight.view(-1)
     places = torch.randperm(flat.numel())[:50]
     for place in places:
@@ -420,17 +421,17 @@ def test_fingerprint_depends_on_every_bit(shape, dtype):
         for change in (-before, before * 1.0078125 + 1e-3, torch.zeros_like(before)):
             flat[place] = change
             if not torch.equal(change, before):
-                value = _packing.fingerprint((weight, None))
+                value = packing.fingerprint((weight, None))
                 assert value not in seen
                 seen.add(value)
         flat[place] = before
     for changed in (-weight, weight * 2, weight.view(-1).flip(0).view(shape)):
         if flat.numel() > 1:
-            value = _packing.fingerprint((changed, None))
+            value = packing.fingerprint((changed, None))
             assert value not in seen
             seen.add(value)
-    assert _packing.fingerprint((None, weight)) not in seen
-    assert _packing.fingerprint((weight.view(-1, 1), None)) not in seen
+    assert packing.fingerprint((None, weight)) not in seen
+    assert packing.fingerprint((weight.view(-1, 1), None)) not in seen
 
 
 @pytest.mark.usefixtures("cpu_level")
@@ -445,14 +446,14 @@ def test_fingerprint_is_the_same_at_every_level_and_number_of_threads():
             continue
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            values.add(_packing.fingerprint((weight,)))
+            values.add(packing.fingerprint((weight,)))
     torch.set_num_threads(threads)
     assert len(values) == 1
 
 
 def test_what_has_gaps_is_packed_in_each_call():
     weight = torch.randn(16, C, 3, 3)[::2]
-    assert _packing.fingerprint((weight,)) == -1
+    assert packing.fingerprint((weight,)) == -1
     x = torch.randn(1, C, 6, 6)
     for _ in range(2):
         assert_matches(ops.conv_bn_relu(x, weight), F.relu(F.conv2d(x, weight)))

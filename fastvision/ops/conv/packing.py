@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .. import _extension
+from ... import _extension
 
 torch.library.define("fastvision::fingerprint", "(Tensor?[] tensors) -> int")
 
-MOST_PURPOSES = 16  # per weight: one that meets ever more input shapes must not fill the memory
+MAX_PURPOSES = 16  # per weight: one that meets ever more input shapes must not fill the memory
 
 _fingerprint = torch.ops.fastvision.fingerprint.default
 
@@ -84,7 +84,7 @@ def remember(
     if entry is None or entry.storage() is None:
         entry = _entries[address] = _Entry(address, weight)
     entry.made.pop(purpose, None)
-    for oldest in list(entry.made)[: 1 - MOST_PURPOSES]:
+    for oldest in list(entry.made)[: 1 - MAX_PURPOSES]:
         entry.made.pop(oldest, None)
     entry.made[purpose] = (fingerprint, made)
 
@@ -136,7 +136,7 @@ class Packs:
         if found is None:
             found = make()
             if self.fingerprint is None or self.fingerprint == _fingerprint(tensors):
-                for oldest in list(self._forms)[: 1 - MOST_PURPOSES]:
+                for oldest in list(self._forms)[: 1 - MAX_PURPOSES]:
                     self._forms.pop(oldest, None)
                 self._forms[form] = found
         return found

@@ -10,22 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _extension
-from ..reference.activations import ACTIVATIONS, activate
-from . import _onednn
-from ._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
-from ._conv_cpu import conv_options
-from ._packing import Packs, remembered
-from ._torchscript import traced_op
-
-torch.library.define(
-    "fastvision::linear_act",
-    "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
-)
+from ... import _extension
+from ...reference.activations import ACTIVATIONS, activate
+from .._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
+from .._library import declare
+from .._torchscript import traced_op
+from . import onednn
+from .cpu import conv_options
+from .packing import Packs, remembered
 
 # with one row memory decides, and torch's kernel reads the weight as it lies
-_LEAST_ROWS = 2
-_LEAST_PACKED = 1 << 18  # numbers in the weight: smaller ones are in the caches anyway
+_MIN_ROWS = 2
+_MIN_PACKED = 1 << 18  # numbers in the weight: smaller ones are in the caches anyway
 
 
 @functools.cache
@@ -51,9 +47,9 @@ def _pack(tensors: Sequence[Any], taps: int) -> Tensor:
 
 def _can_pack(input: Tensor, weight: Tensor) -> bool:
     return (
-        input.numel() >= _LEAST_ROWS * input.shape[-1]
-        and weight.numel() >= _LEAST_PACKED
-        and (input.itemsize != 2 or input.dtype not in _onednn.fast_dtypes())
+        input.numel() >= _MIN_ROWS * input.shape[-1]
+        and weight.numel() >= _MIN_PACKED
+        and (input.itemsize != 2 or input.dtype not in onednn.fast_dtypes())
         and _extension.missing is None
     )
 
@@ -96,7 +92,7 @@ def _by_packs(
     return output.view(*input.shape[:-1], K)
 
 
-class Layer:
+class PackedLinear:
     """The op on the CPU for an owner of weights, who makes a new one when the weights change."""
 
     def __init__(self) -> None:
@@ -118,11 +114,13 @@ def _fake(
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
-torch.library.impl("fastvision::linear_act", "CPU", _cpu)
-torch.library.impl("fastvision::linear_act", "CUDA", _any_device)
-torch.library.register_fake("fastvision::linear_act", _fake)
-
-_OP = torch.ops.fastvision.linear_act.default
+_LINEAR = declare(
+    "linear_act",
+    "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
+    fake=_fake, cpu=_cpu, cuda=_any_device, reference=_any_device,
+    lacks=dict.fromkeys(("cuda", "triton"), "torch's matrix product is as fast"),
+    serves=("linear_act",),
+)  # fmt: skip
 
 
 def linear_act(
@@ -170,7 +168,8 @@ def linear_act(
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if is_transformed() or needs_gradient((input, weight, bias)):
         return activate(F.linear(input, weight, bias), activation, negative_slope)
-    return _OP(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)
+    run = _LINEAR.run[_LINEAR.choose(input, None)]
+    return run(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)
 
 
 _TRACED = traced_op(

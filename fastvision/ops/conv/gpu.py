@@ -2,7 +2,7 @@
 
 Candidates are cuDNN's convolution followed by one pointwise kernel, cuDNN's and cuBLAS's own fused
 forms, and the kernels of this package. They are timed on the first call with a problem's sizes, on
-random data; the choice is kept, see :mod:`._tuning`. PyTorch's own convolution is the first
+random data; the choice is kept, see :mod:`.tuning`. PyTorch's own convolution is the first
 candidate, and to replace it another one has to be faster. A layer that sees ever new sizes stops
 measuring after a few and goes by the nearest.
 """
@@ -21,20 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _device, reference
-from .._version import __version__
-from ..reference.activations import ACTIVATIONS
-from ..reference.roi_align import is_channels_last
-from ._convolution import output_size
-from ._tuning import Tuner, cache_folder
+from ... import _device, reference
+from ..._memory_format import format_of, is_channels_last
+from ..._version import __version__
+from ...reference.activations import ACTIVATIONS
+from .spec import Weights, output_size
+from .tuning import Tuner, cache_folder
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
 _TUNED = (torch.float16, torch.bfloat16, torch.float32)
-MOST_SIZES = 8  # of a layer's input that are measured
+MAX_SIZES = 8  # of a layer's input that are measured
 
 _Maybe: TypeAlias = Tensor | None
-# weight, bias, and weight, bias, mean and variance of the normalization
-Layer: TypeAlias = tuple[Tensor, _Maybe, _Maybe, _Maybe, _Maybe, _Maybe]
 
 
 class Problem(NamedTuple):
@@ -57,8 +55,8 @@ class Problem(NamedTuple):
     negative_slope: float
 
     @property
-    def layer(self) -> Layer:
-        return self[1:7]
+    def weights(self) -> Weights:
+        return Weights(*self[1:7])
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -72,15 +70,11 @@ class Problem(NamedTuple):
             self.output_shape,
             dtype=self.input.dtype,
             device=self.input.device,
-            memory_format=_format_of(self.input),
+            memory_format=format_of(self.input),
         )
 
 
 Candidate = Callable[[Problem], Tensor]
-
-
-def _format_of(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def _tf32() -> bool:
@@ -94,10 +88,10 @@ def kernel_order(weight: Tensor) -> Tensor:
     return weight[:, 0].permute(1, 2, 0) if depthwise else weight.permute(0, 2, 3, 1)
 
 
-def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
+def _scale_and_shift(weights: Weights, eps: float) -> tuple[_Maybe, _Maybe]:
     """[K] float32 each: normalization as the epilogue does it, to the unrounded sum. It is folded
     in each call: on a GPU nobody can look whether it has changed without waiting."""
-    weight, bias, bn_weight, bn_bias, mean, var = layer
+    weight, bias, bn_weight, bn_bias, mean, var = weights
     vectors = [t for t in (bias, bn_weight, bn_bias, mean, var) if t is not None]
     if (
         mean is not None
@@ -106,13 +100,13 @@ def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
         and _device.triton_missing() is None
         and all(t.is_contiguous() and t.dtype != torch.float64 for t in vectors)
     ):
-        from ..kernels.conv_bn_relu import launch_fold
+        from ...kernels.conv_bn_relu import launch_fold
 
         folded = torch.empty((2, len(weight)), device=weight.device)
         launch_fold(bias, bn_weight, bn_bias, mean, var, eps, folded[0], folded[1])
         return folded[0], folded[1]
     ones = torch.ones(len(weight), device=weight.device)
-    scale, shift = reference.fold_batch_norm(ones, *layer[1:], eps)
+    scale, shift = reference.fold_batch_norm(ones, *weights[1:], eps)
     return (
         None if scale is ones else scale,
         None if shift is None else shift.to(torch.float32),
@@ -121,28 +115,28 @@ def _scale_and_shift(layer: Layer, eps: float) -> tuple[_Maybe, _Maybe]:
 
 def _apart(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
     """Weight in the input's dtype and format, scale and shift."""
-    weight = p.weight.detach().to(p.input.dtype).contiguous(memory_format=_format_of(p.input))
-    return weight, *_scale_and_shift(p.layer, p.eps)
+    weight = p.weight.detach().to(p.input.dtype).contiguous(memory_format=format_of(p.input))
+    return weight, *_scale_and_shift(p.weights, p.eps)
 
 
 def _for_kernels(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
     """Weight as this package's kernels read it, scale and shift."""
     weight = kernel_order(p.weight.detach().to(p.input.dtype)).contiguous()
-    return weight, *_scale_and_shift(p.layer, p.eps)
+    return weight, *_scale_and_shift(p.weights, p.eps)
 
 
 def _folded(p: Problem) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does the normalization as well, both rounded."""
-    weight, bias = reference.fold_batch_norm(*p.layer, p.eps)
+    weight, bias = reference.fold_batch_norm(*p.weights, p.eps)
     if bias is None:
         bias = weight.new_zeros(len(weight))
-    weight = weight.detach().to(p.input.dtype).contiguous(memory_format=_format_of(p.input))
+    weight = weight.detach().to(p.input.dtype).contiguous(memory_format=format_of(p.input))
     return weight, bias.detach().to(p.input.dtype)
 
 
 def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -> Tensor:
     """activation(y * scale + shift + residual) in one pass, in place."""
-    y = y.contiguous(memory_format=_format_of(p.input))
+    y = y.contiguous(memory_format=format_of(p.input))
     if scale is None and shift is None and p.residual is None and p.activation == _NONE:
         return y
     N, K, OH, OW = y.shape
@@ -157,7 +151,7 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
             wide = wide + p.residual
         activation = ACTIVATIONS[p.activation]
         return reference.activate(wide, activation, p.negative_slope).to(y.dtype)
-    from ..kernels.conv_bn_relu import launch_pointwise
+    from ...kernels.conv_bn_relu import launch_pointwise
 
     launch_pointwise(y, scale, shift, p.residual, y, p.activation, p.negative_slope)
     return y
@@ -206,7 +200,7 @@ def _cudnn_fused(p: Problem, search: bool = True) -> Tensor:
             y = torch.cudnn_convolution_add_relu(input, weight, p.residual, 1.0, bias, *shape)
     finally:
         torch.backends.cudnn.benchmark = before
-    return y.contiguous(memory_format=_format_of(p.input))
+    return y.contiguous(memory_format=format_of(p.input))
 
 
 def _cublas(p: Problem) -> Tensor:
@@ -218,7 +212,7 @@ def _cublas(p: Problem) -> Tensor:
 
 
 def _triton(p: Problem, tile: Any = None) -> Tensor:
-    from ..kernels.conv_bn_relu import launch_conv
+    from ...kernels.conv_bn_relu import launch_conv
 
     output = p.empty_output()
     launch_conv(
@@ -264,7 +258,7 @@ def _fits_cuda_depthwise(p: Problem) -> bool:
 
 
 def _triton_unsupported(p: Problem) -> str | None:
-    from ..kernels.conv_bn_relu import unsupported
+    from ...kernels.conv_bn_relu import unsupported
 
     N, _, OH, OW = p.output_shape
     return unsupported(p.input, p.weight, N * OH * OW)
@@ -287,7 +281,7 @@ def candidates(p: Problem) -> dict[str, Candidate]:
     if _device.triton_missing() is None and _triton_unsupported(p) is None:
         if p.weight.shape[1] == 1:
             return found | {"triton_depthwise": _triton}
-        from ..kernels.configs.conv_bn_relu import candidate_tiles
+        from ...kernels.configs.conv_bn_relu import candidate_tiles
 
         N, K, OH, OW = p.output_shape
         _, C, R, S = p.weight.shape
@@ -360,7 +354,7 @@ def _tuner(device: torch.device) -> Tuner:
 
 
 _chosen: dict[tuple[Any, ...], Candidate] = {}
-# of a layer, the choices by input size: see MOST_SIZES
+# of a layer, the choices by input size: see MAX_SIZES
 _measured: dict[tuple[Any, ...], dict[int, str]] = {}
 
 
@@ -391,7 +385,7 @@ def _choose(p: Problem, tuner: Tuner) -> Candidate:
     chosen: Candidate = _torch
     if known in choices:
         measured[size], chosen = known, choices[known]
-    elif len(measured) >= MOST_SIZES:
+    elif len(measured) >= MAX_SIZES:
         nearest = min(measured, key=lambda other: abs(math.log(other / size)))
         chosen = _unmeasured(measured[nearest], choices)
     elif len(choices) > 1:
@@ -411,7 +405,7 @@ def _prepared(*args: Any) -> Problem:
     if not is_channels_last(input):
         input = input.contiguous()
     if residual is not None:
-        residual = residual.to(input.dtype).contiguous(memory_format=_format_of(input))
+        residual = residual.to(input.dtype).contiguous(memory_format=format_of(input))
     return p._replace(input=input, residual=residual)
 
 

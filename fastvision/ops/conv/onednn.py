@@ -1,7 +1,7 @@
 """Convolutions by oneDNN, with packed weights and its fused post-operations, as torch exposes them.
 
 The CPU's own engine is as fast or faster on AVX2. With AVX-512 oneDNN may be faster for dense
-convolutions (_conv_cpu.py measures that), and only it uses the 16-bit instructions of newer CPUs.
+convolutions (cpu.py measures that), and only it uses the 16-bit instructions of newer CPUs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension
-from ..reference.activations import ACTIVATIONS
-from ._convolution import output_size
+from ... import _extension
+from .spec import ConvSpec
 
-LEAST_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
+MIN_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
 
 # oneDNN's relu and hardtanh turn NaN into 0: these come after it, in place
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,45 +46,37 @@ def preferred(
     input: Tensor,
     shape: Sequence[int],  # of the weight
     residual: Tensor | None,
-    padding: Sequence[int],
-    groups: int,
-    activation: str,
+    spec: ConvSpec,
 ) -> bool:
     """Whether oneDNN can do this convolution and may be faster."""
     if input.dtype not in fast_dtypes():
         return False
-    left, right, top, bottom = padding
+    left, right, top, bottom = spec.padding
+    name = spec.activation_name
     return (
-        groups == 1
+        spec.groups == 1
         and left == right
         and top == bottom
-        and shape[1] >= LEAST_CHANNELS
+        and shape[1] >= MIN_CHANNELS
         and input.numel() > 0
-        and (activation in _IN_PLACE or (activation in _POST_OPS and residual is None))
+        and (name in _IN_PLACE or (name in _POST_OPS and residual is None))
         and torch._C._get_mkldnn_enabled()
     )
 
 
-# stride; padding left, right, top, bottom, the same on opposite sides; dilation
-Window = Sequence[Sequence[int]]
-
-
 def pack(
-    weight: Tensor, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype, window: Window
+    weight: Tensor, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as :func:`convolution` takes them for inputs of that shape and dtype."""
-    padding, stride, dilation = _window(window)
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    packed = reorder(
-        weight.to(dtype).contiguous().to_mkldnn(), padding, stride, dilation, 1, list(shape)
-    )
+    packed = reorder(weight.to(dtype).contiguous().to_mkldnn(), *_window(spec), 1, list(shape))
     return packed, None if bias is None else bias.to(dtype).contiguous()
 
 
-def _window(window: Window) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+def _window(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     """In torch's order: padding, stride, dilation."""
-    stride, padding, dilation = window
-    return (padding[2], padding[0]), stride, dilation
+    left, _, top, _ = spec.padding
+    return (top, left), spec.stride, spec.dilation
 
 
 def convolution(
@@ -93,25 +84,22 @@ def convolution(
     packed: tuple[Tensor, Tensor | None],
     shape: Sequence[int],  # of the weight
     residual: Tensor | None,
-    window: Window,
-    activation: int,
+    spec: ConvSpec,
 ) -> Tensor:
     """activation(convolution + residual) where :func:`preferred` says so."""
     weight, bias = packed
-    name = ACTIVATIONS[activation]
+    name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise
     if residual is None:
         post = _POST_OPS.get(name, "none")
-        y = run(input, weight, bias, *_window(window), 1, post, [], "")
+        y = run(input, weight, bias, *_window(spec), 1, post, [], "")
     else:
-        size = output_size(input.shape[2:], shape[2:], *window)
+        size = spec.output_size(input.shape[2:], shape[2:])
         if (input.shape[0], shape[0], *size) != residual.shape or residual.dtype != input.dtype:
             raise RuntimeError("residual must have the shape and dtype of the result")
         last = input.is_contiguous(memory_format=torch.channels_last)
         format = torch.channels_last if last else torch.contiguous_format
         residual = residual.contiguous(memory_format=format)
-        y = run.binary(
-            input, residual, weight, bias, *_window(window), 1, "add", None, None, [], ""
-        )
+        y = run.binary(input, residual, weight, bias, *_window(spec), 1, "add", None, None, [], "")
         y = y.contiguous(memory_format=format)
     return _IN_PLACE[name](y) if name in _IN_PLACE else y

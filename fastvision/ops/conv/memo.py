@@ -6,37 +6,23 @@ Checking a call and looking up its weights takes longer than a small convolution
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _extension
-from ._backend import requested_by_environment
-from ._checks import is_eager, is_transformed, needs_gradient
-from ._packing import Packs, can_remember, fingerprint, recall, remember
-
-
-class Layer(Protocol):
-    """An op with its packed weights and options, for inputs of one dtype."""
-
-    channels: int  # of the input
-    packs: Packs
-
-    def __call__(
-        self, input: Tensor, residual: Tensor | None, tensors: tuple[Any, ...]
-    ) -> Tensor: ...
-
-
-L = TypeVar("L", bound=Layer)
+from ... import _extension
+from .._backend import requested_by_environment
+from .._checks import is_eager, is_transformed, needs_gradient
+from .cpu import Layer
+from .packing import can_remember, fingerprint, recall, remember
+from .spec import ConvSpec, Weights
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
-def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether nothing but the result on the CPU is wanted of a call; input first, residual last."""
-    input, *_, residual = tensors
+def may_repeat(input: Any, weights: Weights, residual: Any) -> bool:
+    """Whether nothing but the result on the CPU is wanted of a call."""
     return (
         type(input) is Tensor
         and input.is_cpu
@@ -44,51 +30,51 @@ def is_plain(tensors: Sequence[Any]) -> bool:
         and _extension.missing is None
         and requested_by_environment is None
         and not torch.is_autocast_enabled("cpu")
-        and not needs_gradient(tensors)
+        and not needs_gradient((input, residual, *weights))
         and is_eager()
         and not is_transformed()
     )
 
 
-def made_once(kind: type[L], tensors: tuple[Any, ...], dtype: torch.dtype, *options: Any) -> L:
-    """``kind(tensors, dtype, *options)``, or the one of an earlier call with the same values."""
-    if not can_remember(tensors):
-        return kind(tensors, dtype, *options)  # type: ignore[call-arg]
-    purpose = (kind, dtype, options, _extension.cpu_level())
-    made: L | None = recall(tensors, purpose)
+def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
+    """The layer of these weights, or the one of an earlier call with the same values."""
+    if not can_remember(weights):
+        return Layer(weights, dtype, spec)
+    purpose = (dtype, spec, _extension.cpu_level())
+    made: Layer | None = recall(weights, purpose)
     if made is None:
-        values = fingerprint(tensors)
-        made = kind(tensors, dtype, *options)  # type: ignore[call-arg]
+        values = fingerprint(weights)
+        made = Layer(weights, dtype, spec)
         made.packs.fingerprint = values
         if values >= 0:
-            remember(tensors, values, purpose, made)
+            remember(weights, values, purpose, made)
     return made
 
 
-def repeat(tensors: tuple[Any, ...], call: tuple[Any, ...]) -> Tensor | None:
+def repeat(
+    input: Tensor, weights: Weights, residual: Tensor | None, call: tuple[Any, ...]
+) -> Tensor | None:
     """The result by the layer that :func:`keep` got for a call that was the same but for input and
     residual, if there was one and they fit; ``call`` holds the op and its options."""
-    input, *weights, residual = tensors
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
-    parameters = tuple(weights)
     try:
         if any(t is not None and t.is_neg() for t in weights):  # their bytes are not their values
             return None
-        layer = recall(parameters, _purpose(input, call))
+        layer: Layer | None = recall(weights, _purpose(input, call))
         if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
             return None
-        return layer(input, residual, parameters)
+        return layer(input, residual, weights)
     except (TypeError, RuntimeError, AttributeError):  # the checks say it better
         return None
 
 
-def keep(tensors: tuple[Any, ...], call: tuple[Any, ...], layer: Layer) -> None:
+def keep(input: Tensor, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
     """Lets :func:`repeat` find the layer."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
         with contextlib.suppress(TypeError):  # a list among the options
-            remember(tensors[1:-1], values, _purpose(tensors[0], call), layer)
+            remember(weights, values, _purpose(input, call), layer)
 
 
 def _purpose(input: Tensor, call: tuple[Any, ...]) -> tuple[Any, ...]:

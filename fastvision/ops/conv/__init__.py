@@ -1,0 +1,1 @@
+"""Convolutions: conv2d.py, transpose.py and linear.py hold the ops, operators.py what runs them."""

@@ -1,0 +1,196 @@
+"""Convolution, batch normalization, residual and activation as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._checks import (
+    check_normalization,
+    check_tensor,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
+from .._torchscript import traced_op
+from ..batch_norm_relu import batch_norm_relu
+from .gradient import frozen_with_gradient, symmetric_padding, winograd_wins_once
+from .memo import keep, made_once, may_repeat, repeat
+from .operators import CONV, run
+from .spec import (
+    TRACED_SCHEMA,
+    ConvSpec,
+    Weights,
+    autocast,
+    check_channels,
+    check_maps,
+    check_parameters,
+    check_residual,
+    parse,
+    sizes_of,
+)
+
+
+def conv_bn_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv2d(input, weight, bias)) + residual).
+
+    Args:
+        input: [N, C, H, W] or [C, H, W]; float16, bfloat16, float32 or float64.
+        weight: [K, C / groups, R, S] of the convolution.
+        bias: [K] of the convolution.
+        bn_weight, bn_bias: [K], 1 and 0 if None.
+        running_mean, running_var: [K], what normalizes if not ``training``. Both None: then there
+            is no normalization at all; in training nothing is updated.
+        training: normalizes with the statistics of the batch and updates the running ones, as
+            :func:`batch_norm_relu`.
+        momentum, eps: of the batch normalization.
+        stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
+            four numbers, left, right, top, bottom.
+        residual: [N, K, OH, OW], or [K, OH, OW] beside such an input, added before the activation.
+        activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
+        negative_slope: of leaky_relu.
+        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        [N, K, OH, OW], or [K, OH, OW], in the dtype and memory format of ``input``; under autocast
+        in autocast's dtype, as the convolution. Without training the normalization is part of the
+        convolution's weight and bias (Ioffe and Szegedy 2015, section 3.1).
+
+    Differentiable in all tensors but the running statistics, any number of times and in forward
+    mode.
+
+    On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 input and 16
+    output channels and more are computed by Winograd's minimal filtering in tiles of 4x4 pixels
+    (Lavin and Gray, 2016). Its root mean square error is about twice that of the plain sum. All
+    pixels of a tile depend on all that one of them does: NaN makes all of the tile NaN, infinite
+    values make it undefined, and beside a huge value small ones lose digits, up to three pixels
+    farther than the window reaches.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
+    """
+    norm = (bn_weight, bn_bias, running_mean, running_var)
+    weights = Weights(weight, bias, *norm)
+    call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
+    plain = training is False and backend in (None, "cpp") and may_repeat(input, weights, residual)
+    if plain and (output := repeat(input, weights, residual, call)) is not None:
+        return output
+    check_tensor(input, "input")
+    check_tensor(weight, "weight")
+    if input.dim() == 3:  # without a batch
+        return conv_bn_relu(
+            input.unsqueeze(0), weight, bias,
+            bn_weight=bn_weight, bn_bias=bn_bias, running_mean=running_mean,
+            running_var=running_var, training=training, momentum=momentum, eps=eps, stride=stride,
+            padding=padding, dilation=dilation, groups=groups,
+            residual=residual.unsqueeze(0) if isinstance(residual, Tensor) else residual,
+            activation=activation, negative_slope=negative_slope, backend=backend,
+        ).squeeze(0)  # fmt: skip
+    input, weight, residual = autocast(input, weight, residual)
+    weights = weights._replace(weight=weight)
+    if is_traced():
+        named, sizes = (padding, 0) if isinstance(padding, str) else (None, padding)
+        window = (sizes_of(stride), sizes_of(sizes), named, sizes_of(dilation), groups)
+        ends = (activation, negative_slope, backend)
+        return _TRACED(input, *weights, residual, training, momentum, eps, *window, *ends)
+    check_maps(input, weight)
+    check_normalization(training, momentum, eps)
+    kernel = weight.shape[2:]
+    spec = parse(kernel, stride, padding, dilation, groups, eps, activation, negative_slope)
+    size = _check(input, weights, residual, spec, training)
+    check_residual(residual, input, (input.shape[0], weight.shape[0], *size))
+    if training:
+        return _train(input, weights, residual, spec, momentum, backend)
+    if plain:
+        layer = made_once(weights, input.dtype, spec)
+        keep(input, weights, call, layer)
+        return layer(input, residual, weights)
+    chosen = CONV.choose(input, backend)
+    if is_transformed() or needs_gradient((input, *weights, residual)):
+        return frozen_with_gradient(chosen, input, weights, residual, spec)
+    return run(chosen, input, weights, residual, spec)
+
+
+def _check(
+    input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec, training: bool
+) -> tuple[int, int]:
+    """Of the shapes; returns height and width of the result."""
+    weight = weights.weight
+    K, groups = weight.shape[0], spec.groups
+    if K % groups != 0:
+        raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
+    name = f"weight {list(weight.shape)} and {groups} groups"
+    check_channels(input, name, groups * weight.shape[1])
+    check_parameters(K, input, weights, training)
+    size = spec.output_size(input.shape[2:], weight.shape[2:])
+    if min(size) < 1:
+        raise ValueError(
+            f"weight's window {list(weight.shape[2:])} with dilation {spec.dilation} does not fit "
+            f"into input {list(input.shape[2:])} with padding {spec.padding}"
+        )
+    return size
+
+
+def _train(
+    input: Tensor,
+    weights: Weights,
+    residual: Tensor | None,
+    spec: ConvSpec,
+    momentum: float,
+    backend: str | None,
+) -> Tensor:
+    weight, bias, bn_weight, bn_bias, running_mean, running_var = weights
+    if CONV.choose(input, backend) == "cpp" and winograd_wins_once(input, weight, spec):
+        x = conv_bn_relu(
+            input, weight, bias, padding=spec.padding, activation="none", backend=backend
+        )
+    else:
+        x, symmetric = symmetric_padding(input, spec.padding)
+        filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        x = F.conv2d(x, filters, offset, spec.stride, symmetric, spec.dilation, spec.groups)
+    return batch_norm_relu(
+        x,
+        running_mean, running_var, bn_weight, bn_bias, True, momentum, spec.eps,
+        residual=residual, activation=spec.activation_name, negative_slope=spec.negative_slope,
+        backend=None if backend == "cuda" else backend,
+    )  # fmt: skip
+
+
+def _traced(*args: Any) -> Tensor:
+    input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual = args[:8]
+    training, momentum, eps, stride, padding, named, dilation, groups = args[8:16]
+    activation, negative_slope, backend = args[16:]
+    return conv_bn_relu(
+        input, weight, bias,
+        bn_weight=bn_weight, bn_bias=bn_bias, running_mean=running_mean, running_var=running_var,
+        training=training, momentum=momentum, eps=eps, stride=tuple(stride),
+        padding=named or tuple(padding), dilation=tuple(dilation), groups=groups,
+        residual=residual, activation=activation, negative_slope=negative_slope, backend=backend,
+    )  # fmt: skip
+
+
+_WINDOW = "int[] stride, int[] padding, str? named_padding, int[] dilation, int groups"
+_TRACED = traced_op("conv_bn_relu", TRACED_SCHEMA.format(geometry=_WINDOW), _traced)

@@ -1,0 +1,219 @@
+"""The CPU's convolution of one layer, packed once: the engine, Winograd's algorithm, a separable
+filter or oneDNN."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import reference
+from ..._memory_format import is_channels_last
+from . import onednn
+from .packing import Packs
+from .prepared import Prepared, by_torch, prepare
+from .spec import ConvSpec, Weights
+
+# options: csrc/ops/conv_engine.h, ConvOptions
+_PACKED_SCHEMA = "(Tensor input, Tensor packed, Tensor? residual, Tensor options) -> Tensor"
+for _name, _schema in {
+    "conv_packed": _PACKED_SCHEMA,
+    "conv_winograd": _PACKED_SCHEMA,
+    "conv_transpose2d_packed": _PACKED_SCHEMA,
+    "conv_pack": "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor",
+    "conv_winograd_pack": "(Tensor weight, Tensor? bias) -> Tensor",
+    "conv_weight_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
+    "conv_transpose2d_pack": (
+        "(Tensor weight, Tensor? bias, int stride_y, int stride_x, int dilation_y, "
+        "int dilation_x, int groups) -> Tensor"
+    ),
+    "conv_transpose2d_separable": (
+        "(Tensor input, float[] rows, float[] columns, Tensor scale, Tensor? shift, "
+        "Tensor? residual, int stride_y, int stride_x, int padding_y, int padding_x, int OH, "
+        "int OW, int activation, float negative_slope) -> Tensor"
+    ),
+}.items():
+    torch.library.define(f"fastvision::{_name}", _schema)
+
+_OPS = torch.ops.fastvision
+_PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
+_MIN_WINOGRAD_PIXELS = 96
+_MIN_PIXELS_OF_TILE = 8  # of the 16: on average over the tiles of a map
+
+
+@functools.lru_cache(maxsize=4096)
+def conv_options(*numbers: int, negative_slope: float = 0.0) -> Tensor:
+    """K, R, S, stride, padding (left, right, top, bottom), dilation, groups, activation."""
+    (slope,) = struct.unpack("q", struct.pack("d", negative_slope))
+    with torch.inference_mode(False):
+        return torch.tensor([*numbers, slope], dtype=torch.int64, device="cpu")
+
+
+def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
+    """Of a weight of that shape."""
+    left, right, top, bottom = spec.padding
+    outputs, kernel = shape[0], shape[2:]
+    if spec.transposed:  # right and bottom are less by the output padding
+        outputs = shape[1] * spec.groups
+        right, bottom = right - spec.output_padding[1], bottom - spec.output_padding[0]
+    return conv_options(
+        *(outputs, *kernel, *spec.stride, left, right, top, bottom, *spec.dilation, spec.groups),
+        spec.activation,
+        negative_slope=spec.negative_slope,
+    )
+
+
+def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
+    """3x3 with so many channels that the transforms, and tiles that the weights, are worth it."""
+    return winograd_fits(weight, input.dtype, spec) and has_tiles(input)
+
+
+def winograd_fits(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> bool:
+    K, C, R, S = weight.shape
+    ones = (*spec.stride, *spec.dilation, spec.groups)
+    return R == S == 3 and C >= 32 and K >= 16 and dtype == torch.float32 and ones == (1,) * 5
+
+
+def has_tiles(input: Tensor) -> bool:
+    N, _, H, W = input.shape
+    pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
+    return (
+        N * pixels >= _MIN_WINOGRAD_PIXELS
+        and pixels >= _MIN_PIXELS_OF_TILE * tiles
+        and is_channels_last(input)
+    )
+
+
+def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
+    """Whether oneDNN is faster than what would do a convolution else that it can do."""
+    if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
+        return True
+    pointwise = tuple(shape[2:]) == (1, 1)
+    kind = "winograd" if winograd else "pointwise" if pointwise else "window"
+    return not torch.are_deterministic_algorithms_enabled() and _onednn_wins_trial(
+        kind, torch.get_num_threads()
+    )
+
+
+@functools.cache
+def _onednn_wins_trial(kind: str, threads: int) -> bool:
+    """Measured once on a typical convolution, some hundredths of a second, with as many threads."""
+    ours, theirs = _trial(kind)
+    best = [float("inf"), float("inf")]
+    for _ in range(6):
+        for i, run in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            run()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[1] < 0.98 * best[0]
+
+
+@torch.inference_mode(False)
+def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """A convolution by the engine, or by Winograd's algorithm, and by oneDNN."""
+    C, taps = (256, 1) if kind == "pointwise" else (128, 3)
+    like: Any = {"dtype": torch.float32, "device": "cpu"}
+    x = torch.full((1, C, 28, 28), 0.5, **like)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.full((C, C, taps, taps), 0.01, **like)
+    padding = (taps // 2, taps // 2, taps // 2, taps // 2)
+    spec = ConvSpec((1, 1), padding, (1, 1), 1, 0.0, 0, 0.0)
+    options = engine_options(weight.shape, spec)
+    reordered = onednn.pack(weight, None, x.shape, torch.float32, spec)
+
+    def theirs() -> Tensor:
+        return onednn.convolution(x, reordered, weight.shape, None, spec)
+
+    if kind == "winograd":
+        packed = _OPS.conv_winograd_pack.default(weight, None)
+        return lambda: _OPS.conv_winograd.default(x, packed, None, options), theirs
+    packed = _OPS.conv_pack.default(weight, None, 1)
+    return lambda: _OPS.conv_packed.default(x, packed, None, options), theirs
+
+
+class Layer:
+    """A convolution with its packed weights and options, ready for any input of its dtype.
+
+    It holds no weights but the packed ones: each call brings those that they were packed from.
+    """
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> None:
+        """``dtype``: the input's."""
+        weight = weights.weight
+        self.packs = Packs()
+        self.spec, self.shape = spec, tuple(weight.shape)
+        self.channels = self.shape[0] if spec.transposed else self.shape[1] * spec.groups
+        self.options = engine_options(self.shape, spec)
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32  # to compute in
+        dense = not spec.transposed
+        self.may_use_onednn = dense and dtype in onednn.fast_dtypes()
+        self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
+
+    @property
+    def checks(self) -> bool:
+        """Whether its kernel, chosen in the first call, refuses what does not fit."""
+        if not self.spec.transposed:
+            return True
+        prepared = self.packs.find("prepared")
+        return prepared is not None and prepared.weight is None
+
+    def __call__(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
+        """``weights``: as the constructor's, with the same values."""
+        if self.spec.transposed:
+            return self._transposed(input, residual, weights)
+        winograd = self.may_use_winograd and has_tiles(input)
+        if (
+            self.may_use_onednn
+            and onednn.preferred(input, self.shape, residual, self.spec)
+            and onednn_wins(input, self.shape, winograd=winograd)
+        ):
+            # oneDNN chooses a layout of the weights by the input's shape
+            packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))
+            return onednn.convolution(input, packed, self.shape, residual, self.spec)
+        form = "winograd" if winograd else "plain"
+        packed = self.packs.find(form)
+        if packed is None:
+            make = self._transformed if winograd else self._packed
+            packed = self.packs.get(form, weights, lambda: make(weights))
+        run = _WINOGRAD if winograd else _PACKED
+        return run(input, packed, residual, self.options)
+
+    def _folded(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        weight, bias = reference.fold_batch_norm(*weights, self.spec.eps)
+        return (
+            weight.detach().to(self.dtype),
+            None if bias is None else bias.detach().to(self.dtype),
+        )
+
+    def _packed(self, weights: Weights) -> Tensor:
+        return _OPS.conv_pack.default(*self._folded(weights), self.spec.groups)
+
+    def _transformed(self, weights: Weights) -> Tensor:
+        return _OPS.conv_winograd_pack.default(*self._folded(weights))
+
+    def _reordered(self, input: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        return onednn.pack(*self._folded(weights), input.shape, input.dtype, self.spec)
+
+    def _transposed(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
+        spec = self.spec
+        prepared: Prepared = self.packs.get(
+            "prepared", weights, lambda: prepare(weights, "cpp", self.dtype, spec)
+        )
+        if prepared.packed is not None:
+            return _OPS.conv_transpose2d_packed.default(
+                input, prepared.packed, residual, self.options
+            )
+        separable = prepared.separable
+        if separable is None:
+            return by_torch(input, prepared, residual, spec)
+        left, _, top, _ = spec.padding
+        size = spec.output_size(input.shape[2:], self.shape[2:])
+        return _OPS.conv_transpose2d_separable.default(
+            *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
+            *(*spec.stride, top, left, *size, spec.activation, spec.negative_slope),
+        )

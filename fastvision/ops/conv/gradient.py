@@ -1,0 +1,274 @@
+"""Derivatives of convolutions; kernels of our own where they are faster than torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import _extension, reference
+from ..._memory_format import is_channels_last
+from ...reference.activations import activate
+from ...reference.batch_norm_relu import activation_gradient
+from ...reference.conv_transpose2d import normalization, scaled_filters
+from .._checks import is_batched, is_eager, is_transformed
+from . import onednn
+from .cpu import engine_options, onednn_wins, winograd_wins
+from .operators import CONV, run
+from .spec import ConvSpec, Weights
+
+_OPS = torch.ops.fastvision
+
+
+def _has_own_kernels(tensor: Tensor) -> bool:
+    """Whether the CPU's kernels, which have no derivatives, may take the tensor in a training
+    step."""
+    return (
+        is_eager()
+        and not (is_transformed() or is_batched(tensor))
+        and tensor.is_cpu
+        and type(tensor) is Tensor
+        and _extension.missing is None
+    )
+
+
+def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
+    """Whether Winograd's algorithm is faster than torch's even if the weights are packed for it.
+
+    In training they are in each step, which takes as long as some hundred pixels.
+    """
+    return (
+        _has_own_kernels(input)
+        and input.dtype == weight.dtype
+        and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
+        and max(spec.padding) <= 2
+        and winograd_wins(input, weight, spec)
+        and not (
+            onednn.preferred(input, weight.shape, None, spec._replace(activation=0))
+            and onednn_wins(input, weight.shape, winograd=True)
+        )
+    )
+
+
+def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the CPU has a kernel for it: with 1x1 windows torch's matrix product is as fast."""
+    K, C, R, S = weight.shape
+    return (
+        _has_own_kernels(grad)
+        and _has_own_kernels(input)
+        and groups == 1
+        and R * S > 1
+        and C >= 16
+        and K % 16 == 0  # whole vectors of any level
+        and input.dtype == grad.dtype == weight.dtype == torch.float32
+        and input.numel() > 0
+        and is_channels_last(input)
+        and is_channels_last(grad)
+    )
+
+
+class _FrozenConvBNReLU(torch.autograd.Function):
+    """With fixed statistics: the convolution's own gradients, from which follow all the others.
+
+    Only of activations whose derivative the result tells. The backward is made of differentiable
+    functions, so the second derivative is right as well.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, spec: ConvSpec, *tensors: Any) -> Tensor:
+        input, weight, *rest, residual = tensors
+        weights = Weights(weight.detach(), *rest)
+        output = run(backend, input, weights, residual, spec, once=weight.requires_grad)
+        ctx.save_for_backward(input, weight, *rest, output if spec.activation > 0 else None)
+        ctx.spec = spec
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+        spec: ConvSpec = ctx.spec
+        input, weight, bias, bn_weight, bn_bias, running_mean, running_var, output = (
+            ctx.saved_tensors
+        )
+        needs = ctx.needs_input_grad[2:]
+        dz = grad
+        if output is not None:
+            end = (spec.activation_name, spec.negative_slope)
+            dz = activation_gradient(grad, output.detach(), *end)
+        folded, _ = reference.fold_batch_norm(
+            weight, None, bn_weight, None, running_mean, running_var, spec.eps
+        )
+        of_weight = needs[1] or needs[3]
+        of_bias = needs[2] or needs[3] or needs[4]
+        dx, dfolded, dshift = _convolution_backward(
+            dz, input, folded.to(dz.dtype), spec, (needs[0], of_weight, of_bias)
+        )  # fmt: skip
+        grads: list[Tensor | None] = [dx, dfolded, dshift, None, dshift, None, None, dz]
+        if running_mean is not None and (of_weight or of_bias):
+            # z = conv(x, w * scale) + (b - mean) * scale + shift with scale = bn_weight * invstd
+            invstd = (running_var.to(folded.dtype) + spec.eps).rsqrt()
+            scale = invstd if bn_weight is None else invstd * bn_weight.to(invstd.dtype)
+            if dfolded is not None:
+                grads[1] = dfolded * scale.view(-1, 1, 1, 1)
+            if dshift is not None:
+                grads[2] = dshift * scale
+            if needs[3]:
+                centre = -running_mean if bias is None else bias - running_mean
+                dot = (dfolded.to(scale.dtype) * weight).sum((1, 2, 3))
+                grads[3] = (dot + dshift.to(scale.dtype) * centre) * invstd
+        tensors = (input, weight, bias, bn_weight, bn_bias, None, None, dz)
+        return (
+            None,
+            None,
+            *(
+                g.to(x.dtype) if needed and g is not None and x is not None else None
+                for g, x, needed in zip(grads, tensors, needs, strict=True)
+            ),
+        )
+
+
+def symmetric_padding(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+    """The input and its padding in height and width as torch's convolution takes it."""
+    left, right, top, bottom = padding
+    if left == right and top == bottom:
+        return input, (top, left)
+    return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+
+def _convolution_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    spec: ConvSpec,
+    mask: tuple[bool, bool, bool],
+) -> tuple[Any, Any, Any]:
+    """Gradients of input, weight and bias, None where ``mask`` is False."""
+    dx = dweight = dbias = None
+    stride, padding, dilation, groups = spec[:4]
+    once = not torch.is_grad_enabled()  # the kernels have no derivatives
+    if mask[0] and once and winograd_wins_once(grad, weight, spec):
+        # the convolution with the filters turned around
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        packed = _OPS.conv_winograd_pack.default(turned, None)
+        left, right, top, bottom = padding
+        sides = (2 - left, 2 - right, 2 - top, 2 - bottom)
+        options = engine_options(turned.shape, spec._replace(padding=sides, activation=0))
+        dx = _OPS.conv_winograd.default(grad, packed, None, options)
+    if mask[1] and once and _has_weight_gradient(grad, input, weight, groups):
+        options = engine_options(weight.shape, spec._replace(activation=0))
+        dweight = _OPS.conv_weight_gradient.default(grad, input, options)
+    rest = [mask[0] and dx is None, mask[1] and dweight is None, mask[2]]
+    if any(rest):
+        padded, symmetric = symmetric_padding(input, padding)
+        by_torch = torch.ops.aten.convolution_backward(
+            grad, padded, weight, [weight.shape[0]], stride, symmetric, dilation, False, [0, 0],
+            groups, rest,
+        )  # fmt: skip
+        if rest[0]:
+            left, _, top, _ = padding
+            height, width = input.shape[2:]
+            dx = by_torch[0]
+            if padded is not input:
+                dx = dx[:, :, top : top + height, left : left + width]
+        if rest[1]:
+            dweight = by_torch[1]
+        dbias = by_torch[2]
+    return dx, dweight, dbias
+
+
+def frozen_with_gradient(
+    backend: str, input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec
+) -> Tensor:
+    """The operator with autograd; the statistics are constants."""
+    mean, var = weights.running_mean, weights.running_var
+    if mean is not None and var is not None:
+        weights = weights._replace(running_mean=mean.detach(), running_var=var.detach())
+    tensors = (input, *weights, residual)
+    name, slope = spec.activation_name, spec.negative_slope
+    if is_transformed():
+        return CONV.run["reference"](*tensors, *spec.arguments())
+    if name in ("none", "relu", "relu6") or (name == "leaky_relu" and slope > 0):
+        return _FrozenConvBNReLU.apply(backend, spec, *tensors)
+    z = _FrozenConvBNReLU.apply(backend, spec._replace(activation=0, negative_slope=0.0), *tensors)
+    return activate(z, name, slope)
+
+
+# from the gradient and the result; the other activations are applied beside the op where a
+# gradient is needed
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "relu": lambda grad, y, _: torch.ops.aten.threshold_backward(grad, y, 0),
+    "relu6": lambda grad, y, _: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
+    "leaky_relu": lambda grad, y, slope: torch.ops.aten.leaky_relu_backward(grad, y, slope, True),
+    "sigmoid": lambda grad, y, _: torch.ops.aten.sigmoid_backward(grad, y),
+}
+
+
+class _ConvTranspose2d(torch.autograd.Function):
+    """Differentiable any number of times: the backward consists of differentiable functions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        spec: ConvSpec,
+    ) -> Tensor:
+        weights = Weights(weight.detach(), bias)
+        output = run(backend, input, weights, residual, spec, once=weight.requires_grad)
+        ctx.save_for_backward(input, weight, None if spec.activation == 0 else output)
+        ctx.bias = None if bias is None else bias.dtype
+        ctx.spec = spec
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, weight, output = ctx.saved_tensors
+        spec: ConvSpec = ctx.spec
+        stride, padding, output_padding, groups, dilation = spec.arguments()[:5]
+        if output is not None:
+            change = _ACTIVATION_GRADIENTS[spec.activation_name]
+            grad = change(grad, output, spec.negative_slope)
+        _, *needed, needs_residual = ctx.needs_input_grad[:5]
+        grads: Sequence[Tensor | None] = (None, None, None)
+        if any(needed):
+            dtype = _compute_type(input)
+            grads = torch.ops.aten.convolution_backward(
+                *(grad.to(dtype), input.to(dtype), weight.to(dtype)),
+                None if ctx.bias is None else [weight.shape[1] * groups],
+                *(stride, padding, dilation, True, output_padding, groups, needed),
+            )
+        dtypes = (input.dtype, weight.dtype, ctx.bias)
+        d_input, d_weight, d_bias = (
+            None if g is None or not need else g.to(dtype)
+            for g, need, dtype in zip(grads, needed, dtypes, strict=True)
+        )
+        d_residual = grad if needs_residual else None
+        return None, d_input, d_weight, d_bias, d_residual, None
+
+
+def _compute_type(input: Tensor) -> torch.dtype:
+    """float32 for 16-bit inputs on the CPU, where few machines have arithmetic for them."""
+    return torch.promote_types(input.dtype, torch.float32) if input.is_cpu else input.dtype
+
+
+def transposed_with_gradient(
+    backend: str, input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec
+) -> Tensor:
+    """The operator with autograd, of torch's functions under a transform."""
+    scale, bias = normalization(*weights[1:], spec.eps)
+    weight = scaled_filters(weights.weight, scale, spec.groups)
+    name, slope = spec.activation_name, spec.negative_slope
+    if is_transformed():
+        bias = None if bias is None else bias.to(input.dtype)
+        y = F.conv_transpose2d(input, weight.to(input.dtype), bias, *spec.arguments()[:5])
+        return activate(y if residual is None else y + residual, name, slope)
+    # of a negative slope the result does not tell the sign of what came in
+    fused = name in ("none", *_ACTIVATION_GRADIENTS) and slope >= 0
+    plain = spec if fused else spec._replace(activation=0)
+    y = _ConvTranspose2d.apply(backend, input, weight, bias, residual, plain)
+    return y if fused else activate(y, name, slope)

@@ -1,0 +1,279 @@
+"""What a convolution is, apart from its tensors: parsed and checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...reference.activations import ACTIVATIONS
+from .._checks import (
+    check_activation,
+    check_floating,
+    check_tensor,
+    integer,
+    pair,
+)
+
+MAX_SIZE = 2**31 - 1  # sizes are computed in 64 bits
+
+# of the operators that torch.jit.trace records; {geometry}: what the convolutions differ in
+TRACED_SCHEMA = (
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? residual, bool training, "
+    "float momentum, float eps, {geometry}, str activation, float negative_slope, str? backend)"
+    " -> Tensor"
+)
+
+
+class Weights(NamedTuple):
+    """The parameters of a convolution and of the normalization after it."""
+
+    weight: Tensor  # [K, C / groups, R, S]; [C, K / groups, R, S] of a transposed convolution
+    bias: Tensor | None = None
+    bn_weight: Tensor | None = None
+    bn_bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+
+
+class ConvSpec(NamedTuple):
+    """The options of a convolution with its epilogue; hashable."""
+
+    stride: tuple[int, int]  # vertical, horizontal, as all pairs
+    padding: tuple[int, int, int, int]  # left, right, top, bottom
+    dilation: tuple[int, int]
+    groups: int
+    eps: float
+    activation: int  # index in ACTIVATIONS
+    negative_slope: float
+    transposed: bool = False
+    output_padding: tuple[int, int] = (0, 0)
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the result."""
+        if self.transposed:
+            window = (self.stride, self.padding, self.output_padding, self.dilation)
+            return transposed_output_size(size, kernel, *window)
+        return output_size(size, kernel, self.stride, self.padding, self.dilation)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of the operator, after the tensors."""
+        end = (self.eps, self.activation, self.negative_slope)
+        if self.transposed:
+            left, _, top, _ = self.padding
+            window = (self.stride, (top, left), self.output_padding, self.groups, self.dilation)
+            return (*window, *end)
+        return (self.stride, self.padding, self.dilation, self.groups, *end)
+
+    @property
+    def activation_name(self) -> str:
+        return ACTIVATIONS[self.activation]
+
+
+def spec_of(arguments: Sequence[Any]) -> ConvSpec:
+    """Of a convolution, from :meth:`ConvSpec.arguments`."""
+    stride, padding, dilation, *rest = arguments
+    return ConvSpec(tuple(stride), tuple(padding), tuple(dilation), *rest)
+
+
+def transposed_spec_of(arguments: Sequence[Any]) -> ConvSpec:
+    """Of a transposed convolution, from :meth:`ConvSpec.arguments`."""
+    stride, (top, left), output_padding, groups, dilation, *end = arguments
+    window = (tuple(stride), (left, left, top, top), tuple(dilation), groups)
+    return ConvSpec(*window, *end, True, tuple(output_padding))  # type: ignore[call-arg]
+
+
+def parse(
+    kernel: Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    output_padding: int | Sequence[int] = 0,
+    *,
+    transposed: bool = False,
+) -> ConvSpec:
+    """The spec of torch's forms of these options. ``kernel``: height and width of the window.
+
+    Raises:
+        TypeError, ValueError: an option that is none; it is named.
+    """
+    check_activation(activation, negative_slope)
+    strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    if transposed:
+        top, left = pair(padding, "padding")  # type: ignore[arg-type]
+        sides = (left, left, top, top)
+    else:
+        sides = paddings(padding, kernel, strides, dilations)
+    groups = integer(groups, "groups must be an integer")
+    for values, name, least in (
+        (strides, "stride", 1),
+        ((top, left) if transposed else sides, "padding", 0),
+        (dilations, "dilation", 1),
+        ((groups,), "groups", 1),
+    ):
+        for value in values:
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {tuple(values)}")
+            if value > MAX_SIZE:
+                raise ValueError(f"{name} must be at most {MAX_SIZE}, got {tuple(values)}")
+    window = (strides, sides, dilations, groups)
+    end = (eps, ACTIVATIONS.index(activation), negative_slope)
+    if not transposed:
+        return ConvSpec(*window, *end)
+    extra = pair(output_padding, "output_padding")
+    for p, s, d in zip(extra, strides, dilations, strict=True):
+        if not 0 <= p < max(s, d):
+            raise ValueError(
+                "output_padding must not be negative, and smaller than stride or dilation, got "
+                f"{output_padding} with stride {stride} and dilation {dilation}"
+            )
+    return ConvSpec(*window, *end, transposed=True, output_padding=extra)
+
+
+def paddings(
+    padding: int | Sequence[int] | str,
+    kernel: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom of torch's forms of padding, or those four themselves."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0, 0, 0
+        if padding != "same":
+            raise ValueError(f"padding must be 'same', 'valid' or numbers, got {padding!r}")
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        left, top = horizontal // 2, vertical // 2
+        return left, horizontal - left, top, vertical - top
+    if isinstance(padding, (tuple, list)) and len(padding) == 4:
+        what = "padding must be one, two or four integers"
+        left, right, top, bottom = (integer(side, what) for side in padding)
+        return left, right, top, bottom
+    vertical, horizontal = pair(padding, "padding")
+    return horizontal, horizontal, vertical, vertical
+
+
+def sizes_of(value: Any) -> Sequence[int]:
+    """As an operator takes them."""
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's result; ``padding`` is left, right, top, bottom."""
+    left, right, top, bottom = padding
+    height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    return height, width
+
+
+def transposed_output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a transposed convolution's result; ``padding`` as :func:`output_size`."""
+    left, _, top, _ = padding
+    height, width = (
+        (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+        for n, k, s, p, extra, d in zip(
+            size, kernel, stride, (top, left), output_padding, dilation, strict=True
+        )
+    )
+    return height, width
+
+
+def autocast(
+    input: Tensor, weight: Any, residual: Tensor | None
+) -> tuple[Tensor, Any, Tensor | None]:
+    """As autocast casts the arguments of a convolution; a float32 weight is packed as it is."""
+    if not (input.is_cpu or input.is_cuda) or not input.is_floating_point():
+        return input, weight, residual
+    kind = input.device.type
+    if input.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return input, weight, residual
+    dtype = torch.get_autocast_dtype(kind)
+    if weight is not None and weight.dtype != torch.float32:
+        weight = weight.to(dtype)
+    residual = residual.to(dtype) if isinstance(residual, Tensor) else residual
+    return input.to(dtype), weight, residual
+
+
+def check_maps(input: object, weight: object) -> None:
+    """Two four-dimensional tensors of a floating-point dtype on one device.
+
+    16-bit input may come with a float32 weight.
+    """
+    for tensor, name in ((input, "input"), (weight, "weight")):
+        check_tensor(tensor, name)
+        assert isinstance(tensor, Tensor)
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
+        check_floating(tensor, name)
+    assert isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if 0 in weight.shape:
+        raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}")
+    if weight.dtype != input.dtype and not (weight.itemsize == 4 and input.itemsize == 2):
+        raise TypeError(
+            f"weight must have the type of input, {input.dtype}, or be float32 beside 16-bit "
+            f"input, got {weight.dtype}"
+        )
+    if weight.device != input.device:
+        raise ValueError(f"weight must be on {input.device} as input, got {weight.device}")
+
+
+def check_channels(input: Tensor, name: str, expected: int) -> None:
+    if input.shape[1] != expected:
+        raise ValueError(f"input must have {expected} channels for {name}, got {input.shape[1]}")
+
+
+def check_parameters(channels: int, input: Tensor, weights: Weights, training: bool) -> None:
+    """Vectors of one value per output channel, and statistics where they are needed."""
+    for name, tensor in zip(weights._fields[1:], weights[1:], strict=True):
+        if tensor is None:
+            continue
+        check_tensor(tensor, name)
+        if tensor.shape != (channels,):
+            raise ValueError(f"{name} must have shape [{channels}], got {list(tensor.shape)}")
+        check_floating(tensor, name)
+        if tensor.device != input.device:
+            raise ValueError(f"{name} must be on {input.device} as input, got {tensor.device}")
+    running_mean, running_var = weights.running_mean, weights.running_var
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"running_mean and running_var go together, {missing} is None")
+    normalizes = weights.bn_weight is not None or weights.bn_bias is not None
+    if normalizes and running_mean is None and not training:
+        raise ValueError("bn_weight and bn_bias need running_mean and running_var, which are None")
+
+
+def check_residual(residual: Tensor | None, input: Tensor, shape: Sequence[int]) -> None:
+    if residual is None:
+        return
+    check_tensor(residual, "residual")
+    if residual.shape != tuple(shape):
+        raise ValueError(
+            f"residual must have the result's shape {list(shape)}, got {list(residual.shape)}"
+        )
+    if residual.dtype != input.dtype or residual.device != input.device:
+        raise ValueError(
+            f"residual must be {input.dtype} on {input.device} as input, "
+            f"got {residual.dtype} on {residual.device}"
+        )
