@@ -1,4 +1,4 @@
-"""The CUDA kernel of depthwise convolution, run on the CPU by the emulation, against the reference."""
+"""The CUDA kernel of depthwise convolution, emulated on the CPU, against the reference."""
 
 from __future__ import annotations
 
