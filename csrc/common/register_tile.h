@@ -1,5 +1,5 @@
-// The tile of sums that fills the registers in a product of matrices, but for a row of the one
-// factor and one value of the other.
+// The tile of sums of a matrix product: as large as the registers allow, which also hold a row of
+// one factor and a value of the other.
 #pragma once
 
 #include "common/simd.h"

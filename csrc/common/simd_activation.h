@@ -73,5 +73,20 @@ inline void with_activation(Activation activation, T negative_slope, const Apply
   }
 }
 
+// In place: for results that are stored but still in the cache.
+template <typename T>
+inline void activate(T* values, int64_t count, Activation activation, T negative_slope) {
+  with_activation<T>(activation, negative_slope, [&](auto f) {
+    int64_t i = 0;
+    for (; i + lanes_v<T> <= count; i += lanes_v<T>) {
+      store(values + i, f(load(values + i)));
+    }
+    if (i < count) {
+      const int rest = (int)(count - i);
+      store_partial(values + i, f(load_partial(values + i, rest)), rest);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA

@@ -148,7 +148,7 @@ inline double_v log1p(double_v x) {
   return s * atanh_series(s * s);
 }
 
-// log(x): -infinity below the least normal number, NaN of what is negative
+// log(x): -infinity below the least normal number, NaN below zero
 inline float_v log(float_v x) {
   const int32_v bits = (int32_v)x;
   // the exponent for which the mantissa is in [sqrt(1/2), sqrt(2))

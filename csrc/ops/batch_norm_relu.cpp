@@ -108,7 +108,7 @@ class Call {
     return array;
   }
 
-  // scale = weight / std and shift = bias beside the mean.
+  // scale = weight / std and shift = bias; the mean stays apart.
   void set_affine(
       const Tensor& mean,
       const Tensor& invstd,

@@ -49,7 +49,7 @@ constexpr int64_t kBatchNormPadding = 16;
 //               the activation's derivative comes from the output if there is one. With a result,
 //               dz is written there
 //   backward:   result = gradient of the input
-// The type of storage is that of the first pointer, which is not read.
+// The first pointer gives the type of storage and is not read.
 #define FASTVISION_DECLARE_BATCH_NORM(NAME, T, A) \
   FASTVISION_DECLARE_CPU(                         \
       void,                                       \

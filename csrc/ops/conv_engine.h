@@ -35,7 +35,7 @@ struct ConvPlan {
   double negative_slope;
 };
 
-// What the current CPU level packs for; `dtype` is that of the packed weights, float32 or float64.
+// How the current CPU level packs weights, which then are of `dtype`: float32 or float64.
 ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K, int64_t taps);
 
 // Writes weights [groups][K][C][taps] and the bias [groups][K], or null, into their places.

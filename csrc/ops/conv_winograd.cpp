@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kTiles = 24;  // of a task about so many, which are the rows of a product
 constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
 constexpr int64_t kPassChannels = 64;      // of output, whose products stay in the nearer caches
-constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there beside them
+constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there with them
 constexpr int64_t kLine = 64 / sizeof(float);
 
 // Packed: the bias [K'], then for each pass of output channels and each position the packed weights

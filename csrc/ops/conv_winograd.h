@@ -4,7 +4,7 @@
 // A tile is 4x4 output pixels and the 6x6 input pixels they depend on. In each of 36 positions the
 // transformed inputs of many tiles are multiplied with a [C, K] matrix of transformed weights,
 // which is a 1x1 convolution of conv.h. The polynomials are evaluated at 0, 5/8, -5/8, 3/2, -3/2
-// and infinity, which keeps errors at about twice those of the plain sum; the usual 0, 1, -1, 2, -2
+// and infinity, which keeps errors at about twice the plain sum's; the usual 0, 1, -1, 2, -2
 // and infinity more than doubles them again. What one pixel of a tile depends on reaches all of
 // them: NaN makes all of the tile NaN.
 #pragma once

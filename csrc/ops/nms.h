@@ -67,7 +67,7 @@ static constexpr size_t nms_segment_bytes(int64_t n) {
 FASTVISION_DECLARE_CPU(void, nms_segment_float, const NmsSegment<float>&)
 FASTVISION_DECLARE_CPU(void, nms_segment_double, const NmsSegment<double>&)
 
-// ---- CUDA: every pointer of NmsArgs is on the device, B * N is below 2^31. T is the boxes' type:
+// CUDA: every pointer of NmsArgs is on the device, B * N is below 2^31. T is the boxes' type:
 // float, double, half_t or bfloat16_t. Nothing waits for the device and no memory is allocated.
 
 // Segments (the boxes of one class in one image) are processed in pieces of this many boxes, a

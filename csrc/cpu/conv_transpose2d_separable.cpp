@@ -1,6 +1,6 @@
 // Separable transposed convolution on the CPU: each row of the input is stretched once, and each
 // row of the output is a weighted sum of a few stretched rows.
-#include "ops/conv_transpose2d.h"
+#include "ops/conv_transpose2d_separable.h"
 
 #include "common/simd.h"
 #include "common/simd_activation.h"

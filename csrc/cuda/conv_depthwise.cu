@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "common/cuda.cuh"
-#include "ops/conv_bn_relu.h"
+#include "ops/conv_depthwise.h"
 
 namespace fastvision {
 namespace {

@@ -1,5 +1,5 @@
 // The depthwise convolution's launcher on arrays in files:
-//   conv_bn_relu FOLDER DTYPE N C H W OH OW TAPS STRIDE PAD_TOP PAD_LEFT ACTIVATION NEGATIVE_SLOPE
+//   conv_depthwise FOLDER DTYPE N C H W OH OW TAPS STRIDE PAD_TOP PAD_LEFT ACTIVATION SLOPE
 // reads input, weight and, where the files are not empty, scale, shift and residual; writes output.
 #include <cstdio>
 #include <cstdlib>
@@ -7,7 +7,7 @@
 
 #include "common/cuda.cuh"
 #include "files.h"
-#include "ops/conv_bn_relu.h"
+#include "ops/conv_depthwise.h"
 
 using namespace fastvision;
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of convolution, run on the CPU by the emulation, against the reference."""
+"""The CUDA kernel of depthwise convolution, emulated on the CPU, against the reference."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ CASES = {
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cuda_emulation.build(
-        tmp_path_factory.mktemp("conv") / "conv",
-        cuda_emulation.HERE / "driver_conv_bn_relu.cpp",
-        cuda_emulation.ROOT / "csrc" / "cuda" / "conv_bn_relu.cu",
+        tmp_path_factory.mktemp("conv_depthwise") / "conv_depthwise",
+        cuda_emulation.HERE / "driver_conv_depthwise.cpp",
+        cuda_emulation.ROOT / "csrc" / "cuda" / "conv_depthwise.cu",
         options=("-O0",),  # the cases are small: compiling takes longer
     )
 

@@ -1,4 +1,4 @@
-#include "ops/conv_bn_relu.h"
+#include "ops/conv_depthwise.h"
 
 #ifdef USE_CUDA
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Contract of the CUDA kernels of convolution with scale, shift, residual and activation. What
-// cuDNN does well is left to it (fastvision/ops/_conv_dispatch.py); here is depthwise convolution.
+// Contract of the CUDA kernel of depthwise convolution with scale, shift, residual and activation.
+// The other convolutions are left to cuDNN and Triton (fastvision/ops/_conv_dispatch.py).
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include "common/activation.h"
 #include "common/scalar.h"
 
-struct CUstream_st;  // *cudaStream_t
+struct CUstream_st;  // cudaStream_t points to one
 
 namespace fastvision {
 

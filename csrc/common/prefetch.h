@@ -1,0 +1,15 @@
+// Asks for memory before it is read. For files of csrc/cpu.
+#pragma once
+
+#include <cstdint>
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+
+// to be read, into the second-level cache
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,117 @@
+// Loads a vector of float or double from any storage type, and stores it back, rounded to nearest
+// even.
+#pragma once
+
+#include <cstring>
+
+#include "common/simd_types.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+inline float_v load(const float* p) {
+  float_v v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline double_v load(const double* p) {
+  double_v v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, float_v v) { memcpy(p, &v, sizeof v); }
+inline void store(double* p, double_v v) { memcpy(p, &v, sizeof v); }
+
+#if defined(FASTVISION_AVX2)
+// in one instruction, for which GCC takes four
+inline float_v load(const bfloat16_t* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return (float_v)_mm256_slli_epi32(wide, 16);
+}
+#else
+inline float_v load(const bfloat16_t* p) {
+  uint16_half_v raw;
+  memcpy(&raw, p, sizeof raw);
+  const uint32_v bits = __builtin_convertvector(raw, uint32_v) << 16;
+  return (float_v)bits;
+}
+#endif
+
+inline void store(bfloat16_t* p, float_v v) {
+  const uint32_v bits = (uint32_v)v;
+  const uint32_v rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const int32_v is_nan = v != v;
+  const uint32_v quiet_nan = uint32_v{} + 0x7fc0;
+  const uint32_v chosen = ((uint32_v)is_nan & quiet_nan) | (~(uint32_v)is_nan & rounded);
+  const uint16_half_v raw = __builtin_convertvector(chosen, uint16_half_v);
+  memcpy(p, &raw, sizeof raw);
+}
+
+#if defined(FASTVISION_AVX512)
+inline float_v load(const half_t* p) {
+  return (float_v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+inline void store(half_t* p, float_v v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(FASTVISION_AVX2)
+inline float_v load(const half_t* p) {
+  return (float_v)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+inline void store(half_t* p, float_v v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// no conversion instruction: the exponent is rebased by a float multiplication, exact also for
+// subnormals
+inline float_v load(const half_t* p) {
+  uint16_half_v raw;
+  memcpy(&raw, p, sizeof raw);
+  const uint32_v wide = __builtin_convertvector(raw, uint32_v);
+  const uint32_v sign = (wide & 0x8000) << 16;
+  const uint32_v magnitude = wide & 0x7fff;
+  const float_v scaled = (float_v)(magnitude << 13) * 0x1p112f;
+  const uint32_v special = (uint32_v)(magnitude >= 0x7c00);  // infinity and NaN keep their mantissa
+  const uint32_v bits =
+      (special & ((magnitude << 13) | 0x7f800000)) | (~special & (uint32_v)scaled);
+  return (float_v)(bits | sign);
+}
+
+inline void store(half_t* p, float_v v) {
+  const uint32_v bits = (uint32_v)v;
+  const uint32_v sign = (bits >> 16) & 0x8000;
+  const uint32_v magnitude = bits & 0x7fffffff;
+  // normal results: round the 13 lost bits to nearest even, then rebase the exponent
+  const uint32_v normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  // subnormal results: adding 0.5 lets the float unit do the rounding
+  const uint32_v subnormal = (uint32_v)((float_v)magnitude + 0.5f) - 0x3f000000;
+  const uint32_v is_small = (uint32_v)(magnitude < (113u << 23));
+  const uint32_v is_large = (uint32_v)(magnitude >= 0x477ff000);
+  const uint32_v is_nan = (uint32_v)(magnitude > 0x7f800000);
+  uint32_v result = (is_small & subnormal) | (~is_small & normal);
+  result = (is_large & 0x7c00) | (~is_large & result);
+  result = (is_nan & 0x7e00) | (~is_nan & result);
+  const uint16_half_v raw = __builtin_convertvector(result | sign, uint16_half_v);
+  memcpy(p, &raw, sizeof raw);
+}
+#endif
+
+// The first `count` lanes only; the others read as zero and are not written.
+template <typename T>
+inline auto load_partial(const T* p, int count) {
+  T buffer[kVectorBytes / sizeof(accumulate_t<T>)] = {};
+  memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T, typename V>
+inline void store_partial(T* p, V v, int count) {
+  T buffer[kVectorBytes / sizeof(accumulate_t<T>)];
+  store(buffer, v);
+  memcpy(p, buffer, count * sizeof(T));
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,122 @@
+// How the kernels of batch normalization go over items, planes or rows: vector by vector. Lanes run
+// along a plane, which shares its channel's constants, or along a row, whose lanes are different
+// channels.
+#pragma once
+
+#include "common/simd.h"
+#include "ops/batch_norm_relu.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+// elements of a plane whose sum is taken in float before it goes on in double; they stay in the
+// first-level cache for the second look at them
+constexpr int64_t kChunk = 2048;
+
+// A vector of an item: whole; the last one of an item that is no multiple of a vector, which starts
+// early and so has lanes that were handled before; all of an item that is shorter than a vector.
+enum class Span { whole, overlapping, partial };
+
+template <Span kSpan, typename T>
+inline auto load_lanes(const T* p, int64_t count) {
+  if constexpr (kSpan == Span::partial) {
+    return load_partial(p, static_cast<int>(count));
+  } else {
+    return load(p);
+  }
+}
+
+template <Span kSpan, typename T, typename V>
+inline void store_lanes(T* p, V v, int64_t count) {
+  if constexpr (kSpan == Span::partial) {
+    store_partial(p, v, static_cast<int>(count));
+  } else {
+    store(p, v);
+  }
+}
+
+// Zero in the lanes that have no element of their own: the last `count` or first `count` have one.
+template <Span kSpan, typename A>
+inline vector_t<A> own_lanes(vector_t<A> v, int64_t count) {
+  if constexpr (kSpan == Span::whole) {
+    return v;
+  } else {
+    vector_t<A> lane;
+    for (int i = 0; i < lanes_v<A>; ++i) {
+      lane[i] = kSpan == Span::overlapping ? lanes_v<A> - 1 - i : i;
+    }
+    return lane < broadcast(static_cast<A>(count)) ? v : vector_t<A>{};
+  }
+}
+
+template <typename A>
+inline double sum_of_lanes(vector_t<A> v) {
+  double sum = 0;
+  for (int i = 0; i < lanes_v<A>; ++i) {
+    sum += v[i];
+  }
+  return sum;
+}
+
+// Constants of a channel, by lane. Of a plane: the same in every lane.
+template <typename A>
+struct OfPlane {
+  int64_t channel;
+
+  vector_t<A> operator()(const void* values, int64_t) const {
+    return broadcast(static_cast<const A*>(values)[channel]);
+  }
+};
+
+// Of a row: of the channels from `at` on.
+template <typename A>
+struct OfRow {
+  vector_t<A> operator()(const void* values, int64_t at) const {
+    return load(static_cast<const A*>(values) + at);
+  }
+};
+
+// Calls step.run<span>(at, count of lanes of its own) for the vectors of an item from `at` on.
+template <typename A, typename Step>
+inline void for_vectors(int64_t at, int64_t length, const Step& step) {
+  constexpr int64_t lanes = lanes_v<A>;
+  for (; at + lanes <= length; at += lanes) {
+    step.template run<Span::whole>(at, lanes);
+  }
+  if (at < length && length >= lanes) {
+    step.template run<Span::overlapping>(length - lanes, length - at);
+  } else if (at < length) {
+    step.template run<Span::partial>(at, length - at);
+  }
+}
+
+// Calls item(offset of its first element, its constants) for the items [begin, end).
+template <typename A, typename F>
+inline void for_items(const BatchNormReluArgs& args, int64_t begin, int64_t end, const F& item) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (args.planes) {
+      item(i * args.length, OfPlane<A>{i % args.C});
+    } else {
+      item(i * args.length, OfRow<A>{});
+    }
+  }
+}
+
+template <typename T>
+inline const T* at_offset(const void* p, int64_t offset) {
+  return p == nullptr ? nullptr : static_cast<const T*>(p) + offset;
+}
+
+// elements of an array over channels
+inline int64_t padded_length(int64_t length) {
+  return (length + kBatchNormPadding - 1) / kBatchNormPadding * kBatchNormPadding;
+}
+
+// where the partial results of a plane or of a block of rows are; the second ones C further
+inline double* partials_of(const BatchNormReluArgs& args, int64_t begin) {
+  const int64_t channel = args.planes ? begin % args.C : 0;
+  return args.partials + begin / args.block * 2 * args.C + channel;
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,141 @@
+// What the tasks of one phase of a convolution have in common.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/conv_engine.h"
+
+namespace fastvision {
+
+// input of a task: stays in the second-level cache, where rows of taps overlap more of it
+constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
+constexpr int64_t kLeastWidth = 28;  // of the output, below which depthwise rows are padded
+constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
+constexpr int64_t kLeastDepthwise = 16 << 10;  // values
+constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
+constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
+
+// One phase of a plan, made ready: S is the maps' type, T the engine's.
+template <typename S, typename T>
+struct PhaseRun {
+  const ConvPlan& plan;
+  const ConvPhase& phase;
+  const ConvImage& input;
+  const ConvImage& output;
+  ConvPacking packing;
+  bool merged;                       // the taps of a row are one, of all their values
+  bool depthwise_rows;               // whole rows go to the depthwise kernel
+  bool padded;                       // rows are gathered with the padding at both sides
+  bool direct_input, direct_output;  // read and written where they lie
+  int64_t taps, tap_values;
+  int64_t pixels;
+  int64_t chunk;           // pixels of a task
+  int64_t chunks, splits;  // parts of the pixels, and of the output channels
+  int64_t shared = 1;      // phases that share scratch memory for outputs
+  bool begins = true, ends = true;
+  std::vector<T> zeros;
+
+  PhaseRun(const ConvPlan& plan, const ConvPhase& phase)
+      : plan(plan),
+        phase(phase),
+        input(plan.input),
+        output(plan.output),
+        packing(packing_of(plan, phase)),
+        merged(
+            plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 && input.C < kMergedChannels &&
+            may_pad()
+        ),
+        depthwise_rows(phase.S > 0 && packing.width() == 1 && phase.out_step_x == 1),
+        padded(merged || (depthwise_rows && phase.grid_w < kLeastWidth && may_pad())),
+        direct_input(std::is_same_v<S, T> && input.channels_last && !padded),
+        direct_output(std::is_same_v<S, T> && output.channels_last),
+        taps(merged ? phase.R : phase.R * phase.S),
+        tap_values(merged ? phase.S * input.C : input.C),
+        pixels(input.N * phase.grid_h * phase.grid_w) {
+    if (merged) {
+      packing.C = tap_values;
+      packing.taps = taps;
+    }
+    zeros.resize(
+        padded           ? padded_width() * input.C
+        : depthwise_rows ? std::max<int64_t>(input.W, 1) * input.C
+                         : tap_values
+    );
+    split();
+  }
+
+  int64_t tasks() const { return chunks * splits; }
+
+  // Lets the first of these phases, which together have all pixels of their rows of outputs, share
+  // a worker's scratch memory, from which the rows go out whole. Returns how many: 1 if none do.
+  static int64_t share_rows(PhaseRun* runs, int64_t count) {
+    const ConvPhase& phase = runs->phase;
+    const int64_t width = phase.out_step_x;
+    bool together = !runs->direct_output && width > 1 && width <= count;
+    for (int64_t i = 1; together && i < width; ++i) {
+      const ConvPhase& other = runs[i].phase;
+      together = other.grid_w == phase.grid_w && other.grid_h == phase.grid_h &&
+                 other.out_first_y == phase.out_first_y && runs[i].chunk == runs->chunk &&
+                 runs[i].splits == runs->splits;
+    }
+    for (int64_t i = 0; together && i < width; ++i) {
+      runs[i].shared = width;
+      runs[i].begins = i == 0;
+      runs[i].ends = i == width - 1;
+    }
+    return together ? width : 1;
+  }
+
+  int64_t padded_width() const {
+    return (phase.grid_w - 1) * phase.step_x + (phase.S - 1) * phase.dilation_x + 1;
+  }
+  // whether padded rows are not much longer than the input's
+  bool may_pad() const { return padded_width() <= 2 * input.W + kLeastWidth; }
+  int64_t all_blocks() const { return packing.outer_groups() * packing.blocks(); }
+
+  ConvWindow window() const {
+    ConvWindow window = phase;
+    if (merged) {  // the taps of a row are one, and the rows hold the padding
+      window.S = 1;
+      window.first_x = 0;
+    }
+    return window;
+  }
+
+ private:
+  static ConvPacking packing_of(const ConvPlan& plan, const ConvPhase& phase) {
+    const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+    return conv_packing(
+        dtype,
+        plan.groups,
+        plan.input.C / plan.groups,
+        plan.output.C / plan.groups,
+        phase.R * phase.S
+    );
+  }
+
+  void split() {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t step_x = std::clamp<int64_t>(phase.step_x, 1, std::max<int64_t>(input.W, 1));
+    const int64_t step_y = std::clamp<int64_t>(phase.step_y, 1, std::max<int64_t>(input.H, 1));
+    const int64_t bytes = input.C * step_x * step_y * static_cast<int64_t>(sizeof(T));
+    // the same for all phases, so that they go together
+    const bool overlaps = std::any_of(
+        plan.phases.begin(), plan.phases.end(), [](const ConvPhase& p) { return p.R * p.S > 1; }
+    );
+    const int64_t most = overlaps ? kChunkBytesOfTaps : kChunkBytes;
+    chunk = std::clamp(most / bytes, kLeastPixels, kMostPixels);
+    // enough chunks for all threads, as long as they do not get small
+    const int64_t wanted = 4 * threads;
+    const int64_t least = depthwise_rows ? kLeastDepthwise / input.C : kLeastPixels;
+    chunk = std::min(chunk, std::max(ceil_div(pixels, wanted), least));
+    // chunks of the same length, in units of what a tile or a row has
+    const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
+    chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
+    chunks = ceil_div(pixels, chunk);
+    splits = depthwise_rows ? 1 : std::clamp<int64_t>(wanted / chunks, 1, all_blocks());
+  }
+};
+
+}  // namespace fastvision

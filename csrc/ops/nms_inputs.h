@@ -1,0 +1,77 @@
+// The arguments of the NMS ops: checked, and as the kernels take them.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "common/torch.h"
+#include "ops/nms.h"
+
+namespace fastvision {
+
+template <typename T>
+using torch_scalar_t = std::conditional_t<
+    std::is_same_v<T, half_t>,
+    torch::headeronly::Half,
+    std::conditional_t<std::is_same_v<T, bfloat16_t>, torch::headeronly::BFloat16, T>>;
+
+inline void check_shapes(
+    const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, int64_t dim
+) {
+  check_dim(boxes, dim, "boxes");
+  check_dim(scores, dim - 1, "scores");
+  STD_TORCH_CHECK(boxes.size(dim - 1) == 4, "boxes must have 4 columns, got ", boxes.size(dim - 1));
+  STD_TORCH_CHECK(
+      scores.scalar_type() == boxes.scalar_type(), "scores must have the type of boxes"
+  );
+  if (idxs) {
+    check_dim(*idxs, dim - 1, "idxs");
+    STD_TORCH_CHECK(idxs->scalar_type() == ScalarType::Long, "idxs must be int64");
+  }
+  int64_t count = 1;
+  for (int64_t i = 0; i < dim - 1; ++i) {
+    STD_TORCH_CHECK(scores.size(i) == boxes.size(i), "scores must be as many as boxes");
+    STD_TORCH_CHECK(!idxs || idxs->size(i) == boxes.size(i), "idxs must be as many as boxes");
+    count *= boxes.size(i);
+  }
+  STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "boxes must be fewer than 2**31");
+}
+
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// NmsArgs without results; holds what its pointers point to.
+struct NmsInputs {
+  Tensor boxes, scores;
+  std::optional<Tensor> idxs;
+  NmsArgs args{};
+
+  NmsInputs(
+      const Tensor& boxes_in,
+      const Tensor& scores_in,
+      const std::optional<Tensor>& idxs_in,
+      double iou_threshold
+  )
+      : boxes(as_contiguous(boxes_in)), scores(as_contiguous(scores_in)) {
+    if (idxs_in) {
+      idxs = as_contiguous(*idxs_in);
+      args.idxs = idxs->const_data_ptr<int64_t>();
+    }
+    args.boxes = boxes.const_data_ptr();
+    args.scores = scores.const_data_ptr();
+    args.B = boxes.dim() == 3 ? boxes.size(0) : 1;
+    args.N = boxes.size(-2);
+    args.iou_threshold = iou_threshold;
+  }
+
+  // The threshold is compared in the type of the scores, as torch does it.
+  template <typename T>
+  void set_score_threshold(std::optional<double> threshold) {
+    args.has_score_threshold = threshold.has_value();
+    args.score_threshold = static_cast<torch_scalar_t<T>>(threshold.value_or(0));
+  }
+};
+
+}  // namespace fastvision
