@@ -13,6 +13,8 @@ html_show_copyright = False
 myst_heading_anchors = 3  # for [text](page.md#heading)
 
 add_module_names = False
+maximum_signature_line_length = 100
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 
