@@ -21,11 +21,11 @@ CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 # the build calls cmake and ninja by name
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help build bench test test-gpu test-thirdparty sanitize-gpu wheel lint clean
+.PHONY: help build bench test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
-	@echo "targets: build bench test test-gpu test-thirdparty sanitize-gpu wheel lint clean"
+	@echo "targets: build bench test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean"
 
 $(VENV)/.tools: constraints.txt
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
@@ -68,6 +68,14 @@ wheel: build
 	$(VENV_PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 	$(VENV_PYTHON) -m auditwheel repair --exclude libtorch.so --wheel-dir wheelhouse dist/*.whl
 
+$(VENV)/.docs: $(VENV)/.built
+	$(VENV_PYTHON) -m pip install -c constraints.txt "fastvision[docs]"
+	touch $@
+
+# from scratch: an incremental build repeats no warning
+docs: $(VENV)/.docs
+	$(VENV_PYTHON) -m sphinx -q -E -W --keep-going docs build/docs
+
 lint: build
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
@@ -75,4 +83,4 @@ lint: build
 	$(VENV_PYTHON) -m mypy
 
 clean:
-	rm -rf build dist wheelhouse *.egg-info fastvision/*.so $(VENV)/.built $(VENV)/.thirdparty
+	rm -rf build dist wheelhouse *.egg-info fastvision/*.so $(VENV)/.built $(VENV)/.thirdparty $(VENV)/.docs

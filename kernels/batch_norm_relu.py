@@ -1,8 +1,8 @@
 """activation(batch_norm(input) + residual), forward and backward, with deterministic sums.
 
-An input is N images of S places and C channels; channels_last counts as one image. A tile is a
-block of places of one image by a block of channels. Sums go over tiles with an accumulator per
-element of the tile, then over the tile, and last over the partial results of the programs.
+An input is N images of S pixels and C channels; channels_last counts as a single image. A tile is a
+block of pixels of one image by a block of channels. Sums run over tiles with one accumulator per
+element of the tile, then over the tile, and finally over the programs' partial results.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _tile(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Offsets, mask and channels of a tile, [BLOCK_S, BLOCK_C] or, in NCHW, [BLOCK_C, BLOCK_S]."""
+    """Offsets, mask and channels of a tile: [BLOCK_S, BLOCK_C], or [BLOCK_C, BLOCK_S] in NCHW."""
     blocks = tl.cdiv(S, BLOCK_S)
     image = block // blocks
     first = block % blocks * BLOCK_S
@@ -113,7 +113,7 @@ def _batch_norm_relu_statistics_kernel(
         mean = tl.zeros([BLOCK_C, BLOCK_S], dtype)
     count = tl.zeros_like(mean)
     squares = tl.zeros_like(mean)
-    # one update per element (Welford 1962): nothing cancels, however far from zero the values are
+    # one update per element (Welford 1962): no cancellation, however far the values are from 0
     for block in range(split, blocks, splits):
         offsets, mask, _ = _tile(block, channel_block, C, S, CHANNELS_LAST, INT64, BLOCK_S, BLOCK_C)
         x = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(dtype)
@@ -317,7 +317,7 @@ def _batch_norm_relu_backward_kernel(
 
 
 class _Layout:
-    """An input as images, places and channels, and its tiles."""
+    """An input as images, pixels and channels, and its tiles."""
 
     def __init__(self, input: Tensor) -> None:
         self.N, self.C = input.shape[:2]
@@ -362,7 +362,7 @@ def launch_batch_norm_relu_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] mean, variance and invstd; the running statistics are updated."""
+    """Returns mean, variance and invstd, [C] each, and updates the running statistics."""
     layout = _Layout(input)
     partials = _channels(input, layout.splits, 3, layout.C)
     mean, var, invstd = (_channels(input, layout.C) for _ in range(3))
@@ -389,7 +389,7 @@ def launch_batch_norm_relu(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    """The shape of ``input``."""
+    """activation(batch_norm(input) + residual), in the shape of ``input``."""
     layout = _Layout(input)
     output = layout.empty_like(input)
     if input.numel() > 0:
@@ -414,7 +414,7 @@ def launch_batch_norm_relu_sums(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """[2, C] gradients of bias and weight, and dz if there is a ``residual`` or an ``output``."""
+    """Gradients of bias and weight, [2, C], and dz if ``residual`` or ``output`` is given."""
     layout = _Layout(input)
     given = residual is not None or output is not None
     dz = layout.empty_like(input) if given else None

@@ -1,15 +1,16 @@
 """Convolution with scale, shift, residual and activation in its epilogue.
 
-The general kernel is an implicit GEMM of [M, R*S*C] pixels and [R*S*C, K] weights per group, M the
-N*OH*OW output pixels: a row's address and the taps that lie inside the image are computed once,
-and a step along the reduction adds one offset to all rows (Chetlur et al. 2014, section 3). A 1x1
-convolution is the case in which all of that vanishes. Where the output has too few tiles for the
-device, the reduction is split: the parts go to a workspace, and the pointwise kernel adds them in
-their order, so that the result is the same in every run. Depthwise convolutions have a kernel of
-their own, since there is no matrix to multiply.
+The general kernel is an implicit GEMM of [M, R*S*C] pixels and [R*S*C, K] weights per group, where
+M counts the N*OH*OW output pixels. Each row's address and its taps inside the image are computed
+once, and a step along the reduction adds the same offset to all rows (Chetlur et al. 2014,
+section 3). For 1x1 convolutions all of this disappears.
 
-Weights are in the input's dtype. A batch normalization is a scale and a shift in float32, applied
-to the float32 sum: nothing is rounded before the result.
+If the output has too few tiles for the device, the reduction is split. The parts go to a workspace,
+and the pointwise kernel adds them in order, so results are deterministic. Depthwise convolutions
+have a separate kernel, since there is no matrix to multiply.
+
+Weights are in the input's dtype. Batch normalization is a float32 scale and shift of the float32
+sum, so nothing is rounded before the result.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ DOT_CAPABILITY = (8, 0)
 
 @triton.jit
 def _inside(start, step, extent, TAPS: tl.constexpr):
-    """Bit t says whether ``start + t * step`` is in [0, extent)."""
+    """A mask whose bit t is set if ``start + t * step`` is in [0, extent)."""
     bits = tl.zeros_like(start)
     for t in tl.static_range(TAPS):
         position = start + t * step
@@ -357,7 +358,7 @@ def _fold_kernel(
 
 
 def _unit(size: int) -> int:
-    """The largest of 16, 8, 4, 2, 1 that divides ``size``."""
+    """The largest of 16, 8, 4, 2 and 1 that divides ``size``."""
     return min(size & -size, 16) or 16
 
 
@@ -370,7 +371,7 @@ def unsupported(
     weight: Tensor,  # [K, C / groups, R, S]
     output_pixels: int,  # N * OH * OW
 ) -> str | None:
-    """Why :func:`launch_conv` cannot do this convolution, or None."""
+    """The reason why :func:`launch_conv` cannot run this convolution, or None."""
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes in float32, not {input.dtype}"
     if max(weight.shape[2:]) > MAX_TAPS:
@@ -401,11 +402,11 @@ def launch_conv(
     tf32: bool = False,  # float32 products may be rounded to 10 bits
     tile: Tile | None = None,
 ) -> None:
-    """activation(conv(input, weight) * scale + shift + residual), in float32 before the result."""
+    """activation(conv(input, weight) * scale + shift + residual), rounded from float32 once."""
     if output.numel() == 0:
         return
     if input.is_cpu and input.dtype == torch.bfloat16:
-        # Triton's interpreter computes wrongly in bfloat16
+        # Triton's interpreter computes bfloat16 incorrectly
         input, weight = input.float(), weight.float()
         residual = None if residual is None else residual.float()
     # the kernels gather and scatter channels: for other formats a copy costs less than strides do
@@ -563,7 +564,7 @@ def launch_fold(
     scale: Tensor,  # [K] float32
     shift: Tensor,  # [K] float32
 ) -> None:
-    """A normalization as scale and shift of the convolution without its bias, in one launch."""
+    """Folds normalization and bias into a scale and shift of the convolution, in one launch."""
     K = len(scale)
     with torch.cuda.device_of(scale):
         _fold_kernel[(triton.cdiv(K, FOLD_BLOCK),)](
@@ -581,7 +582,7 @@ def launch_pointwise(
     activation: int,
     negative_slope: float,
 ) -> None:
-    """activation(sum(parts) * scale + shift + residual), in float32 before the result."""
+    """activation(sum(parts) * scale + shift + residual), rounded from float32 once."""
     if output.numel() == 0:
         return
     N, K, OH, OW = output.shape

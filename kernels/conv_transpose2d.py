@@ -1,13 +1,13 @@
-"""Transposed convolution without the zeros between the pixels, and nothing added atomically.
+"""Transposed convolution without inserted zeros and without atomics.
 
-The outputs whose place has the same remainder by the stride, a phase, share their taps: each phase
-is a dense convolution of stride 1, an implicit GEMM of its pixels and of taps times channels
-(Dumoulin and Visin 2016, section 4). All phases run in one launch, those with most taps first; with
-a kernel as large as the stride that is a GEMM whose results are shuffled to their pixels. Depthwise
-and separable filters have kernels of their own, since there is no matrix to multiply.
+Outputs whose positions have the same remainder by the stride form a phase and share their taps.
+Each phase is a dense convolution of stride 1: an implicit GEMM over its pixels and over taps times
+channels (Dumoulin and Visin 2016, section 4). All phases run in one launch, those with the most
+taps first. With a kernel as large as the stride, this is a GEMM whose results are shuffled to their
+pixels. Depthwise and separable filters have separate kernels, since there is no matrix to multiply.
 
-Weights are in the input's dtype. A batch normalization is a scale and a shift in float32, applied
-to the float32 sum: nothing is rounded before the result.
+Weights are in the input's dtype. Batch normalization is a float32 scale and shift of the float32
+sum, so nothing is rounded before the result.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _epilogue(
 
 @triton.jit
 def _pixels(m, row_ptr, N, OH, OW, stride_h, stride_w):
-    """Of the phase's pixels ``m``: mask, image, first input row and column, and output pixel."""
+    """Mask, image, first input row and column, and output pixel of the phase's pixels ``m``."""
     grid_h = tl.load(row_ptr + 4)
     grid_w = tl.load(row_ptr + 9)
     n = m // (grid_h * grid_w)
@@ -95,7 +95,7 @@ def _conv_transpose2d_kernel(
     S: tl.constexpr,
     UNIT_C: tl.constexpr,  # a known factor of the sizes, so that loads can be wide
     UNIT_K: tl.constexpr,
-    EQUAL: tl.constexpr,  # all phases have the same taps: neighbours share the input in L2
+    EQUAL: tl.constexpr,  # all phases have the same taps: adjacent ones share the input in L2
     INT64: tl.constexpr,
     ACTIVATION: tl.constexpr,
     TF32: tl.constexpr,  # float32 products on tensor cores
@@ -313,7 +313,7 @@ def _separable_kernel(
 def _axis(
     size: int, output: int, taps: int, stride: int, padding: int, dilation: int
 ) -> list[tuple[int, ...]]:
-    """Of each phase of an axis that has outputs: its part of a row of the table."""
+    """One part of a table row for each phase of an axis that has outputs."""
     step = stride // math.gcd(stride, dilation)
     phases = []
     for first_output in range(min(stride, output)):
@@ -336,7 +336,7 @@ def _phases(
     dilation: tuple[int, int],
     device: torch.device,
 ) -> tuple[Tensor, int, bool]:
-    """The table, most taps first; the most outputs of a phase; and if all have the same taps."""
+    """The table, most taps first; the largest output count; whether all phases are equal."""
     rows, columns = (
         _axis(*of_axis)
         for of_axis in zip(sizes, outputs, kernel, stride, padding, dilation, strict=True)
@@ -349,12 +349,12 @@ def _phases(
 
 
 def _unit(size: int) -> int:
-    """The largest of 16, 8, 4, 2, 1 that divides ``size``."""
+    """The largest of 16, 8, 4, 2 and 1 that divides ``size``."""
     return min(size & -size, 16)
 
 
 def _for_interpreter(x: Tensor) -> Tensor:
-    # Triton's interpreter multiplies matrices of bfloat16 as if they were integers
+    # Triton's interpreter multiplies bfloat16 matrices as integers
     return x.float() if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x
 
 

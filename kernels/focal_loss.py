@@ -1,7 +1,7 @@
-"""Focal loss in one pass that gives the loss and, where wanted, the gradient.
+"""Focal loss and, on request, its gradient, in one pass.
 
-Sums are deterministic: each program stores its own in float64, and the program that ends last adds
-them up in order.
+Sums are deterministic: each program stores its own in float64, and the last program to finish adds
+them in order.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .configs import focal_loss as config
 
 SUM_BLOCK = 1024
 
-# no kernel of its own for a number of rows that is a multiple of 16
+# no specialized kernel for row counts that are multiples of 16
 _UNSPECIALIZED = ["rows", "counts", "positive", "negative", "gamma", "grad_scale", "tiles"]
 
 
 @triton.jit
 def _finish_sum(value, partials_ptr, ticket_ptr, total_ptr, SUM_BLOCK: tl.constexpr):
-    """Stores this program's sum; the last program writes all programs' to ``total_ptr``."""
+    """Stores this program's sum; the last program writes the total to ``total_ptr``."""
     programs = tl.num_programs(0)
     tl.store(partials_ptr + tl.program_id(0), value)
     tl.debug_barrier()
@@ -39,7 +39,7 @@ def _finish_sum(value, partials_ptr, ticket_ptr, total_ptr, SUM_BLOCK: tl.conste
 
 @triton.jit
 def _level_of(tile, tiles):
-    """The level that a tile is of, and its number there; ``tiles`` has the tiles of each level."""
+    """Level of a tile and its index within the level; ``tiles`` counts the tiles per level."""
     level = 0
     for i in tl.static_range(len(tiles) - 1):
         beyond = (level == i) & (tile >= tiles[i])
@@ -136,13 +136,13 @@ def _numbers_kernel(
     level, tile = _level_of(tl.program_id(0), tiles)
     offset = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < select(counts, level)
-    # past the end: a negative without loss
+    # past the end: a negative with no loss
     x = tl.load(select(inputs, level) + offset, mask=inside, other=float("-inf")).to(dtype)
     t = tl.load(select(targets, level) + offset, mask=inside, other=0.0).to(dtype)
     positive_weight = as_double(positive).to(dtype)
     negative_weight = as_double(negative).to(dtype)
     gamma = as_double(gamma).to(dtype)
-    if tl.max((t != 0).to(tl.int32), 0) == 0:  # as nearly all of a detector's are
+    if tl.max((t != 0).to(tl.int32), 0) == 0:  # true of nearly all labels of a detector
         loss, grad = negative_terms(x, gamma, GAMMA)
         loss *= negative_weight
         grad *= negative_weight
@@ -197,7 +197,7 @@ def _softmax_kernel(
         x = tl.load(row_ptr + (first + column), mask=inside, other=float("-inf")).to(dtype)
         most = tl.maximum(most, tl.max(x, 1))
     most = tl.where(inside_row, most, 0.0)
-    # 1 - p from the others alone: else it is a small difference of large numbers
+    # 1 - p from the other classes, to avoid cancellation
     others = tl.zeros([BLOCK_ROWS], dtype)
     for first in range(0, K, BLOCK_K):
         inside = inside_row[:, None] & (first + column < K)
@@ -256,12 +256,12 @@ def _scale_kernel(grads_ptr, factor_ptr, count, scale, BLOCK: tl.constexpr):
 
 
 def whole_gamma(gamma: float) -> int:
-    """The constant of a kernel: gamma itself if it is 0, 1, 2 or 3, else -1."""
+    """The kernel's constant GAMMA: gamma itself if it is 0, 1, 2 or 3, else -1."""
     return int(gamma) if gamma in (0, 1, 2, 3) else -1
 
 
 def _total(first: Tensor, programs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Partial sums, ticket and total."""
+    """Buffers for partial sums, ticket and total."""
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     partials = first.new_empty(programs, dtype=torch.float64)
     return partials, first.new_zeros(1, dtype=torch.int32), first.new_empty((), dtype=dtype)
@@ -275,7 +275,7 @@ def launch_sigmoid_focal_loss(
     reduce: bool,
     grad_scale: float,
 ) -> list[Tensor]:
-    """The loss, or the sum, and the gradients if grad_scale is not 0. See ops.focal_loss."""
+    """The loss or its sum, and the gradients if grad_scale is not 0. See ops.focal_loss."""
     inputs = [x.contiguous() for x in inputs]
     targets = [t.contiguous() for t in targets]
     first = inputs[0]
@@ -327,7 +327,7 @@ def launch_softmax_focal_loss(
     reduce: bool,
     grad_scale: float,
 ) -> list[Tensor]:
-    """The losses, or the sum, and the gradient if grad_scale is not 0. See ops.focal_loss."""
+    """The losses or their sum, and the gradient if grad_scale is not 0. See ops.focal_loss."""
     inputs, targets = inputs.contiguous(), targets.contiguous()
     rows, classes = targets.numel(), inputs.shape[-1]
     block_rows, block_k, num_warps = config.softmax_tile(classes)
@@ -366,7 +366,7 @@ def launch_softmax_focal_loss(
 
 
 def launch_focal_loss_scale(grads: Sequence[Tensor], factor: Tensor, scale: float) -> None:
-    """In place: grads *= factor * scale, unless that is 1."""
+    """Computes grads *= factor * scale in place, unless the product is 1."""
     for grad in grads:
         if grad.numel():
             with torch.cuda.device_of(grad):

@@ -1,11 +1,12 @@
 """Greedy non-maximum suppression of several images at once, exact per class.
 
-The boxes of each image are sorted by class, then score, and cut into blocks. Step ``s`` decides in
-all classes at once the ``s``-th block that a class reaches into: one kernel drops what the block
-before it suppresses, in it and in all later blocks, in parallel; the next one settles the block.
-Only the pairs within a block are left to one program, all others are spread over the device. No
-pair is stored, so memory is O(N). The number of launches depends on N alone, so the host waits for
-nothing: steps that no class needs any more end at once.
+The boxes of each image are sorted by class, then by score, and cut into blocks. Step ``s`` decides
+the ``s``-th block of every class at once. One kernel drops the boxes that the previous block
+suppresses, in this block and all later ones, in parallel; a second kernel settles the block.
+
+Only pairs within a block are left to a single program; all others are spread over the device. No
+pair is stored, so memory is O(N). The number of launches depends on N alone, so the host never
+waits; steps that no class needs return at once.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _nms_suppress_kernel(
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Drop from a tile what the boxes kept in the step before suppress."""
+    """Drop the boxes of a tile that are suppressed by boxes kept in the previous step."""
     threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -58,7 +59,7 @@ def _nms_suppress_kernel(
         classes_ptr += image * N
         origin = tl.load(origins_ptr + image * tl.cdiv(N, BLOCK) + block)
         source_block += origin.to(tl.int32) // BLOCK
-    # later steps have nothing to do with this class
+    # later steps do not involve this class
     if source_block < block:
         alive = tl.load(alive_ptr + target, mask=target < N, other=0) != 0
         if classes_ptr is not None:
@@ -92,7 +93,7 @@ def _nms_settle_kernel(
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Suppression within a block among the boxes whose class started ``step`` blocks before."""
+    """Suppression within a block, among boxes whose class started ``step`` blocks earlier."""
     threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     block = step + tl.program_id(1)
@@ -143,7 +144,7 @@ def _nms_settle_kernel(
                 changed = _any(survivors != kept, 0)
                 kept = survivors
             tl.store(alive_ptr + target, 0, mask=alive & ~kept)
-            tl.debug_barrier()  # the next tile reads what was stored
+            tl.debug_barrier()  # the next tile reads these stores
 
 
 @triton.jit(do_not_specialize=["N", "max_output"])
@@ -177,7 +178,7 @@ def _nms_compact_kernel(
 
 @functools.lru_cache(maxsize=64)
 def _threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
-    """The largest number of ``dtype`` up to the threshold: IoUs exceed both or neither."""
+    """The threshold rounded down to ``dtype``: an IoU exceeds both or neither."""
     if iou_threshold < 0:  # below the -1 of boxes that do not meet, whose IoU is 0
         return double_bits(-2.0)
     rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
@@ -198,7 +199,7 @@ def launch_nms_padded(
     score_threshold: float | None,
     max_output: int,
 ) -> tuple[Tensor, Tensor]:
-    """Indices [B, max_output] by falling score, padded with -1, and counts [B]."""
+    """Indices [B, max_output] in descending order of score, padded with -1, and counts [B]."""
     B, N = scores.shape
     indices = boxes.new_empty((B, max_output), dtype=torch.int64)
     counts = boxes.new_empty((B,), dtype=torch.int64)
@@ -244,7 +245,7 @@ def launch_nms(
     idxs: Tensor | None,  # [N]
     iou_threshold: float,
 ) -> Tensor:
-    """Indices of the kept boxes by falling score. See ops.nms."""
+    """Indices of the kept boxes in descending order of score. See ops.nms."""
     idxs = None if idxs is None else idxs[None]
     indices, counts = launch_nms_padded(
         boxes[None], scores[None], idxs, iou_threshold, None, len(boxes)

@@ -1,8 +1,8 @@
 """RoIAlign over a feature pyramid, forward and backward, each in one launch.
 
-Forward: a program makes a few bins of one roi for a block of channels. Backward: a program owns a
-tile of one gradient map, goes through the rois that touch it in their order, and writes the tile
-once: no atomics, so the result is the same in every run.
+Forward: a program computes a few bins of one roi for a block of channels. Backward: a program owns
+a tile of one gradient map, visits the rois that touch it in order, and writes the tile once. There
+are no atomics, so results are deterministic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .common.geometry import (
 from .common.scalars import as_double, divide, double_bits, select
 from .configs.roi_align import BACKWARD_REGISTERS, backward_tile, forward_tile
 
-# their values change with every image: no kernel of its own for a multiple of 16
+# these change with every image: no specialized kernel for multiples of 16
 _UNSPECIALIZED = [
     "heights",
     "widths",
@@ -52,7 +52,7 @@ def _add_tap(
     channel_offset,
     channel_mask,
 ):
-    # a tap without weight must not carry a NaN or an infinity in
+    # a tap with weight 0 must not contribute a NaN or an infinity
     mask = (weight != 0) & channel_mask
     value = tl.load(features_ptr + (offset + channel_offset), mask=mask, other=0.0)
     return tl.fma(value.to(acc.dtype), weight, acc)
@@ -106,7 +106,7 @@ def _roi_align_forward_kernel(
     image = tl.where(usable, batch, 0.0).to(tl.int64)
     image_ptr = select(features, level) + image * (H.to(tl.int64) * W * C)
     output_ptr += k * PH * PW * C
-    # the dimension whose elements are neighbours in memory comes last
+    # the dimension that is contiguous in memory comes last
     bins = first_bin + tl.arange(0, BLOCK_BINS)
     channels = first_channel + tl.arange(0, BLOCK_C)
     if CHANNELS_LAST:
@@ -129,7 +129,7 @@ def _roi_align_forward_kernel(
 
     bin_start_h = start_h + (bins // PW).to(x1.dtype) * bin_h
     bin_start_w = start_w + (bins % PW).to(x1.dtype) * bin_w
-    # a bin's samples that can touch the map: a garbage box may have a million others
+    # only samples that can touch the map: a degenerate box may have a million others
     first_h, last_h = touching(bin_start_h, divide(bin_h, grid_h), grid_h, 0, H)
     first_w, last_w = touching(bin_start_w, divide(bin_w, grid_w), grid_w, 0, W)
     samples_h = tl.max(tl.where(usable, last_h - first_h, 0))
@@ -156,7 +156,7 @@ def _roi_align_forward_kernel(
 
 @triton.jit
 def _near(start, bin_size, bins, low, high):
-    """A roi's axis may touch pixels [low, high)."""
+    """Whether a roi may touch pixels [low, high) along one axis."""
     end = start + bins * bin_size
     slack = 2 + 1e-6 * (tl.abs(start) + tl.abs(end))
     return (tl.maximum(start, end) >= low - slack) & (tl.minimum(start, end) <= high + slack)
@@ -185,7 +185,7 @@ def _add_roi(
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
-    """``acc``, the gradient of the tile at (y0, x0), and what one roi adds to it."""
+    """``acc``, the gradient of the tile at (y0, x0), plus one roi's contribution."""
     x1, y1, x2, y2 = load_box(rois_ptr + roi * 5 + 1, None)
     start_h, bin_h, grid_h = roi_axis(y1, y2, spatial_scale, PH, sampling_ratio, ALIGNED)
     start_w, bin_w, grid_w = roi_axis(x1, x2, spatial_scale, PW, sampling_ratio, ALIGNED)
@@ -209,7 +209,7 @@ def _add_roi(
             weight = wy * wx
             bin_ptr = grad_ptr + (ph * PW + pw) * stride_bin
             grad = tl.load(bin_ptr + channel_offset, mask=channels < C, other=0.0)
-            # pixels without weight must not take a NaN or an infinity
+            # pixels with weight 0 must not receive a NaN or an infinity
             grad = tl.where(weight != 0, grad.to(acc.dtype), 0.0)
             acc = tl.fma(grad, weight, acc)
     return acc
@@ -318,7 +318,7 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def _exceeds_int32(C: int, heights: Sequence[int], widths: Sequence[int]) -> bool:
-    """Offsets within one image do not fit into 32 bits."""
+    """Whether offsets within one image exceed 32 bits."""
     return any(C * H * W >= 2**31 for H, W in zip(heights, widths, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Eager PyTorch for every op: the specification, the oracle of the tests, and the fallback."""
+"""Every op in eager PyTorch: the specification, the test oracle and the fallback."""
 
 from .activations import ACTIVATIONS, activate
 from .batch_norm_relu import (

@@ -1,4 +1,4 @@
-"""The activations that can end a convolution."""
+"""The activations of a convolution's epilogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_SLOPE = 0.01  # leaky_relu's, as torch's
 
 
 def activate(x: Tensor, activation: str, negative_slope: float = DEFAULT_SLOPE) -> Tensor:
-    """``activation`` by name; ``negative_slope`` is leaky_relu's."""
+    """Applies ``activation``, given by name; ``negative_slope`` is used by leaky_relu."""
     if activation == "none":
         return x
     if activation == "leaky_relu":

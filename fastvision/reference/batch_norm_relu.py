@@ -1,4 +1,4 @@
-"""Batch normalization, residual and activation, forward and backward, step by step."""
+"""Batch normalization, residual and activation, forward and backward, one step at a time."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def batch_norm_relu_statistics(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] mean, biased variance and 1 / sqrt(variance + eps) of each channel of [N, C, ...].
+    """Per-channel mean, biased variance and 1 / sqrt(variance + eps), [C] each, of [N, C, ...].
 
-    The running statistics move by ``momentum`` towards the batch's, with the unbiased variance.
+    Updates the running statistics in place, using the unbiased variance.
     """
     x = _wide(input)
     dims = [0, *range(2, x.dim())]
@@ -72,7 +72,10 @@ def batch_norm_relu(
 ) -> Tensor:
     """activation((input - mean) * invstd * weight + bias + residual), rounded once at the end.
 
-    [N, C, ...] of a float type; mean, invstd, weight and bias [C] in float32 or better.
+    Args:
+        input: [N, C, ...] of any float dtype.
+        mean, invstd, weight, bias: [C] in float32 or float64.
+        residual: the shape of ``input``.
     """
     z = _pre_activation(input, mean, invstd, weight, bias, residual)
     return activate(z, activation, negative_slope).to(input.dtype)
@@ -81,9 +84,9 @@ def batch_norm_relu(
 def activation_gradient(
     grad: Tensor, z: Tensor, activation: str, negative_slope: float = 0.01
 ) -> Tensor:
-    """Gradient of ``z`` from that of ``activate(z)``.
+    """Gradient with respect to ``z``, given the gradient of ``activate(z)``.
 
-    The result of relu, relu6 and leaky_relu (of a positive slope) serves as well as ``z``.
+    For relu, relu6 and leaky_relu with a positive slope, ``z`` may be the activation's output.
     """
     if activation == "relu":
         return torch.where(z <= 0, 0, grad)
@@ -111,10 +114,12 @@ def batch_norm_relu_sums(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """[2, C] sums of dz and of dz * (input - mean) * invstd: the gradients of bias and weight.
+    """Gradients of bias and weight, and of the residual.
 
-    Also dz, the gradient before the activation and so the residual's, if there is a ``residual`` or
-    an ``output``, which then decides about the activation's derivative.
+    Returns:
+        sums [2, C] of dz and of dz * (input - mean) * invstd, where dz is the gradient before the
+        activation; and dz itself, which is the residual's gradient, if ``residual`` or ``output``
+        is given (else an empty tensor). An ``output`` determines the activation's derivative.
     """
     if output is not None:
         z = _wide(output)
@@ -141,8 +146,9 @@ def batch_norm_relu_backward(
 ) -> Tensor:
     """Gradient of the input (Ioffe and Szegedy 2015, section 3).
 
-    ``sums`` are those of :func:`batch_norm_relu_sums` and ``count`` is the number of elements of a
-    channel; without them the statistics count as constants.
+    Args:
+        sums: result of :func:`batch_norm_relu_sums`; None treats the statistics as constants.
+        count: number of elements per channel.
     """
     z = _pre_activation(input, mean, invstd, weight, bias, None)
     dx = activation_gradient(_wide(grad), z, activation, negative_slope)

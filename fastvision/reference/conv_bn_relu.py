@@ -1,4 +1,4 @@
-"""Convolution, batch normalization with fixed statistics, residual, activation: step by step."""
+"""Convolution, batch normalization with fixed statistics, residual, activation, in steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def fold_batch_norm(
     running_var: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight [K, ...] and bias [K] of the convolution that does the normalization as well.
+    """Folds the normalization into the weight [K, ...] and bias [K] of the convolution before it.
 
-    In float32 or better (Ioffe and Szegedy 2015, section 3.1: a linear transform at inference).
+    At inference batch normalization is a linear transform (Ioffe and Szegedy 2015, section 3.1).
+    The results are in float32 or float64.
     """
     if running_mean is None or running_var is None:
         return weight, bias
@@ -54,8 +55,14 @@ def conv_bn_relu(
     activation: str = "relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """[N, K, OH, OW] of a float type, rounded once at the end; ``padding`` is left, right, top,
-    bottom as in :func:`torch.nn.functional.pad`."""
+    """activation(batch_norm(conv2d(input, weight, bias)) + residual), rounded once at the end.
+
+    Args:
+        padding: left, right, top, bottom, as in :func:`torch.nn.functional.pad`.
+
+    Returns:
+        [N, K, OH, OW] in the dtype of ``input``.
+    """
     dtype = torch.promote_types(input.dtype, torch.float32)
     weight, bias = fold_batch_norm(weight, bias, bn_weight, bn_bias, running_mean, running_var, eps)
     left, right, top, bottom = padding

@@ -19,7 +19,7 @@ def normalization(
     running_var: Tensor | None,
     eps: float,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift [K] of a sum without bias, in float32 or better; None where there is none."""
+    """Scale and shift [K] for the sum without bias, in float32 or float64; None where unused."""
     if running_mean is None or running_var is None:
         return None, bias
     dtype = torch.promote_types(running_var.dtype, torch.float32)
@@ -32,7 +32,7 @@ def normalization(
 
 
 def scaled_filters(weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
-    """``weight`` [C, K / groups, R, S] with each output channel times ``scale`` [K]."""
+    """``weight`` [C, K / groups, R, S], each output channel multiplied by ``scale`` [K]."""
     if scale is None:
         return weight
     C, K = weight.shape[:2]
@@ -58,11 +58,14 @@ def conv_transpose2d(
     activation: str = "none",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """[N, K, OH, OW] of a float type, rounded once at the end.
+    """activation(batch_norm(conv_transpose2d(input, weight, bias)) + residual), rounded once.
 
     A transposed convolution is the gradient of a convolution (Zeiler et al. 2010; Dumoulin and
-    Visin 2016, section 4): each input pixel adds its multiple of the filter at stride times its
-    place, less the padding.
+    Visin 2016, section 4): each input pixel adds a multiple of the filter to the output, at the
+    pixel's position times the stride, minus the padding.
+
+    Returns:
+        [N, K, OH, OW] in the dtype of ``input``.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
     scale, bias = normalization(bias, bn_weight, bn_bias, running_mean, running_var, eps)

@@ -14,12 +14,12 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _nonzero(x: Tensor) -> Tensor:
-    """Without zeros, where powers below 1 have no derivative."""
+    """Replaces zeros, where powers below 1 have no derivative, by the smallest normal number."""
     return torch.where(x == 0, torch.finfo(x.dtype).tiny, x)
 
 
 def _refuse(bad: Tensor, classes: int) -> Tensor:
-    """One for each row, NaN where the label is bad; an error on the CPU, where it can be known."""
+    """A weight of 1 per row, NaN where the label is bad. On the CPU a bad label is an error."""
     if bad.is_cpu and bad.any():
         raise RuntimeError(
             f"targets: row {int(bad.flatten().nonzero()[0])} has a label that is not one of "
@@ -47,11 +47,13 @@ def sigmoid_focal_loss(
     gamma: float,
     reduce: bool,
 ) -> Tensor:
-    """The sum over all levels in the type of arithmetic, or each loss. See ops.sigmoid_focal_loss.
+    """The sum over all levels in the dtype of the arithmetic, or the loss of each logit.
 
     Args:
-        inputs: [..., K] per level; one level unless ``reduce``.
-        targets: of the same shapes, or int64 labels [...].
+        inputs: [..., K] logits per level; a single level unless ``reduce``.
+        targets: the shapes of ``inputs``, or int64 labels [...].
+
+    See :func:`fastvision.ops.sigmoid_focal_loss`.
     """
     losses = []
     for x, t in zip(map(_widened, inputs), targets, strict=True):
@@ -77,12 +79,14 @@ def softmax_focal_loss(
     ignore_index: int,
     reduce: bool,
 ) -> Tensor:
-    """The sum in the type of arithmetic, or the loss of each row. See ops.softmax_focal_loss.
+    """The sum in the dtype of the arithmetic, or the loss of each row.
 
     Args:
-        inputs: [..., K].
+        inputs: [..., K] logits.
         targets: int64 labels [...], or probabilities [..., K].
-        weights: [K], or None for 1.
+        weights: [K] class weights; None means 1.
+
+    See :func:`fastvision.ops.softmax_focal_loss`.
     """
     x, classes = _widened(inputs), inputs.shape[-1]
     if targets.is_floating_point():

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes by falling score; ``idxs`` separates classes. See ops.nms."""
+    """Indices of the kept boxes in descending order of score, within each class of ``idxs``.
+
+    See :func:`fastvision.ops.nms`.
+    """
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()  # exact for 16-bit boxes
     order = scores.argsort(descending=True, stable=True)
     x1, y1, x2, y2 = boxes[order].unbind(1)
@@ -18,7 +21,7 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
         if not alive[i]:
             continue
         rest = slice(i + 1, None)
-        # fmax and fmin leave out NaN, as the kernels' comparisons do; the area carries it on
+        # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
         width = (x2[rest].fmin(x2[i]) - x1[rest].fmax(x1[i])).clamp(min=0)
         height = (y2[rest].fmin(y2[i]) - y1[rest].fmax(y1[i])).clamp(min=0)
         inter = width * height
@@ -38,7 +41,7 @@ def nms_padded(
     score_threshold: float | None,
     max_output: int,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`nms` per image, as [B, max_output] indices padded with -1 and [B] counts."""
+    """:func:`nms` per image: indices [B, max_output], padded with -1, and counts [B]."""
     images = boxes.shape[0]
     indices = boxes.new_full((images, max_output), -1, dtype=torch.int64)
     counts = boxes.new_zeros(images, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""RoIAlign by gathering every tap of every sample (Mask R-CNN, section 3)."""
+"""RoIAlign as a gather of every tap of every sample (Mask R-CNN, section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last
 
-MAX_GRID = 1 << 20  # samples per bin and axis; more can only come from a nonsensical box
+MAX_GRID = 1 << 20  # samples per bin and axis; only a degenerate box needs more
 _CHUNK_ELEMENTS = 1 << 24  # gathered at a time
 
 
@@ -20,7 +20,7 @@ def _axis_taps(
     extent: int,
     sampling_ratio: int,
 ) -> tuple[Tensor, Tensor]:
-    """Pixel indices and weights of all samples along one axis, [K, bins, taps] each."""
+    """Pixel indices and weights of all samples along one axis, both [K, bins, taps]."""
     bin_size = size / bins
     if sampling_ratio > 0:
         grid = torch.full_like(size, sampling_ratio)
@@ -54,7 +54,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """[K, C, PH, PW] averages of bilinear samples. See ops.roi_align."""
+    """Averages of bilinear samples, [K, C, PH, PW]. See :func:`fastvision.ops.roi_align`."""
     N, C, H, W = input.shape
     K = rois.shape[0]
     compute = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -65,7 +65,7 @@ def roi_align(
         raise RuntimeError(f"rois: batch index must be in [0, {N})")
     if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
         zeros = features.new_zeros((K, C, pooled_height, pooled_width)).to(input.dtype)
-        return zeros + 0 * input.sum()  # part of the graph of gradients all the same
+        return zeros + 0 * input.sum()  # still part of the autograd graph
 
     usable = rois.isfinite().all(1) & in_range
     batch = torch.where(usable, rois[:, 0], 0).to(torch.int64)
@@ -74,7 +74,7 @@ def roi_align(
     usable = usable & corners.isfinite().all(1)
     if sampling_ratio > 0:
         usable = usable & sizes.isfinite().all(1)
-    elif input.device.type != "cpu":  # on the CPU too many samples are refused below
+    elif input.device.type != "cpu":  # on the CPU, too many samples raise an error below
         bins = torch.tensor([pooled_width, pooled_height], device=sizes.device)
         usable = usable & (sizes <= MAX_GRID * bins).all(1)
     corners = torch.where(usable[:, None], corners, 0)
@@ -93,7 +93,7 @@ def roi_align(
         taps = features.permute(0, 2, 3, 1)[
             batch[part, None, None, None, None], y[:, :, :, None, None], x[:, None, None]
         ]  # [k, PH, taps, PW, taps, C]
-        # a tap without weight must not carry a NaN or an infinity in
+        # a tap with weight 0 must not contribute a NaN or an infinity
         taps = torch.where(weight[..., None] == 0, 0, taps * weight[..., None])
         pooled.append(taps.sum((2, 4)).permute(0, 3, 1, 2))
     output = torch.cat(pooled).to(input.dtype)
@@ -109,9 +109,9 @@ def assign_levels(
     canonical_level: float,
     min_level: int,
 ) -> Tensor:
-    """Index of the pyramid level of each roi (Feature Pyramid Networks, equation 1).
+    """Index of each roi's pyramid level (Feature Pyramid Networks, equation 1).
 
-    -1 where the area is negative or NaN: such a roi belongs to no level and gives zeros.
+    The index is -1 if the area is negative or NaN: such a roi has no level and pools zeros.
     """
     size = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
     level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
@@ -131,7 +131,7 @@ def multiscale_roi_align(
     canonical_level: float,
     min_level: int,
 ) -> Tensor:
-    """:func:`roi_align` of each roi from the pyramid level of its size."""
+    """:func:`roi_align`, with each roi pooled from the pyramid level that fits its size."""
 
     def pool(feature: Tensor, part: Tensor, scale: float) -> Tensor:
         return roi_align(feature, part, scale, pooled_height, pooled_width, sampling_ratio, aligned)

@@ -1,1 +1,1 @@
-"""Sample inputs and error budgets, shared by the tests and the benchmarks."""
+"""Sample inputs and error budgets for tests and benchmarks."""

@@ -1,4 +1,4 @@
-"""Seeded inputs of every op, as small cases for tests and realistic ones for benchmarks."""
+"""Seeded inputs for every op: small cases for tests, realistic ones for benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def generator(seed: int) -> torch.Generator:
 def uniform_boxes(
     count: int, *, seed: int = 0, min_size: float = 8, max_size: float = 128
 ) -> Tensor:
-    """[count, 4] corners spread evenly over an 800x1216 image, sides uniform in a range."""
+    """[count, 4] corners of boxes uniform in position (800x1216 image) and side length."""
     g = generator(seed)
     corner = torch.rand(count, 2, generator=g) * torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
     size = min_size + torch.rand(count, 2, generator=g) * (max_size - min_size)
@@ -23,7 +23,7 @@ def uniform_boxes(
 
 
 def clustered_boxes(count: int, *, seed: int = 0, objects: int = 40) -> Tensor:
-    """[count, 4] corners as a detector gives them: jittered copies of a few objects' boxes."""
+    """[count, 4] corners as a detector produces them: jittered copies of a few objects."""
     g = generator(seed)
     centre = torch.rand(objects, 2, generator=g) * torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
     size = torch.exp(torch.rand(objects, 2, generator=g) * 2.5 + 3)  # 20 to 245 pixels
@@ -34,7 +34,7 @@ def clustered_boxes(count: int, *, seed: int = 0, objects: int = 40) -> Tensor:
 
 
 def scores(count: int, *, seed: int = 1) -> Tensor:
-    """[count] uniform in [0, 1)."""
+    """[count] scores, uniform in [0, 1)."""
     return torch.rand(count, generator=generator(seed))
 
 
@@ -46,7 +46,7 @@ def classes(count: int, num_classes: int, *, seed: int = 2) -> Tensor:
 def feature_map(
     *shape: int, seed: int = 3, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Tensor:
-    """[N, C, H, W] standard normal features."""
+    """[N, C, H, W] features from a standard normal distribution."""
     x = torch.randn(*shape, generator=generator(seed)).to(dtype)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
@@ -61,7 +61,7 @@ def rois(
     min_size: float = 16,
     max_size: float = 256,
 ) -> Tensor:
-    """[count, 5] (image, x1, y1, x2, y2) of uniform sides, some over the right or lower border."""
+    """[count, 5] (image, x1, y1, x2, y2); some reach across the right or bottom border."""
     g = generator(seed)
     image = torch.randint(0, images, (count, 1), generator=g).float()
     corner = torch.rand(count, 2, generator=g) * torch.tensor([width, height]) * 0.9
@@ -80,7 +80,7 @@ def pyramid(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> tuple[list[Tensor], list[float]]:
-    """Feature maps of strides 4, 8, 16, ... and their spatial scales."""
+    """Feature maps with strides 4, 8, 16, ..., and their spatial scales."""
     strides = [4 << level for level in range(levels)]
     maps = [
         feature_map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# a few roundings of the result's own type, per unit of magnitude: sums are in float32 or better
+# a few roundings in the result's dtype, per unit of magnitude: sums are in float32 or float64
 TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
@@ -15,9 +15,11 @@ TOLERANCES = {
 
 
 def assert_matches(actual: Tensor, expected: Tensor, *, scale: float = 1.0) -> None:
-    """``actual`` is within its dtype's tolerance of ``expected`` (any dtype), NaN matching NaN.
+    """Asserts that ``actual`` is within its dtype's tolerance of ``expected``; NaN matches NaN.
 
-    ``scale`` widens the budget for results that sum many terms, as gradients do.
+    Args:
+        expected: of any dtype.
+        scale: widens the budget for sums of many terms, such as gradients.
     """
     tolerance = TOLERANCES[actual.dtype] * scale
     torch.testing.assert_close(

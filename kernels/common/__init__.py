@@ -1,1 +1,1 @@
-"""Device functions shared by the Triton kernels."""
+"""Device functions shared by several Triton kernels."""

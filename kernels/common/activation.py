@@ -1,4 +1,4 @@
-"""The activations that can end a convolution."""
+"""The activations of a convolution's epilogue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGMOID = tl.constexpr(6)
 
 @triton.jit
 def activate(x, negative_slope, ACTIVATION: tl.constexpr):
-    """``x``, activated. Selections, not minima and maxima: those would lose a NaN."""
+    """Applies the activation to ``x``. Uses selects, since min and max would drop a NaN."""
     if ACTIVATION == RELU:
         return tl.where(x < 0, 0.0, x)
     elif ACTIVATION == RELU6:

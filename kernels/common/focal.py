@@ -1,4 +1,4 @@
-"""Focal loss of one logit, as csrc/common/focal.h has it."""
+"""Focal loss of one logit, matching csrc/common/focal.h."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def exp(x):
-    """e^x, 0 where that is below the least normal number."""
+    """e^x, flushed to 0 below the smallest normal number."""
     if x.dtype == tl.float64 or _INTERPRETED:
         return tl.exp(x)
     else:
@@ -36,7 +36,7 @@ def reciprocal(x):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x in [0, 1], within 2e-7 (float32) or 1e-14 relative."""
+    """log(1 + x) for x in [0, 1], relative error at most 2e-7 (float32) or 1e-14."""
     if x.dtype == tl.float64:
         s = x / (2.0 + x)
         square = s * s
@@ -73,7 +73,7 @@ def at_most_finite(x):
 
 @triton.jit
 def negative_terms(x, gamma, GAMMA: tl.constexpr):
-    """Loss of a negative and its derivative, unweighted. GAMMA: gamma if 0 to 3, else -1."""
+    """Unweighted loss of a negative and its derivative. GAMMA: gamma if 0 to 3, else -1."""
     below = x < 0
     e = exp(-tl.abs(x))
     log1p_e = log1p(e)
@@ -93,7 +93,7 @@ def negative_terms(x, gamma, GAMMA: tl.constexpr):
 
 @triton.jit
 def soft_terms(x, t, positive, negative, gamma, GAMMA: tl.constexpr):
-    """Loss and derivative where the label is t, any number; weighted."""
+    """Weighted loss and derivative for a label t, which may be any number."""
     below = x < 0
     magnitude = tl.abs(x)
     e = exp(-magnitude)
@@ -102,7 +102,7 @@ def soft_terms(x, t, positive, negative, gamma, GAMMA: tl.constexpr):
     p = tl.where(below, small, large)
     rest = tl.where(below, large, small)
     f = 1.0 - t
-    share = tl.where(below, t, f)  # of the loss that grows with |x|
+    share = tl.where(below, t, f)  # the part of the loss that grows with |x|
     cross_entropy = log1p(e) + tl.where(share == 0, 0.0, share * magnitude)
     miss = p * f + rest * t
     modulator = whole_power(miss, GAMMA) if GAMMA >= 0 else exp(gamma * tl.log(miss))

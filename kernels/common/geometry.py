@@ -1,4 +1,4 @@
-"""Boxes, rois and bilinear samples. Compiled without contraction, so that borders stay exact."""
+"""Boxes, rois and bilinear samples, compiled without contraction to keep borders exact."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import triton.language as tl
 
 from .scalars import divide, is_finite, square_root
 
-# more samples per bin and axis can only come from a nonsensical box
+# only a degenerate box needs more samples per bin and axis
 MAX_GRID = tl.constexpr(1 << 20)
 
 
 @triton.jit
 def load_box(ptr, mask):
-    """x1, y1, x2, y2 at ``ptr``; anything where not ``mask``."""
+    """x1, y1, x2, y2 at ``ptr``; undefined where ``mask`` is false."""
     x1 = tl.load(ptr, mask=mask)
     y1 = tl.load(ptr + 1, mask=mask)
     x2 = tl.load(ptr + 2, mask=mask)
@@ -23,10 +23,10 @@ def load_box(ptr, mask):
 
 @triton.jit
 def intersection_over_union(a, b):
-    """[M, N] of boxes a, four [M], and b, four [N].
+    """Intersection over union [M, N] of boxes a, four times [M], and b, four times [N].
 
-    Where the boxes do not meet it is -1: a numerator of 0 takes the slow path of the division. NaN
-    where one is not finite, or both are empty.
+    -1 for boxes that do not overlap, since a numerator of 0 takes the division's slow path. NaN if
+    a box is not finite or both are empty.
     """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
@@ -43,7 +43,7 @@ def intersection_over_union(a, b):
 def pyramid_level(
     x1, y1, x2, y2, canonical_scale, canonical_level, min_level, LEVELS: tl.constexpr
 ):  # fmt: skip
-    """Index of the level of a roi of that size (Feature Pyramid Networks, equation 1)."""
+    """Index of the level for a roi of this size (Feature Pyramid Networks, equation 1)."""
     size = square_root((x2 - x1) * (y2 - y1))
     level = canonical_level.to(size.dtype) + tl.log2(divide(size, canonical_scale.to(size.dtype)))
     level = tl.floor(level + 1e-6) - min_level
@@ -53,7 +53,7 @@ def pyramid_level(
 
 @triton.jit
 def is_usable(batch, x1, y1, x2, y2, N, LEVELS: tl.constexpr):
-    """The roi is finite, of an image that there is and, in a pyramid, not of negative area."""
+    """Whether the roi is finite, its image exists and, in a pyramid, its area is not negative."""
     usable = is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
     if LEVELS > 1:
         usable = usable & ((x2 - x1) * (y2 - y1) >= 0)
@@ -62,7 +62,7 @@ def is_usable(batch, x1, y1, x2, y2, N, LEVELS: tl.constexpr):
 
 @triton.jit
 def roi_axis(low, high, spatial_scale, bins, sampling_ratio, ALIGNED: tl.constexpr):
-    """Start, bin size and samples per bin of a roi along one axis, all of its own type."""
+    """Start, bin size and samples per bin of a roi along one axis, in the roi's dtype."""
     scale = spatial_scale.to(low.dtype)
     start = low * scale
     end = high * scale
@@ -80,13 +80,13 @@ def roi_axis(low, high, spatial_scale, bins, sampling_ratio, ALIGNED: tl.constex
 
 @triton.jit
 def sample_offset(sample, bin_size, grid):
-    """From the start of a bin to one of its samples."""
+    """Distance from the start of a bin to one of its samples."""
     return divide((sample + 0.5) * bin_size, grid)
 
 
 @triton.jit
 def in_map(position, extent):
-    """A sample counts up to one pixel outside the map."""
+    """Whether a sample counts: up to one pixel outside the map."""
     return (position >= -1) & (position <= extent) & (extent > 0)
 
 
@@ -103,8 +103,8 @@ def bilinear_taps(position, extent):
 
 @triton.jit
 def touching(start, step, count, low, high):
-    """Range of the ``count`` steps whose samples may touch pixels [low, high)."""
-    # a pixel is reached from one pixel away; the rest is room for rounding
+    """Range of those among ``count`` steps whose samples may touch pixels [low, high)."""
+    # a sample reaches pixels up to one pixel away; the rest is room for rounding
     slack = 2 + 1e-6 * (tl.abs(start) + tl.abs(count * step))
     first = tl.floor(divide(low - slack - start, step))
     last = tl.floor(divide(high + slack - start, step)) + 1
@@ -119,7 +119,7 @@ def pixel_weights(
     pixel,  # consecutive pixels from `low` to below `high`, of any shape
     low, high, bin_start, bin_size, grid, extent
 ):  # fmt: skip
-    """Sum of the bilinear weights at each pixel of one bin's samples along an axis."""
+    """Summed bilinear weights of one bin's samples at each pixel along an axis."""
     first, last = touching(bin_start, divide(bin_size, grid), grid, low, high)
     weights = tl.zeros_like(pixel)
     for sample in range(first, last):

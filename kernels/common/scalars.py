@@ -1,4 +1,4 @@
-"""Exact scalar arguments and IEEE arithmetic, which Triton's defaults do not give."""
+"""Exact scalar arguments and IEEE arithmetic, which Triton does not provide by default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def as_double(bits):
 
 @triton.jit
 def select(values, index):
-    """Entry ``index`` of a tuple, which cannot be indexed at run time."""
+    """Element ``index`` of a tuple, since tuples cannot be indexed at run time."""
     chosen = values[0]
     for i in tl.static_range(1, len(values)):
         chosen = tl.where(index == i, values[i], chosen)

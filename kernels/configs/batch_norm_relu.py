@@ -1,4 +1,4 @@
-"""Tiles of the batch normalization kernels."""
+"""Tiles for the batch normalization kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROGRAMS = (
 
 
 def tile(channels: int, length: int, channels_last: bool) -> tuple[int, int]:
-    """BLOCK_S, BLOCK_C: long where elements are neighbours in memory."""
+    """BLOCK_S, BLOCK_C: long along the dimension that is contiguous in memory."""
     if channels_last:
         block_c = min(triton.next_power_of_2(channels), 64)
         return min(triton.next_power_of_2(length), _ELEMENTS // block_c), block_c
@@ -22,5 +22,5 @@ def tile(channels: int, length: int, channels_last: bool) -> tuple[int, int]:
 
 
 def splits(blocks: int, channel_blocks: int) -> int:
-    """Into how many programs the blocks of the same channels are divided for a sum."""
+    """Number of programs that share the blocks of the same channels in a sum."""
     return max(min(blocks, triton.cdiv(_PROGRAMS, channel_blocks)), 1)

@@ -1,4 +1,4 @@
-"""Tiles of the convolution kernels: candidates for a device to choose among, best guess first."""
+"""Candidate tiles for the convolution kernels, best guess first; the device chooses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import triton
 
 DEPTHWISE_WARPS = 4
-DEPTHWISE_REGISTERS = 168  # left to itself, ptxas spills to fit in more programs
+DEPTHWISE_REGISTERS = 168  # without a limit, ptxas spills to fit more programs
 POINTWISE_WARPS = 4
 FOLD_BLOCK = 256  # channels: a normalization is a handful of programs
 # shared memory of a program in bytes, by compute capability; the smallest one where it is not known
 _SHARED_MEMORY = {(8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 _LEAST_SHARED_MEMORY = 99 << 10
 _MAX_SPLITS = 32
-_STEPS_PER_SPLIT = 4  # fewer would not fill the pipeline of loads
+_STEPS_PER_SPLIT = 4  # fewer would not fill the load pipeline
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ _IEEE_TILES = (Tile(64, 64, 16, 4, 2), Tile(32, 32, 16, 4, 2), Tile(32, 16, 16, 
 
 
 def is_flat(channels: int) -> bool:
-    """A tile of the reduction spans taps: those of the group's channels would be mostly padding."""
+    """Whether a tile of the reduction spans taps: so few channels would be mostly padding."""
     return channels < 16
 
 
 @functools.cache
 def _device_limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and shared memory of a program."""
+    """Number of multiprocessors, and shared memory per program."""
     if device.type != "cuda":  # the interpreter: one at a time
         return 1, _LEAST_SHARED_MEMORY
     properties = torch.cuda.get_device_properties(device)
@@ -78,7 +78,7 @@ def tiles(
     multiprocessors: int,
     shared_memory: int,
 ) -> list[Tile]:
-    """The best guess, then its neighbours in size: for [M, taps * C] x [taps * C, K] per group."""
+    """The best guess, then tiles of similar size, for [M, taps * C] x [taps * C, K] per group."""
     ieee = element_size == 4 and not tf32
     block_k = _block_k(C, taps, 16 if ieee else 128 // element_size)
     steps = triton.cdiv(taps * C, block_k)
@@ -87,14 +87,14 @@ def tiles(
         tile = replace(tile, block_k=block_k)
         staged = (tile.block_m + tile.block_n) * block_k * element_size * tile.stages
         wide = tile.block_n > max(triton.next_power_of_2(K), 16)
-        # operands of 4 bytes and addresses that span taps take registers, too
+        # 4-byte operands and addresses that span taps take registers, too
         sums = tile.block_m * tile.block_n
         crowded = sums > (64 * 64 if is_flat(C) else 128 * 64 if element_size == 4 else 128 * 128)
         if staged <= shared_memory and not wide and not crowded:
             count = groups * triton.cdiv(M, tile.block_m) * triton.cdiv(K, tile.block_n)
             splits = min(multiprocessors // count, steps // _STEPS_PER_SPLIT, _MAX_SPLITS)
             fitting.append((count, replace(tile, splits=max(splits, 1))))
-    # the largest that gives every multiprocessor one, or else the smallest
+    # the largest that gives every multiprocessor a tile, or else the smallest
     best = next((i for i, (n, _) in enumerate(fitting) if n >= multiprocessors), len(fitting) - 1)
     order = sorted(range(len(fitting)), key=lambda i: abs(i - best))
     return [fitting[i][1] for i in order[:3]]
@@ -119,12 +119,12 @@ def default_tile(*problem: int | torch.device) -> Tile:
 
 
 def depthwise_block(channels: int) -> tuple[int, int]:
-    """BLOCK_M, BLOCK_N: 16 sums per thread, whole lines of channels."""
+    """BLOCK_M, BLOCK_N: 16 sums per thread, whole cache lines of channels."""
     block_n = min(triton.next_power_of_2(channels), 64)
     return 2048 // block_n, block_n
 
 
 def pointwise_block(columns: int) -> tuple[int, int]:
-    """BLOCK_M, BLOCK_N: 16 elements per thread, neighbours in memory."""
+    """BLOCK_M, BLOCK_N: 16 elements per thread, contiguous in memory."""
     block_n = min(triton.next_power_of_2(columns), 512)
     return 2048 // block_n, block_n

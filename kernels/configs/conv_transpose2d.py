@@ -1,4 +1,4 @@
-"""Tiles of the transposed convolution's kernels: up to 64 float32 sums per thread."""
+"""Tiles for the transposed convolution kernels: up to 64 float32 sums per thread."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Tile:
 
 
 def tile(pixels: int, K: int, C: int, element_size: int, tf32: bool) -> Tile:
-    """For [pixels, taps * C] x [taps * C, K] in each phase and group."""
+    """Tile for [pixels, taps * C] x [taps * C, K] in each phase and group."""
     if element_size == 4 and not tf32:
         # without tensor cores a thread keeps its rows and columns in registers
         return Tile(32, 32 if K > 16 else 16, 16, 4, 2)
     block_n = min(max(triton.next_power_of_2(K), 16), 128 if element_size == 2 else 64)
     block_m = 128 if pixels > 64 * 64 else 64
-    # operands of 4 bytes take twice the shared memory and registers
+    # 4-byte operands take twice the shared memory and registers
     block_k = min(max(triton.next_power_of_2(C), 16), 128 // element_size)
     return Tile(block_m, block_n, block_k, 8 if block_m * block_n > 64 * 64 else 4, 3)
 
 
 def depthwise_block(channels: int) -> tuple[int, int]:
-    """BLOCK_M, BLOCK_N: 16 sums per thread, whole lines of channels."""
+    """BLOCK_M, BLOCK_N: 16 sums per thread, whole cache lines of channels."""
     block_n = min(triton.next_power_of_2(channels), 64)
     return 2048 // block_n, block_n

@@ -1,4 +1,4 @@
-"""Tiles of the focal loss kernels."""
+"""Tiles for the focal loss kernels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ BLOCK_SCALE = 2048
 
 
 def softmax_tile(classes: int) -> tuple[int, int, int]:
-    """BLOCK_ROWS, BLOCK_K, warps: a row in one piece if it is short, 8 logits per thread."""
+    """BLOCK_ROWS, BLOCK_K, warps: short rows in one piece, 8 logits per thread."""
     block_k = min(triton.next_power_of_2(max(classes, 1)), 1024)
     return min(1024 // block_k, 32), block_k, 4

@@ -1,19 +1,19 @@
-"""Tiles of the RoIAlign kernels: up to 64 accumulators per thread, few enough not to spill."""
+"""Tiles for the RoIAlign kernels: at most 64 accumulators per thread, to avoid spilling."""
 
 from __future__ import annotations
 
 import triton
 
-# three blocks per SM; left to itself, ptxas spills to fit in one more
+# three blocks per SM; without a limit, ptxas spills to fit one more
 BACKWARD_REGISTERS = 168
 
 
 def forward_tile(bins: int, channels: int, channels_last: bool) -> tuple[int, int, int]:
     """BLOCK_BINS, BLOCK_C, warps."""
-    if channels_last:  # whole lines of channels, so that a tap is one wide load
+    if channels_last:  # whole cache lines of channels, so that a tap is one wide load
         block_c = min(triton.next_power_of_2(channels), 256)
         return min(triton.next_power_of_2(bins), 2048 // block_c, 64), block_c, 4
-    # bins of a row are near each other in memory; channels are far apart
+    # bins of a row are close in memory; channels are far apart
     block_bins = min(triton.next_power_of_2(bins), 64)
     return block_bins, min(triton.next_power_of_2(channels), 1024 // block_bins), 8
 

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastvision import _extension, ops
-from fastvision.ops.conv import cpu
+from fastvision.ops.conv import conv2d, cpu, gradient
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
@@ -144,12 +144,11 @@ def test_winograd(padding, training, monkeypatch):
     if _extension.missing is not None:
         pytest.skip(_extension.missing)
     used = []
-    decide = ops.conv_bn_relu.__globals__["_winograd_wins_once"]
-    monkeypatch.setitem(
-        ops.conv_bn_relu.__globals__,
-        "_winograd_wins_once",
-        lambda *args: used.append(decide(*args)) or used[-1],
-    )
+    decide = gradient.winograd_wins_once
+    for module in (conv2d, gradient):
+        monkeypatch.setattr(
+            module, "winograd_wins_once", lambda *args: used.append(decide(*args)) or used[-1]
+        )
     g = cases.generator(2)
     x, weight = torch.randn(2, 32, 26, 25, generator=g), torch.randn(40, 32, 3, 3, generator=g) / 9
     bias, bn_weight, bn_bias, mean = torch.randn(4, 40, generator=g)
