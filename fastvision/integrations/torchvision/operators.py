@@ -39,7 +39,8 @@ class Operator:
 
     # AutogradCPU, AutogradCUDA, where kernel can be differentiated by its first two arguments: what
     # stands in for it while operators are recorded, made of torchvision's, called with a key set
-    # before the arguments. AutocastCPU, AutocastCUDA: kernel takes features as they are
+    # before the arguments. AutocastCPU, AutocastCUDA, where torchvision converts to float32: kernel
+    # takes features as they are
     recorded: type[torch.autograd.Function] | None = None
 
     # AutocastCPU, AutocastCUDA, of the others: the dtype that torchvision's own library converts to
@@ -152,7 +153,8 @@ def _register_gradient(
     autograd = _autograd(operator, recorded, device, stock)
     library.impl(operator.name, autograd, key, with_keyset=True)
     key = f"Autocast{device.upper()}"
-    library.impl(operator.name, _autocast(operator, device, key, complete), key, with_keyset=True)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{operator.name}", key):
+        library.impl(operator.name, _autocast(operator, device, key), key, with_keyset=True)
 
 
 def _register_autocast(
@@ -183,7 +185,7 @@ def _autograd(
     return autograd
 
 
-def _autocast(operator: Operator, device: str, key_name: str, complete: bool) -> _Kernel:
+def _autocast(operator: Operator, device: str, key_name: str) -> _Kernel:
     op = operator.op
     key = getattr(torch._C.DispatchKey, key_name)
     below = torch._C._dispatch_keyset_full_after(key)
@@ -191,7 +193,7 @@ def _autocast(operator: Operator, device: str, key_name: str, complete: bool) ->
 
     def autocast(keyset: Any, *args: Any) -> Any:
         # the kernels take features as they are. What is recorded has to suit torchvision's, too
-        if not complete or (device in devices.active and not keyset.has(_PYTHON)):
+        if device in devices.active and not keyset.has(_PYTHON):
             return op.redispatch(keyset & below, *args)
         # as torchvision's kernel for this key, which cannot be called any more: where it is written
         # in Python, torch looks it up by operator and key, and finds this one
