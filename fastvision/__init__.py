@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from . import _torchvision_types, ops
+from . import ops
 from ._info import info
 from ._version import __version__
-from .torchvision_patch import disable, enable, enabled
+from .integrations.torchvision import disable, enable, enabled
 
 __all__ = ["__version__", "disable", "enable", "enabled", "fuse", "info", "ops"]
-
-_torchvision_types.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import fastvision
-from fastvision import _torchvision_types, ops
+from fastvision import ops
+from fastvision.integrations.torchvision import classes
 
-torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("torchvision.ops")
 from torchvision import ops as theirs  # noqa: E402
 from torchvision.models import detection  # noqa: E402
 
 PAIRS = [
     (ours, getattr(sys.modules[module], name))
-    for module, types in _torchvision_types._TYPES.items()
+    for module, types in classes._TYPES.items()
     for ours, name in types
 ]
 
@@ -89,27 +86,21 @@ def test_torchvision_takes_them():
         "import fastvision; m = build(); fastvision.enable(); import torchvision",
     ],
 )
-def test_any_order_of_imports(order):
-    code = f"""
-import sys
-def build():
-    return fastvision.ops.FrozenBatchNorm2d(3)
-for line in {order.split("; ")!r}:
-    exec(line)
-assert isinstance(m, torchvision.ops.FrozenBatchNorm2d)
-assert issubclass(fastvision.ops.RoIAlign, torchvision.ops.RoIAlign)
-import torch
-m(torch.rand(1, 3, 2, 2))
-"""
-    root = Path(fastvision.__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+def test_any_order_of_imports(order, run_python):
+    run_python(
+        f"""
+        import sys
+        def build():
+            return fastvision.ops.FrozenBatchNorm2d(3)
+        for line in {order.split("; ")!r}:
+            exec(line)
+        assert isinstance(m, torchvision.ops.FrozenBatchNorm2d)
+        assert issubclass(fastvision.ops.RoIAlign, torchvision.ops.RoIAlign)
+        import torch
+        m(torch.rand(1, 3, 2, 2))
+        """
     )
-    assert done.returncode == 0, done.stderr
 
 
-def test_does_not_import_torchvision():
-    root = Path(fastvision.__file__).resolve().parents[1]
-    code = "import sys, fastvision; assert 'torchvision' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=300)
+def test_does_not_import_torchvision(run_python):
+    run_python("import sys, fastvision; assert 'torchvision' not in sys.modules")

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastvision
-from fastvision import _extension, torchvision_patch
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
-torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
 from torchvision.models import detection  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning"),
-    pytest.mark.skipif(
-        _extension.missing is not None, reason=f"needs the CPU kernels: {_extension.missing}"
-    ),
+    pytest.mark.usefixtures("needs_kernels"),
 ]
 NAMES = [
     "torchvision.ops",
@@ -39,18 +36,9 @@ LOGITS = cases.feature_map(30, 7) * 4
 TARGETS = (torch.rand(30, 7, generator=cases.generator(1)) < 0.1).float()
 
 
-@pytest.fixture(autouse=True)
-def stock_again() -> Iterator[None]:
-    assert not torchvision_patch._devices
-    yield
-    fastvision.disable()
-    assert ops.sigmoid_focal_loss is STOCK
-
-
-def runs_ours(function: Callable, *args) -> bool:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function(*args)
-    return OUR_OP in {event.name for event in profile.events()}
+@pytest.fixture
+def runs_ours(our_ops) -> Callable[..., bool]:
+    return lambda function, *args: OUR_OP in our_ops(function, *args)
 
 
 def loss_and_gradient(inputs: Tensor, targets: Tensor, *args) -> tuple[Tensor, Tensor]:
@@ -60,7 +48,7 @@ def loss_and_gradient(inputs: Tensor, targets: Tensor, *args) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_binding(name):
+def test_every_binding(name, runs_ours):
     module = importlib.import_module(name)
     assert module.sigmoid_focal_loss is STOCK
     with fastvision.enabled():
@@ -127,7 +115,7 @@ def test_same_errors():
         ops.sigmoid_focal_loss(LOGITS, TARGETS, reduction="xyz")
 
 
-def test_what_stays_with_torchvision():
+def test_what_stays_with_torchvision(runs_ours):
     with fastvision.enabled():
         assert not runs_ours(ops.sigmoid_focal_loss, LOGITS, TARGETS, 0.25, -0.5)
         traced = torch.jit.trace(lambda x, t: ops.sigmoid_focal_loss(x, t), (LOGITS, TARGETS))
@@ -148,7 +136,7 @@ def test_torchscript():
 
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-def test_compile(compiler):
+def test_compile(compiler, runs_ours):
     torch.compiler.reset()
 
     def step(x: Tensor, t: Tensor) -> Tensor:
@@ -188,7 +176,7 @@ def fcos_loss(head: nn.Module, logits: Tensor, targets: list, matched: list) -> 
     ],
     ids=["retinanet", "fcos"],
 )
-def test_detectors_train_on_our_kernel(loss_of, head):
+def test_detectors_train_on_our_kernel(loss_of, head, runs_ours):
     """Heads built before: the loss and its gradient are the same, from our op."""
     targets = [{"boxes": torch.tensor([[1.0, 1, 9, 8]]), "labels": torch.tensor([2])}] * 2
     matched = [torch.tensor([-1] * 10 + [0] * 3 + [-2] * 2)] * 2

@@ -15,8 +15,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from . import ops
-from .ops.misc import _ConvNormActivation
+from ... import ops
+from ...ops.misc import _ConvNormActivation
 
 # by torchvision's module: our class, and torchvision's of the same constructor and state
 _TYPES: dict[str, list[tuple[type, str]]] = {

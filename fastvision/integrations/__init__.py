@@ -1,0 +1,1 @@
+"""Where other libraries run on fastvision's kernels."""

@@ -1,0 +1,89 @@
+"""torchvision's Python functions, and ours in their places.
+
+Each has two fixed functions, which change places as the switch is turned, so nothing of ours is
+left in torchvision afterwards. Ours look at ``devices.active`` as well, for names bound meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+from . import focal_loss, nms, roi_align
+
+
+class Name(NamedTuple):
+    modules: tuple[str, ...]  # the first defines it; the others, as far as imported, bind it
+    name: str
+    instead_of: Callable[[Any], Any]  # makes ours from torchvision's
+    without_library: bool = False  # only where torchvision has no compiled library
+
+
+NAMES = (
+    Name(
+        ("torchvision.ops.boxes",),
+        "_batched_nms_vanilla",
+        partial(nms.batched_nms_instead_of, sorts=True),
+    ),
+    Name(
+        ("torchvision.ops.boxes",),
+        "_batched_nms_coordinate_trick",
+        partial(nms.batched_nms_instead_of, sorts=False),
+    ),
+    Name(
+        ("torchvision.ops.poolers",),
+        "_multiscale_roi_align",
+        roi_align.multiscale_roi_align_instead_of,
+    ),
+    Name(
+        ("torchvision.ops.roi_align",),
+        "is_compile_supported",
+        roi_align.is_compile_supported_instead_of,
+    ),
+    Name(
+        (
+            "torchvision.ops.focal_loss",
+            "torchvision.ops",
+            "torchvision.models.detection.fcos",
+            "torchvision.models.detection.retinanet",
+        ),
+        "sigmoid_focal_loss",
+        focal_loss.sigmoid_focal_loss_instead_of,
+    ),
+    Name(
+        ("torchvision.ops.boxes", "torchvision.ops.roi_align"),
+        "_assert_has_ops",
+        lambda stock: lambda: None,
+        without_library=True,
+    ),
+)
+
+
+class Replaced(NamedTuple):
+    modules: tuple[str, ...]
+    name: str
+    stock: Any
+    ours: Any
+
+
+def replacements(complete: bool) -> tuple[Replaced, ...]:
+    """Both functions of each name; ``complete``: torchvision has its compiled library."""
+    made = []
+    for modules, name, instead_of, without_library in NAMES:
+        if complete and without_library:
+            continue
+        stock = getattr(importlib.import_module(modules[0]), name)
+        made.append(Replaced(modules, name, stock, instead_of(stock)))
+    return tuple(made)
+
+
+def swap(replaced: Iterable[Replaced], to_ours: bool) -> None:
+    """Puts ours in the places of torchvision's, or back; what someone else put there stays."""
+    for modules, name, stock, ours in replaced:
+        before, after = (stock, ours) if to_ours else (ours, stock)
+        for module in map(sys.modules.get, modules):
+            if getattr(module, name, None) is before:
+                setattr(module, name, after)

@@ -1,0 +1,212 @@
+"""torchvision's operators, and our kernels for them in the dispatcher.
+
+They are registered once and stay, since the dispatcher has no lock against a kernel that goes while
+another thread runs it; in each call they look at ``devices.active`` and hand on to torchvision's
+kernels where that says so. They stand above the kernels of the devices, not in their place
+(BackendSelect), so handing on is an ordinary redispatch. A program that is being recorded (by
+torch.compile, export, make_fx) gets torchvision's operators, and finds our kernels when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from . import devices, nms, roi_align
+from .recording import tag_compiled
+
+_Kernel = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of torchvision, and ours by dispatch key."""
+
+    schema: str  # torchvision's, which we define where its compiled library cannot be loaded
+
+    # BackendSelect, for the devices: a function with the schema's arguments and results
+    kernel: _Kernel
+
+    # Meta: suits all that kernel takes, and what torchvision's kernels return
+    fake: _Kernel
+    data_dependent: bool = False  # the fake asks torch for a size that only the data tells
+
+    # AutogradCPU, AutogradCUDA, where kernel can be differentiated by its first two arguments: what
+    # stands in for it while operators are recorded, made of torchvision's, called with a key set
+    # before the arguments. AutocastCPU, AutocastCUDA, where torchvision converts to float32: kernel
+    # takes features as they are
+    recorded: type[torch.autograd.Function] | None = None
+
+    # AutocastCPU, AutocastCUDA, of the others: the dtype that torchvision's own library converts to
+    autocast: torch.dtype | None = None
+
+    @property
+    def name(self) -> str:
+        return self.schema.partition("(")[0]
+
+    @property
+    def op(self) -> Any:
+        return getattr(torch.ops.torchvision, self.name).default
+
+
+OPERATORS = (
+    Operator(
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        kernel=ops.nms,
+        fake=nms.fake,
+        data_dependent=True,
+        autocast=torch.float32,
+    ),
+    Operator(
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+        kernel=roi_align.forward,
+        fake=roi_align.fake,
+        recorded=roi_align.Recorded,
+    ),
+    Operator(
+        "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, "
+        "int sampling_ratio, bool aligned) -> Tensor",
+        kernel=roi_align.backward,
+        fake=roi_align.fake_backward,
+    ),
+)
+
+_CPU, _CUDA, _META, _PYTHON, _BACKEND_SELECT = (
+    getattr(torch._C.DispatchKey, name)
+    for name in ("CPU", "CUDA", "Meta", "Python", "BackendSelect")
+)
+
+
+def register(complete: bool) -> torch.library.Library:
+    """Ours, until the returned object is destroyed; ``complete``: torchvision has its library."""
+    library = torch.library.Library("torchvision", "IMPL")
+    for operator in OPERATORS:
+        library.impl(operator.name, _select(operator), "BackendSelect", with_keyset=True)
+        _register_fake(library, operator, complete)
+        for device in ("cpu", "cuda"):
+            if operator.recorded is not None:
+                _register_gradient(library, operator, operator.recorded, device, complete)
+            elif operator.autocast is not None and not complete:
+                _register_autocast(library, operator, operator.autocast, device)
+        # torch.compile remembers which key serves an operator, and is not told of changes
+        operator.op._dispatch_cache.clear()
+    return library
+
+
+def _select(operator: Operator) -> _Kernel:
+    """``kernel`` where it is on, or else the next kernel below: torchvision's for the device."""
+    op, kernel = operator.op, operator.kernel
+    fake = None if operator.data_dependent else operator.fake
+    below = torch._C._dispatch_keyset_full_after(_BACKEND_SELECT)
+    backends = below.remove(torch._C.DispatchKey.PythonDispatcher)  # which is below every key
+
+    def select(keyset: Any, *args: Any) -> Any:
+        if active := devices.active:
+            key = (keyset & backends).highestPriorityTypeId()
+            if (key == _CPU and "cpu" in active) or (key == _CUDA and "cuda" in active):
+                return kernel(*args)
+            if key == _META and fake is not None:
+                tag_compiled()
+                return fake(*args)
+        return op.redispatch(keyset & below, *args)
+
+    return select
+
+
+def _register_fake(library: torch.library.Library, operator: Operator, complete: bool) -> None:
+    if not operator.data_dependent:  # while on, BackendSelect has it
+        if not complete:
+            library.impl(operator.name, operator.fake, "Meta")
+        return
+    fakes = sys.modules["torchvision._meta_registrations"] if complete else None
+    stock = getattr(fakes, f"meta_{operator.name}") if complete else None
+
+    def fake(*args: Any) -> Any:
+        tag_compiled()
+        if stock is not None and not devices.active:
+            return stock(*args)
+        return operator.fake(*args)
+
+    torch.library.register_fake(
+        f"torchvision::{operator.name}", fake, lib=library, allow_override=True
+    )
+
+
+def _register_gradient(
+    library: torch.library.Library,
+    operator: Operator,
+    recorded: type[torch.autograd.Function],
+    device: str,
+    complete: bool,
+) -> None:
+    # torchvision's is on the alias key Autograd, and stays there
+    key = f"Autograd{device.upper()}"
+    stock = torch.library.get_kernel(f"torchvision::{operator.name}", key) if complete else None
+    autograd = _autograd(operator, recorded, device, stock)
+    library.impl(operator.name, autograd, key, with_keyset=True)
+    key = f"Autocast{device.upper()}"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{operator.name}", key):
+        library.impl(operator.name, _autocast(operator, device, key), key, with_keyset=True)
+
+
+def _register_autocast(
+    library: torch.library.Library, operator: Operator, dtype: torch.dtype, device: str
+) -> None:
+    if torch.amp.is_autocast_available(device):
+        torch.library.register_autocast(f"torchvision::{operator.name}", device, dtype, lib=library)
+
+
+def _autograd(
+    operator: Operator, recorded: type[torch.autograd.Function], device: str, stock: Any
+) -> _Kernel:
+    op, kernel = operator.op, operator.kernel
+    below = torch._C._after_autograd_keyset
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if device in devices.active:
+            if not keyset.has(_PYTHON):
+                return kernel(*args)
+            # somebody records or watches operators, and shall see torchvision's
+            if torch.is_grad_enabled() and (args[0].requires_grad or args[1].requires_grad):
+                return recorded.apply(keyset & below, *args)
+        elif stock is not None:
+            return stock.call_boxed(keyset, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & below, *args)
+
+    return autograd
+
+
+def _autocast(operator: Operator, device: str, key_name: str) -> _Kernel:
+    op = operator.op
+    key = getattr(torch._C.DispatchKey, key_name)
+    below = torch._C._dispatch_keyset_full_after(key)
+    only = torch._C.DispatchKeySet(key)
+
+    def autocast(keyset: Any, *args: Any) -> Any:
+        # the kernels take features as they are. What is recorded has to suit torchvision's, too
+        if device in devices.active and not keyset.has(_PYTHON):
+            return op.redispatch(keyset & below, *args)
+        # as torchvision's kernel for this key, which cannot be called any more: where it is written
+        # in Python, torch looks it up by operator and key, and finds this one
+        input, rois, *options = args
+        with torch._C._ExcludeDispatchKeyGuard(only):
+            results = op(_to_float32(input), _to_float32(rois), *options)
+        if isinstance(results, tuple):
+            return tuple(result.to(input.dtype) for result in results)
+        return results.to(input.dtype)
+
+    return autocast
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    lower = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.float() if lower else tensor
