@@ -13,7 +13,7 @@ from torch import Tensor
 from fastvision import reference
 from fastvision.testing import cases
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
 
 pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # from the bottom up; a part of the package imports itself and layers below its own. What is not
 # named here (models, the command line, ...) stands above the ops
