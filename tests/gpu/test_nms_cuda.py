@@ -10,10 +10,7 @@ import fastvision.ops as ops
 from fastvision import _device, reference
 from fastvision.testing import cases
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
