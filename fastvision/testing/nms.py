@@ -40,6 +40,12 @@ def mixed_scale_boxes(count: int, seed: int) -> Tensor:
     return torch.cat([corner, corner + size], 1)
 
 
+def chain_boxes(count: int) -> Tensor:
+    """Each box overlaps the next one only, by an IoU of 3/7: as many rounds as boxes."""
+    left = torch.arange(count) * 4.0
+    return torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)
+
+
 BOXES = {
     "uniform": lambda count, seed: cases.uniform_boxes(count, seed=seed),
     "clustered": lambda count, seed: cases.clustered_boxes(count, seed=seed),

@@ -142,9 +142,6 @@ def test_unknown_activation():
             call()
 
 
-# --- what no kernel takes
-
-
 def not_dense(x: Tensor) -> dict[str, Tensor]:
     return {
         "torch.sparse_coo": x.to_sparse(),
@@ -216,9 +213,6 @@ def test_class_labels_of_other_types(dtype: torch.dtype):
     assert ops.batched_nms(BOXES, SCORES, torch.zeros(3).to(dtype), 0.5).tolist() == [0, 2]
 
 
-# --- scales
-
-
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_scales_that_are_not_finite(scale: float):
     with pytest.raises(ValueError, match="spatial_scale must be finite, got"):
@@ -262,9 +256,6 @@ def test_most_boxes_out_of_range():
         with pytest.raises(error, match="max_output must .*, got"):
             ops.batched_nms_padded(*images, max_output=most)
     assert ops.batched_nms_padded(*images, max_output=np.int64(2))[0].tolist() == [[0, 2]]
-
-
-# --- quantized tensors
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,13 +8,13 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn import functional as F
 
-from fastvision import _extension, ops
+from fastvision import ops
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.marks import needs_library
+from fastvision.testing.numerics import DTYPES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # planes of one value and of less than a vector; ends of vectors; several pieces; no image
 SHAPES = (
     (4, 5, 1, 1),
@@ -218,9 +218,8 @@ def test_low_precision_parameters(backend):
     assert bn.weight.grad.dtype == torch.bfloat16
 
 
+@needs_library
 def test_same_result_with_any_number_of_threads():
-    if _extension.missing is not None:
-        pytest.skip(_extension.missing)
     threads = torch.get_num_threads()
     for channels_last in (False, True):
         results = []

@@ -16,7 +16,7 @@ from fastvision import _extension, ops, reference
 from fastvision.ops import _packing
 from fastvision.testing import cases
 from fastvision.testing.conv_bn_relu import Sample
-from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import assert_matches
 from fastvision.testing.tensors import in_format
 
@@ -89,11 +89,10 @@ def test_a_repeated_call_is_checked_as_the_first(layer, change):
         ops.conv_bn_relu(bad.pop("input"), bad.pop("weight"), **bad)
 
 
+@needs_library
 @pytest.mark.parametrize("op", [ops.conv_bn_relu, ops.conv_transpose2d_bn_relu])
 def test_a_repeated_call_at_another_cpu_level(op):
     """Whose packed weights are as many, in another order."""
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     module, before = _extension._C, _extension.cpu_level()
     x, weight = cases.feature_map(1, 64, 5, 5), cases.feature_map(64, 64, 3, 3)
     expected = op(x.double(), weight.double())
@@ -181,10 +180,9 @@ def test_meta_and_autocast():
     assert y.dtype == torch.bfloat16
 
 
+@needs_library
 @torch.no_grad()
 def test_weights_are_packed_once_and_forgotten_with_their_layer(layer, monkeypatch):
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     conv, norm = layer
     folds = []
     fold = reference.fold_batch_norm

@@ -11,6 +11,7 @@ from fastvision import _extension, ops
 from fastvision.ops import _conv_cpu
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
+from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import TOLERANCES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -137,12 +138,11 @@ def test_only_what_is_wanted_gets_a_gradient(training):
                 assert_matches(x.grad, expected, scale=32)
 
 
+@needs_library
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 2, 1, 0)], ids=str)
 def test_winograd(padding, training, monkeypatch):
     """Convolutions whose result, and whose input's gradient, come from Winograd's algorithm."""
-    if _extension.missing is not None:
-        pytest.skip(_extension.missing)
     used = []
     decide = ops.conv_bn_relu.__globals__["_winograd_wins_once"]
     monkeypatch.setitem(
@@ -231,6 +231,7 @@ def test_compile(backend, activation, training):
         assert_matches(a, b, scale=4)
 
 
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "shape, filters, window, options",
@@ -246,8 +247,6 @@ def test_compile(backend, activation, training):
     ids=str,
 )
 def test_gradient_of_the_weight(shape, filters, window, options, dtype):
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     weight = torch.zeros(filters, shape[1], *window, dtype=torch.float64, requires_grad=True)
@@ -266,9 +265,8 @@ def test_gradient_of_the_weight(shape, filters, window, options, dtype):
     assert (actual - expected).norm() <= bound * expected.norm()
 
 
+@needs_library
 def test_gradient_of_the_weight_does_not_depend_on_threads():
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     g = torch.Generator().manual_seed(3)
     maps = torch.randn(2, 4, 32, 40, 40, generator=g)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in maps)
@@ -281,6 +279,7 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     assert torch.equal(*results)
 
 
+@needs_library
 @pytest.mark.parametrize(
     "change",
     [
@@ -293,8 +292,6 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     ids=lambda change: "-".join(f"{k}={list(v.shape)}" for k, v in change.items()),
 )
 def test_gradient_of_the_weight_of_bad_arguments(change):
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     arguments = {
         "grad": torch.zeros(2, 16, 9, 9).contiguous(memory_format=torch.channels_last),
         "input": torch.zeros(2, 4, 9, 9).contiguous(memory_format=torch.channels_last),

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from fastvision import _extension, ops
 from fastvision.ops import _packing
+from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import assert_matches
 
-pytestmark = pytest.mark.skipif(_extension.missing is not None, reason=str(_extension.missing))
+pytestmark = needs_library
 C = 12
 
 
