@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,20 +15,44 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from fastvision import _extension
-from fastvision.ops._backend import unsupported
+from fastvision.testing.backends import BACKENDS, Backend
 
-CPU_LEVELS = ("baseline", "avx2", "avx512")
+HAS_GPU = torch.cuda.is_available()
 
 
-@dataclass(frozen=True)
-class Backend:
-    name: str  # for the argument ``backend`` of the ops
-    device: str
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu" and not HAS_GPU:
+        pytest.exit("the tests marked gpu need a CUDA device, and torch sees none", returncode=1)
 
-    @property
-    def interpreted(self) -> bool:
-        """Triton's interpreter takes about a millisecond per program: keep its inputs small."""
-        return self.name == "triton" and self.device == "cpu"
+
+def pytest_report_header() -> list[str]:
+    reasons = {str(backend): backend.missing for backend in BACKENDS}
+    here = [name for name, reason in reasons.items() if reason is None]
+    missing = [f"{name} ({reason})" for name, reason in reasons.items() if reason is not None]
+    return [f"backends: {', '.join(here)}", *([f"not here: {', '.join(missing)}"] * bool(missing))]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is for a GPU if there is none, and cases that a test says are not for it."""
+    kept = [item for item in items if _runs_here(item) and _is_wanted(item)]
+    if len(kept) < len(items):
+        wanted = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+        items[:] = kept
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    return HAS_GPU or item.get_closest_marker("gpu") is None
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    """By the test's marks ``only(condition)``, asked with the parameters that they name."""
+    for mark in item.iter_markers("only"):
+        (condition,) = mark.args
+        names = condition.__code__.co_varnames[: condition.__code__.co_argcount]
+        if not condition(*(item.callspec.params[name] for name in names)):
+            return False
+    return True
 
 
 @pytest.fixture
@@ -42,29 +66,17 @@ def cpu_level() -> Iterator[None]:
 
 @pytest.fixture(
     params=[
-        *(f"cpp-{level}" for level in CPU_LEVELS),
-        "reference",
-        "triton",
-        pytest.param("cuda", marks=pytest.mark.gpu),
-        pytest.param("triton-gpu", marks=pytest.mark.gpu),
+        pytest.param(backend, id=str(backend), marks=[pytest.mark.gpu] * (backend.device == "cuda"))
+        for backend in BACKENDS
+        if backend.missing is None
     ]
 )
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each implementation of an op; skips what cannot run here and says why."""
-    name, _, variant = request.param.partition("-")
-    device = "cuda" if request.param in ("cuda", "triton-gpu") else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    reason = unsupported(name, device, 0 if device == "cuda" else None)
-    if reason is not None:
-        pytest.skip(reason)
-    if name == "cpp":
+    """Each implementation of an op that this machine has."""
+    if request.param.level is not None:
         request.getfixturevalue("cpu_level")
-        try:
-            _extension._C.set_cpu_capability(variant)
-        except ValueError as error:
-            pytest.skip(str(error))
-    return Backend(name, device)
+        _extension._C.set_cpu_capability(request.param.level)
+    return request.param
 
 
 @pytest.fixture
@@ -75,6 +87,13 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(1).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers of any size take the way of large ones."""
+    module = importlib.import_module("fastvision.ops.conv.linear")
+    monkeypatch.setattr(module, "_LEAST_PACKED", 1)
 
 
 @pytest.fixture(scope="session")

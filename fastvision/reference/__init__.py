@@ -10,6 +10,7 @@ from .batch_norm_relu import (
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
+from .linear_act import linear_act
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 
@@ -24,6 +25,7 @@ __all__ = [
     "conv_bn_relu",
     "conv_transpose2d",
     "fold_batch_norm",
+    "linear_act",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

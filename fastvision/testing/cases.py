@@ -95,3 +95,20 @@ def pyramid(
         for stride in strides
     ]
     return maps, [1 / stride for stride in strides]
+
+
+def small_rois(
+    count: int, images: int, height: int, width: int, scale: float, seed: int = 4
+) -> Tensor:
+    """Boxes from a fraction of a pixel to most of the map, some over its borders on all sides."""
+    boxes = rois(
+        count,
+        images,
+        seed=seed,
+        height=height / scale,
+        width=width / scale,
+        min_size=0.5 / scale,
+        max_size=0.8 * min(height, width) / scale,
+    )
+    boxes[::3, 1:] -= 4 / scale
+    return boxes

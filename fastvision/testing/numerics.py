@@ -12,6 +12,7 @@ TOLERANCES = {
     torch.float32: 2e-5,
     torch.float64: 1e-12,
 }
+DTYPES = tuple(TOLERANCES)  # that every op has
 
 
 def assert_matches(actual: Tensor, expected: Tensor, *, scale: float = 1.0) -> None:

@@ -6,12 +6,10 @@ from torch.nn import functional as F
 
 from fastvision import ops, reference
 from fastvision.testing import cases
+from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import assert_matches
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # N, C, K, size, kernel, stride, padding, output padding, groups, dilation
 SHAPES = [
@@ -32,7 +30,7 @@ def without_tf32(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["triton", None])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fused(shape, dtype, channels_last, backend):
@@ -71,7 +69,7 @@ def test_fused(shape, dtype, channels_last, backend):
         assert error < 0.05  # the mask of a rounded zero may differ
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "kernel, stride, padding", [(4, 2, 1), (16, 8, 4), (64, 32, 16), (5, 3, 1)]

@@ -11,10 +11,7 @@ from fastvision.ops._backend import unsupported
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )

@@ -9,11 +9,10 @@ from torch import Tensor
 import fastvision.ops as ops
 from fastvision import _device, reference
 from fastvision.testing import cases
+from fastvision.testing.nms import chain_boxes
+from fastvision.testing.numerics import DTYPES
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +34,7 @@ def batch(images: int, count: int, classes: int, seed: int = 0) -> tuple[Tensor,
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 1000, 4095, 4096, 4097, 9000])
 @pytest.mark.parametrize("classes", [None, 3, 80])
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
-)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_the_compiled_cpu_kernel(
     count: int, classes: int | None, dtype: torch.dtype
 ) -> None:
@@ -120,8 +117,6 @@ def test_current_stream_is_used() -> None:
 
 
 def test_chain_of_boxes() -> None:
-    # each box overlaps the next only: the largest number of rounds there can be
-    left = torch.arange(5000.0, device="cuda")
-    boxes = torch.stack([left, left * 0, left + 2, left * 0 + 1], 1)
+    boxes = chain_boxes(5000).cuda()
     kept = ops.nms(boxes, torch.linspace(1, 0, 5000, device="cuda"), 0.3, backend="cuda")
     assert kept.equal(torch.arange(0, 5000, 2, device="cuda"))

@@ -9,13 +9,10 @@ from torch import Tensor
 import fastvision.ops as ops
 from fastvision import _device, reference
 from fastvision.testing import cases
+from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import assert_matches
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )

@@ -5,16 +5,13 @@ import torch
 
 from fastvision import ops, reference
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.numerics import DTYPES, assert_matches
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size, sampling_ratio", [(7, 2), (14, 0)])
 def test_roi_align(dtype, channels_last, size, sampling_ratio):
     maps, scales = cases.pyramid(2, 64, dtype=dtype, channels_last=channels_last)
@@ -51,7 +48,7 @@ def test_roi_align_beyond_32_bit_offsets():
     assert ops.roi_align(x, rois, 1, 1.0, 1, backend="triton").item() == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_classes", [None, 3, 80])
 @pytest.mark.parametrize("make", [cases.uniform_boxes, cases.clustered_boxes])
 def test_nms(make, num_classes, dtype):

@@ -8,13 +8,13 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn import functional as F
 
-from fastvision import _extension, ops
+from fastvision import ops
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.marks import needs_library
+from fastvision.testing.numerics import DTYPES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # planes of one value and of less than a vector; ends of vectors; several pieces; no image
 SHAPES = (
     (4, 5, 1, 1),
@@ -83,9 +83,8 @@ FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "
 @FORMATS
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.only(lambda shape, channels_last: not channels_last or len(shape) == 4)
 def test_shapes(backend, shape, training, channels_last):
-    if channels_last and len(shape) != 4:
-        pytest.skip("no such format")
     shape = SMALL.get(shape, shape) if backend.interpreted else shape
     for activation, with_residual in (("relu", False), ("relu", True), ("silu", True)):
         check(backend, shape, torch.float64, training, activation, with_residual, channels_last)
@@ -219,9 +218,8 @@ def test_low_precision_parameters(backend):
     assert bn.weight.grad.dtype == torch.bfloat16
 
 
+@needs_library
 def test_same_result_with_any_number_of_threads():
-    if _extension.missing is not None:
-        pytest.skip(_extension.missing)
     threads = torch.get_num_threads()
     for channels_last in (False, True):
         results = []
@@ -272,9 +270,9 @@ def test_compile(backend, training):
         assert_matches(a, b)
 
 
+# the reference is plain PyTorch, with no op of its own
+@pytest.mark.only(lambda backend: backend.name != "reference")
 def test_opcheck(backend):
-    if backend.name == "reference":
-        pytest.skip("no op of its own")
     tensors = make((2, 3, 4, 5), torch.float32, backend.device, channels_last=True)
     x, residual, grad, weight, bias, mean, var = tensors
     suffix = "_triton" if backend.name == "triton" else ""

@@ -11,6 +11,7 @@ from fastvision import _extension, ops
 from fastvision.ops.conv import conv2d, cpu, gradient
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
+from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import TOLERANCES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -73,9 +74,9 @@ def results(run, tensors, training, activation, geometry, **rest):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
+# Triton's convolution computes in float32, and this is float64
+@pytest.mark.only(lambda backend, training: backend.name != "triton" or training)
 def test_geometries(backend, geometry, training):
-    if backend.name == "triton" and not training:
-        pytest.skip("Triton's convolution computes in float32, and this is float64")
     geometry = GEOMETRIES[geometry]
     for channels_last in (False, True):
         tensors = make(geometry, device=backend.device, channels_last=channels_last)
@@ -137,12 +138,11 @@ def test_only_what_is_wanted_gets_a_gradient(training):
                 assert_matches(x.grad, expected, scale=32)
 
 
+@needs_library
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 2, 1, 0)], ids=str)
 def test_winograd(padding, training, monkeypatch):
     """Convolutions whose result, and whose input's gradient, come from Winograd's algorithm."""
-    if _extension.missing is not None:
-        pytest.skip(_extension.missing)
     used = []
     decide = gradient.winograd_wins_once
     for module in (conv2d, gradient):
@@ -216,9 +216,9 @@ def test_autocast(training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
+# test_batch_norm_relu.py has the parts of Triton's
+@pytest.mark.only(lambda backend: backend.name != "triton")
 def test_compile(backend, activation, training):
-    if backend.name == "triton":
-        pytest.skip("the parts are tested in test_batch_norm_relu.py")
     geometry = GEOMETRIES["3x3"]
     tensors = make(geometry, torch.float32, backend.device)
     torch.compiler.reset()
@@ -230,6 +230,7 @@ def test_compile(backend, activation, training):
         assert_matches(a, b, scale=4)
 
 
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "shape, filters, window, options",
@@ -245,8 +246,6 @@ def test_compile(backend, activation, training):
     ids=str,
 )
 def test_gradient_of_the_weight(shape, filters, window, options, dtype):
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     weight = torch.zeros(filters, shape[1], *window, dtype=torch.float64, requires_grad=True)
@@ -265,9 +264,8 @@ def test_gradient_of_the_weight(shape, filters, window, options, dtype):
     assert (actual - expected).norm() <= bound * expected.norm()
 
 
+@needs_library
 def test_gradient_of_the_weight_does_not_depend_on_threads():
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     g = torch.Generator().manual_seed(3)
     maps = torch.randn(2, 4, 32, 40, 40, generator=g)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in maps)
@@ -280,6 +278,7 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     assert torch.equal(*results)
 
 
+@needs_library
 @pytest.mark.parametrize(
     "change",
     [
@@ -292,8 +291,6 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     ids=lambda change: "-".join(f"{k}={list(v.shape)}" for k, v in change.items()),
 )
 def test_gradient_of_the_weight_of_bad_arguments(change):
-    if _extension.missing:
-        pytest.skip(_extension.missing)
     arguments = {
         "grad": torch.zeros(2, 16, 9, 9).contiguous(memory_format=torch.channels_last),
         "input": torch.zeros(2, 4, 9, 9).contiguous(memory_format=torch.channels_last),

@@ -8,55 +8,36 @@ import sys
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 from fastvision import ops, reference
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.tensors import dtype_id, leaf
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def id_of(value) -> str | None:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
-
-
-def small_rois(count: int, images: int, height: int, width: int, scale: float, seed: int = 4):
-    """Boxes from a fraction of a pixel to most of the map, some over its borders on all sides."""
-    rois = cases.rois(
-        count,
-        images,
-        seed=seed,
-        height=height / scale,
-        width=width / scale,
-        min_size=0.5 / scale,
-        max_size=0.8 * min(height, width) / scale,
-    )
-    rois[::3, 1:] -= 4 / scale
-    return rois
-
-
-def leaf(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().requires_grad_()
-
-
 # the sizes: channels below, at and above the width of a vector and of a block of vectors
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
+@LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(
     ("channels", "bins", "sampling_ratio", "aligned"),
     [(1, (1, 1), 1, False), (5, (7, 7), 2, True), (37, (3, 2), 0, True), (150, (2, 9), 3, False)],
 )
+# Triton's interpreter is slow: the tests of the kernels have the others
+@pytest.mark.only(
+    lambda backend, channels, dtype: (
+        not backend.interpreted or (channels < 150 and dtype in (torch.float32, torch.bfloat16))
+    )
+)
 def test_forward_and_backward(
     backend, channels_last, dtype, channels, bins, sampling_ratio, aligned
 ):
-    if backend.interpreted and (channels == 150 or dtype in (torch.float16, torch.float64)):
-        pytest.skip("Triton's interpreter is slow: test_triton_kernels.py has these")
     count = 4 if backend.interpreted else 40
     x = cases.feature_map(2, channels, 13, 21, dtype=dtype, channels_last=channels_last)
     x = leaf(x.to(backend.device))
-    rois = small_rois(count, 2, 13, 21, 0.25).to(backend.device)
+    rois = cases.small_rois(count, 2, 13, 21, 0.25).to(backend.device)
     args = (bins, 0.25, sampling_ratio, aligned)
     pooled = ops.roi_align(x, rois, *args, backend=backend.name)
     assert pooled.dtype == dtype
@@ -93,11 +74,11 @@ def test_hand_checked(backend):
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [-1, 0, 1, 2, 5])
+# Triton's interpreter is slow, and is compared with the reference
+@pytest.mark.only(lambda backend: not backend.interpreted)
 def test_agrees_with_torchvision(backend, torchvision, sampling_ratio, aligned):
-    if backend.interpreted:
-        pytest.skip("compared with the reference instead")
     x = leaf(cases.feature_map(3, 18, 25, 19).to(backend.device))
-    rois = small_rois(120, 3, 25, 19, 0.5).to(backend.device)
+    rois = cases.small_rois(120, 3, 25, 19, 0.5).to(backend.device)
     rois[::10, 3:] = rois[::10, 1:3] - 3  # reversed corners
     args = (rois, (5, 6), 0.5, sampling_ratio, aligned)
     ours = ops.roi_align(x, *args, backend=backend.name)
@@ -110,7 +91,7 @@ def test_agrees_with_torchvision(backend, torchvision, sampling_ratio, aligned):
 
 def test_boxes_as_a_list(backend):
     x = cases.feature_map(2, 3, 8, 9).to(backend.device)
-    rois = small_rois(5, 2, 8, 9, 1.0).to(backend.device)
+    rois = cases.small_rois(5, 2, 8, 9, 1.0).to(backend.device)
     rois = rois[rois[:, 0].argsort()]
     listed = [rois[rois[:, 0] == image, 1:] for image in range(2)]
     args = (3, 1.0, 2, True)
@@ -121,7 +102,7 @@ def test_boxes_as_a_list(backend):
     assert "sampling_ratio=2" in repr(module)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@LAYOUTS
 def test_bad_rois(backend, channels_last):
     """The table of the docstring: zeros for what has no answer, an error where it can be known."""
     x = leaf(cases.feature_map(2, 9, 6, 7, channels_last=channels_last).to(backend.device))
@@ -174,7 +155,7 @@ def test_empty(backend, shape, count, bins):
 
 def test_strided_input(backend):
     x = cases.feature_map(4, 6, 10, 12).to(backend.device)
-    rois = small_rois(6, 2, 5, 12, 1.0).to(backend.device)
+    rois = cases.small_rois(6, 2, 5, 12, 1.0).to(backend.device)
     view = x[::2, 1::2, ::2]
     wide = torch.zeros(6, 10, device=backend.device)
     wide[:, ::2] = rois
@@ -190,11 +171,8 @@ def test_boxes_of_another_dtype(backend, rois_dtype):
     assert torch.equal(ops.roi_align(x, rois.to(rois_dtype), 2, backend=backend.name), expected)
 
 
-# --- pyramid
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=id_of)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=dtype_id)
+@LAYOUTS
 def test_multiscale(backend, channels_last, dtype):
     channels, size = (3, 64) if backend.interpreted else (33, 256)
     maps, scales = cases.pyramid(
@@ -248,137 +226,7 @@ def nn_upsample(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, scale_factor=2)
 
 
-# --- derivatives
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_second_and_forward_derivatives(backend, channels_last):
-    x = cases.feature_map(1, 2, 5, 6, dtype=torch.float64, channels_last=channels_last)
-    x = leaf(x.to(backend.device))
-    rois = torch.tensor([[0, 0.5, 1, 4, 3.5], [0, 2, 2, 9, 9]], dtype=torch.float64)
-    rois = rois.to(backend.device)
-
-    def pool(x):
-        return ops.roi_align(x, rois, 2, 1.0, 2, True, backend=backend.name)
-
-    fast = {"fast_mode": True} if backend.interpreted else {}
-    assert torch.autograd.gradcheck(pool, x, check_forward_ad=True, **fast)
-    assert torch.autograd.gradgradcheck(lambda x: pool(x).pow(3), x, **fast)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
-        tangent = forward_ad.unpack_dual(pool(dual)).tangent
-    assert_matches(tangent, pool(torch.ones_like(x)))
-
-
-def test_boxes_get_no_gradient(backend):
-    rois = leaf(torch.tensor([[0, 0.5, 1, 4, 3.5]], device=backend.device))
-    x = leaf(torch.ones(1, 2, 5, 5, device=backend.device))
-    ops.roi_align(x, rois, 2, backend=backend.name).sum().backward()
-    assert x.grad is not None and (rois.grad is None or rois.grad.eq(0).all())
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_deterministic(cpu_level, channels_last):
-    """Bit for bit the same for any number of threads."""
-    x = leaf(cases.feature_map(2, 70, 50, 60, channels_last=channels_last))
-    rois = small_rois(200, 2, 50, 60, 0.5)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = ops.roi_align(x, rois, 7, 0.5, 2, backend="cpp")
-            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, grad))
-    for pooled, grad in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
-
-
-# --- torch's machinery
-
-
-def raw_arguments(x, rois):
-    return ([x], rois, [0.5], 3, 2, 2, True, 0.0, 0.0, 0)
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_opcheck(backend, channels_last):
-    if backend.name == "reference":
-        pytest.skip("plain PyTorch, no op of its own")
-    suffix = "_triton" if backend.name == "triton" else ""
-    x = cases.feature_map(2, 5, 8, 9, channels_last=channels_last).to(backend.device)
-    rois = small_rois(4, 2, 8, 9, 0.5).to(backend.device)
-    forward = getattr(torch.ops.fastvision, f"roi_align{suffix}").default
-    torch.library.opcheck(forward, raw_arguments(x, rois))
-    backward = getattr(torch.ops.fastvision, f"roi_align_backward{suffix}").default
-    grad = forward(*raw_arguments(x, rois))
-    args = (grad, rois, [2, 8, 9], [0.5], 2, True, 0.0, 0.0, 0, channels_last)
-    torch.library.opcheck(backward, args)
-
-
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
-def test_compile(cpu_level, compiler):
-    def step(x, boxes):
-        return ops.roi_align(torch.relu(x), boxes, (3, 4), 0.5, 2).square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 5, height, 9))
-        rois = small_rois(count, 2, height, 9, 0.5)
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
-
-
-def test_export(cpu_level):
-    class Pool(torch.nn.Module):
-        def forward(self, a, b, boxes):
-            return ops.multiscale_roi_align([a, b], boxes, 3, [0.25, 0.125], 2)
-
-    maps, _ = cases.pyramid(1, 4, height=64, width=64, levels=2)
-    rois = cases.rois(6, 1, height=64, width=64)
-    count = torch.export.Dim("count", min=0)
-    with torch.no_grad():
-        program = torch.export.export(
-            Pool(), (*maps, rois), dynamic_shapes={"a": None, "b": None, "boxes": {0: count}}
-        )
-    for k in (6, 1, 3):
-        assert_matches(program.module()(*maps, rois[:k]), Pool()(*maps, rois[:k]))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=id_of)
-def test_autocast(backend, dtype):
-    """Features keep their low precision, boxes stay float32."""
-    conv = torch.nn.Conv2d(3, 4, 1).to(backend.device)
-    x = cases.feature_map(1, 3, 200, 200).to(backend.device)
-    # a thousand pixels from the origin: 16-bit coordinates would move it by half a pixel and more
-    rois = torch.tensor([[0, 1300.25, 1301.5, 1310.75, 1312.5]], device=backend.device)
-    with torch.autocast(backend.device, dtype):
-        features = conv(x)
-        pooled = ops.roi_align(features, rois, 2, 0.125, 2, backend=backend.name)
-    assert features.dtype == pooled.dtype == dtype
-    expected = reference.roi_align(features.double(), rois.double(), 0.125, 2, 2, 2, False)
-    assert_matches(pooled, expected)
-
-
-def test_func_grad(cpu_level):
-    x, rois = cases.feature_map(1, 3, 6, 7), torch.tensor([[0, 1.0, 1, 5, 4]])
-
-    def loss(x):
-        return ops.roi_align(x, rois, 2).square().sum()
-
-    y = leaf(x)
-    assert_matches(torch.func.grad(loss)(x), torch.autograd.grad(loss(y), y)[0])
-
-
-# --- limits
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@LAYOUTS
 def test_more_than_2_31_elements(cpu_level, channels_last):
     """Pages that nobody touches cost nothing, so the map is only as large as its addresses."""
     size, channels = 16500, 8
@@ -487,13 +335,6 @@ def test_shorter_lists_and_other_integers(cpu_level, torchvision):
     assert_matches(ops.roi_align(x, [boxes], torch.Size([2, 2])), expected)
     meta = ops.roi_align(x.to("meta"), torch.empty(4, 5, device="meta"), 2)
     assert meta.shape == (4, 3, 2, 2)
-
-
-def test_fx_sees_ops_as_leaves(cpu_level):
-    pooler, single = ops.MultiScaleRoIAlign(["a"], 2, 2), ops.RoIAlign(2, 1.0, 2)
-    for module, name in ((pooler, "_pool"), (single, "roi_align")):
-        nodes = torch.fx.symbolic_trace(module).graph.nodes
-        assert [n.target.__name__ for n in nodes if n.op == "call_function"] == [name]
 
 
 def test_level_of_huge_numbers(backend):

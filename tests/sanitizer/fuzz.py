@@ -1,7 +1,8 @@
 """Random and hostile inputs through the public ops, for a library built with sanitizers.
 
 A read or write outside a buffer and undefined behaviour end the process; all the ops may do with
-nonsense is to refuse it with an exception that names the argument. Run by tests/test_sanitizers.py.
+nonsense is to refuse it with an exception that names the argument. Run by
+tests/kernels/test_sanitizers.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from torch.library import opcheck
 
 from fastvision import _device, ops, reference
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.nms import chain_boxes
+from fastvision.testing.numerics import DTYPES, assert_matches
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.skipif(
     DEVICE == "cpu" and not _device.triton_interpreted(), reason="needs CUDA or TRITON_INTERPRET=1"
 )
 HEIGHT, WIDTH = 32, 40
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # the interpreter computes with infinities and NaN as they come
 pytestmark = [
     pytestmark,
@@ -198,12 +198,6 @@ def test_roi_align_opcheck_and_compile():
     assert torch.equal(x.grad, y.grad)
 
 
-def chain(count):
-    """Each box overlaps its neighbours only: as many links as boxes, every other one is kept."""
-    left = torch.arange(count) * 4.0
-    return torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)
-
-
 def integer_boxes(count):
     """Coordinates from few values: equal boxes, and IoUs of exactly 1/2 and 1/3."""
     corner = torch.randint(0, 12, (count, 2), generator=cases.generator(7))
@@ -224,10 +218,10 @@ def check_nms(boxes, scores, idxs, iou_threshold):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("num_classes", [None, 2, 30])
-@pytest.mark.parametrize("make", [cases.clustered_boxes, integer_boxes, chain])
+@pytest.mark.parametrize("make", [cases.clustered_boxes, integer_boxes, chain_boxes])
 def test_nms(make, num_classes):
     boxes, scores = make(150), cases.scores(150)
-    if make is chain:
+    if make is chain_boxes:
         scores = scores.sort(descending=True).values
     idxs = None if num_classes is None else cases.classes(150, num_classes) - 1
     check_nms(boxes, scores, idxs, 0.4)

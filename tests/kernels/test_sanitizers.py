@@ -13,7 +13,7 @@ import pytest
 import fastvision
 from fastvision import _extension
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(fastvision.__file__).parent
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # two processes share the work; one architecture gets every variant, the others the main ones
 PROCESSES = (("75", "80", "86", "120"), ("90", "89", "100"))
 ALL_VARIANTS = "90"

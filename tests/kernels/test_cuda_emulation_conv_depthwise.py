@@ -17,7 +17,7 @@ from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
 
 pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")

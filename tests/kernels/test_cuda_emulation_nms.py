@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fastvision import reference
 from fastvision.testing import cases
+from fastvision.testing.nms import chain_boxes
+from fastvision.testing.numerics import DTYPES
+from fastvision.testing.tensors import dtype_id
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
 
 pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
-
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-DTYPE_IDS = ["float16", "bfloat16", "float32", "float64"]
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +96,13 @@ def scene(
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200, 1100])
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_one_class(check, count: int, dtype: torch.dtype) -> None:
     boxes, scores, _ = scene(count, dtype)
     check(boxes, scores)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_classes_and_images(check, dtype: torch.dtype) -> None:
     parts = [scene(200, dtype, classes=7, seed=seed) for seed in range(3)]
     check(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)), 0.3, max_output=60)
@@ -147,7 +147,7 @@ def test_arbitrary_labels(check, chunk: int) -> None:
     check(boxes, scores, torch.tensor(labels)[idxs], chunk=chunk)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_score_threshold(check, dtype: torch.dtype) -> None:
     boxes, scores, idxs = (t.reshape(2, 150, *t.shape[1:]) for t in scene(300, dtype, classes=2))
     scores[0, ::7] = math.nan
@@ -156,7 +156,7 @@ def test_score_threshold(check, dtype: torch.dtype) -> None:
     check(boxes, scores, idxs, score_threshold=2.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_special_values(check, dtype: torch.dtype) -> None:
     boxes, scores, idxs = scene(200, dtype, classes=2)
     for row, value in enumerate([math.nan, math.inf, -math.inf]):
@@ -181,7 +181,7 @@ def test_special_values(check, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("threshold", [1 / 3, 0.1, 0.5, 0.7, 1.0, 1.5])
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_iou_at_the_threshold(check, threshold: float, dtype: torch.dtype) -> None:
     # small integer sides give many pairs whose IoU is exactly a simple fraction
     generator = cases.generator(0)
@@ -209,9 +209,7 @@ def test_tiny_and_huge_boxes(check) -> None:
 
 
 def test_chain(check) -> None:
-    # each box overlaps the next one only: as many rounds as boxes
-    left = torch.arange(150.0)
-    boxes = torch.stack([left, left * 0, left + 2, left * 0 + 1], 1)
+    boxes = chain_boxes(150)
     check(boxes, torch.linspace(1, 0, 150), None, 0.3)
     check(boxes, torch.linspace(1, 0, 150), None, 0.3, chunk=64)
 

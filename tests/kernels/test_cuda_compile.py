@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
 ARCHITECTURES = re.search(r'set\(FASTVISION_CUDA_ARCHS "([\d;]+)"', CMAKE)[1].split(";")

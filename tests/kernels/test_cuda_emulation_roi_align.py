@@ -15,15 +15,13 @@ from torch import Tensor
 from fastvision import reference
 from fastvision.reference.roi_align import _axis_taps
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.numerics import DTYPES, assert_matches
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
 
 pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 
 
 @dataclass(frozen=True)

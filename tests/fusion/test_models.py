@@ -1,15 +1,10 @@
-"""A fused model stays what it was: its classes, methods, code, copies and what is built on it."""
+"""A fused model stays what it was: its classes, methods, code, inputs and outputs."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
-import io
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from typing import Any, ClassVar
 
@@ -19,43 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
-
-
-def image(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*(size or (2, 3, 12, 14)), generator=torch.Generator().manual_seed(seed))
-
-
-def conv(inputs: int = 3, outputs: int = 6, size: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
-
-
-def norm(channels: int = 6, kind: type[nn.Module] = nn.BatchNorm2d) -> Any:
-    layer: Any = kind(channels)
-    with torch.no_grad():
-        layer.running_mean.normal_()
-        layer.running_var.uniform_(0.5, 2)
-    return layer
-
-
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    assert type(actual) is Tensor
-    assert actual.stride() == expected.stride()
-    scale = expected.abs().max().item() + 1e-6
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * scale)
-
-
-@torch.no_grad()
-def check(model: nn.Module, *inputs: Any) -> nn.Module:
-    model.eval()
-    fused = fastvision.fuse(model)
-    for _ in range(2):
-        assert_same(fused(*copy.deepcopy(inputs)), model(*copy.deepcopy(inputs)))
-    return fused
-
-
-def kinds(fused: nn.Module) -> dict[str, int]:
-    return fused.fastvision_report.counts()
-
+from fastvision.testing.fusion import assert_alike, check_as_is, conv, image, kinds, norm
 
 BN_RELU = "Conv2d + BatchNorm2d + relu"
 
@@ -87,15 +46,15 @@ class Net(nn.Module):
 def test_class_methods_and_attributes_stay():
     model = Net().eval()
     before = type(model), dict(vars(model)), list(Net.registry), list(model.state_dict())
-    fused = check(model, image())
+    fused = check_as_is(model, image())
     assert isinstance(fused, Net) and isinstance(fused.body, nn.Sequential)
     for name, module in model.named_modules():
         assert isinstance(fused.get_submodule(name), type(module))
     assert repr(type(fused)) == repr(type(model))
     assert fused.classes == model.classes
-    assert_same(fused.embed(image()), model.embed(image()))
+    assert_alike(fused.embed(image()), model.embed(image()))
     model.scale = fused.scale = 10.0
-    assert_same(fused(image()), model(image()))
+    assert_alike(fused(image()), model(image()))
     model.scale = 1.0
     assert (type(model), dict(vars(model)), Net.registry, list(model.state_dict())) == before
     assert all(p.requires_grad for p in model.parameters())
@@ -105,17 +64,17 @@ def test_class_methods_and_attributes_stay():
 @torch.no_grad()
 def test_checkpoints_of_the_model_load():
     model, other = Net().eval(), Net().eval()
-    fused = check(model, image())
+    fused = check_as_is(model, image())
     fused.load_state_dict(other.state_dict())
-    assert_same(fused(image()), other(image()))
+    assert_alike(fused(image()), other(image()))
     fused.body[0].weight = nn.Parameter(model.body[0].weight.detach() * 2)
     other.body[0].weight = fused.body[0].weight
-    assert_same(fused(image()), other(image()))
+    assert_alike(fused(image()), other(image()))
     fused.body[1].running_mean.add_(1)
     other.body[1].running_mean.add_(1)
-    assert_same(fused(image()), other(image()))
+    assert_alike(fused(image()), other(image()))
     fused.double(), other.double()
-    assert_same(fused(image().double()), other(image().double()))
+    assert_alike(fused(image().double()), other(image().double()))
 
 
 class Cached(nn.Module):
@@ -140,7 +99,7 @@ def test_caches_of_the_class_and_exceptions():
     model = Cached().eval()
     fastvision.fuse(model)
     assert not Cached.cache
-    fused = check(model, image())
+    fused = check_as_is(model, image())
     assert type(Cached.cache["scale"]) is Tensor
     assert kinds(fused) == {BN_RELU: 1}
 
@@ -173,10 +132,10 @@ class Checkpointing(nn.Module):
 
 def test_branches_that_inference_does_not_take():
     model = Checkpointing()
-    fused = check(model, image())
+    fused = check_as_is(model, image())
     assert kinds(fused) == {"Conv2d + BatchNorm2d + silu": 1}
     model.grad_checkpointing = True
-    assert kinds(check(model, image())) == {"Conv2d + BatchNorm2d + silu": 1}
+    assert kinds(check_as_is(model, image())) == {"Conv2d + BatchNorm2d + silu": 1}
 
 
 class Routed(nn.Module):
@@ -203,7 +162,7 @@ class Routed(nn.Module):
 
 
 def test_attributes_that_other_code_reads_from_a_layer():
-    fused = check(Routed(), image(2, 6, 9, 9))
+    fused = check_as_is(Routed(), image(2, 6, 9, 9))
     assert kinds(fused) == {"Conv2d + BatchNorm2d + add + relu": 3}
     assert kinds(fused) == kinds(pickle.loads(pickle.dumps(fused)))
 
@@ -220,9 +179,9 @@ class Dense(nn.Linear):
 
 def test_neighbours_that_nobody_knows():
     layers = conv(), norm(), nn.ReLU(), conv(6, 6), norm(), nn.ReLU(), Odd()
-    assert kinds(check(nn.Sequential(*layers), image())) == {BN_RELU: 2}
+    assert kinds(check_as_is(nn.Sequential(*layers), image())) == {BN_RELU: 2}
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), Dense(6, 2)
-    fused = check(nn.Sequential(*layers, *head), image())
+    fused = check_as_is(nn.Sequential(*layers, *head), image())
     assert kinds(fused) == {BN_RELU: 2}
     report = fused.fastvision_report
     assert report.channels_last
@@ -240,8 +199,8 @@ def test_maps_of_one_pixel():
         def forward(self, x: Tensor, *args: Any) -> Tensor:
             return F.interpolate(self.pool(x), size=(4, 4), mode="bilinear")
 
-    fused = check(Upsampled(), image())
-    assert_same(fused.pool(image()), fastvision.fuse(fused).pool(image()))
+    fused = check_as_is(Upsampled(), image())
+    assert_alike(fused.pool(image()), fastvision.fuse(fused).pool(image()))
     assert fused.pool(image()).stride() == (6, 1, 1, 1)
 
 
@@ -253,131 +212,8 @@ def test_maps_of_one_pixel():
     ],
 )
 def test_other_dimensions(build, size, kind):
-    fused = check(nn.Sequential(*build(), nn.ReLU()), image(*size))
+    fused = check_as_is(nn.Sequential(*build(), nn.ReLU()), image(*size))
     assert kinds(fused) == {f"Conv{kind} + BatchNorm{kind} + relu": 1}
-
-
-class Scripted(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(conv(), norm(), nn.ReLU())
-        self.head = torch.jit.script(nn.Sequential(conv(6, 4), nn.Sigmoid()).eval())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_scripted_parts():
-    fused = check(Scripted(), image())
-    assert kinds(fused) == {BN_RELU: 1}
-    assert ("head.0", "is part of a ScriptModule") in fused.fastvision_report.skipped
-    whole = nn.Sequential(conv(), norm(), nn.ReLU()).eval()
-    for scripted in (torch.jit.script(whole), torch.jit.trace(whole, image())):
-        assert check(scripted, image()).fastvision_report.skipped
-
-
-@pytest.fixture
-def resnet() -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    return models.resnet18(weights=None).eval()
-
-
-RESNET18 = {BN_RELU: 9, "Conv2d + BatchNorm2d + add + relu": 8, "Conv2d + BatchNorm2d": 3}
-
-
-def test_graphs_of_torch_fx(resnet):
-    x = image(1, 3, 48, 48)
-    fused = check(torch.fx.symbolic_trace(resnet), x)
-    assert kinds(fused).items() >= RESNET18.items()
-    with torch.no_grad():
-        assert_same(copy.deepcopy(fused)(x), resnet(x))
-        assert_same(pickle.loads(pickle.dumps(fused))(x), resnet(x))
-        assert_same(torch.fx.symbolic_trace(fastvision.fuse(resnet))(x), resnet(x))
-
-
-@torch.no_grad()
-def test_feature_extractors(resnet):
-    extraction = pytest.importorskip("torchvision.models.feature_extraction")
-    x = image(1, 3, 48, 48)
-    nodes = {"layer1": "a", "layer3": "b"}
-    extractor = extraction.create_feature_extractor(resnet, nodes)
-    expected = extractor(x)
-    fused = fastvision.fuse(extractor)
-    for features in (
-        fused(x),
-        extraction.create_feature_extractor(fastvision.fuse(resnet), nodes)(x),
-    ):
-        assert list(features) == list(expected)
-        for name, value in features.items():
-            assert_same(value, expected[name])
-    assert kinds(fused)["Conv2d + BatchNorm2d + add + relu"] == 6
-
-
-def test_wrappers_for_parallel_training(resnet, tmp_path):
-    x = image(1, 3, 48, 48)
-    assert kinds(check(nn.DataParallel(resnet), x)).items() >= RESNET18.items()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(resnet)
-        assert kinds(check(wrapped, x)).items() >= RESNET18.items()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")),
-    reason="needs onnx and onnxscript",
-)
-@pytest.mark.parametrize("dynamo", [True, False])
-def test_onnx_gets_standard_operators(dynamo):
-    import onnx
-
-    model = nn.Sequential(conv(), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12 * 14, 3))
-    found = []
-    for m in (model.eval(), fastvision.fuse(model)):
-        file = io.BytesIO()
-        program = torch.onnx.export(m, (image(),), None if dynamo else file, dynamo=dynamo)
-        proto = program.model_proto if dynamo else onnx.load_model_from_string(file.getvalue())
-        found.append([node.op_type for node in proto.graph.node])
-    assert found[0] == found[1]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("strict", [False, True])
-def test_exported_and_compiled_chains(resnet, strict):
-    x = image(1, 3, 48, 48)
-    fused = fastvision.fuse(resnet)
-    program = torch.export.export(fused, (x,), strict=strict)
-    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    assert targets.count("fastvision.conv_bn_relu.default") == 20
-    assert not any("batch_norm" in target or target[5:] == "relu.default" for target in targets)
-    assert_same(program.module()(x), resnet(x))
-
-
-@torch.no_grad()
-def test_writes_in_place_are_exported_right():
-    class Writes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm, self.last = conv(3, 3), norm(3), conv(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.last(F.relu(self.norm(self.conv(x))))
-            y.flatten(1).mul_(2)
-            return F.relu(self.last(y)) + y
-
-    model = Writes().eval()
-    fused = check(model, image())
-    for program in (
-        torch.export.export(fused, (image(),)).module(),
-        torch.jit.trace(fused, image()),
-        torch.compile(fused, backend="aot_eager"),
-    ):
-        assert_same(program(image()).contiguous(), model(image()))
 
 
 @dataclasses.dataclass
@@ -411,7 +247,7 @@ def test_structured_inputs_and_outputs():
         (*expected.maps, expected.named["raw"], expected.best, theirs["seen"], *theirs["images"]),
         strict=True,
     ):
-        assert_same(a, e)
+        assert_alike(a, e)
     assert ours.keys() == theirs.keys()
 
 
@@ -441,7 +277,7 @@ def test_values_behave_as_tensors_in_the_models_code():
 
     model = type("Net", (nn.Module,), {"forward": forward})()
     model.conv, model.norm = conv(), norm()
-    check(model, image())
+    check_as_is(model, image())
 
 
 @torch.no_grad()
@@ -463,7 +299,7 @@ def test_threads_share_a_fused_model():
     for thread in threads:
         thread.join()
     for actual, e in zip(results, expected, strict=True):
-        assert_same(actual, e)
+        assert_alike(actual, e)
 
 
 def test_example_inputs_complete_the_report():
@@ -499,16 +335,3 @@ def test_planning_does_not_depend_on_the_models_size_squared():
         fastvision.fuse(build(n))
         counts.append(len(looks))
     assert counts[1] <= 4 * max(counts[0], 10)
-
-
-def test_other_processes_load_a_fused_model(tmp_path):
-    models = pytest.importorskip("torchvision.models")
-    fused = fastvision.fuse(models.resnet18(weights=None))
-    torch.save(fused, tmp_path / "model.pt")
-    code = (
-        "import sys, torch; m = torch.load(sys.argv[1], weights_only=False);"
-        "print(type(m).__name__, m(torch.zeros(1, 3, 40, 40)).shape[1])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "model.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=True)
-    assert done.stdout.split() == ["ResNet", "1000"]

@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 
 import fastvision
-from fastvision import _extension
+from fastvision.testing.marks import needs_library
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(fastvision.__file__).parent
 LIBRARY = PACKAGE / "libfastvision.so"
-
-needs_library = pytest.mark.skipif(_extension.missing is not None, reason=str(_extension.missing))
 
 
 def tool(*command: str | Path) -> str:

@@ -1,24 +1,31 @@
-"""Imports go one way: models, ops, then reference, kernels and torch.ops (docs/architecture.md)."""
+"""Imports go one way, between the parts of the package and inside of ops (docs/architecture.md)."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
-# from the bottom up; a part of the package imports itself and layers below its own. What is not
-# named here (models, the command line, ...) stands above the ops
+# from the bottom up; a part of the package imports itself and layers below its own
 LAYERS = (
     {"_C", "_version", "_memory_format"},
     {"_extension", "reference", "kernels"},
     {"_device"},
     {"ops"},
+    {"fusion"},  # and what is not named here
+    {"models"},
+    {"data", "training"},
+    {"cli"},
+    {"__init__", "__main__"},
+    {"testing"},  # for tests and benchmarks: nothing in the package needs it
 )
+UNNAMED = LAYERS.index({"fusion"})
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -50,17 +57,47 @@ def part(name: str) -> str:
 
 
 def layer(name: str) -> int:
-    return next((i for i, names in enumerate(LAYERS) if part(name) in names), len(LAYERS))
+    return next((i for i, names in enumerate(LAYERS) if part(name) in names), UNNAMED)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down(name: str) -> None:
     for imported in imports(name, ast.walk(MODULES[name])):
-        if not imported.startswith("fastvision.") or part(imported) == part(name):
+        if imported.split(".")[0] != "fastvision" or part(imported) == part(name):
             continue
-        below = layer(imported) < layer(name)
-        both_on_top = layer(imported) == layer(name) == len(LAYERS)
-        assert below or both_on_top, f"{name} must not import {imported}"
+        both_unnamed = layer(imported) == layer(name) == UNNAMED
+        assert layer(imported) < layer(name) or both_unnamed, f"{name} must not import {imported}"
+
+
+def module_of(imported: str) -> str | None:
+    """The module that an imported name is in."""
+    while imported and imported not in MODULES and f"{imported}.__init__" not in MODULES:
+        imported = imported.rpartition(".")[0]
+    return imported if imported in MODULES else f"{imported}.__init__" if imported else None
+
+
+OPS = {
+    name: {module_of(imported) for imported in imports(name, ast.walk(tree))}
+    for name, tree in MODULES.items()
+    if part(name) == "ops"
+}
+
+
+def test_imports_inside_ops_are_acyclic() -> None:
+    inside = {name: imported & OPS.keys() - {name} for name, imported in OPS.items()}
+    try:
+        graphlib.TopologicalSorter(inside).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_private_modules_of_ops_know_no_public_ones() -> None:
+    """Public is what the package of ops exports from modules without an underscore."""
+    exported = OPS["fastvision.ops.__init__"] & OPS.keys()
+    public = {name for name in exported if "._" not in name.removesuffix(".__init__")}
+    assert public
+    for name in OPS.keys() - public - {"fastvision.ops.__init__"}:
+        assert not OPS[name] & public, f"{name} must not import {OPS[name] & public}"
 
 
 @pytest.mark.parametrize("name", MODULES)

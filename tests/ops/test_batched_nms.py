@@ -1,0 +1,105 @@
+"""NMS of several classes and images at once, with results of any and of one size."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastvision import reference
+from fastvision.ops import batched_nms, batched_nms_padded
+from fastvision.testing import cases
+from fastvision.testing.marks import needs_library
+from fastvision.testing.nms import BOXES, expect, scores_for
+from fastvision.testing.numerics import DTYPES
+
+# the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+
+@pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8, torch.float32), ids=str)
+@pytest.mark.parametrize("kind", ("uniform", "clustered", "special"))
+def test_batched(backend, kind, dtype):
+    count = 40 if backend.interpreted else 300
+    boxes, scores = BOXES[kind](count, 2), cases.scores(count)
+    idxs = cases.classes(count, 3).to(dtype)
+    device = backend.device
+    kept = batched_nms(
+        boxes.to(device), scores.to(device), idxs.to(device), 0.4, backend=backend.name
+    )
+    expect(kept, reference.nms(boxes, scores, idxs, 0.4))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ((-5, 0, 5), (-(2**63), 2**63 - 1, 0), (2**40, 2**40 + 1, 1), (0.25, 0.75, -1e30)),
+    ids=("negative", "extreme", "large", "fractions"),
+)
+def test_batched_with_any_labels(backend, labels):
+    count = 40
+    boxes, scores = cases.clustered_boxes(count, objects=3), cases.scores(count)
+    idxs = torch.tensor(labels)[cases.classes(count, len(labels))]
+    device = backend.device
+    kept = batched_nms(
+        boxes.to(device), scores.to(device), idxs.to(device), 0.4, backend=backend.name
+    )
+    expect(kept, reference.nms(boxes, scores, idxs, 0.4))
+
+
+@needs_library
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize(("count", "classes"), ((50, 4), (900, 80), (3000, 2), (500, 500)))
+def test_batched_matches_torchvision(torchvision, kind, count, classes):
+    boxes = BOXES[kind](count, 4)
+    # all different: torchvision sorts the kept boxes of all classes by an unstable sort
+    scores = torch.randperm(count, generator=cases.generator(0)) / count
+    idxs = cases.classes(count, classes)
+    exact = torchvision.ops.boxes._batched_nms_vanilla
+    expect(batched_nms(boxes, scores, idxs, 0.5), exact(boxes, scores, idxs, 0.5))
+
+
+@pytest.mark.parametrize("with_classes", (True, False), ids=("classes", "one_class"))
+@pytest.mark.parametrize("score_threshold", (None, 0.3, math.nan))
+@pytest.mark.parametrize("max_output", (0, 1, 7, 60))
+def test_padded(backend, with_classes, score_threshold, max_output):
+    images, count = 3, 50
+    boxes = torch.stack([BOXES[k](count, 5) for k in ("uniform", "clustered", "special")])
+    scores = torch.stack([scores_for(count, seed) for seed in range(images)])
+    idxs = cases.classes(images * count, 4).view(images, count) if with_classes else None
+    device = backend.device
+    indices, counts = batched_nms_padded(
+        boxes.to(device),
+        scores.to(device),
+        None if idxs is None else idxs.to(device),
+        0.4,
+        score_threshold=score_threshold,
+        max_output=max_output,
+        backend=backend.name,
+    )
+    assert indices.shape == (images, max_output)
+    expected = reference.nms_padded(boxes, scores, idxs, 0.4, score_threshold, max_output)
+    expect(indices, expected[0])
+    expect(counts, expected[1])
+    for image in range(images):
+        taking_part = torch.arange(count)
+        if score_threshold is not None:
+            taking_part = taking_part[scores[image] > score_threshold]
+        classes = torch.zeros(count) if idxs is None else idxs[image]
+        kept = batched_nms(
+            boxes[image, taking_part], scores[image, taking_part], classes[taking_part], 0.4
+        )
+        expect(indices[image, : counts[image]], taking_part[kept][:max_output])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_padded_compares_scores_in_their_type(backend, dtype):
+    boxes = torch.tensor([[[0, 0, 1, 1], [5, 5, 6, 6]]], dtype=dtype, device=backend.device)
+    scores = torch.tensor([[0.3, 0.5]], device=backend.device).to(dtype)
+    indices, counts = batched_nms_padded(
+        boxes, scores, None, 0.5, score_threshold=0.3, max_output=2, backend=backend.name
+    )
+    # for float64 the score is float32(0.3), which is above 0.3
+    expected = torch.tensor(0.3).to(dtype) > 0.3
+    assert counts.item() == 1 + int(expected)
+    assert indices.tolist() == ([[1, 0]] if expected else [[1, -1]])

@@ -1,0 +1,118 @@
+"""conv_bn_relu by oneDNN, which the CPU takes where it wins a trial: AVX-512."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastvision import _extension, ops
+from fastvision.ops.conv import cpu, onednn
+from fastvision.reference import ACTIVATIONS
+from fastvision.testing import cases
+from fastvision.testing.conv_bn_relu import Sample
+from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.numerics import assert_matches
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture
+def onednn_calls(monkeypatch) -> list[int]:
+    """What runs on CPUs with AVX-512, wherever torch has oneDNN; an item for each convolution."""
+    if _extension.missing or not torch.backends.mkldnn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    monkeypatch.setattr(onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    calls: list[int] = []
+    convolution = onednn.convolution
+    monkeypatch.setattr(onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    return calls
+
+
+@LAYOUTS
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_by_onednn(onednn_calls, activation, channels_last):
+    sample = Sample(16, 20, (3, 3), channels_last=channels_last)
+    window = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "activation": activation}
+    for _ in range(2):
+        y = sample(**window)
+        assert_matches(y, sample.expected(**window), scale=2)
+        sample.weight.mul_(1.5)
+    assert len(onednn_calls) == (0 if activation == "leaky_relu" else 2)
+    residual = torch.randn(y.shape)
+    y = sample(**window, residual=residual)
+    assert_matches(y, sample.expected(**window, residual=residual), scale=2)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=format)
+    sample(padding=(1, 0, 1, 1), dilation=2)  # asymmetric: the engine's
+    assert_matches(sample(padding="valid"), sample.expected(), scale=2)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_onednn_keeps_nan(onednn_calls, activation, kernel):
+    sample = Sample(16, 20, kernel)
+    sample.input[1, 3, 5, 6] = float("nan")
+    y, expected = sample(activation=activation), sample.expected(activation=activation)
+    assert expected.isnan().any() and torch.equal(y.isnan(), expected.isnan())
+    residual = torch.randn(y.shape)
+    residual[0, 2, 1, 1] = float("nan")
+    kept = residual.clone()
+    y = sample(activation=activation, residual=residual)
+    expected = sample.expected(activation=activation, residual=residual)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(residual.nan_to_num(9), kept.nan_to_num(9))
+    with_residual = activation in ("none", "relu", "relu6")
+    assert len(onednn_calls) == (0 if activation == "leaky_relu" else 1 + with_residual)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "window", "winograd"])
+def test_trial_of_onednn_and_the_engine(onednn_calls, monkeypatch, kind):
+    """Both do the same; the faster one is taken, or always the engine where that is asked for."""
+    ours, theirs = cpu._trial(kind)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
+    kinds = []
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, _: kinds.append(kind))
+    size, taps = (14, 3) if kind == "winograd" else (5, 1 if kind == "pointwise" else 3)
+    x = cases.feature_map(1, 32, size, size, channels_last=True)
+    weight = cases.feature_map(32, 32, taps, taps)
+    onednn_calls.clear()
+    ops.conv_bn_relu(x, weight, padding=taps // 2)
+    assert kinds == [kind] and not onednn_calls
+    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    ops.conv_bn_relu(x, weight, padding=taps // 2)
+    assert not onednn_calls
+
+
+def test_onednn_with_strided_bias(onednn_calls):
+    sample = Sample(16, 20, (3, 3), norm=False)
+    for sample.bias in (torch.randn(40)[::2], torch.ones(1).expand(20)):
+        assert_matches(sample(), sample.expected(), scale=2)
+    assert len(onednn_calls) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 32, 8, 7), (2, 32, 4, 4), (1, 32, 8, 8)], ids=str)
+def test_a_repeated_call_by_onednn_checks_the_residual(onednn_calls, shape):
+    x = cases.feature_map(2, 32, 8, 8, channels_last=True)
+    weight = cases.feature_map(32, 32, 1, 1)
+    ops.conv_bn_relu(x, weight, residual=torch.zeros(2, 32, 8, 8))
+    for images in (x, x[:0]):
+        with pytest.raises(ValueError, match="residual"):
+            ops.conv_bn_relu(images, weight, residual=torch.zeros(shape))
+    assert onednn_calls
+
+
+@torch.no_grad()
+def test_trials_do_not_depend_on_the_default_dtype():
+    if _extension.missing or not torch.backends.mkldnn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for kind in ("pointwise", "window", "winograd"):
+            for run in cpu._trial(kind):
+                assert run().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
