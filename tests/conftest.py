@@ -93,7 +93,7 @@ def poisoned_memory() -> Iterator[None]:
 def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linear layers of any size take the way of large ones."""
     module = importlib.import_module("fastvision.ops.conv.linear")
-    monkeypatch.setattr(module, "_LEAST_PACKED", 1)
+    monkeypatch.setattr(module, "_MIN_PACKED", 1)
 
 
 @pytest.fixture(scope="session")
