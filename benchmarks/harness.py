@@ -148,7 +148,7 @@ def _cuda_seconds(call: Callable[[], Any], calls: int) -> float:
     return sum(start.elapsed_time(end) for start, end in events) / 1e3 / calls
 
 
-class _Trial:
+class Trial:
     """One provider under measurement."""
 
     def __init__(
@@ -186,6 +186,7 @@ class _Trial:
     def summary(self) -> dict[str, Any]:
         summary = {
             "seconds": min(self.samples),
+            # tells how noisy the rounds were; no figure of the report comes from it
             "median_seconds": statistics.median(self.samples),
             "rounds": len(self.samples),
             "calls_per_round": self.calls,
@@ -215,9 +216,9 @@ def compare(
     row["providers"] = measured = {}
     inputs = case.inputs(device)
     expected = case.expected(*inputs) if case.expected else None
-    trials: dict[str, _Trial] = {}
+    trials: dict[str, Trial] = {}
     for name, provider in case.providers(device).items():
-        trial = _Trial(name, provider, inputs, device)
+        trial = Trial(name, provider, inputs, device)
         try:
             result = trial.first_result()
             if expected is None:

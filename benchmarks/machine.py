@@ -106,16 +106,3 @@ def measure_limits(device: torch.device, *, seconds: float = 0.5) -> dict[str, A
             f"{torch.get_num_threads()} threads, best of {seconds} s of calls each"
         ),
     }
-
-
-def floor_seconds(row: dict[str, Any], limits: dict[str, Any]) -> float | None:
-    """The time the least bytes or the least arithmetic take at the limits, whichever is longer.
-
-    The bandwidth is the best copy of at least that many bytes: what fits in a cache may use it.
-    """
-    if "least_bytes" not in row:
-        return None
-    copy = {int(size): rate for size, rate in limits["copy_bytes_per_second"].items()}
-    least = min(row["least_bytes"], max(copy))
-    rate = max(rate for size, rate in copy.items() if size >= least)
-    return max(row["least_bytes"] / rate, row["least_flops"] / limits["flops_per_second"])
