@@ -1,4 +1,4 @@
-"""Compares this tree's build of the package with that of another revision, in one run.
+"""Compares this tree's build of the package with another revision's, in one run.
 
 Each side is a process of its own, and the two take turns round by round, so that a change of the
 machine's load meets both. Either side runs the benchmarks of this tree; a ratio is the other

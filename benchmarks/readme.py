@@ -195,7 +195,7 @@ def table(name: str, records: dict[str, Record]) -> str:
 
 
 def rewrite(text: str, records: dict[str, Record]) -> str:
-    """README with its tables written from ``records``; what is not between markers stays."""
+    """README with its tables written from ``records``; text outside the markers stays."""
 
     def replace(match: re.Match[str]) -> str:
         return f"{match[1]}{table(match[2], records)}\n{match[3]}"

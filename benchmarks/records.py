@@ -1,6 +1,6 @@
 """Records of a device, one JSON file per op, and the figures that follow from them.
 
-There is one estimator: a time is that of the best round, a ratio is one best round over another.
+There is one estimator: a time is the best round's, a ratio one best round over another.
 """
 
 from __future__ import annotations

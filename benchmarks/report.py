@@ -32,13 +32,13 @@ Every provider of a case runs on the same inputs, and its result is checked befo
 timed: indices must be identical, features within the dtype's tolerance; a wrong result gets no \
 times. Then the providers take turns, round by round. A time is the best round's time per call; \
 a speed-up is the baseline's time over it, and a ratio above 1 means faster. The baseline is \
-torchvision, or torch's layers one by one in the faster memory format. `once` marks what is so \
-slow that it was timed in a single call. `converted` marks cases in which torchvision converts its \
-input in each call, to NCHW or to float32."""
+torchvision, or torch's layers one by one in the faster memory format. `once` marks a provider \
+so slow that it was timed in a single call. `converted` marks cases in which torchvision \
+converts its input in each call, to NCHW or to float32."""
 BOUNDS = """\
 The bound is the time that the least bytes and operations of any implementation \
 (`benchmarks/work.py` counts them) take at this machine's limits; the share is the bound over the \
-time. For convolutions it is that of a direct sum: Winograd's algorithm multiplies less and may \
+time. For convolutions it counts a direct sum: Winograd's algorithm multiplies less and may \
 pass 100 %. NMS is limited by sorting and by its chain of decisions, which the bound leaves out. \
 Memory is the peak beyond the inputs."""
 

@@ -35,7 +35,7 @@ FAMILIES = {
     "conv_transpose2d": "conv_transpose2d",
     "batch_norm": "batch_norm",
 }
-# what is run, in order, and its share of the time; a share that is not used up is passed on
+# the steps in order, each with its share of the time; what a step leaves unused is passed on
 ORDER = [
     ("build", "", 50),
     ("test", "conv_bn_relu", 10),

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores-avx2"
 LIMITS = {"copy_bytes_per_second": {"1024": 1e9}, "flops_per_second": 1e9, "how": "made up"}
 
+with_record = pytest.mark.skipif(not COMMITTED.exists(), reason="a tree without its records")
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -36,14 +38,14 @@ def record(*rows, **more):
     return {"machine": machine, "quick": False, "limits": LIMITS, "rows": list(rows)} | more
 
 
+@with_record
 def test_readme_has_the_tables_of_the_record(bench):
     text = (ROOT / "README.md").read_text()
-    assert {f"<!-- table: {name} end -->" in text for name in (*bench.readme.TABLES, "slower")} == {
-        True
-    }
+    assert all(f"<!-- table: {name} end -->" in text for name in (*bench.readme.TABLES, "slower"))
     assert bench.readme.rewrite(text, bench.records.load(COMMITTED)) == text
 
 
+@with_record
 def test_committed_report_is_that_of_the_record(bench, tmp_path, monkeypatch):
     for file in COMMITTED.glob("*.json"):
         shutil.copy(file, tmp_path)
@@ -55,6 +57,7 @@ def test_committed_report_is_that_of_the_record(bench, tmp_path, monkeypatch):
     assert {path.name for path in COMMITTED.glob("*.png")} == set(drawn)
 
 
+@with_record
 def test_every_line_of_readme_finds_its_cases(bench):
     found = bench.records.load(COMMITTED)
     for *_, lines in bench.readme.TABLES.values():
