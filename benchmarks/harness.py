@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +215,7 @@ def compare(
     row: dict[str, Any] = {"op": case.op, "case": case.name, "note": case.note, "status": "ok"}
     row["providers"] = measured = {}
     inputs = case.inputs(device)
+    row["dtype"] = _dtype(inputs)
     expected = case.expected(*inputs) if case.expected else None
     trials: dict[str, Trial] = {}
     for name, provider in case.providers(device).items():
@@ -262,6 +263,16 @@ def compare(
         work = case.work(inputs, expected)
         row |= {"least_bytes": work.bytes, "least_flops": work.flops}
     return row
+
+
+def _dtype(inputs: Iterable[Any]) -> str | None:
+    """Of the first floating-point tensor."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return str(value.dtype).removeprefix("torch.")
+        if isinstance(value, list) and (dtype := _dtype(value)):
+            return dtype
+    return None
 
 
 def _first_words(text: str, length: int = 400) -> str:

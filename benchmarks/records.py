@@ -61,13 +61,19 @@ def load(folder: Path) -> dict[str, Record]:
     return {op: record for op, record in found.items() if "rows" in record}
 
 
+def _most_of_each(rates: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in rates for name in one)
+    return {name: max(one.get(name, 0) for one in rates) for name in names}
+
+
 def highest_limits(records: Iterable[Record]) -> Row:
     """The most that any run on this machine has reached: other runs met a busier machine."""
     limits = [record["limits"] for record in records]
     copies = [one["copy_bytes_per_second"] for one in limits]
-    sizes = dict.fromkeys(size for copy in copies for size in copy)
+    dtypes = [one.get("flops_per_second_of", {}) for one in limits]
     return {
-        "copy_bytes_per_second": {size: max(c.get(size, 0) for c in copies) for size in sizes},
+        "copy_bytes_per_second": _most_of_each(copies),
+        "flops_per_second_of": _most_of_each(dtypes),
         "flops_per_second": max(one["flops_per_second"] for one in limits),
         "how": limits[-1]["how"],
     }
@@ -83,7 +89,9 @@ def bound_seconds(row: Row, limits: Row) -> float | None:
     copy = {int(size): rate for size, rate in limits["copy_bytes_per_second"].items()}
     least = min(row["least_bytes"], max(copy))
     rate = max(rate for size, rate in copy.items() if size >= least)
-    return max(row["least_bytes"] / rate, row["least_flops"] / limits["flops_per_second"])
+    of_dtype = limits.get("flops_per_second_of", {})
+    flops = of_dtype.get(row.get("dtype"), limits["flops_per_second"])
+    return max(row["least_bytes"] / rate, row["least_flops"] / flops)
 
 
 def baseline_seconds(row: Row) -> float | None:

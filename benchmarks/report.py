@@ -78,6 +78,8 @@ def _limits(limits: Row) -> Paragraph:
         for size, rate in limits["copy_bytes_per_second"].items()
     )
     arithmetic = f"{limits['flops_per_second'] / 1e9:.0f} GFLOP/s"
+    for dtype, rate in limits["flops_per_second_of"].items():
+        arithmetic += f", {rate / 1e9:.0f} in {dtype}"
     return Paragraph(
         f"Limits, the highest of all runs: copy {copy}; arithmetic {arithmetic}. {limits['how']}."
     )

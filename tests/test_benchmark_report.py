@@ -107,9 +107,13 @@ def test_share_of_the_bound(bench):
 
 def test_limits_are_the_highest_of_all_runs(bench):
     slower = {"copy_bytes_per_second": {"1024": 2e9}, "flops_per_second": 5e8, "how": "made up"}
+    slower["flops_per_second_of"] = {"bfloat16": 4e9}
     limits = bench.records.highest_limits([record(), record(limits=slower)])
     assert limits["copy_bytes_per_second"] == {"1024": 2e9}
     assert limits["flops_per_second"] == 1e9
+    work = {"least_bytes": 0, "least_flops": 4e9}
+    assert bench.records.bound_seconds(work | {"dtype": "bfloat16"}, limits) == 1
+    assert bench.records.bound_seconds(work | {"dtype": "float32"}, limits) == 4
 
 
 def test_html_escapes_and_folds(bench):

@@ -167,6 +167,7 @@ def test_runner_writes_records_and_report(tmp_path):
     assert right["providers"]["cpp"]["seconds"] < right["providers"]["torchvision"]["seconds"]
     assert wrong["status"] == "wrong"
     assert wrong["providers"] == {}
+    assert right["dtype"] == "float32"
     assert record["machine"]["torch"] == torch.__version__
     assert all(rate > 0 for rate in record["limits"]["copy_bytes_per_second"].values())
     report = (output / "report.md").read_text()
