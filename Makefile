@@ -4,6 +4,7 @@
 #   make test PYTHON=python3.12             with another Python, in an environment of its own
 #   make bench BENCH_ARGS="--op nms"        see python -m benchmarks.run --help
 #   make test-gpu PYTEST_ARGS="-k roi_align"
+#   make gpu-record GPU_RECORD_ARGS="--minutes 6"
 #   make test-thirdparty PYTEST_ARGS="--sample 12"   of an hour's work a part that changes with the date
 #
 # nvcc is used where it is found; FASTVISION_CUDA=0 and FASTVISION_CUDA_ARCHS="80;90" are handed through.
@@ -13,6 +14,7 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 VENV_PYTHON := $(VENV)/bin/python
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+GPU_RECORD_ARGS ?=
 
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc csrc/* csrc/*/*)
@@ -21,11 +23,11 @@ CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 # the build calls cmake and ninja by name
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help build bench test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean
+.PHONY: help build bench bench-report gpu-record test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
-	@echo "targets: build bench test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean"
+	@echo "targets: build bench bench-report gpu-record test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean"
 
 $(VENV)/.tools: constraints.txt
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
@@ -41,6 +43,10 @@ build: $(VENV)/.built
 
 bench: build
 	$(VENV_PYTHON) -m benchmarks.run $(BENCH_ARGS)
+
+# report, plots and README's tables from the records that are there; nothing is measured
+bench-report: build
+	$(VENV_PYTHON) -m benchmarks.report --readme
 
 test: build
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
@@ -58,6 +64,10 @@ test-thirdparty: $(VENV)/.thirdparty
 
 test-gpu: build
 	$(VENV_PYTHON) scripts/test_gpu.py $(PYTEST_ARGS)
+
+# builds for this GPU against the torch that is there, without a network; a stop leaves what was measured
+gpu-record:
+	$(PYTHON) scripts/gpu_record.py $(GPU_RECORD_ARGS)
 
 # slow: pick tests with PYTEST_ARGS="-k ..."
 sanitize-gpu: build

@@ -1,1 +1,1 @@
-"""Speed of fastvision beside torchvision on this machine: ``python -m benchmarks.run``."""
+"""Measures fastvision against torchvision on this machine: ``python -m benchmarks.run``."""

@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +148,7 @@ def _cuda_seconds(call: Callable[[], Any], calls: int) -> float:
     return sum(start.elapsed_time(end) for start, end in events) / 1e3 / calls
 
 
-class _Trial:
+class Trial:
     """One provider under measurement."""
 
     def __init__(
@@ -186,6 +186,7 @@ class _Trial:
     def summary(self) -> dict[str, Any]:
         summary = {
             "seconds": min(self.samples),
+            # tells how noisy the rounds were; no figure of the report comes from it
             "median_seconds": statistics.median(self.samples),
             "rounds": len(self.samples),
             "calls_per_round": self.calls,
@@ -214,10 +215,11 @@ def compare(
     row: dict[str, Any] = {"op": case.op, "case": case.name, "note": case.note, "status": "ok"}
     row["providers"] = measured = {}
     inputs = case.inputs(device)
+    row["dtype"] = _dtype(inputs)
     expected = case.expected(*inputs) if case.expected else None
-    trials: dict[str, _Trial] = {}
+    trials: dict[str, Trial] = {}
     for name, provider in case.providers(device).items():
-        trial = _Trial(name, provider, inputs, device)
+        trial = Trial(name, provider, inputs, device)
         try:
             result = trial.first_result()
             if expected is None:
@@ -261,6 +263,16 @@ def compare(
         work = case.work(inputs, expected)
         row |= {"least_bytes": work.bytes, "least_flops": work.flops}
     return row
+
+
+def _dtype(inputs: Iterable[Any]) -> str | None:
+    """Of the first floating-point tensor."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return str(value.dtype).removeprefix("torch.")
+        if isinstance(value, list) and (dtype := _dtype(value)):
+            return dtype
+    return None
 
 
 def _first_words(text: str, length: int = 400) -> str:

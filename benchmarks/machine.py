@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from fastvision.ops import _backend
 
 COPY_BYTES = {"cpu": [1 << 16, 1 << 20, 1 << 24, 1 << 28], "cuda": [1 << 31]}
 MATRIX = {"cpu": 2048, "cuda": 8192}
+# dtypes with arithmetic units of their own: a CPU's kernels compute 16-bit values in float32
+MATRIX_DTYPES = {"cpu": [], "cuda": [torch.bfloat16, torch.float16]}
 
 
 def _cpu_model() -> str:
@@ -87,35 +90,32 @@ def _best_seconds(call: Callable[[], Any], device: torch.device, seconds: float)
 
 
 def measure_limits(device: torch.device, *, seconds: float = 0.5) -> dict[str, Any]:
-    """Copy bandwidth by bytes moved, and float32 multiply-add rate: the best of repeated calls."""
+    """Copy bandwidth by bytes moved, and multiply-add rates: the best of repeated calls."""
     copy = {}
     for moved in COPY_BYTES[device.type]:
         source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         best = _best_seconds(lambda t=target, s=source: t.copy_(s), device, seconds)
         copy[str(moved)] = moved / best
-    a = torch.ones(MATRIX[device.type], MATRIX[device.type], device=device)
-    product = torch.empty_like(a)
-    best = _best_seconds(lambda: torch.mm(a, a, out=product), device, 2 * seconds)
+    size = MATRIX[device.type]
+
+    def flops_per_second(dtype: torch.dtype) -> float:
+        # random: a GPU clocks higher on equal numbers
+        a = torch.rand(size, size, device=device, dtype=dtype)
+        product = torch.empty_like(a)
+        call = functools.partial(torch.mm, a, a, out=product)
+        return 2 * size**3 / _best_seconds(call, device, 2 * seconds)
+
     return {
         "copy_bytes_per_second": copy,
-        "flops_per_second": 2 * a.shape[0] ** 3 / best,
+        "flops_per_second": flops_per_second(torch.float32),
+        "flops_per_second_of": {
+            str(dtype).removeprefix("torch."): flops_per_second(dtype)
+            for dtype in MATRIX_DTYPES[device.type]
+        },
         "how": (
             "copy: torch's copy_ of one buffer to another, bytes read and written counted; "
-            f"arithmetic: torch.mm of {a.shape[0]}x{a.shape[0]} float32 matrices; "
+            f"arithmetic: torch.mm of {size}x{size} matrices, float32 if not said; "
             f"{torch.get_num_threads()} threads, best of {seconds} s of calls each"
         ),
     }
-
-
-def floor_seconds(row: dict[str, Any], limits: dict[str, Any]) -> float | None:
-    """The time the least bytes or the least arithmetic take at the limits, whichever is longer.
-
-    The bandwidth is the best copy of at least that many bytes: what fits in a cache may use it.
-    """
-    if "least_bytes" not in row:
-        return None
-    copy = {int(size): rate for size, rate in limits["copy_bytes_per_second"].items()}
-    least = min(row["least_bytes"], max(copy))
-    rate = max(rate for size, rate in copy.items() if size >= least)
-    return max(row["least_bytes"] / rate, row["least_flops"] / limits["flops_per_second"])

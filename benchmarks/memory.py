@@ -50,7 +50,7 @@ def _main(module: str, name: str, provider: str) -> None:
     inputs, run = case.inputs(device), case.providers(device)[provider]
     with contextlib.suppress(AttributeError):  # glibc would use what the set-up has freed
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _resident("VmRSS")
     run(*inputs)
     print(_resident("VmHWM") - before)

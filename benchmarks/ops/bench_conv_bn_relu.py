@@ -107,6 +107,7 @@ MODELS: dict[str, tuple[str, list[Shape]]] = {
         ],
     ),
 }
+BATCHES = (1, 8)
 # the shapes that stand for the others in a quick run
 QUICK = {(64, 64, 56, 3, 1, 1), (256, 64, 56, 1, 1, 1), (144, 144, 56, 3, 1, 144)}
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6}
@@ -202,7 +203,7 @@ CASES = [
     conv_case(model, activation, shape, batch, residual)
     for model, (activation, shapes) in MODELS.items()
     for shape in shapes
-    for batch in (1, 8)
+    for batch in BATCHES
     # the last convolution of a bottleneck has the residual too
     for residual in (
         (False, True) if model == "resnet50" and shape[1] == 4 * shape[0] else (False,)

@@ -68,8 +68,16 @@ OTHERS = [
     Layer(24, 144, 56, 1, activation="silu"),
 ]
 
+# layers, batches, dtype
+SPECIFICATIONS = [
+    (RESNET50, (1, 32, 256), torch.bfloat16),
+    (OTHERS, (32, 256), torch.bfloat16),
+    (RESNET50[2:4], (32,), torch.float16),
+    (RESNET50[2:4], (32,), torch.float32),
+]
 
-def conv_case(layer: Layer, batch: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+
+def conv_case(layer: Layer, batch: int, dtype: torch.dtype) -> Case:
     padding = layer.taps // 2
     fan_in = layer.C // layer.groups * layer.taps**2
 
@@ -179,10 +187,10 @@ def conv_case(layer: Layer, batch: int, dtype: torch.dtype = torch.bfloat16) -> 
 
 
 CASES = [
-    *(conv_case(layer, batch) for layer in RESNET50 for batch in (1, 32, 256)),
-    *(conv_case(layer, batch) for layer in OTHERS for batch in (32, 256)),
-    *(conv_case(layer, 32, torch.float16) for layer in RESNET50[2:4]),
-    *(conv_case(layer, 32, torch.float32) for layer in RESNET50[2:4]),
+    conv_case(layer, batch, dtype)
+    for layers, batches, dtype in SPECIFICATIONS
+    for layer in layers
+    for batch in batches
 ]
 
 

@@ -17,6 +17,16 @@ from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
 TINY, MEDIUM, LARGE = (17, 5), (8, 1000, 80), (2, 120_000, 80)
+KINDS, GRADIENT = ("zeros and ones", "labels", "softmax"), (False, True)
+FLOAT, BFLOAT = torch.float32, torch.bfloat16
+# (shape, dtype, reduction), kinds, forward or both, part of a quick run
+SPECIFICATIONS = [
+    ((TINY, FLOAT, "sum"), KINDS, GRADIENT, True),
+    ((MEDIUM, FLOAT, "sum"), KINDS, GRADIENT, True),
+    ((LARGE, FLOAT, "sum"), KINDS, GRADIENT, False),
+    ((LARGE, FLOAT, "none"), KINDS[:1], (False,), False),
+    ((LARGE, BFLOAT, "sum"), KINDS, GRADIENT, False),
+]
 # of a sigmoid with prior probability 0.01, as a detector begins; 1 % of the anchors are positive
 PRIOR = -4.6
 NOTES = {
@@ -43,12 +53,12 @@ class Differentiated:
 
 def focal_loss_case(
     kind: str,
-    shape: tuple[int, ...] = LARGE,
+    gradient: bool,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    reduction: str,
     *,
-    gradient: bool = False,
-    dtype: torch.dtype = torch.float32,
-    reduction: str = "sum",
-    quick: bool = False,
+    quick: bool,
 ) -> Case:
     def inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         x = (cases.feature_map(*shape) + PRIOR).to(dtype).to(device)
@@ -117,14 +127,11 @@ def focal_loss_case(
     )
 
 
-KINDS = ("zeros and ones", "labels", "softmax")
-GRADIENT = (False, True)
 CASES = [
-    *(focal_loss_case(k, TINY, gradient=g, quick=True) for k in KINDS for g in GRADIENT),
-    *(focal_loss_case(k, MEDIUM, gradient=g, quick=True) for k in KINDS for g in GRADIENT),
-    *(focal_loss_case(k, gradient=g) for k in KINDS for g in GRADIENT),
-    focal_loss_case("zeros and ones", reduction="none"),
-    *(focal_loss_case(k, gradient=g, dtype=torch.bfloat16) for k in KINDS for g in GRADIENT),
+    focal_loss_case(kind, gradient, *specification, quick=quick)
+    for specification, kinds, gradients, quick in SPECIFICATIONS
+    for kind in kinds
+    for gradient in gradients
 ]
 
 

@@ -13,6 +13,9 @@ from benchmarks.harness import BASELINE, Case, backends
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
+# (dtype, channels_last)
+KINDS = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)]
+
 
 def multiscale_case(dtype: torch.dtype, channels_last: bool, images: int = 2) -> Case:
     names = ["0", "1", "2", "3"]
@@ -57,11 +60,7 @@ def multiscale_case(dtype: torch.dtype, channels_last: bool, images: int = 2) ->
     )
 
 
-CASES = [
-    multiscale_case(torch.float32, channels_last=False),
-    multiscale_case(torch.float32, channels_last=True),
-    multiscale_case(torch.bfloat16, channels_last=True),
-]
+CASES = [multiscale_case(*kind) for kind in KINDS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

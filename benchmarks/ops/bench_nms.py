@@ -14,6 +14,11 @@ from fastvision.testing import cases
 
 THRESHOLD = 0.5
 BOXES = {"uniform": cases.uniform_boxes, "clustered": cases.clustered_boxes}
+COUNTS = {
+    "uniform": (1, 10, 100, 1000, 4000, 12_000, 20_000, 100_000),
+    "clustered": (1000, 4000, 12_000, 20_000, 100_000),
+}
+BATCHED_COUNTS = (1000, 4000, 12_000, 20_000, 100_000)
 
 
 def check(actual: Tensor, expected: Tensor) -> None:
@@ -81,9 +86,8 @@ def batched_case(count: int, num_classes: int = 80) -> Case:
 
 
 CASES = [
-    *(nms_case("uniform", count) for count in (1, 10, 100, 1000, 4000, 12_000, 20_000, 100_000)),
-    *(nms_case("clustered", count) for count in (1000, 4000, 12_000, 20_000, 100_000)),
-    *(batched_case(count) for count in (1000, 4000, 12_000, 20_000, 100_000)),
+    *(nms_case(kind, count) for kind, counts in COUNTS.items() for count in counts),
+    *(batched_case(count) for count in BATCHED_COUNTS),
 ]
 
 

@@ -15,7 +15,27 @@ from benchmarks.harness import BASELINE, COMPILED, Case, Providers, backends, co
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 LARGE, TINY = (2, 256, 200, 304), (1, 5, 33, 47)
+FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
+NCHW, LAST, LAYOUTS = (False,), (True,), (False, True)  # channels_last
+# (shape, boxes, bins, samples or 0 for adaptive, dtype, mode), layouts, part of a quick run
+SPECIFICATIONS = [
+    ((TINY, 17, 7, 2, FLOAT, FORWARD), NCHW, True),
+    ((TINY, 17, 7, 2, FLOAT, BOTH), NCHW, True),
+    ((LARGE, 1000, 7, 2, FLOAT, FORWARD), LAYOUTS, True),
+    ((LARGE, 1000, 7, 2, FLOAT, BOTH), LAYOUTS, False),
+    ((LARGE, 1000, 7, 0, FLOAT, FORWARD), LAYOUTS, False),
+    ((LARGE, 1000, 7, 0, FLOAT, BOTH), LAYOUTS, False),
+    ((LARGE, 512, 14, 2, FLOAT, FORWARD), LAYOUTS, False),
+    ((LARGE, 512, 14, 2, FLOAT, BOTH), LAYOUTS, False),
+    ((LARGE, 1, 7, 2, FLOAT, FORWARD), LAYOUTS, False),
+    ((LARGE, 1000, 7, 2, BFLOAT, FORWARD), LAYOUTS, False),
+    ((LARGE, 1000, 7, 2, HALF, FORWARD), LAYOUTS, False),
+    ((LARGE, 1000, 14, 2, BFLOAT, FORWARD), LAST, False),
+    ((LARGE, 1000, 7, 2, BFLOAT, BOTH), LAST, False),
+    ((LARGE, 1000, 7, 2, BFLOAT, BACKWARD), LAST, False),
+]
 SCALE = 0.25
 GRADIENT_TERMS = 32  # a pixel's gradient sums the bins of many boxes
 
@@ -48,17 +68,17 @@ class Differentiated:
 
 
 def roi_align_case(
-    bins: int = 7,
-    sampling: int = 2,
-    count: int = 1000,
+    shape: tuple[int, ...],
+    count: int,
+    bins: int,
+    sampling: int,
+    dtype: torch.dtype,
+    mode: str,
     *,
-    shape: tuple[int, ...] = LARGE,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    mode: str = "forward",
-    quick: bool = False,
+    channels_last: bool,
+    quick: bool,
 ) -> Case:
-    gradient = mode != "forward"
+    gradient = mode != FORWARD
     box_range = {"min_size": 8, "max_size": 64} if shape == TINY else {}
     height, width = shape[2] / SCALE, shape[3] / SCALE
 
@@ -70,7 +90,7 @@ def roi_align_case(
     def wrap(forward: Any) -> Any:
         if not gradient:
             return forward
-        return Differentiated(forward, again=mode == "forward and backward")
+        return Differentiated(forward, again=mode == BOTH)
 
     def providers(device: torch.device) -> Providers:
         def baseline(x: Tensor, rois: Tensor) -> Tensor:
@@ -80,7 +100,7 @@ def roi_align_case(
             return fastvision.ops.roi_align(x, rois, bins, SCALE, sampling, backend=backend)
 
         peers = {BASELINE: baseline}
-        if mode == "forward" and (bins, sampling, dtype) == (7, 2, torch.float32) and count == 1000:
+        if mode == FORWARD and (bins, sampling, dtype) == (7, 2, torch.float32) and count == 1000:
             peers[COMPILED] = compiled(baseline)
         ours = backends(run, device, reference=shape == TINY)
         return {name: wrap(function) for name, function in (peers | ours).items()}
@@ -88,7 +108,7 @@ def roi_align_case(
     def least_work(tensors: tuple[Tensor, Tensor], _: Tensor) -> work.Work:
         x, rois = tensors
         level_of = torch.zeros(len(rois), dtype=torch.int64)
-        directions = {"forward": mode != "backward", "backward": gradient}
+        directions = {"forward": mode != BACKWARD, "backward": gradient}
         return work.roi_align([x], rois, level_of, [SCALE], bins, sampling, **directions)
 
     layout = "channels_last" if channels_last else "contiguous"
@@ -110,23 +130,10 @@ def roi_align_case(
     )
 
 
-LAYOUTS = (False, True)  # channels_last
-HALVES = (torch.bfloat16, torch.float16)
-BOTH = "forward and backward"
 CASES = [
-    roi_align_case(count=17, shape=TINY, quick=True),
-    roi_align_case(count=17, shape=TINY, mode=BOTH, quick=True),
-    *(roi_align_case(channels_last=last, quick=True) for last in LAYOUTS),
-    *(roi_align_case(channels_last=last, mode=BOTH) for last in LAYOUTS),
-    *(roi_align_case(sampling=0, channels_last=last) for last in LAYOUTS),
-    *(roi_align_case(sampling=0, channels_last=last, mode=BOTH) for last in LAYOUTS),
-    *(roi_align_case(14, count=512, channels_last=last) for last in LAYOUTS),
-    *(roi_align_case(14, count=512, channels_last=last, mode=BOTH) for last in LAYOUTS),
-    *(roi_align_case(count=1, channels_last=last) for last in LAYOUTS),
-    *(roi_align_case(dtype=dtype, channels_last=last) for dtype in HALVES for last in LAYOUTS),
-    roi_align_case(14, dtype=torch.bfloat16, channels_last=True),
-    roi_align_case(dtype=torch.bfloat16, channels_last=True, mode=BOTH),
-    roi_align_case(dtype=torch.bfloat16, channels_last=True, mode="backward"),
+    roi_align_case(*specification, channels_last=last, quick=quick)
+    for specification, layouts, quick in SPECIFICATIONS
+    for last in layouts
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 pytest.importorskip("torchvision")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 LIMITS = {"copy_bytes_per_second": {"1024": 1e9}, "flops_per_second": 1e9, "how": "made up"}
 
@@ -49,9 +49,11 @@ def test_fake(case, compare):
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     pytest.importorskip("pytest_benchmark")
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import harness, report, work
+    from benchmarks import builds, document, harness, load, tables, work
 
-    return SimpleNamespace(harness=harness, report=report, work=work)
+    return SimpleNamespace(
+        builds=builds, document=document, harness=harness, load=load, tables=tables, work=work
+    )
 
 
 class Rounds:
@@ -106,7 +108,7 @@ def test_no_speed_for_a_wrong_or_failing_backend(bench):
         assert row["status"] == status
         assert row["providers"] == {}
         assert "cpp" in row["reason"]
-        assert status.upper() in bench.report.table([row], LIMITS)
+        assert status.upper() in str(bench.tables.case_table([row], LIMITS).lines)
 
 
 def test_failing_peer_is_noted(bench):
@@ -118,17 +120,6 @@ def test_failing_peer_is_noted(bench):
     assert row["status"] == "ok"
     assert "does not compile" in row["providers"]["torch.compile"]["reason"]
     assert row["providers"]["cpp"]["seconds"] > 0
-
-
-def test_share_of_the_limit(bench):
-    entries = {
-        "torchvision": {"seconds": 8e-6, "rounds": 3},
-        "cpp": {"seconds": 2e-6, "rounds": 3},
-    }
-    row = {"case": "one", "status": "ok", "providers": entries}
-    row |= {"least_bytes": 1000, "least_flops": 10}  # 1 us of copying
-    line = bench.report.table([row], LIMITS).splitlines()[-1]
-    assert [cell.strip() for cell in line.split("|")[2:6]] == ["cpp", "2 us", "4x", "50 %"]
 
 
 def test_least_work_of_roi_align(bench):
@@ -150,19 +141,23 @@ def test_least_work_of_focal_loss(bench):
     assert least == bench.harness.Work(bytes=2 * 15 * 3, flops=15 * 12)
 
 
-def test_runner_writes_records_and_report(tmp_path):
-    pytest.importorskip("pytest_benchmark")
-    (tmp_path / "bench_fake.py").write_text(FAKE_CASES)
-    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *")
-    output = tmp_path / "report"
+def run_benchmarks(file: Path, output: Path) -> subprocess.CompletedProcess[str]:
     program = (
         "import sys; from pathlib import Path; import torch; from benchmarks.run import measure; "
         "sys.exit(measure([Path(sys.argv[1])], torch.device('cpu'), quick=True, "
         "output=Path(sys.argv[2])))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "bench_fake.py"), str(output)]
+    command = [sys.executable, "-c", program, str(file), str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads wait long on a busy machine
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_runner_writes_records_and_report(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "bench_fake.py").write_text(FAKE_CASES)
+    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *")
+    output = tmp_path / "report"
+    done = run_benchmarks(tmp_path / "bench_fake.py", output)
     assert done.returncode == 1, done.stderr  # one case is wrong
     assert "[2/2] wrong: WRONG" in done.stdout
 
@@ -172,8 +167,69 @@ def test_runner_writes_records_and_report(tmp_path):
     assert right["providers"]["cpp"]["seconds"] < right["providers"]["torchvision"]["seconds"]
     assert wrong["status"] == "wrong"
     assert wrong["providers"] == {}
+    assert right["dtype"] == "float32"
     assert record["machine"]["torch"] == torch.__version__
     assert all(rate > 0 for rate in record["limits"]["copy_bytes_per_second"].values())
     report = (output / "report.md").read_text()
     assert "| right" in report
     assert "WRONG" in report
+
+
+def test_a_stopped_run_leaves_its_rows(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    # the second case, which is wrong, ends the process
+    stop = "compare(case) if case.name == 'right' else __import__('os')._exit(9)"
+    (tmp_path / "bench_fake.py").write_text(FAKE_CASES.replace("compare(case)", stop))
+    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *")
+    output = tmp_path / "report"
+    assert run_benchmarks(tmp_path / "bench_fake.py", output).returncode == 9
+    record = json.loads((output / "fake.json").read_text())
+    assert [row["case"] for row in record["rows"]] == ["right"]
+    assert "stopped" in record["remark"]
+
+
+def test_what_makes_a_machine_busy(bench):
+    assert bench.load.reasons(0.2, 0.0, 0.05) == []
+    busy = bench.load.reasons(3.6, 0.25, 0.5)
+    assert len(busy) == 3
+    assert "3.6 processes" in busy[0]
+    assert "25 %" in busy[1]
+    assert bench.load.loop_spread() >= 0
+
+
+class FakeSide:
+    """Stands for a process with one build."""
+
+    def __init__(self, name, seconds, log):
+        self.name, self.seconds, self.log = name, iter(seconds), log
+
+    def ask(self, **request):
+        if not request.get("round"):
+            return {"seconds": 1.0, "calls": 1}
+        self.log.append(self.name)
+        return {"seconds": next(self.seconds)}
+
+
+def test_two_builds_take_turns(bench):
+    log = []
+    sides = [FakeSide("base", [4, 3, 5, 6, 7], log), FakeSide("ours", [2, 2, 1, 2, 2], log)]
+    case = fake_case(bench, {}, most_seconds=0.0)
+    assert bench.builds.compare_case(sides, "fake", case, CPU, quick=True) == [3, 1]
+    assert log == ["base", "ours", "ours", "base"] * 2 + ["base", "ours"]
+
+
+def test_two_builds_in_processes(bench):
+    """Both of them this tree's, on the smallest case."""
+    from benchmarks import catalog
+
+    case = next(case for case in catalog.cases_of("nms") if case.name == "nms, uniform, 10")
+    sides = [bench.builds.Side(name, ROOT) for name in ("base", "ours")]
+    try:
+        times = bench.builds.compare_case(sides, "nms", case, CPU, quick=True)
+        assert min(times) > 0
+        missing = fake_case(bench, {})
+        reason = bench.builds.compare_case(sides, "nms", missing, CPU, quick=True)
+        assert reason.startswith("base: StopIteration")
+    finally:
+        for side in sides:
+            side.close()
