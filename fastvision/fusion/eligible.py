@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._layers import is_frozen_batch_norm
-from .layers import FLOATS, FusedConv2d, FusedConvNd, FusedConvTranspose2d, FusedLinear
+from .convolutions import FusedConv2d, FusedConvNd, FusedConvTranspose2d
+from .layers import FLOATS
+from .linear import FusedLinear
 
 
 def why_not(module: nn.Module) -> str | None:

@@ -12,6 +12,8 @@ before an operation that may write to an image, what reads it is computed.
 
 Images and Deferreds are of eager mode alone. A tracer has tensors of its own: there a
 :class:`Traced` stands for either.
+
+Over 450 lines: values and the dispatch of their operations make each other.
 """
 
 from __future__ import annotations
@@ -119,8 +121,6 @@ class Anchor(Protocol):
 
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
 
-
-# --- computed values
 
 ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that does things its way
 
@@ -263,9 +263,6 @@ def _strides(shape: Any) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
-
-
-# --- results not computed yet
 
 
 class _Chain:
@@ -522,8 +519,6 @@ def autocast_of(x: Tensor) -> torch.dtype | None:
         return None
     return torch.get_autocast_dtype(kind)
 
-
-# --- operations
 
 Rule = Callable[[Any, Any, Any], Any]
 _RULES: dict[Any, Rule] = {}

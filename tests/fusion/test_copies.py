@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
-from fastvision.fusion.layers import FusedConv2d, FusedLinear
+from fastvision.fusion.convolutions import FusedConv2d
+from fastvision.fusion.linear import FusedLinear
 from fastvision.testing.fusion import (
     BUDGETS,
     Scaled,
