@@ -139,14 +139,19 @@ struct BilinearAxis {
       const int pixel = below < last ? below : last;
       const A fraction = pixel == last ? A(0) : position - static_cast<A>(pixel);
 #ifdef __CUDA_ARCH__
-#pragma unroll 1
-#endif
+#pragma unroll 1  // f once in the code, for its registers
       for (int side = 0; side < 2; ++side) {
         const A weight = side == 0 ? A(1) - fraction : fraction;
         if (weight > 0) {
           f(pixel + side, weight);
         }
       }
+#else
+      f(pixel, A(1) - fraction);
+      if (fraction > 0) {
+        f(pixel + 1, fraction);
+      }
+#endif
     }
   }
 

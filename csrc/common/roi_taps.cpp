@@ -19,7 +19,7 @@ bool is_empty(const Roi<Axis>& roi) {
 // returns the end.
 template <typename Axis, typename A>
 int32_t fill_axis(
-    const Axis& axis, Tap<A>* taps, int32_t begin, int32_t* offsets, int32_t* first, int32_t* last
+    const Axis axis, Tap<A>* taps, int32_t begin, int32_t* offsets, int32_t* first, int32_t* last
 ) {
   int32_t n = begin;
   int32_t lowest = std::numeric_limits<int32_t>::max();
@@ -32,12 +32,11 @@ int32_t fill_axis(
       count = append_tap(bin_taps, count, pixel, weight);
     });
     const A divisor = axis.divisor(bin);
+    // one loop: the divisions alone would be vectorized, at a loss for lists as short as these
     for (int i = 0; i < count; ++i) {
       bin_taps[i].weight /= divisor;
-    }
-    if (count > 0) {
-      lowest = std::min(lowest, bin_taps[0].pixel);
-      highest = std::max(highest, bin_taps[count - 1].pixel);
+      lowest = std::min(lowest, bin_taps[i].pixel);
+      highest = std::max(highest, bin_taps[i].pixel);
     }
     n += count;
   }
