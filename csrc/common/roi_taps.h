@@ -1,27 +1,27 @@
-// Builds RoIAlign's sparse axis matrices: for each roi and axis, the pixels and weights of every
-// bin.
+// Builds the sparse axis matrices of a RoI op for the CPU: for each roi and axis, the pixels and
+// weights of every bin, as the axis rule has them.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "common/roi_taps_view.h"
-#include "ops/roi_align.h"
+#include "common/roi_geometry.h"
 
 namespace fastvision {
 
-template <typename A>
+template <typename Axis>
 class RoiTaps {
  public:
-  // Reads the rois, A being float or double as they are. `bad_roi` is then the first roi that the
-  // CPU must refuse, or -1; `bad_grid` tells whether for its number of samples or for its batch
-  // index.
-  explicit RoiTaps(const RoIAlignArgs& args);
+  using A = typename Axis::Value;
+
+  // Reads the rois, which are of type A. If the CPU must refuse one, the first such is `bad_roi`,
+  // for the reason `fault`, and there are no taps.
+  explicit RoiTaps(const RoiArgs& args);
 
   RoiTapsView<A> view() const { return {rois_.data(), bins_.data(), taps_.data()}; }
 
   int64_t bad_roi = -1;
-  bool bad_grid = false;
+  RoiFault fault = RoiFault::none;
 
  private:
   std::vector<RoiFootprint> rois_;

@@ -1,4 +1,4 @@
-// RoIAlign's sparse axis matrices as the CPU kernels see them: plain data.
+// The taps of RoI ops, sparse axis matrices, as kernels see them: plain data.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@ namespace fastvision {
 
 template <typename A>
 struct Tap {
-  int32_t index;  // pixel along the axis
-  A weight;       // sum of the bilinear weights of the bin's samples at it, over their number
+  int32_t pixel;  // along the axis
+  A weight;
 };
 
 struct RoiFootprint {
@@ -18,12 +18,10 @@ struct RoiFootprint {
   int64_t taps;                            // where its taps begin
 };
 
-// What the kernels see: plain pointers.
 template <typename A>
 struct RoiTapsView {
   const RoiFootprint* rois;  // [K]
-  const int32_t*
-      bins;  // [K, PH + 1 + PW + 1] begin of each bin's taps, from the roi's first; y, then x
+  const int32_t* bins;  // [K, PH + 1 + PW + 1] begin of each bin's taps from the roi's first: y, x
   const Tap<A>* taps;
 };
 

@@ -9,6 +9,7 @@
 
 #include "common/cuda.cuh"
 #include "files.h"
+#include "ops/roi.h"
 #include "ops/roi_align.h"
 
 using namespace fastvision;
@@ -35,7 +36,7 @@ struct Array {
 };
 
 template <typename T>
-void run(const std::string& folder, bool forward, RoIAlignArgs args, size_t offset) {
+void run(const std::string& folder, bool forward, RoiArgs args, size_t offset) {
   std::vector<char> rois = cuda_emulation::read_file(folder + "/rois");
   args.rois = rois.data();
   const std::string pooled_path = folder + "/pooled";
@@ -44,7 +45,7 @@ void run(const std::string& folder, bool forward, RoIAlignArgs args, size_t offs
   args.pooled = pooled.data();
   std::vector<Array<T>> maps;
   for (int level = 0; level < args.num_levels; ++level) {
-    RoIAlignLevel& map = args.levels[level];
+    RoiLevel& map = args.levels[level];
     const std::string path = folder + "/features" + std::to_string(level);
     maps.push_back(
         forward ? Array<T>(path, offset) : Array<T>(args.N * args.C * map.H * map.W, offset)
@@ -52,10 +53,10 @@ void run(const std::string& folder, bool forward, RoIAlignArgs args, size_t offs
     map.features = maps.back().data();
   }
   if (forward) {
-    launch_roi_align_forward<T>(args, nullptr);
+    launch_roi_forward<RoIAlign, T>(args, nullptr);
     pooled.write(pooled_path);
   } else {
-    launch_roi_align_backward<T>(args, nullptr);
+    launch_roi_backward<RoIAlign, T>(args, nullptr);
     for (int level = 0; level < args.num_levels; ++level) {
       maps[level].write(folder + "/features" + std::to_string(level));
     }
@@ -71,7 +72,7 @@ int main(int argc, char** argv) {
   const std::string dtype = *next++;
   const auto integer = [&] { return std::atoll(*next++); };
   const auto real = [&] { return std::atof(*next++); };
-  RoIAlignArgs args{};
+  RoiArgs args{};
   args.N = integer();
   args.C = integer();
   args.K = integer();
@@ -85,7 +86,7 @@ int main(int argc, char** argv) {
   args.canonical_level = real();
   args.min_level = integer();
   for (; next < argv + argc; ++args.num_levels) {
-    RoIAlignLevel& map = args.levels[args.num_levels];
+    RoiLevel& map = args.levels[args.num_levels];
     map.H = integer();
     map.W = integer();
     map.spatial_scale = real();

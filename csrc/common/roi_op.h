@@ -1,0 +1,29 @@
+// A RoI op is three choices: an axis rule (roi_axis.h), a reduction and a channel map. The kernels
+// take the last two as template parameters, the CPU's through the tag RoiKernel.
+#pragma once
+
+#include "common/isa.h"
+#include "common/roi_args.h"
+
+namespace fastvision {
+
+// The sum of a bin's pixels times their weights; kernels implement it as
+// Accumulator<WeightedSum, ...>.
+struct WeightedSum {};
+
+// Output channel c is pooled from channel c of the features in every bin.
+struct AllChannels {
+  // every bin reads the same channels, so a kernel may share their pixels among bins
+  static constexpr bool kSharedByBins = true;
+
+  // channels of the output, and of the features by those of the output
+  FASTVISION_HOST_DEVICE FASTVISION_NO_COPY static int64_t pooled(const RoiArgs& args) {
+    return args.C;
+  }
+  FASTVISION_NO_COPY static int64_t features(const RoiArgs&, int64_t pooled) { return pooled; }
+};
+
+template <typename T, typename Reduction, typename Channels>
+struct RoiKernel {};
+
+}  // namespace fastvision

@@ -1,0 +1,89 @@
+// What the CPU kernels of RoI ops share: the taps of a roi's bins, and channels taken in vectors.
+#pragma once
+
+#include "common/roi_taps_view.h"
+#include "common/simd.h"
+#include "ops/roi.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+template <typename A>
+struct Range {
+  const Tap<A>* begin;
+  const Tap<A>* end;
+};
+
+// The taps of one bin of a roi.
+template <typename A>
+struct RoiBins {
+  const int32_t* bins;
+  const Tap<A>* taps;
+  int64_t PH;
+
+  RoiBins(const RoiArgs& args, const RoiTapsView<A>& view, int64_t roi)
+      : bins(view.bins + roi * (args.PH + args.PW + 2)),
+        taps(view.taps + view.rois[roi].taps),
+        PH(args.PH) {}
+  Range<A> y(int64_t bin) const { return {taps + bins[bin], taps + bins[bin + 1]}; }
+  Range<A> x(int64_t bin) const { return {taps + bins[PH + 1 + bin], taps + bins[PH + 2 + bin]}; }
+};
+
+// The part of a bin's taps, which ascend, in [low, high).
+template <typename A>
+inline Range<A> clip(Range<A> range, int64_t low, int64_t high) {
+  while (range.begin < range.end && range.begin->pixel < low) {
+    ++range.begin;
+  }
+  while (range.begin < range.end && range.end[-1].pixel >= high) {
+    --range.end;
+  }
+  return range;
+}
+
+template <bool kPartial, typename T>
+inline auto load_lanes(const T* p, int count) {
+  if constexpr (kPartial) {
+    return load_partial(p, count);
+  } else {
+    return load(p);
+  }
+}
+
+template <bool kPartial, typename T, typename V>
+inline void store_lanes(T* p, V v, int count) {
+  if constexpr (kPartial) {
+    store_partial(p, v, count);
+  } else {
+    store(p, v);
+  }
+}
+
+// Runs f<vectors, partial>(channel, lanes of the last vector) over [begin, end) in the widest
+// pieces.
+template <typename A, typename F>
+inline void for_channel_pieces(int64_t begin, int64_t end, const F& f) {
+  constexpr int lanes = lanes_v<A>;
+  int64_t c = begin;
+  for (; c + 8 * lanes <= end; c += 8 * lanes) {
+    f.template operator()<8, false>(c, lanes);
+  }
+  if (c + 4 * lanes <= end) {
+    f.template operator()<4, false>(c, lanes);
+    c += 4 * lanes;
+  }
+  if (c + 2 * lanes <= end) {
+    f.template operator()<2, false>(c, lanes);
+    c += 2 * lanes;
+  }
+  if (c + lanes <= end) {
+    f.template operator()<1, false>(c, lanes);
+    c += lanes;
+  }
+  if (c < end) {
+    f.template operator()<1, true>(c, static_cast<int>(end - c));
+  }
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,167 @@
+// Forward of the RoI ops on the CPU. Lanes run over channels in both memory formats: channels_last
+// has them side by side; NCHW is reduced vertically first, with lanes along the row, and only what
+// is left is transposed.
+#pragma once
+
+#include "common/roi_op.h"
+#include "cpu/roi_bins.h"
+#include "cpu/roi_planes.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+// Reduces a vector of channels over a bin's pixels, one add() each. weight() is what a pixel is
+// added with: by its taps on both axes, or by one where the axes are reduced one after the other.
+template <typename Reduction, typename A>
+struct Accumulator;
+
+template <typename A>
+struct Accumulator<WeightedSum, A> {
+  vector_t<A> value = {};
+
+  static inline vector_t<A> weight(const Tap<A>& y, const Tap<A>& x) {
+    return broadcast(y.weight * x.weight);
+  }
+  static inline vector_t<A> weight(const Tap<A>& tap) { return broadcast(tap.weight); }
+  inline void add(vector_t<A> pixel, vector_t<A> weight) {
+    value = multiply_add(pixel, weight, value);
+  }
+};
+
+template <typename Reduction, typename T, typename A>
+struct PoolChannelsLast {
+  const RoiArgs& args;
+  RoiBins<A> bins;
+  const T* map;  // [H, W, C]
+  int64_t W;
+  T* pooled;  // [PH, PW, C]
+
+  template <int kVectors, bool kPartial>
+  inline void operator()(int64_t c, int count) const {
+    using Sum = Accumulator<Reduction, A>;
+    constexpr int lanes = lanes_v<A>;
+    T* out = pooled + c;
+    for (int64_t ph = 0; ph < args.PH; ++ph) {
+      const Range<A> ys = bins.y(ph);
+      for (int64_t pw = 0; pw < args.PW; ++pw, out += args.C) {
+        const Range<A> xs = bins.x(pw);
+        Sum sum[kVectors];
+        for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
+          const T* row = map + y->pixel * W * args.C + c;
+          for (const Tap<A>* x = xs.begin; x < xs.end; ++x) {
+            const T* pixel = row + x->pixel * args.C;
+            const auto weight = Sum::weight(*y, *x);
+#pragma GCC unroll 8
+            for (int i = 0; i < kVectors; ++i) {
+              sum[i].add(load_lanes<kPartial>(pixel + i * lanes, count), weight);
+            }
+          }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kVectors; ++i) {
+          store_lanes<kPartial>(out + i * lanes, sum[i].value, count);
+        }
+      }
+    }
+  }
+};
+
+template <typename Reduction, typename T, typename A>
+inline void pool_planar(
+    const RoiArgs& args,
+    const RoiBins<A>& bins,
+    const RoiFootprint& roi,
+    const Planes<const T, lanes_v<A>>& maps,  // [H, W] each
+    const T* tensor_end,
+    int64_t W,
+    const Planes<T, lanes_v<A>>& pooled,  // [PH, PW] each
+    A* scratch
+) {
+  using Sum = Accumulator<Reduction, A>;
+  constexpr int lanes = lanes_v<A>;
+  const int64_t width = roi.x_end - roi.x_begin;
+  A* columns = scratch;                           // [width][lanes]
+  A* sums = columns + roi_padded(width) * lanes;  // [bins of a batch][lanes]
+  const int64_t batch = roi_batch_rows(args);
+  const uint64_t mask = columns_with_taps(bins, roi, args.PW);
+  for (int64_t first = 0; first < args.PH; first += batch) {
+    const int64_t last = least(args.PH, first + batch);
+    A* sum_out = sums;
+    for (int64_t ph = first; ph < last; ++ph) {
+      const Range<A> ys = bins.y(ph);
+      for (int64_t i = 0; i < width; i += lanes) {
+        if (!has_taps<A>(mask, i)) {
+          continue;
+        }
+        Sum sum[lanes];  // of columns, one plane each
+        for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
+          const int64_t offset = y->pixel * W + roi.x_begin + i;
+          const auto weight = Sum::weight(*y);
+          vector_t<A> value[lanes];
+          maps.load_all(offset, least(lanes, width - i), tensor_end, value);
+#pragma GCC unroll 16
+          for (int c = 0; c < lanes; ++c) {
+            sum[c].add(value[c], weight);
+          }
+        }
+        vector_t<A> column[lanes];
+#pragma GCC unroll 16
+        for (int c = 0; c < lanes; ++c) {
+          column[c] = sum[c].value;
+        }
+        transpose(column);
+#pragma GCC unroll 16
+        for (int j = 0; j < lanes; ++j) {
+          store(columns + (i + j) * lanes, column[j]);
+        }
+      }
+      for (int64_t pw = 0; pw < args.PW; ++pw, sum_out += lanes) {
+        const Range<A> xs = bins.x(pw);
+        Sum sum;
+        for (const Tap<A>* x = xs.begin; x < xs.end; ++x) {
+          sum.add(load(columns + (x->pixel - roi.x_begin) * lanes), Sum::weight(*x));
+        }
+        store(sum_out, sum.value);
+      }
+    }
+    deinterleave(sums, pooled, first * args.PW, (last - first) * args.PW);
+  }
+}
+
+template <typename Reduction, typename Channels, typename T, typename A>
+void forward(
+    const RoiArgs& args, const RoiTapsView<A>& view, const RoiForwardTask& task, A* scratch
+) {
+  static_assert(Channels::kSharedByBins, "the kernels take all bins from one pixel or plane");
+  constexpr int lanes = lanes_v<A>;
+  const int64_t pooled_plane = args.PH * args.PW;
+  for (int64_t i = task.begin; i < task.end; ++i) {
+    const int64_t k = task.order[i];
+    const RoiFootprint& roi = view.rois[k];
+    const RoiLevel& level = args.levels[roi.level];
+    const RoiBins<A> bins(args, view, k);
+    const int64_t plane = level.H * level.W;
+    const T* features = static_cast<const T*>(level.features);
+    const T* image = features + roi.image * args.C * plane;
+    T* pooled = static_cast<T*>(args.pooled) + k * args.C * pooled_plane;
+    if (args.channels_last) {
+      for_channel_pieces<A>(
+          task.c_begin,
+          task.c_end,
+          PoolChannelsLast<Reduction, T, A>{args, bins, image, level.W, pooled}
+      );
+      continue;
+    }
+    for (int64_t c = task.c_begin; c < task.c_end; c += lanes) {
+      const int64_t count = task.c_end - c;
+      const Planes<const T, lanes> maps(image + c * plane, plane, count);
+      const Planes<T, lanes> out(pooled + c * pooled_plane, pooled_plane, count);
+      pool_planar<Reduction, T, A>(
+          args, bins, roi, maps, features + args.N * args.C * plane, level.W, out, scratch
+      );
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,99 @@
+// Channel planes (NCHW) for RoI kernels whose lanes are channels: a vector's worth of planes, and
+// transposing between planes and lanes.
+#pragma once
+
+#include "cpu/roi_bins.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One vector's worth of channel planes; channels past the end repeat the last one.
+template <typename T, int kLanes>
+struct Planes {
+  T* first;
+  int64_t stride;
+  int count;
+
+  Planes(T* first, int64_t stride, int64_t channels)
+      : first(first), stride(stride), count(static_cast<int>(least(channels, kLanes))) {}
+  T* operator[](int i) const { return first + least(i, count - 1) * stride; }
+
+  // Loads `n` <= lanes values at `offset` of every plane.
+  template <typename V>
+  inline void load_all(int64_t offset, int64_t n, const T* tensor_end, V (&out)[kLanes]) const {
+    if (count == kLanes && (*this)[kLanes - 1] + offset + kLanes <= tensor_end) {
+      const T* p = first + offset;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i, p += stride) {
+        out[i] = load(p);
+      }
+    } else {
+      for (int i = 0; i < kLanes; ++i) {
+        out[i] = load_partial((*this)[i] + offset, static_cast<int>(n));
+      }
+    }
+  }
+};
+
+// [channels][n] in planes to [n][lanes] in `out`, and back. The last block overlaps the one before
+// it rather than being partial.
+template <typename T, typename A, int kLanes>
+inline void interleave(
+    const Planes<const T, kLanes>& from, int64_t offset, int64_t n, const T* tensor_end, A* out
+) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
+    vector_t<A> block[kLanes];
+    from.load_all(offset + begin, least(kLanes, n), tensor_end, block);
+    transpose(block);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      store(out + (begin + j) * kLanes, block[j]);
+    }
+  }
+}
+
+template <typename T, typename A, int kLanes>
+inline void deinterleave(const A* in, const Planes<T, kLanes>& to, int64_t offset, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
+    vector_t<A> block[kLanes];
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      block[j] = load(in + (begin + j) * kLanes);
+    }
+    transpose(block);
+    T* out = to.first + offset + begin;
+    if (to.count == kLanes && n >= kLanes) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes; ++c, out += to.stride) {
+        store(out, block[c]);
+      }
+    } else {
+      for (int c = 0; c < to.count; ++c, out += to.stride) {
+        store_partial(out, block[c], static_cast<int>(least(kLanes, n)));
+      }
+    }
+  }
+}
+
+// One bit per vector of columns that has a tap; from the 64th on they share the last bit. A wide
+// box with few samples leaves most of its columns alone.
+template <typename A>
+inline uint64_t columns_with_taps(const RoiBins<A>& bins, const RoiFootprint& roi, int64_t PW) {
+  uint64_t mask = 0;
+  for (const Tap<A>* x = bins.x(0).begin; x < bins.x(PW - 1).end; ++x) {
+    mask |= uint64_t{1} << least((x->pixel - roi.x_begin) / lanes_v<A>, 63);
+  }
+  return mask;
+}
+
+template <typename A>
+inline bool has_taps(uint64_t mask, int64_t column) {
+  return mask >> least(column / lanes_v<A>, 63) & 1;
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,44 @@
+// Runs a RoI op: checks its tensors, allocates the result, and hands raw pointers to the op's
+// kernels. roi_devices.h makes an op's kernels into RoiKernels.
+#pragma once
+
+#include <vector>
+
+#include "common/torch.h"
+#include "ops/roi.h"
+
+namespace fastvision {
+
+// An op on one device.
+struct RoiKernels {
+  int64_t (*pooled_channels)(const RoiArgs&);                   // of the output
+  int64_t (*feature_channels)(const RoiArgs&, int64_t pooled);  // the other way round
+  void (*forward)(const RoiArgs&, const Tensor& features);      // of an output that is not empty
+  void (*backward)(const RoiArgs&, const Tensor& grad);
+};
+
+// Pools rois [K, 5] from the levels of a pyramid, [N, C, H, W] each, to [K, pooled channels, PH,
+// PW], in the memory format of the first level. `args` has PH, PW and the options of the op.
+Tensor roi_pooled(
+    const RoiKernels& op,
+    RoiArgs args,
+    std::vector<Tensor> features,
+    const Tensor& rois,
+    const std::vector<double>& spatial_scales
+);
+
+// The gradients of the levels, from the one of the output. `args` has channels_last and the options
+// of the op, `sizes` are N, then H and W of each level.
+std::vector<Tensor> roi_gradients(
+    const RoiKernels& op,
+    RoiArgs args,
+    const Tensor& grad,
+    const Tensor& rois,
+    const std::vector<int64_t>& sizes,
+    const std::vector<double>& spatial_scales
+);
+
+// Refuses a size that kernels cannot count in int; `name` has its article.
+void check_fits_int(int64_t size, const char* name);
+
+}  // namespace fastvision
