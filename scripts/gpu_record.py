@@ -144,7 +144,7 @@ def print_plan(minutes: float) -> None:
     quick = minutes < QUICK_BELOW_MINUTES
     steps = make_steps(Path("<target>"), results, "<capability>", quick=quick)
     for step, limit in plan(steps, 60 * minutes):
-        command = " ".join(step.command).replace(f"{ROOT}/", "").replace(PYTHON, "python")
+        command = " ".join(step.command).replace(PYTHON, "python").replace(f"{ROOT}/", "")
         print(f"{limit:5.0f} s  {step.name}: {command}")
 
 
