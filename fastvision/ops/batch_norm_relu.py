@@ -112,7 +112,7 @@ class _BatchNormReLU(torch.autograd.Function):
         output = _FORWARD.run[backend](
             input, mean, invstd, weight, bias, residual, activation, negative_slope
         )
-        # beside a residual the result tells which elements pass, and something else keeps it anyway
+        # with a residual the result tells which elements pass, and something else keeps it anyway
         name = ACTIVATIONS[activation]
         from_output = residual is not None and (
             name in ("none", "relu", "relu6") or (name == "leaky_relu" and negative_slope > 0)
@@ -132,12 +132,12 @@ class _BatchNormReLU(torch.autograd.Function):
         affine = (mean, invstd, weight, bias)
         dx: Tensor | None = None
         sums: Any = None
-        beside = residual is not None or output is not None
-        if ctx.count is not None or needs_weight or needs_bias or beside:
+        added = residual is not None or output is not None
+        if ctx.count is not None or needs_weight or needs_bias or added:
             sums, dz = _SUMS.run[backend](
                 grad, input, *affine, residual, output, activation, negative_slope
             )
-            if beside:
+            if added:
                 grad, activation = dz, 0
         if needs_input:
             total, count = None, 1

@@ -183,7 +183,7 @@ def _stacked(boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype) -> Te
 
 
 def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
-    """[K, 5] in float32, or in float64 beside float64 features."""
+    """[K, 5] in float32; in float64 if the features are."""
     dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
     if isinstance(boxes, Tensor):
         # torchvision raises AssertionError for the shape of boxes

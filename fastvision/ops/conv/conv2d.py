@@ -69,7 +69,8 @@ def conv_bn_relu(
         momentum, eps: of the batch normalization.
         stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
             four numbers, left, right, top, bottom.
-        residual: [N, K, OH, OW], or [K, OH, OW] beside such an input, added before the activation.
+        residual: [N, K, OH, OW], or [K, OH, OW] for an unbatched input; added before the
+            activation.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
         negative_slope: of leaky_relu.
         backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
@@ -86,7 +87,7 @@ def conv_bn_relu(
     output channels and more are computed by Winograd's minimal filtering in tiles of 4x4 pixels
     (Lavin and Gray, 2016). Its root mean square error is about twice that of the plain sum. All
     pixels of a tile depend on all that one of them does: NaN makes all of the tile NaN, infinite
-    values make it undefined, and beside a huge value small ones lose digits, up to three pixels
+    values make it undefined, and next to a huge value small ones lose digits, up to three pixels
     farther than the window reaches.
 
     Raises:

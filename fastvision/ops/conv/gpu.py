@@ -3,7 +3,7 @@
 Candidates are cuDNN's convolution followed by one pointwise kernel, cuDNN's and cuBLAS's own fused
 forms, and the kernels of this package. They are timed on the first call with a problem's sizes, on
 random data; the choice is kept, see :mod:`.tuning`. PyTorch's own convolution is the first
-candidate, and to replace it another one has to be faster. A layer that sees ever new sizes stops
+candidate, and to replace it another one has to be faster. A layer that keeps seeing new sizes stops
 measuring after a few and goes by the nearest.
 """
 
@@ -316,7 +316,7 @@ def _random(p: Problem) -> Problem:
 
 
 def _key(p: Problem) -> tuple[Any, ...]:
-    """All that a choice depends on, beside the device and the versions in a file's name."""
+    """All that a choice depends on, except the device and the versions in a file's name."""
     input = p.input
     return (
         input.device.index,

@@ -195,7 +195,7 @@ def frozen_with_gradient(
     return activate(z, name, slope)
 
 
-# from the gradient and the result; the other activations are applied beside the op where a
+# from the gradient and the result; the other activations are applied after the op where a
 # gradient is needed
 _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "relu": lambda grad, y, _: torch.ops.aten.threshold_backward(grad, y, 0),

@@ -232,7 +232,7 @@ def check_maps(input: object, weight: object) -> None:
         raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}")
     if weight.dtype != input.dtype and not (weight.itemsize == 4 and input.itemsize == 2):
         raise TypeError(
-            f"weight must have the type of input, {input.dtype}, or be float32 beside 16-bit "
+            f"weight must have the type of input, {input.dtype}, or be float32 with 16-bit "
             f"input, got {weight.dtype}"
         )
     if weight.device != input.device:

@@ -163,11 +163,10 @@ def conv_transpose2d(
         [N, K, OH, OW] in the dtype and memory format of ``input``, with
         ``OH = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1``.
 
-    A weight that keeps the channels apart and is the product of a column and a row, as that of
-    bilinear upsampling (Long et al. 2015, section 3.3), is found out, once for each change of the
-    weight, and takes two taps instead of R * S * C. A NaN then stays in its channel. Folded and
-    packed weights are kept until the weight is changed in place; a write through ``weight.data`` is
-    not noticed.
+    On the CPU, a weight that keeps the channels apart and is the product of a column and a row, as
+    of bilinear upsampling (Long et al. 2015, section 3.3), is detected and takes two taps instead
+    of R * S * C. A NaN then stays in its channel. Folded and packed weights are cached by their
+    values, so any write to them takes effect in the next call.
 
     Differentiable in ``input``, ``weight`` and ``bias``, any number of times and in forward mode.
 
