@@ -121,13 +121,14 @@ def conv_bn_relu(
     check_normalization(training, momentum, eps)
     kernel = weight.shape[2:]
     spec = parse(kernel, stride, padding, dilation, groups, eps, activation, negative_slope)
-    size = _check(input, weights, residual, spec, training)
+    size = _checked_size(input.shape, weights, spec)
+    check_parameters(weight.shape[0], input.device, weights, training)
     check_residual(residual, input, (input.shape[0], weight.shape[0], *size))
     if training:
         return _train(input, weights, residual, spec, momentum, backend)
     if plain:
         layer = made_once(weights, input.dtype, spec)
-        keep(input, weights, call, layer)
+        keep(input.dtype, weights, call, layer)
         return layer(input, residual, weights)
     chosen = CONV.choose(input, backend)
     if is_transformed() or needs_gradient((input, *weights, residual)):
@@ -135,22 +136,19 @@ def conv_bn_relu(
     return run(chosen, input, weights, residual, spec)
 
 
-def _check(
-    input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec, training: bool
-) -> tuple[int, int]:
-    """Of the shapes; returns height and width of the result."""
+def _checked_size(shape: Sequence[int], weights: Weights, spec: ConvSpec) -> tuple[int, int]:
+    """Height and width of the result for an input of that shape."""
     weight = weights.weight
     K, groups = weight.shape[0], spec.groups
     if K % groups != 0:
         raise ValueError(f"groups must divide the {K} filters of weight, got {groups}")
     name = f"weight {list(weight.shape)} and {groups} groups"
-    check_channels(input, name, groups * weight.shape[1])
-    check_parameters(K, input, weights, training)
-    size = spec.output_size(input.shape[2:], weight.shape[2:])
+    check_channels(shape[1], name, groups * weight.shape[1])
+    size = spec.output_size(shape[2:], weight.shape[2:])
     if min(size) < 1:
         raise ValueError(
             f"weight's window {list(weight.shape[2:])} with dilation {spec.dilation} does not fit "
-            f"into input {list(input.shape[2:])} with padding {spec.padding}"
+            f"into input {list(shape[2:])} with padding {spec.padding}"
         )
     return size
 

@@ -61,7 +61,7 @@ def repeat(
     try:
         if any(t is not None and t.is_neg() for t in weights):  # their bytes are not their values
             return None
-        layer: Layer | None = recall(weights, _purpose(input, call))
+        layer: Layer | None = recall(weights, _purpose(input.dtype, call))
         if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
             return None
         return layer(input, residual, weights)
@@ -69,14 +69,14 @@ def repeat(
         return None
 
 
-def keep(input: Tensor, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
+def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
     """Lets :func:`repeat` find the layer."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
         with contextlib.suppress(TypeError):  # a list among the options
-            remember(weights, values, _purpose(input, call), layer)
+            remember(weights, values, _purpose(dtype, call), layer)
 
 
-def _purpose(input: Tensor, call: tuple[Any, ...]) -> tuple[Any, ...]:
+def _purpose(dtype: torch.dtype, call: tuple[Any, ...]) -> tuple[Any, ...]:
     # with the types: 1, 1.0 and True are equal, and not all of them are options
-    return (_extension.cpu_level(), input.dtype, *call, *map(type, call))
+    return (_extension.cpu_level(), dtype, *call, *map(type, call))

@@ -217,17 +217,17 @@ def autocast(
 
 
 def check_maps(input: object, weight: object) -> None:
-    """Two four-dimensional tensors of a floating-point dtype on one device.
+    """Two four-dimensional tensors of a floating-point dtype on one device; ``input`` is known to
+    be a tensor.
 
     16-bit input may come with a float32 weight.
     """
+    check_tensor(weight, "weight")
+    assert isinstance(input, Tensor) and isinstance(weight, Tensor)
     for tensor, name in ((input, "input"), (weight, "weight")):
-        check_tensor(tensor, name)
-        assert isinstance(tensor, Tensor)
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
         check_floating(tensor, name)
-    assert isinstance(input, Tensor) and isinstance(weight, Tensor)
     if 0 in weight.shape:
         raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}")
     if weight.dtype != input.dtype and not (weight.itemsize == 4 and input.itemsize == 2):
@@ -239,12 +239,12 @@ def check_maps(input: object, weight: object) -> None:
         raise ValueError(f"weight must be on {input.device} as input, got {weight.device}")
 
 
-def check_channels(input: Tensor, name: str, expected: int) -> None:
-    if input.shape[1] != expected:
-        raise ValueError(f"input must have {expected} channels for {name}, got {input.shape[1]}")
+def check_channels(channels: int, name: str, expected: int) -> None:
+    if channels != expected:
+        raise ValueError(f"input must have {expected} channels for {name}, got {channels}")
 
 
-def check_parameters(channels: int, input: Tensor, weights: Weights, training: bool) -> None:
+def check_parameters(channels: int, device: torch.device, weights: Weights, training: bool) -> None:
     """Vectors of one value per output channel, and statistics where they are needed."""
     for name, tensor in zip(weights._fields[1:], weights[1:], strict=True):
         if tensor is None:
@@ -253,8 +253,8 @@ def check_parameters(channels: int, input: Tensor, weights: Weights, training: b
         if tensor.shape != (channels,):
             raise ValueError(f"{name} must have shape [{channels}], got {list(tensor.shape)}")
         check_floating(tensor, name)
-        if tensor.device != input.device:
-            raise ValueError(f"{name} must be on {input.device} as input, got {tensor.device}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device} as input, got {tensor.device}")
     running_mean, running_var = weights.running_mean, weights.running_var
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"

@@ -73,11 +73,11 @@ def _conv_transpose2d(
     kernel = weight.shape[2:]
     ends = (eps, activation, negative_slope)
     spec = parse(kernel, stride, padding, dilation, groups, *ends, output_padding, transposed=True)
-    check_channels(input, f"weight {list(weight.shape)}", weight.shape[0])
+    check_channels(input.shape[1], f"weight {list(weight.shape)}", weight.shape[0])
     if weight.shape[0] % spec.groups:
         raise ValueError(f"groups must divide the {weight.shape[0]} channels, got {groups}")
     K = weight.shape[1] * spec.groups
-    check_parameters(K, input, weights, training)
+    check_parameters(K, input.device, weights, training)
     size = spec.output_size(input.shape[2:], kernel)
     if min(size) < 1:
         raise ValueError(f"padding must leave an output, got {padding} for an output of {size}")
@@ -86,7 +86,7 @@ def _conv_transpose2d(
         layer = made_once(weights, input.dtype, spec)
         output = layer(input, residual, weights)
         if layer.checks:
-            keep(input, weights, call, layer)
+            keep(input.dtype, weights, call, layer)
         return output
     chosen = _choose(input, backend)
     if training:
