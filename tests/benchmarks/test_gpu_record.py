@@ -137,6 +137,8 @@ def test_stopped_run_leaves_a_record(tmp_path, sign):
         from pathlib import Path
         import gpu_record, timeboxes
         signal.signal(signal.SIGTERM, gpu_record._stop)
+        # a background job inherits that it is ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         folder = Path(sys.argv[1])
         quick, slow = [sys.executable, "-c", "print('done')"], ["sleep", "30"]
         shares = {"build": quick, "test": slow, "bench": quick}
