@@ -59,9 +59,11 @@ def repeat(
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
     try:
-        if any(t is not None and t.is_neg() for t in weights):  # their bytes are not their values
-            return None
-        layer: Layer | None = recall(weights, _purpose(input.dtype, call))
+        for t in weights:
+            if t is not None and t.is_neg():  # its bytes are not its values
+                return None
+        # operators take a plain tuple faster
+        layer: Layer | None = recall(tuple(weights), _purpose(input.dtype, call))
         if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
             return None
         return layer(input, residual, weights)
