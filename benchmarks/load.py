@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.machine import cores
 
-MOST_LOAD = 0.5  # processes wanting a core, per core, before the run
-MOST_STEAL = 0.02  # of all time, taken by the host from a virtual machine
-MOST_SPREAD = 0.15  # median over best of a loop that does the same work each time
+MAX_LOAD = 0.5  # processes wanting a core, per core, before the run
+MAX_STEAL = 0.02  # of all time, taken by the host from a virtual machine
+MAX_SPREAD = 0.15  # median over best of a loop that does the same work each time
 LOOP_ADDITIONS, LOOP_ROUNDS = 20_000, 300  # some 0.2 s
 
 
@@ -38,11 +38,11 @@ def loop_spread() -> float:
 def reasons(load_per_core: float, steal: float, spread: float) -> list[str]:
     """What speaks against a quiet machine, in words."""
     found = []
-    if load_per_core > MOST_LOAD:
+    if load_per_core > MAX_LOAD:
         found.append(f"{load_per_core:.1f} processes wanting each core before the run")
-    if steal > MOST_STEAL:
+    if steal > MAX_STEAL:
         found.append(f"{100 * steal:.0f} % of the time taken by the host")
-    if spread > MOST_SPREAD:
+    if spread > MAX_SPREAD:
         found.append(f"a loop of equal rounds takes {100 * spread:.0f} % longer than its best")
     return found
 

@@ -22,8 +22,8 @@ from benchmarks.records import (
 from benchmarks.tables import format_ratio
 
 FASTER, SLOWER, PEER = "#1f77b4", "#d62728", "#8c8c8c"
-ROW_INCHES, FRAME_INCHES, MOST_INCHES = 0.3, 1.5, 8.0  # a screen of 1080 lines holds 8 at 110 dpi
-MOST_LINES = int((MOST_INCHES - FRAME_INCHES) / ROW_INCHES)
+ROW_INCHES, FRAME_INCHES, MAX_INCHES = 0.3, 1.5, 8.0  # a screen of 1080 lines holds 8 at 110 dpi
+MAX_LINES = int((MAX_INCHES - FRAME_INCHES) / ROW_INCHES)
 DPI = 110
 # where the axis spans less than the first, its ticks are the second times powers of ten
 SUBDIVISIONS = [(20, (1, 1.5, 2, 3, 5, 7)), (2000, (1, 2, 5)), (math.inf, (1,))]
@@ -175,6 +175,6 @@ def draw_overview(path: Path, records: dict[str, Record]) -> bool:
 def draw_op(path: Path, op: str, record: Record) -> bool:
     """The cases of one op, a line for each group, or one for all where these would overlap."""
     lines = lines_of(record["rows"], group)
-    if len(lines) > MOST_LINES:
+    if len(lines) > MAX_LINES:
         lines = lines_of(record["rows"], family)
     return draw(path, lines, title(op, record))

@@ -37,7 +37,7 @@ from .configs.conv_bn_relu import (
     pointwise_block,
 )
 
-MOST_PIXELS = 2**31 - 4096  # of a batch: a tile's last row still counts in 32 bits
+MAX_PIXELS = 2**31 - 4096  # of a batch: a tile's last row still counts in 32 bits
 MAX_TAPS = 31  # per axis: the taps inside the image are bits of an integer
 # Triton's dot uses tensor cores from here on; before, it is compiled to code that spills
 DOT_CAPABILITY = (8, 0)
@@ -379,8 +379,8 @@ def unsupported(
     if max(weight.shape[2:]) > MAX_TAPS:
         return f"a side of the kernel may have up to {MAX_TAPS} taps, got {list(weight.shape[2:])}"
     N, _, H, W = input.shape
-    if max(N * H * W, output_pixels) > MOST_PIXELS:
-        return f"input and output may have up to {MOST_PIXELS} pixels each"
+    if max(N * H * W, output_pixels) > MAX_PIXELS:
+        return f"input and output may have up to {MAX_PIXELS} pixels each"
     if input.is_cuda and weight.shape[1] != 1:
         capability = torch.cuda.get_device_capability(input.device)
         if capability < DOT_CAPABILITY:

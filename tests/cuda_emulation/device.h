@@ -20,7 +20,7 @@
 
 constexpr int warpSize = cuda_emulation::kWarpSize;
 
-// ---- barriers and fences
+// barriers and fences
 
 inline void __syncthreads() { cuda_emulation::block_barrier(false); }
 inline int __syncthreads_count(int predicate) {
@@ -34,7 +34,7 @@ inline int __syncthreads_and(int predicate) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// ---- warp collectives
+// warp collectives
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   cuda_emulation::warp_exchange(mask, "__syncwarp", 0);
@@ -98,7 +98,7 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize) {
   return cuda_emulation::shuffle(mask, "__shfl_xor_sync", value, source);
 }
 
-// ---- atomics: fibers give way only where they wait, so every plain update is one
+// atomics: fibers give way only where they wait, so every plain update is one
 
 namespace cuda_emulation {
 template <typename T>
@@ -132,7 +132,7 @@ T atomicCAS(T* address, cuda_emulation::same_t<T> expected, cuda_emulation::same
   return old;
 }
 
-// ---- integer and floating-point intrinsics
+// integer and floating-point intrinsics
 
 template <typename T>
 T __ldg(const T* p) {
@@ -186,7 +186,7 @@ inline float __int_as_float(int x) { return cuda_emulation::bit_cast<float>(x); 
 inline long long __double_as_longlong(double x) { return cuda_emulation::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return cuda_emulation::bit_cast<double>(x); }
 
-// ---- vector types
+// vector types
 
 #define CUDA_EMULATION_VECTORS(scalar, name, bytes)                               \
   struct alignas(2 * bytes) name##2 { scalar x, y; };                             \

@@ -254,13 +254,13 @@ def test_refuses_with_the_reason(case, reason):
 
 
 def test_refuses_more_pixels_than_32_bits_count():
-    from fastvision.kernels.conv_bn_relu import MOST_PIXELS, unsupported
+    from fastvision.kernels.conv_bn_relu import MAX_PIXELS, unsupported
 
     weight = torch.empty(1, 1, 1, 1, device="meta")
-    most, more = (torch.empty(1, 1, 1, MOST_PIXELS + i, device="meta") for i in (0, 1))
-    assert unsupported(most, weight, MOST_PIXELS) is None
+    most, more = (torch.empty(1, 1, 1, MAX_PIXELS + i, device="meta") for i in (0, 1))
+    assert unsupported(most, weight, MAX_PIXELS) is None
     assert "pixels" in unsupported(more, weight, 1)
-    assert "pixels" in unsupported(most, weight, MOST_PIXELS + 1)
+    assert "pixels" in unsupported(most, weight, MAX_PIXELS + 1)
 
 
 def test_tile_candidates_fit_and_differ():
