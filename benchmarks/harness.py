@@ -85,7 +85,7 @@ def backends(function: Callable[..., Any], device: torch.device, *, reference: b
     """
     names = [
         name
-        for name in _backend._ORDER[device.type]
+        for name in _backend.ORDER[device.type]
         if _backend.unsupported(name, device.type, device.index) is None
     ]
     if not reference and len(names) > 1:

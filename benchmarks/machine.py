@@ -69,7 +69,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         facts["compiler"] = _extension._C.compiler()
         if device.type == "cuda":
             facts["cuda"] = f"{torch.version.cuda}, kernels by {_extension._C.cuda_version()}"
-    for name in _backend._ORDER[device.type]:
+    for name in _backend.ORDER[device.type]:
         reason = _backend.unsupported(name, device.type, device.index)
         if reason is not None:
             facts[f"backend {name}"] = f"left out: {reason}"

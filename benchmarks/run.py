@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Collector:
-    """A pytest plugin that shows the progress, a line per case, and saves each row as it comes."""
+    """A pytest plugin: prints a line per case and saves each row as it arrives."""
 
     def __init__(self, save: Callable[[list[Row]], None]) -> None:
         self.save = save

@@ -266,7 +266,7 @@ void split_taps(const ConvTile<T>& tile, Block<T> block) {
     block.tap_begin = block.tap_end;
     block.tap_end = min(block.tap_begin + step, taps);
     if (Kind::kWeightBytes > 0 && tile.far_weights) {
-      // lines of a stretch's weights, shared out over the tiles
+      // cache lines of the next weights, spread over the tiles
       const int64_t lines = Kind::kWeightBytes * kStretch / kLineBytes;
       const int64_t tiles = (tile.pixels + kTileRows - 1) / kTileRows;
       block.ahead = (lines + tiles - 1) / tiles;

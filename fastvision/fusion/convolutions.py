@@ -45,6 +45,9 @@ class _FusedConvolution(FusedLayer):
     def _inputs(self, weight: Tensor) -> int:
         return weight.shape[1] * self.groups
 
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        return self._spec().output_shape(x.shape, self.weight.shape)
+
     def run(
         self,
         x: Tensor,
@@ -127,19 +130,11 @@ class _FusedConvolution(FusedLayer):
 class FusedConv2d(_FusedConvolution):
     """See :func:`fastvision.ops.conv_bn_relu`."""
 
-    def forward(self, input: Any) -> Any:
-        result = self._defer(input)
-        return super().forward(input) if result is None else result
-
     def _spec(self, eps: float = 0.0, end: End = NO_END) -> ConvSpec:
         stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")
         sides = paddings(self.padding, self.weight.shape[2:], stride, dilation)
         activation = ACTIVATIONS.index(end[0])
         return ConvSpec(stride, sides, dilation, self.groups, eps, activation, end[1])
-
-    def shape_of(self, x: Tensor) -> tuple[int, ...]:
-        size = self._spec().output_size(x.shape[2:], self.weight.shape[2:])
-        return (x.shape[0], self.weight.shape[0], *size)
 
     def _op(
         self,
@@ -166,8 +161,9 @@ class FusedConvTranspose2d(_FusedConvolution):
     output_padding: Any
 
     def forward(self, input: Any, output_size: Any = None) -> Any:
-        result = None if output_size is not None else self._defer(input)
-        return super().forward(input, output_size) if result is None else result
+        if output_size is None:
+            return super().forward(input)
+        return super(FusedLayer, self).forward(input, output_size)  # as its own class
 
     def _inputs(self, weight: Tensor) -> int:
         return weight.shape[0]
@@ -178,11 +174,6 @@ class FusedConvTranspose2d(_FusedConvolution):
         activation = ACTIVATIONS.index(end[0])
         window = (stride, (left, left, top, top), dilation, self.groups)
         return ConvSpec(*window, eps, activation, end[1], transposed=True, output_padding=extra)
-
-    def shape_of(self, x: Tensor) -> tuple[int, ...]:
-        spec = self._spec()
-        size = spec.output_size(x.shape[2:], self.weight.shape[2:])
-        return (x.shape[0], self.weight.shape[1] * self.groups, *size)
 
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
@@ -219,10 +210,6 @@ class FusedConvNd(_FusedConvolution):
     """One- and three-dimensional: torch's convolution with the normalization in its weights."""
 
     _conv_forward: Callable[..., Tensor]
-
-    def forward(self, input: Any) -> Any:
-        result = self._defer(input)
-        return super().forward(input) if result is None else result
 
     def shape_of(self, x: Tensor) -> Any:
         with torch.no_grad():

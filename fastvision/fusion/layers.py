@@ -7,7 +7,6 @@ a write in place, load_state_dict(), to(), an assignment.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -96,9 +95,6 @@ class Made:
         )
 
 
-_NOTHING = contextlib.nullcontext()
-
-
 class Stateful(Fused):
     """Whose state belongs to its tensors."""
 
@@ -129,6 +125,10 @@ class FusedLayer(Stateful):
     takes_residual = False
     weight: Tensor
     bias: Tensor | None
+
+    def forward(self, input: Any) -> Any:
+        result = self._defer(input)
+        return super().forward(input) if result is None else result
 
     def _defer(self, input: Any) -> Any:
         """The layer's result for ``input``, or None: then it is to run as its own class."""

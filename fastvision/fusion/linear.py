@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,10 +14,6 @@ from .values import End
 
 class FusedLinear(FusedLayer):
     """See :func:`fastvision.ops.linear_act.linear_act`."""
-
-    def forward(self, input: Any) -> Any:
-        result = self._defer(input)
-        return super().forward(input) if result is None else result
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
         return (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from ..ops._layers import activation_name
+from ..ops._layers import activation_name, is_plain
 from ..reference.activations import DEFAULT_SLOPE
 from . import modules
 from .classes import Fused
@@ -16,7 +14,7 @@ from .values import NO_END, Deferred, End, Image, Norm, is_deferred
 
 
 class FusedActivation(Fused):
-    """Mixed into an activation's class: ends the chain before it without the way through torch."""
+    """Mixed into an activation's class: ends the chain before it, bypassing torch."""
 
     _activation: str
 
@@ -65,29 +63,17 @@ def _chain_of(children: list[Any], i: int) -> tuple[Norm | None, End, int] | Non
     """The steps that a layer takes of what stands behind it, and where that ends; None if what
     comes then may be a step as well."""
     layer = children[i]
-    if not _is_silent(layer):
+    if not is_plain(layer):
         return None
     norm: Norm | None = None
     i += 1
     follower = children[i] if i < len(children) else None
     if isinstance(follower, FusedNorm) and layer.takes_norm:
         norm = None if follower.training else follower.norm_of(keep=True)
-        if norm is None or not norm.is_of(layer.out_channels) or not _is_silent(follower):
+        if norm is None or not norm.is_of(layer.out_channels) or not is_plain(follower):
             return None
         i += 1
         follower = children[i] if i < len(children) else None
-    if isinstance(follower, FusedActivation) and _is_silent(follower):
+    if isinstance(follower, FusedActivation) and is_plain(follower):
         return norm, follower.end(), i + 1
     return (norm, NO_END, i) if isinstance(follower, FusedLayer) else None
-
-
-def _is_silent(module: Any) -> bool:
-    """Whether a call of it is a call of its forward."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or type(module).__call__ is not nn.Module.__call__
-    )

@@ -47,12 +47,14 @@ def is_frozen_batch_norm(module: nn.Module | None) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Calling it runs nothing but its forward: no hooks, no forward of the instance's own."""
-    return "forward" not in module.__dict__ and not (
+    """Whether a call of it is a call of its class's forward."""
+    return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or type(module).__call__ is not nn.Module.__call__
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..reference.activations import ACTIVATIONS
 from . import _backend
 
@@ -22,6 +23,7 @@ class Operator:
     Attributes:
         run: the implementation by backend, called with the operator's arguments.
         lacks: the backends that it has no kernel of, with the reason.
+        automatic: on CUDA tensors it chooses among kernels itself.
     """
 
     def __init__(self, lacks: Mapping[str, str], automatic: bool) -> None:
@@ -35,7 +37,27 @@ class Operator:
         Raises:
             ValueError: ``requested`` (or FASTVISION_BACKEND) names one that cannot run.
         """
-        return _backend.choose(tensor, requested, self.lacks, automatic=self.automatic)
+        if requested is None:
+            requested = _backend.requested_by_environment
+        if tensor.is_meta:  # the fake implementations answer
+            return "cpp"
+        if requested is None and tensor.is_cpu:  # asking tensor.device for its type is slow
+            return "cpp" if _extension.missing is None else "reference"
+        device = tensor.device
+        if requested is not None:
+            reason = self.unsupported(requested, device.type, device.index)
+            if reason is None:
+                return requested
+            source = "backend"
+            if requested is _backend.requested_by_environment:
+                source = "FASTVISION_BACKEND"
+            raise ValueError(f"{source}={requested!r} cannot run on {device}: {reason}")
+        if self.automatic and tensor.is_cuda:
+            return "cuda"
+        for backend in _backend.ORDER.get(device.type, ()):
+            if self.unsupported(backend, device.type, device.index) is None:
+                return backend
+        return "reference"
 
     def unsupported(self, backend: str, device_type: str, device_index: int | None) -> str | None:
         """Why ``backend`` cannot run there, or None."""

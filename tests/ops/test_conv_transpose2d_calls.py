@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def test_changed_weights_are_noticed(backend):
-    """What is kept of weight, bias and normalization is made anew after each kind of change."""
+    """The cache for weight, bias and normalization is rebuilt after each kind of change."""
     x, weight, bias, options = make("k4s2p1", device=backend.device)
     norm = batch_norm(bias.numel(), backend.device)
     weight, bias = nn.Parameter(weight), nn.Parameter(bias)

@@ -39,7 +39,7 @@ def test_infinite_logits(backend, kind, gamma):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_large_logits(backend, dtype):
-    """Where e^x overflows the loss of a wrong answer is |x|, and that of a right one nothing."""
+    """Where e^x overflows, a wrong answer loses |x| and a right one nothing."""
     x = leaf(torch.tensor([[1e4, -1e4]], dtype=dtype, device=backend.device))
     wrong = ops.sigmoid_focal_loss(x, torch.tensor([1], device=x.device), -1, backend=backend.name)
     assert torch.equal(wrong, x.abs())

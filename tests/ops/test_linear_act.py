@@ -56,7 +56,7 @@ def test_strides() -> None:
 
 @pytest.mark.parametrize("features", [1, 512, 513, 521, 1024, 1042, 2050])
 def test_of_many_features(features: int) -> None:
-    """Which are shared out among taps, or not where they are prime."""
+    """Features are split among taps; a prime number of them is not."""
     x, w = values(7, features), values(20, features, seed=1)
     y = linear_act(x, w, activation="none")
     tolerance = 1e-6 * features**0.5 * w.abs().max().item() * x.abs().max().item()

@@ -18,5 +18,5 @@ def has_kernels(device_type: str) -> bool:
     }
     requested = _backend.requested_by_environment
     return any(
-        runs.get(b, False) for b in ((requested,) if requested else _backend._ORDER[device_type])
+        runs.get(b, False) for b in ((requested,) if requested else _backend.ORDER[device_type])
     )

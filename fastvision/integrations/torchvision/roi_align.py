@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...ops import _backend
-from ...ops.roi_align import MAX_LEVELS, _as_rois, _run_backward
+from ...ops.roi_align import _BACKWARD, MAX_LEVELS, _as_rois, _run_backward
 from . import devices
 from .recording import is_exporting, keeping_torchscript
 
@@ -48,7 +47,7 @@ def backward(
     aligned: bool,
 ) -> Tensor:
     """For graphs that torchvision's own autograd has recorded, before enable()."""
-    backend = _backend.choose(grad, None)
+    backend = _BACKWARD.choose(grad, None)
     if backend == "reference":
         raise RuntimeError(f"no kernel for the backward of torchvision::roi_align on {grad.device}")
     options = ([spatial_scale], pooled_height, pooled_width, sampling_ratio, aligned, 0.0, 0.0, 0)

@@ -17,7 +17,7 @@ from .._checks import (
 )
 from .._torchscript import traced_op
 from ..batch_norm_relu import batch_norm_relu
-from .gradient import frozen_with_gradient, symmetric_padding, winograd_wins_once
+from .gradient import frozen_with_gradient, winograd_wins_once
 from .memo import keep, made_once, may_repeat, repeat
 from .operators import CONV, run
 from .spec import (
@@ -31,6 +31,7 @@ from .spec import (
     check_residual,
     parse,
     sizes_of,
+    symmetric_padding,
 )
 
 
@@ -85,7 +86,7 @@ def conv_bn_relu(
 
     On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 input and 16
     output channels and more are computed by Winograd's minimal filtering in tiles of 4x4 pixels
-    (Lavin and Gray, 2016). Its root mean square error is about twice that of the plain sum. All
+    (Lavin and Gray, 2016). Its root mean square error is about twice the plain sum's. All
     pixels of a tile depend on all that one of them does: NaN makes all of the tile NaN, infinite
     values make it undefined, and next to a huge value small ones lose digits, up to three pixels
     farther than the window reaches.
@@ -93,8 +94,7 @@ def conv_bn_relu(
     Raises:
         TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
     """
-    norm = (bn_weight, bn_bias, running_mean, running_var)
-    weights = Weights(weight, bias, *norm)
+    weights = Weights(weight, bias, bn_weight, bn_bias, running_mean, running_var)
     call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
     plain = training is False and backend in (None, "cpp") and may_repeat(input, weights, residual)
     if plain and (output := repeat(input, weights, residual, call)) is not None:

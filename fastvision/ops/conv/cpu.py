@@ -90,7 +90,7 @@ def has_tiles(input: Tensor) -> bool:
 
 
 def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
-    """Whether oneDNN is faster than what would do a convolution else that it can do."""
+    """Whether oneDNN beats the kernel that would run the convolution otherwise."""
     if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
         return True
     pointwise = tuple(shape[2:]) == (1, 1)

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ... import _device, reference
 from ..._memory_format import format_of, is_channels_last
 from ..._version import __version__
 from ...reference.activations import ACTIVATIONS
-from .spec import Weights, output_size
+from .spec import Weights, output_size, symmetric_padding
 from .tuning import Tuner, cache_folder
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
@@ -157,16 +156,8 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
     return y
 
 
-def _padded(p: Problem) -> tuple[Tensor, tuple[int, int]]:
-    """Input and the symmetric padding that is left to do."""
-    left, right, top, bottom = p.padding
-    if left == right and top == bottom:
-        return p.input, (top, left)
-    return F.pad(p.input, (left, right, top, bottom)), (0, 0)
-
-
 def _torch(p: Problem) -> Tensor:
-    input, padding = _padded(p)
+    input, padding = symmetric_padding(p.input, p.padding)
     weight, scale, shift = _apart(p)
     y = torch.conv2d(input, weight, None, p.stride, padding, p.dilation, p.groups)
     return _finish(y, scale, shift, p)
@@ -178,7 +169,7 @@ def _deterministic() -> bool:
 
 def _cudnn(p: Problem, search: bool = True) -> Tensor:
     """``search``: cuDNN may time its algorithms where it has not yet seen the sizes."""
-    input, padding = _padded(p)
+    input, padding = symmetric_padding(p.input, p.padding)
     weight, scale, shift = _apart(p)
     fixed = _deterministic()
     y = torch.cudnn_convolution(
@@ -188,7 +179,7 @@ def _cudnn(p: Problem, search: bool = True) -> Tensor:
 
 
 def _cudnn_fused(p: Problem, search: bool = True) -> Tensor:
-    input, padding = _padded(p)
+    input, padding = symmetric_padding(p.input, p.padding)
     weight, bias = _folded(p)
     shape = (p.stride, padding, p.dilation, p.groups)
     before = torch.backends.cudnn.benchmark

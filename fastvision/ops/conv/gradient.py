@@ -18,7 +18,7 @@ from .._checks import is_batched, is_eager, is_transformed
 from . import onednn
 from .cpu import engine_options, onednn_wins, winograd_wins
 from .operators import CONV, run
-from .spec import ConvSpec, Weights
+from .spec import ConvSpec, Weights, symmetric_padding
 
 _OPS = torch.ops.fastvision
 
@@ -127,14 +127,6 @@ class _FrozenConvBNReLU(torch.autograd.Function):
                 for g, x, needed in zip(grads, tensors, needs, strict=True)
             ),
         )
-
-
-def symmetric_padding(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
-    """The input and its padding in height and width as torch's convolution takes it."""
-    left, right, top, bottom = padding
-    if left == right and top == bottom:
-        return input, (top, left)
-    return F.pad(input, (left, right, top, bottom)), (0, 0)
 
 
 def _convolution_backward(

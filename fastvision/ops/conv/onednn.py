@@ -94,8 +94,7 @@ def convolution(
         post = _POST_OPS.get(name, "none")
         y = run(input, weight, bias, *_window(spec), 1, post, [], "")
     else:
-        size = spec.output_size(input.shape[2:], shape[2:])
-        if (input.shape[0], shape[0], *size) != residual.shape or residual.dtype != input.dtype:
+        if spec.output_shape(input.shape, shape) != residual.shape or residual.dtype != input.dtype:
             raise RuntimeError("residual must have the shape and dtype of the result")
         last = input.is_contiguous(memory_format=torch.channels_last)
         format = torch.channels_last if last else torch.contiguous_format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,34 +25,30 @@ _SCHEMA = (
 )
 
 
-def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    spec = spec_of(rest[6:])
-    size = spec.output_size(input.shape[2:], weight.shape[2:])
-    output = input.new_empty((input.shape[0], weight.shape[0], *size))
-    return output.to(memory_format=format_of(input))
+_Parse = Callable[[Sequence[Any]], ConvSpec]  # of an operator's arguments after the tensors
 
 
-def _fake_transposed(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    spec = transposed_spec_of(rest[6:])
-    size = spec.output_size(input.shape[2:], weight.shape[2:])
-    output = input.new_empty((input.shape[0], weight.shape[1] * spec.groups, *size))
-    return output.to(memory_format=format_of(input))
+def _fake(parse: _Parse) -> Callable[..., Tensor]:
+    def run(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        output = input.new_empty(parse(rest[6:]).output_shape(input.shape, weight.shape))
+        return output.to(memory_format=format_of(input))
+
+    return run
 
 
-def _on_cpu(input: Tensor, *args: Any) -> Tensor:
-    weights = Weights(*args[:6])
-    return made_once(weights, input.dtype, spec_of(args[7:]))(input, args[6], weights)
+def _on_cpu(parse: _Parse) -> Callable[..., Tensor]:
+    def run(input: Tensor, *args: Any) -> Tensor:
+        weights = Weights(*args[:6])
+        return made_once(weights, input.dtype, parse(args[7:]))(input, args[6], weights)
 
-
-def _transposed_on_cpu(input: Tensor, *args: Any) -> Tensor:
-    weights = Weights(*args[:6])
-    return made_once(weights, input.dtype, transposed_spec_of(args[7:]))(input, args[6], weights)
+    return run
 
 
 CONV = declare(
     "conv_bn_relu",
     _SCHEMA.format(window="SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"),
-    fake=_fake, cpu=_on_cpu, cuda="ops.conv.gpu.run", triton="ops.conv.gpu.run_triton",
+    fake=_fake(spec_of), cpu=_on_cpu(spec_of),
+    cuda="ops.conv.gpu.run", triton="ops.conv.gpu.run_triton",
     reference=by_activation_name(reference.conv_bn_relu), serves=("conv_bn_relu",),
 )  # fmt: skip
 TRANSPOSED = declare(
@@ -60,8 +57,8 @@ TRANSPOSED = declare(
         window="SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt groups, "
         "SymInt[] dilation"
     ),
-    fake=_fake_transposed, cpu=_transposed_on_cpu, cuda="ops.conv.transpose_gpu.run",
-    triton="ops.conv.transpose_gpu.run_triton",
+    fake=_fake(transposed_spec_of), cpu=_on_cpu(transposed_spec_of),
+    cuda="ops.conv.transpose_gpu.run", triton="ops.conv.transpose_gpu.run_triton",
     reference=by_activation_name(reference.conv_transpose2d),
     lacks={"cuda": "transposed convolution has no CUDA C++ kernel, only triton, cpp and reference"},
     serves=("conv_transpose2d", "conv_transpose2d_bn_relu"),

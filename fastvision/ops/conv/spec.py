@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...reference.activations import ACTIVATIONS
 from .._checks import (
@@ -58,6 +59,13 @@ class ConvSpec(NamedTuple):
             window = (self.stride, self.padding, self.output_padding, self.dilation)
             return transposed_output_size(size, kernel, *window)
         return output_size(size, kernel, self.stride, self.padding, self.dilation)
+
+    def output_shape(
+        self, shape: Sequence[int], weight: Sequence[int]
+    ) -> tuple[int, int, int, int]:
+        """Of the result, from the shapes of input and weight."""
+        channels = weight[1] * self.groups if self.transposed else weight[0]
+        return (shape[0], channels, *self.output_size(shape[2:], weight[2:]))
 
     def arguments(self) -> tuple[Any, ...]:
         """Those of the operator, after the tensors."""
@@ -160,6 +168,14 @@ def paddings(
         return left, right, top, bottom
     vertical, horizontal = pair(padding, "padding")
     return horizontal, horizontal, vertical, vertical
+
+
+def symmetric_padding(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+    """The input and its padding in height and width as torch's convolution takes it."""
+    left, right, top, bottom = padding
+    if left == right and top == bottom:
+        return input, (top, left)
+    return F.pad(input, (left, right, top, bottom)), (0, 0)
 
 
 def sizes_of(value: Any) -> Sequence[int]:

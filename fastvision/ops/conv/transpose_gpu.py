@@ -45,8 +45,7 @@ def _by_triton(input: Tensor, weights: Weights, residual: Tensor | None, spec: C
     prepared = prepare(weights, "triton", input.dtype, spec)
     assert prepared.weight is not None
     kernel = tuple(weights.weight.shape[2:])
-    channels = weights.weight.shape[1] * spec.groups
-    shape = (input.shape[0], channels, *spec.output_size(input.shape[2:], kernel))
+    shape = spec.output_shape(input.shape, weights.weight.shape)
     format = format_of(input) if prepared.separable is not None else torch.channels_last
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=format)
     x = input.contiguous(memory_format=format)
