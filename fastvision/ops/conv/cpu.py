@@ -153,7 +153,6 @@ class Layer:
         dense = not spec.transposed
         self.may_use_onednn = dense and dtype in onednn.fast_dtypes()
         self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
-        self.by_engine = dense and not (self.may_use_onednn or self.may_use_winograd)
 
     @property
     def checks(self) -> bool:
@@ -165,10 +164,6 @@ class Layer:
 
     def __call__(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
         """``weights``: as the constructor's, with the same values."""
-        if self.by_engine:
-            packed = self.packs.find("plain")
-            if packed is not None:
-                return _PACKED(input, packed, residual, self.options)
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input)
