@@ -1,5 +1,6 @@
 """Vision kernels for PyTorch: a faster drop-in for torchvision.ops on CPU and GPU."""
 
+import importlib
 from typing import Any
 
 from . import ops
@@ -7,12 +8,15 @@ from ._info import info
 from ._version import __version__
 from .integrations.torchvision import disable, enable, enabled
 
-__all__ = ["__version__", "disable", "enable", "enabled", "fuse", "info", "ops"]
+__all__ = ["__version__", "disable", "enable", "enabled", "fuse", "info", "models", "ops"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "fuse":  # most programs do without, and it takes time to import
+    # most programs do without, and they take time to import
+    if name == "fuse":
         from .fusion import fuse
 
         return fuse
+    if name == "models":
+        return importlib.import_module(".models", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ..ops._layers import is_activation
+from ..ops.chain import Sequential
 from .classes import Fused, become
 from .eligible import FUSED, LAYERS, is_norm, why_not
 from .layers import FusedLayer, State
@@ -133,7 +134,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
             if isinstance(module, fx.GraphModule):
                 _open_graph(module)
             elif _has_forward(module):
-                in_order = type(module).forward is nn.Sequential.forward
+                in_order = type(module).forward in (nn.Sequential.forward, Sequential.forward)
                 become(module, FusedSequential if in_order else FusedModule)
     for parameter in model.parameters():
         if not nn.parameter.is_lazy(parameter):

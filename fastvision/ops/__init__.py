@@ -2,6 +2,7 @@
 
 from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
+from .chain import Sequential, conv_norm_act, norm_act
 from .conv.conv2d import conv_bn_relu
 from .conv.linear import linear_act
 from .conv.transpose import conv_transpose2d, conv_transpose2d_bn_relu
@@ -28,17 +29,20 @@ __all__ = [
     "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "Sequential",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
     "conv_bn_relu",
+    "conv_norm_act",
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
     "linear_act",
     "multiscale_roi_align",
     "nms",
+    "norm_act",
     "roi_align",
     "sigmoid_focal_loss",
     "softmax_focal_loss",

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE, activate
 from ._checks import FLOATING, check_tensor
-from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
-from .conv.conv2d import conv_bn_relu
-from .conv.transpose import conv_transpose2d_bn_relu
+from .chain import Sequential, call_conv, can_call_conv
 
 
 @torch.fx.wrap
@@ -77,85 +75,6 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"
 
 
-def _fusible(conv: nn.Module, norm: nn.Module | None, *others: nn.Module) -> bool:
-    """Whether the ops do what calling the layers one after the other does."""
-    if type(conv) not in (nn.Conv2d, nn.ConvTranspose2d) or conv.padding_mode != "zeros":
-        return False
-    if norm is not None:
-        known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or is_frozen_batch_norm(norm)
-        if not known or not is_plain(norm):
-            return False
-    return is_plain(conv) and all(map(is_plain, others)) and not has_global_hooks()
-
-
-def _activation(module: nn.Module | None) -> tuple[str, float] | None:
-    """As :func:`activation_of`, where no activation is one as well."""
-    if module is None or type(module) is nn.Identity:
-        return "none", DEFAULT_SLOPE
-    return activation_of(module)
-
-
-def _process_group(norm: nn.Module) -> Any:
-    """Over whose processes the statistics go, None for this one alone."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_available():
-        return None
-    if not torch.distributed.is_initialized():
-        return None
-    group = norm.process_group or torch.distributed.group.WORLD
-    return group if torch.distributed.get_world_size(group) > 1 else None
-
-
-def _conv_norm_activation(
-    input: Tensor,
-    conv: Any,
-    norm: Any,
-    activation: str,
-    negative_slope: float,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """activation(norm(conv(input)) + residual), where ``norm`` is None or a batch normalization."""
-    end: dict[str, Any] = {
-        "residual": residual,
-        "activation": activation,
-        "negative_slope": negative_slope,
-    }
-    geometry: dict[str, Any] = {
-        "stride": conv.stride,
-        "padding": conv.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-    }
-    op: Callable[..., Tensor] = conv_bn_relu
-    if isinstance(conv, nn.ConvTranspose2d):
-        op = conv_transpose2d_bn_relu
-        geometry["output_padding"] = conv.output_padding
-    if norm is None:
-        return op(input, conv.weight, conv.bias, **geometry, **end)
-    training, momentum = False, 0.0
-    running_mean, running_var = norm.running_mean, norm.running_var
-    if not is_frozen_batch_norm(norm):
-        # as torch.nn.BatchNorm2d.forward
-        training = norm.training or (running_mean is None and running_var is None)
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        if norm.training and not norm.track_running_stats:
-            running_mean = running_var = None
-    group = _process_group(norm) if training and norm.training else None
-    if group is not None:
-        return batch_norm_relu(
-            conv(input), running_mean, running_var, norm.weight, norm.bias, True, momentum,
-            norm.eps, process_group=group, **end,
-        )  # fmt: skip
-    return op(
-        input, conv.weight, conv.bias, bn_weight=norm.weight, bn_bias=norm.bias,
-        running_mean=running_mean, running_var=running_var, training=training, momentum=momentum,
-        eps=norm.eps, **geometry, **end,
-    )  # fmt: skip
-
-
 class ConvBNReLU2d(nn.Module):
     """activation(bn(conv(input)) + residual), see :func:`conv_bn_relu`.
 
@@ -201,8 +120,8 @@ class ConvBNReLU2d(nn.Module):
         self.negative_slope = negative_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if isinstance(input, Tensor) and _fusible(self.conv, self.bn):
-            return _conv_norm_activation(
+        if can_call_conv(input, self.conv, self.bn):
+            return call_conv(
                 input, self.conv, self.bn, self.activation, self.negative_slope, residual
             )
         z = self.bn(self.conv(input))
@@ -223,8 +142,8 @@ def _same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int
     return tuple((k - 1) // 2 * d for k, d in zip(kernel, steps, strict=True))
 
 
-class _ConvNormActivation(nn.Sequential):
-    """A convolution, a normalization and an activation; one op where there is one for them."""
+class _ConvNormActivation(Sequential):
+    """A convolution, a normalization and an activation."""
 
     def __init__(
         self,
@@ -240,20 +159,6 @@ class _ConvNormActivation(nn.Sequential):
             layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
         nn.Sequential.__init__(self, *layers)  # torchvision's class may stand between
         self.out_channels = conv.out_channels
-        self._has_norm = norm_layer is not None
-
-    def forward(self, input: Tensor) -> Tensor:
-        conv, *rest = self.children()
-        norm = rest.pop(0) if self._has_norm and rest else None
-        activation = _activation(rest[0] if rest else None)
-        if (
-            activation is not None
-            and isinstance(input, Tensor)  # what is none traces the layers
-            and len(rest) <= 1
-            and _fusible(conv, norm, *rest)
-        ):
-            return _conv_norm_activation(input, conv, norm, *activation)
-        return super().forward(input)
 
 
 class Conv2dNormActivation(_ConvNormActivation):

@@ -1,0 +1,89 @@
+"""Weights from files, from torchvision's names, and from its server."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ._urls import addresses
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_weights(model: Model, name: str, weights: Any, progress: bool = True) -> Model:
+    """``model`` with the weights loaded strictly; ``name``: of its builder.
+
+    Args:
+        weights: None, a state dict, the path of a .pth, .pt or .safetensors file, a name such as
+            "IMAGENET1K_V1" or "DEFAULT", or a member of one of torchvision's weights enums.
+        progress: whether a download shows a progress bar.
+
+    Raises:
+        ValueError: there are no weights of this name for the model.
+        FileNotFoundError: a path of a file that is not there.
+        ConnectionError: the download failed; the message says where to put the file.
+        RuntimeError: the weights do not fit the model.
+    """
+    if weights is not None:
+        model.load_state_dict(read_weights(name, weights, progress))
+    return model
+
+
+def read_weights(name: str, weights: Any, progress: bool = True) -> Mapping[str, Tensor]:
+    """The state dict that :func:`load_weights` loads."""
+    if isinstance(weights, Mapping):
+        return weights
+    if isinstance(weights, (str, os.PathLike)):
+        known = addresses(name)
+        if isinstance(weights, str) and weights in known:
+            return _download(known[weights], progress)
+        if not isinstance(weights, str) or os.sep in weights or Path(weights).suffix:
+            return read_file(Path(weights))
+        names = ", ".join(known) if known else "none"
+        raise ValueError(
+            f"weights must be a file or one of the names that {name} has ({names}), got {weights!r}"
+        )
+    if isinstance(getattr(weights, "url", None), str):
+        return _download(weights.url, progress)
+    raise TypeError(
+        "weights must be None, a state dict, a path, a name or one of torchvision's weights, "
+        f"got {type(weights).__name__}"
+    )
+
+
+def read_file(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a .safetensors file or one that torch.save wrote; runs no code of it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"reading {path} needs the package safetensors") from error
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("model", "state_dict"):  # of a checkpoint with the optimizer's state
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"weights: {path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def _download(url: str, progress: bool) -> Mapping[str, Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
+        )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise ConnectionError(
+            f"weights could not be downloaded from {url} ({error}); download the file elsewhere "
+            f"and put it into {folder}, or pass its path as weights"
+        ) from error

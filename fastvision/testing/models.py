@@ -1,0 +1,67 @@
+"""Models that torchvision has too, and random weights to compare them with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Case(NamedTuple):
+    """A model, the images' size, and options of its builder."""
+
+    name: str
+    size: int = 64
+    options: dict[str, object] = {}  # noqa: RUF012  (never written to)
+
+
+TORCHVISION = (
+    Case("resnet18"),
+    Case("resnet34"),
+    Case("resnet50"),
+    Case("resnet101"),
+    Case("resnet152", 40),
+    Case("resnext50_32x4d"),
+    Case("resnext101_32x8d", 40),
+    Case("resnext101_64x4d", 40),
+    Case("wide_resnet50_2"),
+    Case("wide_resnet101_2", 40),
+)
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives the normalizations random statistics and affine parameters, so that none of them is
+    the identity; activations keep their magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator).mul_(high - low).add_(low)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for values, low, high in (
+                    (module.weight, 0.5, 1.0),
+                    (module.bias, -0.2, 0.2),
+                    (module.running_mean, -0.2, 0.2),
+                    (module.running_var, 0.5, 1.5),
+                ):
+                    if values is not None:
+                        values.copy_(uniform(values, low, high))
+    return model
+
+
+def images(size: int, batch: int = 2, seed: int = 0) -> Tensor:
+    """Normal noise [batch, 3, size, size]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, size, size, generator=generator)
+
+
+def tensors_of(result: object) -> list[Tensor]:
+    """The tensors in a model's result, in order."""
+    if isinstance(result, Tensor):
+        return [result]
+    items = result.values() if isinstance(result, dict) else result
+    assert isinstance(items, (tuple, list, type({}.values())))
+    return [t for item in items if item is not None for t in tensors_of(item)]

@@ -1,0 +1,61 @@
+"""Models that torchvision has: same keys, same initialization, same results, same gradients."""
+
+import pytest
+import torch
+
+import fastvision
+from fastvision import models
+from fastvision.testing.models import TORCHVISION, images, randomize, tensors_of
+
+CASES = {"-".join([case.name, *map(str, case.options)]): case for case in TORCHVISION}
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    return pytest.importorskip("torchvision")
+
+
+def assert_same(ours, theirs, tolerance):
+    """Each tensor to within ``tolerance`` of its largest value."""
+    ours, theirs = tensors_of(ours), tensors_of(theirs)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
+        assert torch.isfinite(b).all() and (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def loss_of(result):
+    """A scalar that all results have a part in."""
+    return sum((t.double() * torch.linspace(0.5, 1, t.numel()).view(t.shape)).sum() for t in result)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_model(torchvision, name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(case.name, weights=None, **case.options)
+    torch.manual_seed(0)
+    ours = models.get_model(case.name, **case.options)
+    state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(state)
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, state[key]), f"{key} starts with other values"
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+
+    theirs.load_state_dict(randomize(ours).state_dict())
+    x = images(case.size)
+    with torch.no_grad():
+        expected = theirs.eval()(x)
+        assert_same(ours.eval()(x), expected, 1e-4)
+        assert_same(fastvision.fuse(ours)(x), expected, 1e-4)
+
+    gradients = []
+    for model in (ours, theirs):
+        model.double().train()
+        torch.manual_seed(1)  # of dropout
+        outputs = tensors_of(model(x.double()))
+        loss_of(outputs).backward()
+        gradients.append([*outputs, *(p.grad for p in model.parameters())])
+        gradients[-1] += [b for b in model.buffers() if b.is_floating_point()]
+    for a, b in zip(*gradients, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() <= 1e-6 * b.abs().max() + 1e-12
