@@ -115,7 +115,8 @@ class ResNet(nn.Module):
     torchvision's constructor, initialization and state dict.
 
     Args:
-        block: :class:`BasicBlock` or :class:`Bottleneck`.
+        block: :class:`~fastvision.models.resnet.BasicBlock` or
+            :class:`~fastvision.models.resnet.Bottleneck`.
         layers: number of blocks in each of the four stages.
         num_classes: outputs of the classifier.
         zero_init_residual: starts every block as the identity, by a zero weight in its last
