@@ -17,6 +17,7 @@ from .modules import FusedModule, tensors_of_graph, values_of_graph
 from .norms import FusedNorm
 from .report import Fusion, Report
 from .sequential import FusedActivation, FusedSequential
+from .training import fuse_for_training, take_back
 
 __all__ = ["Fusion", "Report", "fuse"]
 
@@ -28,6 +29,7 @@ _LEAST_CONVOLUTIONS = 2
 def fuse(
     model: nn.Module,
     *,
+    training: bool = False,
     channels_last: bool | None = None,
     dtype: torch.dtype | None = None,
     example_inputs: tuple[Any, ...] | None = None,
@@ -56,8 +58,16 @@ def fuse(
     Inside, values are instances of a sub-class of Tensor, which hooks see. A convolution is
     computed when what it gives is used: a write to its weight in between is an error.
 
+    With ``training=True`` the copy is for training: it has the model's own parameters and buffers
+    (the same tensors, so an optimizer may hold either's), its modules, hooks and state dict. Batch
+    normalization, addition and activation run as one differentiable op, 3x3 convolutions by
+    Winograd's algorithm where that is faster, and everything else as before. What a normalization
+    gives is computed when it is used: a write in place to its input, or to what was added to it, in
+    between is an error. ``fuse(copy)`` makes an inference copy of it.
+
     Args:
         model: any module; it is not changed.
+        training: makes a copy for training; the other options are for inference only.
         channels_last: whether activations between layers are in that memory format: None for where
             it pays. The code of the model sees no difference, and what comes out is contiguous
             unless what goes in is channels_last.
@@ -67,11 +77,12 @@ def fuse(
             is complete.
 
     Returns:
-        The copy, in eval mode, with the attribute ``fastvision_report``, a :class:`Report`.
+        The copy, in eval mode, with the attribute ``fastvision_report``, a :class:`Report`. With
+        ``training=True`` it is in the model's mode and has no report.
 
     Raises:
         TypeError: model is no nn.Module, or an option is of the wrong type.
-        ValueError: dtype is not a float type.
+        ValueError: dtype is not a float type, or an option does not go with ``training``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -85,9 +96,18 @@ def fuse(
         raise TypeError(
             f"example_inputs must be a tuple of arguments, got {type(example_inputs).__name__}"
         )
+    if training:
+        if channels_last is not None or dtype is not None or example_inputs is not None:
+            raise ValueError(
+                "channels_last, dtype and example_inputs are for inference: with training=True "
+                "convert the model itself"
+            )
+        return fuse_for_training(model)
     # writes to tensors made in inference mode are not counted
     with torch.inference_mode(False), torch.no_grad():
-        fused = copy.deepcopy(model).eval()
+        fused = copy.deepcopy(model)
+        take_back(fused)
+        fused.eval()
         if dtype is not None:
             _convert(fused, dtype)
         _fuse(fused, channels_last)

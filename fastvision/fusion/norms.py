@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from ..ops.batch_norm_relu import fixed_statistics
+from ..ops._normalization import fixed_statistics
 from ..reference.activations import ACTIVATIONS, activate
 from .layers import FLOATS, Made, State, Stateful, own_kernels
 from .values import (

@@ -15,7 +15,8 @@ class Stages(nn.ModuleDict):
     """The children of a model up to the last wanted one, called in order.
 
     State dict keys are the model's own (``layer1.0.conv1.weight``), as in torchvision's
-    IntermediateLayerGetter. Chains of children run as one op , as in :class:`fastvision.ops.Sequential`.
+    IntermediateLayerGetter. Chains of children run as one op, as in
+    :class:`fastvision.ops.Sequential`.
 
     Args:
         model: its forward calls its children in the order in which they are registered, up to the

@@ -85,11 +85,11 @@ def norm_act(
         and _is_batch_norm(norm)
         and _all_plain(norm, *others)
     ):
-        statistics, training, momentum = _statistics(norm)
+        statistics, training, momentum = statistics_of(norm)
         return batch_norm_relu(
             input, *statistics, norm.weight, norm.bias, training, momentum, norm.eps,
             residual=residual, activation=end[0], negative_slope=end[1],
-            process_group=_process_group(norm) if training else None,
+            process_group=process_group_of(norm) if training else None,
         )  # fmt: skip
     z = norm(input)
     z = z if residual is None else z + residual
@@ -196,8 +196,8 @@ def call_conv(
         geometry["output_padding"] = conv.output_padding
     if norm is None:
         return op(input, conv.weight, conv.bias, **geometry, **end)
-    (running_mean, running_var), training, momentum = _statistics(norm)
-    group = _process_group(norm) if training and norm.training else None
+    (running_mean, running_var), training, momentum = statistics_of(norm)
+    group = process_group_of(norm) if training and norm.training else None
     if group is not None:
         return batch_norm_relu(
             conv(input), running_mean, running_var, norm.weight, norm.bias, True, momentum,
@@ -224,7 +224,7 @@ def _all_plain(*layers: nn.Module) -> bool:
     return all(map(is_plain, layers)) and not has_global_hooks()
 
 
-def _statistics(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
+def statistics_of(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
     """Running statistics, whether the batch's replace them, and the momentum; a call in training
     is counted, as in torch.nn.BatchNorm2d.forward."""
     running_mean, running_var = norm.running_mean, norm.running_var
@@ -241,7 +241,7 @@ def _statistics(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, f
     return (running_mean, running_var), training, momentum
 
 
-def _process_group(norm: nn.Module) -> Any:
+def process_group_of(norm: nn.Module) -> Any:
     """Over whose processes the statistics go; None for this one alone."""
     if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_available():
         return None

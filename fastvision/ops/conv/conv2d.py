@@ -162,20 +162,30 @@ def _train(
     backend: str | None,
 ) -> Tensor:
     weight, bias, bn_weight, bn_bias, running_mean, running_var = weights
-    if CONV.choose(input, backend) == "cpp" and winograd_wins_once(input, weight, spec):
-        x = conv_bn_relu(
-            input, weight, bias, padding=spec.padding, activation="none", backend=backend
-        )
-    else:
-        x, symmetric = symmetric_padding(input, spec.padding)
-        filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        x = F.conv2d(x, filters, offset, spec.stride, symmetric, spec.dilation, spec.groups)
+    x = convolution_in_training(input, weight, bias, spec, backend)
     return batch_norm_relu(
         x,
         running_mean, running_var, bn_weight, bn_bias, True, momentum, spec.eps,
         residual=residual, activation=spec.activation_name, negative_slope=spec.negative_slope,
         backend=None if backend == "cuda" else backend,
     )  # fmt: skip
+
+
+def convolution_in_training(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: ConvSpec,
+    backend: str | None = None,
+) -> Tensor:
+    """The convolution alone, whose weight changes in each step."""
+    if CONV.choose(input, backend) == "cpp" and winograd_wins_once(input, weight, spec):
+        return conv_bn_relu(
+            input, weight, bias, padding=spec.padding, activation="none", backend=backend
+        )
+    x, symmetric = symmetric_padding(input, spec.padding)
+    filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, filters, offset, spec.stride, symmetric, spec.dilation, spec.groups)
 
 
 def _traced(*args: Any) -> Tensor:

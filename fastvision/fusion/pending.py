@@ -1,0 +1,220 @@
+"""The result of a normalization in training that is computed with what follows it.
+
+A Pending is a tensor with the gradient of a normalization and no memory. An addition or an
+activation, as torch calls it, continues it as one op; any other function of torch gets the computed
+result. Compiled code that torch does not tell of (a scripted function, an extension) takes it as an
+ordinary tensor: operators compute it, and its own node in autograd's graph has its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._memory_format import format_of
+from ..ops._normalization import BatchNormReLU, Normalization
+from ..reference.activations import DEFAULT_SLOPE
+from .trees import map_tree
+
+_plain = torch._C.DisableTorchFunctionSubclass
+
+
+class Pending(Tensor):
+    """A normalization, with the residual added to it, until its activation is known."""
+
+    _normalization: Normalization
+    _residual: Tensor | None
+    _versions: tuple[int, ...]
+    _value: Tensor | None  # what it has become
+    _value_version: int  # with which the value equals what the node in the graph computes; or -1
+
+    def read(self) -> tuple[Normalization, Tensor | None]:
+        """What is to be computed; an error if a tensor that it is made of was written to."""
+        if _versions(self._normalization, self._residual) != self._versions:
+            raise RuntimeError(
+                "a tensor was modified in place between a batch normalization that takes it, or an "
+                "addition to its result, and the use of the result; fuse(training=True) computes "
+                "it when it is used"
+            )
+        return self._normalization, self._residual
+
+    def activate(self, activation: str, negative_slope: float) -> Tensor:
+        normalization, residual = self.read()
+        with _plain(), torch.set_grad_enabled(self.requires_grad):
+            return normalization.run(residual, activation, negative_slope)
+
+    def resolve(self) -> Tensor:
+        """An ordinary tensor, the same one in each call."""
+        if self._value is None:
+            self._value = self.activate("none", DEFAULT_SLOPE)
+            self._value_version = self._value._version
+        value = self._value
+        return value.resolve() if type(value) is Pending else value
+
+    def become(self, value: Tensor) -> Tensor:
+        """After an operation in place, whose result is ``value``."""
+        self._value, self._value_version = value, -1
+        return value
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTS:
+            with _plain():
+                return func(*args, **kwargs)
+        step = _STEPS.get(func)
+        if step is not None:
+            result = step(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        args, kwargs = _resolved(args), _resolved(kwargs)
+        with _plain():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            raise RuntimeError(
+                f"{func} writes to the result of a batch normalization in code that torch does not "
+                "tell of, which fuse(training=True) cannot follow"
+            )
+        return func(*_memory(args), **_memory(kwargs or {}))
+
+
+class _Pend(BatchNormReLU):
+    """Gives a Pending, which has the gradient of what it stands for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Any, bias: Any, residual: Any, mean: Tensor,
+        invstd: Tensor, count: Any, group: Any, options: Any,
+    ) -> Tensor:  # fmt: skip
+        like = torch.empty_like(input, memory_format=format_of(input), device="meta")
+        ctx.save_for_backward(input, weight, bias, mean, invstd, residual, None)
+        ctx.count, ctx.group, ctx.options = count, group, options
+        return Tensor._make_wrapper_subclass(
+            Pending, like.shape, strides=like.stride(), dtype=like.dtype, device=input.device
+        )
+
+
+def pend(normalization: Normalization, residual: Tensor | None = None) -> Pending:
+    with _plain():
+        pending: Any = normalization.apply(_Pend, residual, 0, DEFAULT_SLOPE)
+    pending._normalization, pending._residual = normalization, residual
+    pending._versions = _versions(normalization, residual)
+    pending._value, pending._value_version = None, -1
+    return pending
+
+
+def _versions(normalization: Normalization, residual: Tensor | None) -> tuple[int, ...]:
+    tensors = (normalization.input, normalization.weight, normalization.bias, residual)
+    return tuple(t._version for t in tensors if t is not None)
+
+
+def _resolved(value: Any) -> Any:
+    return value.resolve() if type(value) is Pending else map_tree(_resolved, value)
+
+
+def _memory(value: Any) -> Any:
+    """With the memory of what is computed, for operators below autograd."""
+    if type(value) is not Pending:
+        return map_tree(_memory, value)
+    memory = value.resolve()
+    if value._value_version != memory._version:
+        raise RuntimeError(
+            "the result of a batch normalization was modified in place and is then used by code "
+            "that torch does not tell of; fuse(training=True) cannot give it the right gradient"
+        )
+    return memory.detach()
+
+
+def _ends(activation: str) -> Callable[..., Any]:
+    def step(input: Any, inplace: bool = False) -> Any:
+        if not _waits(input):
+            return NotImplemented
+        result = input.activate(activation, DEFAULT_SLOPE)
+        return input.become(result) if inplace else result
+
+    return step
+
+
+def _ends_in_place(activation: str) -> Callable[..., Any]:
+    return lambda input: _ends(activation)(input, inplace=True)
+
+
+def _leaky_relu(input: Any, negative_slope: float = DEFAULT_SLOPE, inplace: bool = False) -> Any:
+    if not _waits(input):
+        return NotImplemented
+    result = input.activate("leaky_relu", negative_slope)
+    return input.become(result) if inplace else result
+
+
+def _add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    if not _takes(input, other):
+        input, other = other, input
+    if alpha != 1 or not _takes(input, other):
+        return NotImplemented
+    return pend(input.read()[0], _resolved(other))
+
+
+def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    if alpha != 1 or not _takes(input, other):
+        return NotImplemented
+    return input.become(pend(input.read()[0], _resolved(other)))
+
+
+def _waits(input: Any) -> bool:
+    return type(input) is Pending and input._value is None and torch.is_grad_enabled()
+
+
+def _takes(input: Any, other: Any) -> bool:
+    """Whether the op adds ``other`` to ``input``."""
+    return (
+        _waits(input)
+        and input._residual is None
+        and type(other) in (Tensor, Pending)
+        and input is not other
+        and (input.shape, input.dtype, input.device) == (other.shape, other.dtype, other.device)
+    )
+
+
+_STEPS: dict[Any, Callable[..., Any]] = {
+    F.relu: _ends("relu"),
+    torch.relu: _ends("relu"),
+    Tensor.relu: _ends("relu"),
+    torch.relu_: _ends_in_place("relu"),
+    Tensor.relu_: _ends_in_place("relu"),
+    F.relu_: _ends_in_place("relu"),
+    F.relu6: _ends("relu6"),
+    F.silu: _ends("silu"),
+    F.hardswish: _ends("hardswish"),
+    F.leaky_relu: _leaky_relu,
+    F.sigmoid: _ends("sigmoid"),
+    torch.sigmoid: _ends("sigmoid"),
+    Tensor.sigmoid: _ends("sigmoid"),
+    Tensor.sigmoid_: _ends_in_place("sigmoid"),
+    torch.add: _add,
+    Tensor.add: _add,
+    Tensor.__add__: _add,
+    Tensor.__radd__: _add,
+    Tensor.add_: _add_in_place,
+    Tensor.__iadd__: _add_in_place,
+}
+# that a wrapper answers like the tensor it stands for
+_FACTS = frozenset(
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf",
+                 "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mkldnn", "is_nested")
+) | {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous,
+    Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex,
+    Tensor.__len__, Tensor.element_size,
+}  # fmt: skip
