@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import BASELINE, EAGER, EAGER_CHANNELS_LAST, Case
+from benchmarks.ops.bench_nms import THRESHOLD, check
 from fastvision import ops
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
@@ -33,7 +34,6 @@ LAYERS: list[tuple[str, Shape, Shape | None, int, bool]] = [
     ("linear_act", (1, 16), (16, 16), 1, NCHW),
 ]
 MAP, ROI, BINS = (1, 8, 4, 4), (0.0, 0.5, 0.5, 3.0, 3.5), 2
-THRESHOLD = 0.5
 
 
 def convolution(x: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ CASES = [
         lambda: (cases.uniform_boxes(1), cases.scores(1)),
         lambda boxes, scores: torchvision.ops.nms(boxes, scores, THRESHOLD),
         lambda boxes, scores: ops.nms(boxes, scores, THRESHOLD),
-        check=torch.testing.assert_close,
+        check=check,
     ),
     call_case(
         "sigmoid_focal_loss, 1 element",
