@@ -106,7 +106,7 @@ def _prepare(op: str, name: str, device: torch.device, effort: Effort) -> Trial:
     else:
         baseline = next(name for name in providers if name in BASELINES)
         expected = Trial(baseline, providers[baseline], inputs, device).first_result()
-    trial = Trial(ours, providers[ours], inputs, device)
+    trial = Trial(ours, providers[ours], inputs, device, host_time=case.host_time)
     case.check(trial.first_result(), expected)
     trial.prepare(effort, once=False)
     return trial

@@ -56,6 +56,7 @@ class Case:
     peak_memory: bool = False  # on the CPU that takes a process per provider
     least_rounds: int | None = None  # of every provider, for calls that take seconds
     most_seconds: float = math.inf  # for all rounds: less than others, where an op has many cases
+    host_time: bool = False  # on a GPU too: for calls that take longer to make than to run
     note: str = ""
 
     def __str__(self) -> str:
@@ -117,7 +118,7 @@ class CudaGraph:
         return self.output
 
 
-def _cpu_seconds(call: Callable[[], Any], calls: int) -> float:
+def _host_seconds(call: Callable[[], Any], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -148,17 +149,41 @@ def _cuda_seconds(call: Callable[[], Any], calls: int) -> float:
     return sum(start.elapsed_time(end) for start, end in events) / 1e3 / calls
 
 
+def _host_seconds_on_cuda(call: Callable[[], Any], calls: int) -> float:
+    """Until the device is done: filling its queue alone would seem faster than it is."""
+
+    def all_calls() -> None:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+
+    torch.cuda.synchronize()
+    return _host_seconds(all_calls, 1) / calls
+
+
+def _timer(device: torch.device, host_time: bool) -> Callable[[Callable[[], Any], int], float]:
+    if device.type != "cuda":
+        return _host_seconds
+    return _host_seconds_on_cuda if host_time else _cuda_seconds
+
+
 class Trial:
     """One provider under measurement."""
 
     def __init__(
-        self, name: str, provider: Callable[..., Any], inputs: Inputs, device: torch.device
+        self,
+        name: str,
+        provider: Callable[..., Any],
+        inputs: Inputs,
+        device: torch.device,
+        *,
+        host_time: bool = False,
     ) -> None:
         self.warm_up_calls = 1 if name == COMPILED else 0
         self.call = functools.partial(provider, *inputs)
         self.around = getattr(provider, "around", contextlib.nullcontext)
         self.details = getattr(provider, "details", None)
-        self.seconds_of = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+        self.seconds_of = _timer(device, host_time)
         self.calls, self.once = 1, False
         self.samples: list[float] = []
 
@@ -219,7 +244,7 @@ def compare(
     expected = case.expected(*inputs) if case.expected else None
     trials: dict[str, Trial] = {}
     for name, provider in case.providers(device).items():
-        trial = Trial(name, provider, inputs, device)
+        trial = Trial(name, provider, inputs, device, host_time=case.host_time)
         try:
             result = trial.first_result()
             if expected is None:

@@ -33,15 +33,16 @@ def format_share(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return (
-        "" if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
-    )
-
-
 def _headline(row: Row) -> str:
-    ours = row["providers"][our_providers(row)[0]]["seconds"]
-    return f"{_milliseconds(baseline_seconds(row))} to {_milliseconds(ours)} ms: {row['case']}"
+    """Both times in the baseline's unit."""
+    ours, baseline = row["providers"][our_providers(row)[0]]["seconds"], baseline_seconds(row)
+    unit, size = ("us", 1e-6) if baseline is not None and baseline < 1e-3 else ("ms", 1e-3)
+    times = [_figure(seconds / size) for seconds in (baseline, ours) if seconds is not None]
+    return f"{' to '.join(times)} {unit}: {row['case']}"
+
+
+def _figure(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def summary_table(parts: list[Summary]) -> Table:

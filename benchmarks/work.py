@@ -83,6 +83,7 @@ def roi_align(
 
 def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool = False) -> Work:
     """Input, weight and residual read once, output written once; two operations per tap and output.
+    A linear layer is a convolution of one tap per feature.
 
     Normalization, residual and activation are a few operations per output and not counted.
     """

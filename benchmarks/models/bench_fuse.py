@@ -46,6 +46,7 @@ CLASSIFIERS = [
 COMPILES = [("resnet50", 1)]
 QUICK = [("mobilenet_v2", 1)]
 DETECTORS = ["fasterrcnn_resnet50_fpn"]
+SIZE, PHOTOGRAPH = 224, (480, 640)  # of a classifier's and a detector's images
 TOLERANCE = 1e-4  # of the largest logit
 
 
@@ -73,7 +74,7 @@ def work(model: nn.Module, inputs: Inputs, result: Tensor) -> Work:
 def classifier_case(name: str, batch: int) -> Case:
     def inputs(device: torch.device) -> Inputs:
         g = torch.Generator().manual_seed(1)
-        return (torch.randn(batch, 3, 224, 224, generator=g).to(device),)
+        return (torch.randn(batch, 3, SIZE, SIZE, generator=g).to(device),)
 
     def providers(device: torch.device) -> Providers:
         model = classifier(name).to(device)
@@ -101,7 +102,7 @@ def classifier_case(name: str, batch: int) -> Case:
         work=lambda inputs, result: work(classifier(name), inputs, result),
         quick=(name, batch) in QUICK,
         least_rounds=10,
-        note="224x224, random weights of seed 0",
+        note=f"{SIZE}x{SIZE}, random weights of seed 0",
     )
 
 
@@ -109,7 +110,7 @@ def detector_case(name: str) -> Case:
     def inputs(device: torch.device) -> Inputs:
         photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
         image = photograph.float().div(255)[None]
-        return (nn.functional.interpolate(image, (480, 640), mode="bilinear")[0].to(device),)
+        return (nn.functional.interpolate(image, PHOTOGRAPH, mode="bilinear")[0].to(device),)
 
     def providers(device: torch.device) -> Providers:
         torch.manual_seed(0)
@@ -129,7 +130,7 @@ def detector_case(name: str) -> Case:
         check=bench_detection.check,
         quick=False,
         least_rounds=5,
-        note="480x640, random weights of seed 0",
+        note=f"{PHOTOGRAPH[0]}x{PHOTOGRAPH[1]}, random weights of seed 0",
     )
 
 

@@ -23,6 +23,7 @@ from benchmarks.harness import (
 )
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
+from fastvision.testing.tensors import format_of
 
 FORWARD, STEP = "forward", "forward and backward"
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
@@ -60,10 +61,6 @@ def check_norms(actual: list[Tensor], expected: list[Tensor]) -> None:
     for a, b in zip(actual, expected, strict=True):
         bound = max(FLIPPED, GRADIENT_TERMS * TOLERANCES[a.dtype])
         assert (a - b).norm() <= bound * b.norm()
-
-
-def format_of(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def differentiated(layers: Callable[..., Tensor], mode: str) -> Callable[..., list[Tensor]]:

@@ -21,6 +21,7 @@ from benchmarks.harness import (
     compiled,
 )
 from fastvision.testing import cases
+from fastvision.testing.conv_transpose2d import upsampler
 from fastvision.testing.numerics import assert_matches
 
 # (images, input channels, filters, input height and width), (kernel, stride, padding, output
@@ -44,12 +45,6 @@ BILINEAR: dict[str, tuple[Shape, Window]] = {
 QUICK = ("Mask R-CNN, mask head", "FCN-32s, bilinear")
 
 
-def bilinear_weight(channels: int, size: int) -> Tensor:
-    """[channels, channels, size, size] as FCN's layers start with: nothing between channels."""
-    row = 1 - (torch.arange(size) - (size - 1) / 2).abs() * 2 / size
-    return torch.eye(channels)[:, :, None, None] * (row[:, None] * row)
-
-
 def transposed_case(name: str, shape: Shape, window: Window, is_bilinear: bool, last: bool) -> Case:
     N, C, K, size = shape
     kernel, *options = window
@@ -59,7 +54,7 @@ def transposed_case(name: str, shape: Shape, window: Window, is_bilinear: bool, 
         g = cases.generator(11)
         weight = torch.randn(C, K, kernel, kernel, generator=g) * (stride / kernel / C**0.5)
         if is_bilinear:
-            weight = bilinear_weight(C, kernel)
+            weight = upsampler(C, stride, depthwise=False)
         return weight.to(device), torch.randn(K, generator=g).to(device)
 
     def inputs(device: torch.device) -> tuple[Tensor]:

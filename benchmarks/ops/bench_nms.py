@@ -18,7 +18,7 @@ COUNTS = {
     "uniform": (1, 10, 100, 1000, 4000, 12_000, 20_000, 100_000),
     "clustered": (1000, 4000, 12_000, 20_000, 100_000),
 }
-BATCHED_COUNTS = (1000, 4000, 12_000, 20_000, 100_000)
+BATCHED_COUNTS, CLASSES = (1000, 4000, 12_000, 20_000, 100_000), 80
 
 
 def check(actual: Tensor, expected: Tensor) -> None:
@@ -56,7 +56,7 @@ def nms_case(kind: str, count: int) -> Case:
     )
 
 
-def batched_case(count: int, num_classes: int = 80) -> Case:
+def batched_case(count: int, num_classes: int) -> Case:
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         boxes = cases.uniform_boxes(count)
         return tuple(
@@ -87,7 +87,7 @@ def batched_case(count: int, num_classes: int = 80) -> Case:
 
 CASES = [
     *(nms_case(kind, count) for kind, counts in COUNTS.items() for count in counts),
-    *(batched_case(count) for count in BATCHED_COUNTS),
+    *(batched_case(count, CLASSES) for count in BATCHED_COUNTS),
 ]
 
 

@@ -34,6 +34,7 @@ SHAPES: dict[str, Any] = {
     "padding crops inputs": (4, 4, (4, 5), 2, {"stride": 2, "padding": 3}),
     "many phases": (3, 4, (3, 2), 11, {"stride": 9}),
 }
+FACTORS = (2, 3, 8, 32)  # of bilinear upsampling
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

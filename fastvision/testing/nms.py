@@ -25,11 +25,12 @@ def special_boxes(count: int, seed: int) -> Tensor:
     return boxes
 
 
-def grid_boxes(count: int, seed: int) -> Tensor:
-    """Boxes on a coarse grid of integers: many equal ones, many IoUs exactly at a threshold."""
+def grid_boxes(count: int, seed: int = 0) -> Tensor:
+    """Boxes on a coarse grid of integers: many equal or empty ones, and IoUs of simple fractions,
+    exactly at a threshold."""
     g = cases.generator(seed)
     corner = torch.randint(-6, 6, (count, 2), generator=g)
-    return torch.cat([corner, corner + torch.randint(1, 5, (count, 2), generator=g)], 1).float()
+    return torch.cat([corner, corner + torch.randint(0, 5, (count, 2), generator=g)], 1).float()
 
 
 def mixed_scale_boxes(count: int, seed: int) -> Tensor:

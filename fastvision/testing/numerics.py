@@ -13,6 +13,8 @@ TOLERANCES = {
     torch.float64: 1e-12,
 }
 DTYPES = tuple(TOLERANCES)  # that every op has
+# that the convolutions of a GPU have kernels for
+CONVOLUTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def assert_matches(actual: Tensor, expected: Tensor, *, scale: float = 1.0) -> None:

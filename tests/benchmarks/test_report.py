@@ -84,6 +84,16 @@ def test_summary_counts_conversions_apart(bench):
     assert (converted.name, converted.least) == ("roi_align, converted", 100)
 
 
+def test_short_calls_are_in_microseconds(bench):
+    short = row("a call", "calls", eager=12.34e-6, fastvision=5e-6)
+    long = row("a model", "fuse", eager=2.0, fastvision=0.4321)
+    table = bench.tables.summary_table(bench.records.summaries({"a": record(short, long)}))
+    assert [line[-1] for line in table.lines[1:]] == [
+        "12.3 to 5 us: a call",
+        "2000 to 432 ms: a model",
+    ]
+
+
 def test_first_screen_starts_with_slowdowns(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench.plots, "draw", lambda *_: False)
     rows = [row("fast", torchvision=2.0, cpp=1.0), row("slow", torchvision=1.0, cpp=2.0)]

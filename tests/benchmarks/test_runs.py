@@ -49,11 +49,10 @@ def test_fake(case, compare):
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     pytest.importorskip("pytest_benchmark")
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import builds, document, harness, load, tables, work
+    from benchmarks import builds, catalog, document, harness, load, tables, work
 
-    return SimpleNamespace(
-        builds=builds, document=document, harness=harness, load=load, tables=tables, work=work
-    )
+    modules = {"builds": builds, "catalog": catalog, "document": document, "harness": harness}
+    return SimpleNamespace(**modules, load=load, tables=tables, work=work)
 
 
 class Rounds:
@@ -96,6 +95,36 @@ def test_providers_take_turns(bench):
     for entry in row["providers"].values():
         assert entry["rounds"] == 4
         assert 0 < entry["seconds"] <= entry["median_seconds"]
+
+
+def test_host_time_on_a_gpu_ends_with_the_device(bench, monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    device = torch.device("cuda")
+    trial = bench.harness.Trial("ours", lambda: log.append("call"), (), device, host_time=True)
+    assert trial.time(trial.call, 2) > 0
+    assert log == ["wait", "call", "call", "wait"]
+
+
+def test_repeated_calls_are_right_and_on_one_thread(bench):
+    effort = bench.harness.Effort(case_seconds=0.0, round_seconds=0.0, rounds=(1, 1))
+    threads = torch.get_num_threads()
+    for case in bench.catalog.cases_of("calls"):
+        row = bench.harness.compare(Rounds(), case, CPU, effort=effort)
+        assert row["status"] == "ok", row
+        assert torch.get_num_threads() == threads
+        for provider in case.providers(CPU).values():
+            with provider.around():
+                assert torch.get_num_threads() == 1
+                assert torch.is_inference_mode_enabled()
+
+
+def test_cases_are_found_by_file_and_name(bench):
+    pytest.importorskip("sklearn")
+    for op in bench.catalog.FILES:
+        found = bench.catalog.cases_of(op)
+        assert {case.op for case in found} == {op}
+        assert len({case.name for case in found}) == len(found) > 0
 
 
 def test_no_speed_for_a_wrong_or_failing_backend(bench):
@@ -220,9 +249,7 @@ def test_two_builds_take_turns(bench):
 
 def test_two_builds_in_processes(bench):
     """Both of them this tree's, on the smallest case."""
-    from benchmarks import catalog
-
-    case = next(case for case in catalog.cases_of("nms") if case.name == "nms, uniform, 10")
+    case = next(case for case in bench.catalog.cases_of("nms") if case.name == "nms, uniform, 10")
     sides = [bench.builds.Side(name, ROOT) for name in ("base", "ours")]
     try:
         times = bench.builds.compare_case(sides, "nms", case, CPU, quick=True)

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from fastvision import ops
+from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(8, 64, 56, 56), (4, 300, 7, 7), (2, 3, 224, 224), (64, 1000)])
 @pytest.mark.only(lambda shape, channels_last: not channels_last or len(shape) == 4)

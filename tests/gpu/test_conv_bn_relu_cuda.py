@@ -14,14 +14,15 @@ from torch import Tensor
 from fastvision import _device, ops, reference
 from fastvision.ops.conv import gpu as dispatch
 from fastvision.reference.activations import ACTIVATIONS
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.numerics import CONVOLUTION_DTYPES, assert_matches
+from fastvision.testing.tensors import dtype_id
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.usefixtures("poisoned_memory"),
 ]
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+DTYPES = pytest.mark.parametrize("dtype", CONVOLUTION_DTYPES, ids=dtype_id)
 # of tolerance: a reduction of hundreds of products whose weights may be rounded once more (cuDNN's
 # fused forms), or the sum before the normalization (its plain one)
 ROUNDED_TWICE = 4

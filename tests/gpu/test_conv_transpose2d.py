@@ -6,11 +6,12 @@ from torch.nn import functional as F
 
 from fastvision import ops, reference
 from fastvision.testing import cases
+from fastvision.testing.conv_transpose2d import FACTORS, upsampler
 from fastvision.testing.marks import LAYOUTS
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.numerics import CONVOLUTION_DTYPES, assert_matches
+from fastvision.testing.tensors import dtype_id
 
 pytestmark = pytest.mark.gpu
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # N, C, K, size, kernel, stride, padding, output padding, groups, dilation
 SHAPES = [
     (100, 256, 256, 14, 2, 2, 0, 0, 1, 1),
@@ -31,7 +32,7 @@ def without_tf32(monkeypatch):
 
 @pytest.mark.parametrize("backend", ["triton", None])
 @LAYOUTS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CONVOLUTION_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fused(shape, dtype, channels_last, backend):
     N, C, K, size, kernel, stride, padding, extra, groups, dilation = shape
@@ -70,14 +71,11 @@ def test_fused(shape, dtype, channels_last, backend):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "kernel, stride, padding", [(4, 2, 1), (16, 8, 4), (64, 32, 16), (5, 3, 1)]
-)
-def test_bilinear(kernel, stride, padding, dtype, channels_last):
-    row = 1 - (torch.arange(kernel) - (kernel - 1) / 2).abs() * 2 / kernel
-    weight = torch.eye(21)[:, :, None, None] * (row[:, None] * row)
-    weight = weight.cuda().to(dtype)
+@pytest.mark.parametrize("dtype", CONVOLUTION_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("factor", FACTORS)
+def test_bilinear(factor, dtype, channels_last):
+    weight = upsampler(21, factor, depthwise=False, dtype=dtype).cuda()
+    stride, padding = factor, factor // 2
     x = cases.feature_map(2, 21, 16, 17, dtype=dtype, channels_last=channels_last).cuda()
     expected = F.conv_transpose2d(x.double(), weight.double(), None, stride, padding)
     for backend in ("triton", None):

@@ -9,12 +9,10 @@ from torch import Tensor
 from fastvision import ops
 from fastvision.ops._backend import unsupported
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.tensors import dtype_id
 
 pytestmark = pytest.mark.gpu
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
-)
 KINDS = pytest.mark.parametrize("kind", ["labels", "numbers", "softmax"])
 
 
@@ -48,7 +46,7 @@ def loss_and_grad(x: Tensor, *args) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.autograd.grad(loss, x, torch.full_like(loss, 0.25))[0]
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @KINDS
 @pytest.mark.parametrize("classes", [1, 7, 80, 91, 1203])
 @pytest.mark.parametrize("reduction", ["none", "sum"])

@@ -5,12 +5,14 @@ import torch
 
 from fastvision import ops, reference
 from fastvision.testing import cases
+from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.roi_align import UNUSABLE_ROIS, USABLE
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size, sampling_ratio", [(7, 2), (14, 0)])
 def test_roi_align(dtype, channels_last, size, sampling_ratio):
@@ -35,9 +37,9 @@ def test_roi_align(dtype, channels_last, size, sampling_ratio):
 
 def test_roi_align_bad_rois_give_zeros():
     x = cases.feature_map(2, 8, 32, 32).cuda()
-    bad = [[-1, 0, 0, 9, 9], [2, 0, 0, 9, 9], [0, 0, 0, float("nan"), 9], [0, 0, 0, 1e9, 1e9]]
-    output = ops.roi_align(x, torch.tensor(bad, device="cuda"), 3, backend="triton")
-    assert output.shape == (4, 8, 3, 3) and not output.any()
+    output = ops.roi_align(x, UNUSABLE_ROIS.cuda(), 3, backend="triton")
+    assert output.shape == (len(UNUSABLE_ROIS), 8, 3, 3)
+    assert output.flatten(1).any(1).cpu().equal(USABLE)
 
 
 def test_roi_align_beyond_32_bit_offsets():

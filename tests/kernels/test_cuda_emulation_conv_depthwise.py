@@ -15,14 +15,13 @@ from fastvision import reference
 from fastvision.ops.conv.spec import output_size
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
+from fastvision.testing.numerics import CONVOLUTION_DTYPES, assert_matches
 
 sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
 
 pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SLOPE = 0.25
 
 
@@ -142,8 +141,9 @@ def expected(case: Case, inputs: dict[str, Tensor | None]) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_depthwise(program: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    index = list(CASES).index(name)
-    for dtype in DTYPES if name not in ACTIVATIONS else DTYPES[index % 3 :][:1]:
+    index = list(CASES).index(name) % len(CONVOLUTION_DTYPES)
+    once = name in ACTIVATIONS
+    for dtype in CONVOLUTION_DTYPES[index:][:1] if once else CONVOLUTION_DTYPES:
         inputs = make_inputs(case, dtype)
         assert_matches(run(program, tmp_path, case, inputs), expected(case, inputs))
 

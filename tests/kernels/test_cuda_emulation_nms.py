@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastvision import reference
 from fastvision.testing import cases
-from fastvision.testing.nms import chain_boxes
+from fastvision.testing.nms import chain_boxes, grid_boxes
 from fastvision.testing.numerics import DTYPES
 from fastvision.testing.tensors import dtype_id
 
@@ -183,12 +183,7 @@ def test_special_values(check, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("threshold", [1 / 3, 0.1, 0.5, 0.7, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_iou_at_the_threshold(check, threshold: float, dtype: torch.dtype) -> None:
-    # small integer sides give many pairs whose IoU is exactly a simple fraction
-    generator = cases.generator(0)
-    corner = torch.randint(0, 8, (120, 2), generator=generator)
-    size = torch.randint(1, 12, (120, 2), generator=generator)
-    boxes = torch.cat([corner, corner + size], 1).to(dtype)
-    check(boxes, cases.scores(120).to(dtype), None, threshold)
+    check(grid_boxes(120).to(dtype), cases.scores(120).to(dtype), None, threshold)
 
 
 @pytest.mark.parametrize(("part", "whole"), [(13, 22), (7, 23), (3, 37), (1, 41)])

@@ -17,6 +17,7 @@ from fastvision.reference.roi_align import _axis_taps
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.roi_align import ODD_ROIS, UNUSABLE_ROIS, USABLE
 
 sys.path.append(str(Path(__file__).parents[1]))
 import cuda_emulation
@@ -47,36 +48,6 @@ def random_rois(count: int, *, seed: int = 0, max_size: float = 48) -> Tensor:
     return cases.rois(count, 2, seed=seed, height=52, width=72, min_size=2, max_size=max_size)
 
 
-ODD_ROIS = torch.tensor(
-    [
-        [0, -30, -20, 40, 30],  # over the left and upper borders
-        [1, 60, 40, 200, 90],
-        [1, -500, -500, -400, -400],  # outside
-        [0, 40, 30, 10, 12],  # reversed
-        [1, 10, 30, 30, 12],  # reversed in y only
-        [0, 20, 20, 20, 20],  # empty
-        [0, -4, -4, 68, 48],  # samples exactly at -1 and at the extent
-        [1, 4, 8, 4.5, 8.25],
-        [0, -300, -200, 500, 400],  # most samples outside
-    ]
-)
-INF, NAN = float("inf"), float("nan")
-UNUSABLE_ROIS = torch.tensor(
-    [
-        [0, 4, 4, 30, 30],
-        [-1, 4, 4, 30, 30],
-        [2, 4, 4, 30, 30],
-        [1e30, 4, 4, 30, 30],
-        [NAN, 4, 4, 30, 30],
-        [0, NAN, 4, 30, 30],
-        [0, 4, 4, INF, 30],
-        [0, 4, -INF, 30, INF],
-        [1, 8, 8, 24, 40],
-        [0, -1e9, 4, 1e9, 30],  # too many samples, or its place is lost in rounding
-        [1, -3e38, 4, 3e38, 30],
-    ]
-)
-USABLE = torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
 PYRAMID = {"sizes": ((20, 28), (10, 14), (5, 7)), "scales": (0.25, 0.125, 0.0625)}
 
 CASES = {
@@ -287,10 +258,10 @@ def test_untouched_nan(program: Path, tmp_path: Path, channels_last: bool) -> No
     case = replace(case, rois=torch.tensor([[0.0, 1.5, 1.5, 5.5, 4.5], [1.0, 1.5, 1.5, 5.5, 4.5]]))
     kernel = Kernel(program, tmp_path, case, torch.float32, channels_last)
     (features,) = feature_maps(case, torch.float32)
-    features[:, :, 5] = NAN
-    features[:, :, :, 6] = INF
+    features[:, :, 5] = math.nan
+    features[:, :, :, 6] = math.inf
     assert_matches(kernel.forward([features]), expected_forward(case, [features], kernel.rois))
-    (grad,) = kernel.backward(torch.full((2, case.C, case.PH, case.PW), NAN))
+    (grad,) = kernel.backward(torch.full((2, case.C, case.PH, case.PW), math.nan))
     touched = torch.zeros_like(grad, dtype=torch.bool)
     touched[:, :, 2:5, 2:6] = True
     assert torch.equal(grad.isnan(), touched)

@@ -6,15 +6,17 @@ from torch.library import opcheck
 
 from fastvision import _device, ops, reference
 from fastvision.testing import cases
-from fastvision.testing.nms import chain_boxes
+from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.nms import chain_boxes, grid_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.roi_align import EMPTY, ODD_ROIS, UNUSABLE_ROIS
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
     DEVICE == "cpu" and not _device.triton_interpreted(), reason="needs CUDA or TRITON_INTERPRET=1"
 )
-HEIGHT, WIDTH = 32, 40
+HEIGHT, WIDTH = 52, 72  # those of ODD_ROIS
 # the interpreter computes with infinities and NaN as they come
 pytestmark = [
     pytestmark,
@@ -70,7 +72,7 @@ def check_roi_align(maps, rois, size, scales, *args, **kwargs):
     return output
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_roi_align(dtype, channels_last):
     maps, scales = pyramid(dtype, channels_last)
@@ -96,29 +98,11 @@ def test_roi_align_scale_is_a_double():
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@LAYOUTS
 def test_roi_align_odd_rois(channels_last, sampling_ratio):
-    nan, inf = float("nan"), float("inf")
-    rois = torch.tensor(
-        [
-            [0, 0, 0, 39, 31],
-            [1, -20, -20, 10, 10],
-            [0, 30, 20, 60, 50],
-            [0, 200, 200, 240, 240],
-            [0, 10, 10, 10, 10],
-            [1, 30, 30, 10, 20],
-            [0, nan, 0, 20, 20],
-            [0, 0, 0, inf, 20],
-            [nan, 0, 0, 20, 20],
-            [-1, 0, 0, 20, 20],
-            [2, 0, 0, 20, 20],
-            [1, -4, -4, 4, 4],
-            [0, -1e30, 0, 1e30, 20],
-        ],
-        device=DEVICE,
-    )
+    rois = torch.cat([ODD_ROIS, UNUSABLE_ROIS]).to(DEVICE)
     if sampling_ratio == 0:
-        rois = rois[:-1]  # beyond 2**20 samples: refused by the reference, see below
+        rois = rois[:-2]  # beyond 2**20 samples: refused by the reference, see below
     maps, scales = pyramid(torch.float32, channels_last, levels=2)
     check_roi_align(maps, rois, 2, scales, sampling_ratio, True, canonical_scale=16)
 
@@ -161,15 +145,12 @@ def test_roi_align_backward_is_deterministic_and_takes_any_strides():
     assert expanded.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "N, C, H, W, K, size", [(2, 3, 8, 8, 0, 2), (0, 3, 8, 8, 2, 2), (2, 3, 0, 8, 2, 2),
-                            (2, 0, 8, 8, 2, 2), (2, 3, 8, 8, 2, 0)]
-)  # fmt: skip
-def test_roi_align_empty(N, C, H, W, K, size):
-    x = torch.zeros(N, C, H, W, device=DEVICE, requires_grad=True)
-    rois = torch.tensor([[0.0, 0, 0, 4, 4]], device=DEVICE).expand(K, 5)
-    output = ops.roi_align(x, rois, size, backend="triton")
-    assert output.shape == (K, C, size, size) and not output.any()
+@pytest.mark.parametrize(("shape", "count", "bins"), [*EMPTY, ((0, 3, 8, 8), 2, (2, 2))])
+def test_roi_align_empty(shape, count, bins):
+    x = torch.zeros(shape, device=DEVICE, requires_grad=True)
+    rois = torch.tensor([[0.0, 0, 0, 4, 4]], device=DEVICE).expand(count, 5)
+    output = ops.roi_align(x, rois, bins, backend="triton")
+    assert output.shape == (count, shape[1], *bins) and not output.any()
     output.sum().backward()
     assert x.grad.shape == x.shape and not x.grad.any()
 
@@ -198,13 +179,6 @@ def test_roi_align_opcheck_and_compile():
     assert torch.equal(x.grad, y.grad)
 
 
-def integer_boxes(count):
-    """Coordinates from few values: equal boxes, and IoUs of exactly 1/2 and 1/3."""
-    corner = torch.randint(0, 12, (count, 2), generator=cases.generator(7))
-    size = torch.randint(0, 5, (count, 2), generator=cases.generator(8))
-    return torch.cat([corner, corner + size], 1).float()
-
-
 def check_nms(boxes, scores, idxs, iou_threshold):
     boxes, scores = boxes.to(DEVICE), scores.to(DEVICE)
     idxs = None if idxs is None else idxs.to(DEVICE)
@@ -218,7 +192,7 @@ def check_nms(boxes, scores, idxs, iou_threshold):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("num_classes", [None, 2, 30])
-@pytest.mark.parametrize("make", [cases.clustered_boxes, integer_boxes, chain_boxes])
+@pytest.mark.parametrize("make", [cases.clustered_boxes, grid_boxes, chain_boxes])
 def test_nms(make, num_classes):
     boxes, scores = make(150), cases.scores(150)
     if make is chain_boxes:
@@ -231,12 +205,12 @@ def test_nms(make, num_classes):
 @pytest.mark.parametrize("iou_threshold", [-0.5, 0.0, 1 / 3, 0.5, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nms_thresholds(dtype, iou_threshold):
-    check_nms(integer_boxes(90).to(dtype), cases.scores(90).to(dtype), None, iou_threshold)
+    check_nms(grid_boxes(90).to(dtype), cases.scores(90).to(dtype), None, iou_threshold)
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_nms_ties_and_bad_boxes():
-    boxes = integer_boxes(100)
+    boxes = grid_boxes(100)
     boxes[10, 0] = boxes[20, 3] = float("nan")
     boxes[30, 2] = float("inf")
     boxes[40] = float("inf")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastvision import ops
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
-from fastvision.testing.marks import needs_library
+from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -77,10 +77,7 @@ def check(backend, shape, dtype, training, activation, with_residual, channels_l
         assert_matches(a, b, scale=32)
 
 
-FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-
-
-@FORMATS
+@LAYOUTS
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.only(lambda shape, channels_last: not channels_last or len(shape) == 4)
@@ -90,7 +87,7 @@ def test_shapes(backend, shape, training, channels_last):
         check(backend, shape, torch.float64, training, activation, with_residual, channels_last)
 
 
-@FORMATS
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dtypes_and_activations(backend, activation, dtype, channels_last):
@@ -98,7 +95,7 @@ def test_dtypes_and_activations(backend, activation, dtype, channels_last):
         check(backend, (2, 7, 5, 6), dtype, True, activation, with_residual, channels_last)
 
 
-@FORMATS
+@LAYOUTS
 def test_statistics_do_not_cancel(backend, channels_last):
     """A mean of 300 standard deviations costs accuracy of the input only."""
     shape = (2, 3, 16, 24)

@@ -14,6 +14,7 @@ from fastvision.ops.conv import gpu as dispatch
 from fastvision.ops.conv.spec import output_size
 from fastvision.reference.activations import ACTIVATIONS
 from fastvision.testing import cases
+from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import assert_matches
 
 pytest.importorskip("triton")
@@ -169,7 +170,7 @@ def launch(case: Case, **options) -> tuple[Tensor, Tensor]:
     return output, expected(case, tensors)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@LAYOUTS
 @pytest.mark.parametrize("C", [48, 5], ids=["", "flat"])
 def test_split_reduction_is_ordered(C, channels_last):
     from fastvision.kernels.configs.conv_bn_relu import Tile
@@ -200,7 +201,7 @@ def test_64_bit_offsets(groups, monkeypatch):
     assert_matches(output, wanted)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@LAYOUTS
 @pytest.mark.parametrize("shape", [(2, 12, 5, 6), (1, 70, 3, 200)])
 def test_pointwise(shape, channels_last):
     from fastvision.kernels.conv_bn_relu import launch_pointwise

@@ -12,6 +12,7 @@ from fastvision import ops
 from fastvision.ops.conv.prepared import separable_filter
 from fastvision.testing import cases
 from fastvision.testing.conv_transpose2d import (
+    FACTORS,
     batch_norm,
     bilinear,
     composed,
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 @LAYOUTS
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("factor", [2, 3, 8, 32])
+@pytest.mark.parametrize("factor", FACTORS)
 # once the large map is enough; Triton's interpreter is slow
 @pytest.mark.only(
     lambda backend, dtype, factor, channels_last, depthwise: (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastvision
 from fastvision.testing import cases
+from fastvision.testing.detection import BOXES, FEATURES, ROIS, SCORES
 from fastvision.testing.numerics import assert_matches
 
 pytest.importorskip("torchvision.ops")
@@ -19,10 +20,6 @@ pytestmark = [
     pytest.mark.usefixtures("needs_kernels", "one_thread"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
-
-BOXES, SCORES, CLASSES = cases.clustered_boxes(300), cases.scores(300), cases.classes(300, 5)
-FEATURES = cases.feature_map(2, 6, 20, 30)
-ROIS = cases.rois(12, 2, height=80, width=120, max_size=60)
 
 
 def pool(features: Tensor, rois: Tensor) -> Tensor:

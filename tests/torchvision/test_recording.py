@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvision
-from fastvision.testing import cases
+from fastvision.testing.detection import BOXES, CLASSES, FEATURES, ROIS, SCORES
 from fastvision.testing.numerics import assert_matches
 
 pytest.importorskip("torchvision.ops")
@@ -19,10 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
-
-BOXES, SCORES, CLASSES = cases.clustered_boxes(300), cases.scores(300), cases.classes(300, 5)
-FEATURES = cases.feature_map(2, 6, 20, 30)
-ROIS = cases.rois(12, 2, height=80, width=120, max_size=60)
 
 
 def pool(features: Tensor, rois: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastvision
 from fastvision.integrations.torchvision import devices
-from fastvision.testing import cases
+from fastvision.testing.detection import BOXES, CLASSES, FEATURES, ROIS, SCORES
 
 pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
@@ -24,10 +24,6 @@ pytestmark = [
 ]
 needs_kernels = pytest.mark.usefixtures("needs_kernels")
 OURS = {"fastvision::nms", "fastvision::roi_align", "fastvision::roi_align_backward"}
-
-BOXES, SCORES, CLASSES = cases.clustered_boxes(300), cases.scores(300), cases.classes(300, 5)
-FEATURES = cases.feature_map(2, 6, 20, 30)
-ROIS = cases.rois(12, 2, height=80, width=120, max_size=60)
 
 
 def pool(features: Tensor, rois: Tensor) -> Tensor:
