@@ -1,4 +1,4 @@
-"""Batch normalization, residual and activation in two passes forward and two backward."""
+"""Batch normalization, residual and activation: two passes forward, two backward."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ._library import by_activation_name as _named
 from ._library import declare
 from ._torchscript import traced_op
 
-# mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
-# ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
+# mean, invstd, weight, bias: [C] float32 (float64 for float64 inputs); activation: index in
+# ACTIVATIONS. reference/batch_norm_relu.py has functions of the same names.
 _AFFINE = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 _SCHEMAS = {
     "_statistics": (
@@ -92,8 +92,8 @@ _BACKWARD = _operator("_backward", _fake_backward, _named(reference.batch_norm_r
 
 
 class _BatchNormReLU(torch.autograd.Function):
-    """With ``count``, the elements of a channel, the statistics are those of the input (of all
-    processes in ``group``); without it they are constants."""
+    """``count``: elements per channel if the statistics are the batch's (over all processes of
+    ``group``); None if they are constants."""
 
     @staticmethod
     def forward(
@@ -112,7 +112,8 @@ class _BatchNormReLU(torch.autograd.Function):
         output = _FORWARD.run[backend](
             input, mean, invstd, weight, bias, residual, activation, negative_slope
         )
-        # with a residual the result tells which elements pass, and something else keeps it anyway
+        # with a residual, save the output: it determines the derivative, and the next layer saves
+        # it anyway
         name = ACTIVATIONS[activation]
         from_output = residual is not None and (
             name in ("none", "relu", "relu6") or (name == "leaky_relu" and negative_slope > 0)
@@ -159,13 +160,13 @@ class _BatchNormReLU(torch.autograd.Function):
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The gradients through the reference, which has derivatives of its own."""
+    """The gradients, computed by autograd through the reference for double backward."""
     if ctx.group is not None:
         raise RuntimeError("batch_norm_relu has no second derivative with a process_group")
     input, weight, bias, mean, invstd, residual, output = ctx.saved_tensors
     _, activation, negative_slope, eps = ctx.options
     name = ACTIVATIONS[activation]
-    if output is not None:  # piecewise linear: it has no second derivative
+    if output is not None:  # piecewise linear: the second derivative is zero
         grad = activation_gradient(grad, output.detach(), name, negative_slope)
         name = "none"
     with torch.enable_grad():
@@ -195,9 +196,9 @@ def _all_reduced(sums: Tensor, group: Any) -> Tensor:
 def _gathered_statistics(
     mean: Tensor, var: Tensor, count: int, eps: float, group: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, variance, invstd and number of elements of all processes together.
+    """Mean, variance, invstd and element count over all processes.
 
-    The groups' deviations are merged (Chan, Golub and LeVeque 1983, equation 1.5).
+    Merges the squared deviations of the processes (Chan, Golub and LeVeque 1983, equation 1.5).
     """
     local = torch.stack([mean, var, torch.full_like(mean, count)])
     parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size(group))]
@@ -225,7 +226,7 @@ def _batch_statistics(
     eps: float,
     group: Any,
 ) -> tuple[Tensor, Tensor, Any]:
-    """Mean and invstd of the batch, and the elements of a channel; updates the running ones."""
+    """Mean and invstd of the batch and the elements per channel; updates running statistics."""
     count: Any = input.numel() // input.shape[1]
     run = _STATISTICS.run[backend]
     running = [x for x in (running_mean, running_var) if x is not None]
@@ -233,12 +234,12 @@ def _batch_statistics(
     if group is None and all(x.dtype == dtype and x.is_contiguous() for x in running):
         mean, _, invstd = run(input, running_mean, running_var, momentum, eps)
         if not torch.compiler.is_compiling():
-            for x in running:  # a backward that has saved them must notice
+            for x in running:  # autograd must detect the write if it has saved them
                 torch.autograd.graph.increment_version(x)
         return mean, invstd, count
     if count > 0:
         mean, var, invstd = run(input, None, None, momentum, eps)
-    else:  # this process has no part in the batch
+    else:  # an empty batch in this process
         mean, var, invstd = (torch.zeros_like(_channels(input, input.shape[1])) for _ in range(3))
     if group is not None:
         mean, var, invstd, count = _gathered_statistics(mean, var, count, eps, group)
@@ -281,14 +282,14 @@ def _as(dtype: torch.dtype, values: Tensor | None) -> Tensor | None:
 
 
 def fixed_statistics(
-    dtype: torch.dtype,  # of the input
+    dtype: torch.dtype,  # the input's
     running_mean: Tensor,
     running_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """mean, invstd, weight and bias of a normalization in eval mode as the kernels read them."""
+    """mean, invstd, weight and bias for the kernels, from fixed (eval mode) statistics."""
     dtype = torch.promote_types(dtype, torch.float32)
     mean = running_mean.detach().to(dtype).contiguous()
     invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
@@ -311,38 +312,43 @@ def batch_norm_relu(
     process_group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """activation(batch_norm(input) + residual), with the arguments of F.batch_norm first.
+    """Computes ``activation(batch_norm(input) + residual)`` (Ioffe and Szegedy 2015).
 
-    Ioffe and Szegedy, Batch Normalization, 2015. In training the mean and variance of the batch are
-    found in one read of the input and the running ones are updated in place, with the unbiased
-    variance. Sums are deterministic.
+    The positional arguments are those of :func:`torch.nn.functional.batch_norm`. In training, mean
+    and variance are computed in one read of the input, and the running statistics are updated in
+    place with the unbiased variance. Results are deterministic.
 
     Args:
         input: [N, C, ...] float16, bfloat16, float32 or float64; contiguous, or channels_last if
-            it has four dimensions (others are copied).
-        running_mean, running_var: [C], what normalizes if not ``training``; then they get no
-            gradient. None in training: not updated.
-        weight, bias: [C], 1 and 0 if None.
-        training: normalizes with the statistics of the batch.
-        momentum: share of the batch in the new running statistics.
+            4-D (other layouts are copied).
+        running_mean, running_var: [C] statistics, used to normalize unless ``training``. They get
+            no gradient. In training, None disables the update.
+        weight, bias: [C] affine parameters; None means 1 and 0.
+        training: normalize with the statistics of the batch.
+        momentum: weight of the batch in the update of the running statistics.
         eps: added to the variance.
-        residual: of the shape and dtype of ``input``, added before the activation; under autocast
-            it is cast to that dtype.
+        residual: added before the activation; shape and dtype of ``input``. Under autocast it is
+            cast to that dtype.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
-        negative_slope: of leaky_relu.
-        process_group: in training, the statistics are those of all its processes, which call this
-            together; as in torch.nn.SyncBatchNorm the gradients of weight and bias are not summed.
-        backend: "triton", "cpp" or "reference"; None takes the fastest that can run.
+        negative_slope: slope of leaky_relu.
+        process_group: in training, compute the statistics over all its processes, which have to
+            make the call together. As in :class:`torch.nn.SyncBatchNorm`, the gradients of weight
+            and bias are not reduced.
+        backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        The shape, dtype and memory format of ``input``, rounded once; arithmetic is in float32
-        (float64 for float64 inputs).
+        Tensor with the shape, dtype and memory format of ``input``. Arithmetic is in float32
+        (float64 for float64 inputs) and rounded once.
 
-    Differentiable in input, weight, bias and residual, any number of times (with a process_group:
-    once) and in forward mode.
+    Differentiable in input, weight, bias and residual, any number of times (once with a
+    ``process_group``) and in forward mode.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; a single value per channel in training.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; there is a single value per
+            channel in training; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
+        RuntimeError: ``process_group`` under torch.func, in forward mode or double backward.
     """
     check_tensor(input, "input")
     if (
@@ -376,7 +382,7 @@ def batch_norm_relu(
             raise ValueError("running_mean and running_var must be given unless training")
         fixed = fixed_statistics(input.dtype, running_mean, running_var, weight, bias, eps)
         mean, invstd, weight, bias = fixed
-    elif input.numel() == 0 and process_group is None:  # torch leaves the running ones alone too
+    elif input.numel() == 0 and process_group is None:  # no update, as in torch
         mean = torch.zeros_like(_channels(input, input.shape[1]))
         invstd = torch.ones_like(mean)
     else:
