@@ -356,8 +356,7 @@ def _capturing() -> bool:
 
 
 def _unmeasured(name: str, choices: dict[str, Candidate]) -> Candidate:
-    """The candidate for a problem without measurement, given the choice ``name`` of a similar one.
-    """
+    """The candidate for an unmeasured problem, given the choice ``name`` of a similar one."""
     for search in (_cudnn, _cudnn_fused):
         if choices.get(name) is search:
             return functools.partial(search, search=False)

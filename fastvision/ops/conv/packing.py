@@ -45,8 +45,7 @@ def _forget(address: int, entry: _Entry) -> None:
 
 
 def _is_ordinary(tensor: Tensor | None) -> bool:
-    """Whether the values are the bytes: no subclass, which may store them elsewhere, no lazy neg.
-    """
+    """Whether the bytes are the values: not in a subclass with its own storage, or a lazy neg."""
     return tensor is None or (type(tensor) in (Tensor, Parameter) and not tensor.is_neg())
 
 
