@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels run with. Every file of csrc/cpu is compiled once per level
-// into a namespace of that name; the choice is made at run time.
+// Instruction set of the CPU kernels. Every file of csrc/cpu is compiled once per level, into a
+// namespace of that name; the level is chosen at run time.
 #pragma once
 
 namespace fastvision {
@@ -7,16 +7,16 @@ namespace fastvision {
 // levels in ascending order: 0 baseline, 1 avx2 (with FMA and F16C), 2 avx512 (F, BW, CD, DQ, VL)
 __attribute__((visibility("default"))) int cpu_level();
 __attribute__((visibility("default"))) int cpu_level_supported();
-// Lowers (or restores) the level; a level above what this CPU has is clamped to it.
+// Lowers or restores the level; a level that this CPU lacks is clamped.
 __attribute__((visibility("default"))) void set_cpu_level(int level);
 
 }  // namespace fastvision
 
-// For functions of headers that files of every level use: none of them may emit a copy, since the
-// linker could keep the one that this CPU cannot run.
+// For functions in headers that files of every level include. No file may emit a copy, since the
+// linker might keep the one this CPU cannot execute.
 #define FASTVISION_NO_COPY __attribute__((always_inline)) inline
 
-// Calls a kernel, which may be overloaded, at the level in use.
+// Calls a kernel, which may be overloaded, at the current level.
 #if defined(FASTVISION_HAS_AVX512)
 #define FASTVISION_CALL(function, ...)                                            \
   (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function(__VA_ARGS__) \
