@@ -126,10 +126,10 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape, float16, bfloat16, float32 or float64. With a reduction, also
             a list of up to 8 pyramid levels [..., K], which are not concatenated.
-        targets: floating-point values of the same shape, or integer labels [...] for inputs
-            [..., K]: 0 to K - 1 is the class, -1 is background, and below -1 the row of K logits
-            is ignored. For levels [N, A_l, K], one Tensor per level or a single one for all,
-            [N, sum of A_l] or [N, sum of A_l, K].
+        targets: values of the same shape, or integer labels [...] for inputs [..., K]: 0 to K - 1
+            is the class, -1 is background, and below -1 the row of K logits is ignored. For levels
+            [N, A_l, K], one Tensor per level or a single one for all, [N, sum of A_l] or
+            [N, sum of A_l, K].
         alpha: weight of positives; negatives get 1 - alpha. -1 disables the weights.
         gamma: focusing parameter, 0 or more; larger values down-weight easy examples more.
         reduction: "none", "sum" or "mean". The mean is over all logits outside ignored rows.

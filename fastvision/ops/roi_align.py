@@ -332,8 +332,8 @@ def multiscale_roi_align(
 
     A box of area A is pooled from level
     ``floor(canonical_level + log2(sqrt(A) / canonical_scale) + 1e-6)``, clamped to the given levels
-    (Feature Pyramid Networks, Lin et al. 2017, equation 1). A box of negative or NaN area pools
-    zeros.
+    (Feature Pyramid Networks, Lin et al. 2017, equation 1). With more than one level, a box of
+    negative or NaN area pools zeros.
 
     Args:
         features: up to 8 maps [N, C, H_l, W_l], finest first; cast to the dtype of the first.

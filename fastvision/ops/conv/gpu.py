@@ -114,7 +114,7 @@ def _scale_and_shift(weights: Weights, eps: float) -> tuple[_Maybe, _Maybe]:
     )
 
 
-def _apart(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
+def _unfolded(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
     """Weight in the input's dtype and memory format, scale and shift."""
     weight = p.weight.detach().to(p.input.dtype).contiguous(memory_format=format_of(p.input))
     return weight, *_scale_and_shift(p.weights, p.eps)
@@ -160,7 +160,7 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
 
 def _torch(p: Problem) -> Tensor:
     input, padding = symmetric_padding(p.input, p.padding)
-    weight, scale, shift = _apart(p)
+    weight, scale, shift = _unfolded(p)
     y = torch.conv2d(input, weight, None, p.stride, padding, p.dilation, p.groups)
     return _finish(y, scale, shift, p)
 
@@ -172,7 +172,7 @@ def _deterministic() -> bool:
 def _cudnn(p: Problem, search: bool = True) -> Tensor:
     """``search``: let cuDNN time its algorithms for sizes that are new to it."""
     input, padding = symmetric_padding(p.input, p.padding)
-    weight, scale, shift = _apart(p)
+    weight, scale, shift = _unfolded(p)
     fixed = _deterministic()
     y = torch.cudnn_convolution(
         input, weight, padding, p.stride, p.dilation, p.groups, search and not fixed, fixed, _tf32()
