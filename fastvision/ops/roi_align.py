@@ -177,13 +177,13 @@ def _check_feature(feature: object, name: str) -> None:
 
 
 def _stacked(boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype) -> Tensor:
-    # cast first: a bfloat16 index would be rounded above 256
+    # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
     parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
     return torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
 
 
 def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
-    """``boxes`` as one [K, 5] tensor in float32 (float64 for float64 features)."""
+    """[K, 5] in float32; in float64 if the features are."""
     dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
     if isinstance(boxes, Tensor):
         # torchvision raises AssertionError for the shape of boxes
@@ -221,8 +221,7 @@ def _output_size(value: int | Sequence[int]) -> tuple[int, int]:
 def _traced_call(
     features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor], *options: Any
 ) -> Tensor:
-    """Records the call under torch.jit.trace, without checks: they would turn sizes into
-    constants."""
+    """What torch.jit.trace records: no checks, for which sizes would become constants."""
     if not isinstance(boxes, Tensor):
         dtype = torch.promote_types(features[0].dtype, torch.float32)
         boxes = _stacked(boxes, features[0], dtype)
