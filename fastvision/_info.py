@@ -55,12 +55,14 @@ def info() -> dict[str, Any]:
     """Versions, hardware and backends, as plain data.
 
     Returns:
-        ``fastvision``, ``python``, ``platform``, ``torch``, ``torch_cuda``, ``torchvision`` and
-        ``triton``: versions, None for what is not there.
-        ``library``: how the compiled library was built and the CPU level it runs at; of a library
-        that cannot be used, ``missing`` says why and nothing else is there.
-        ``gpus``: device, name and compute capability of each.
-        ``ops``: for each op, device and backend None if it can run, or the reason why not.
+        A dictionary with the following keys.
+
+        - ``fastvision``, ``python``, ``platform``, ``torch``, ``torch_cuda``, ``torchvision``,
+          ``triton``: versions, or None if missing.
+        - ``library``: build options of the compiled library and the CPU level in use. If it cannot
+          be used, only ``missing``, the reason.
+        - ``gpus``: device, name and compute capability of each GPU.
+        - ``ops``: per op, device and backend, None if it can run, or the reason why not.
     """
     gpus = _gpus()
     devices = ("cpu", *(gpu["device"] for gpu in gpus))

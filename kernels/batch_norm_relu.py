@@ -1,10 +1,11 @@
 """activation(batch_norm(input) + residual), forward and backward, with deterministic sums.
 
-An input is N images of S pixels and C channels; channels_last counts as a single image. A tile is a
-block of pixels of one image by a block of channels. Sums run over tiles with one accumulator per
-element of the tile, then over the tile, and finally over the programs' partial results.
+The input has N images of S pixels and C channels; channels_last is treated as a single image. A
+tile is a block of pixels of one image by a block of channels. Sums run over tiles with one
+accumulator per element of the tile, then over the tile, and finally over the programs' partial
+results.
 
-Over 450 lines: the kernels of one op, which share their tile.
+Over 450 lines because all kernels of the op share their tile.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _batch_norm_relu_statistics_kernel(
         mean = tl.zeros([BLOCK_C, BLOCK_S], dtype)
     count = tl.zeros_like(mean)
     squares = tl.zeros_like(mean)
-    # one update per element (Welford 1962): no cancellation, however far the values are from 0
+    # one update per element (Welford 1962) avoids cancellation if the mean is large
     for block in range(split, blocks, splits):
         offsets, mask, _ = _tile(block, channel_block, C, S, CHANNELS_LAST, INT64, BLOCK_S, BLOCK_C)
         x = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(dtype)
@@ -123,7 +124,7 @@ def _batch_norm_relu_statistics_kernel(
         difference = tl.where(mask, x - mean, 0.0)
         mean += difference / tl.maximum(count, 1.0)
         squares += tl.where(mask, difference * (x - mean), 0.0)
-    # the elements of the tile are merged (Chan, Golub and LeVeque 1983)
+    # merge the accumulators of the tile (Chan, Golub and LeVeque 1983)
     total = tl.sum(count, axis, keep_dims=True)
     merged = tl.sum(count * mean, axis, keep_dims=True) / tl.maximum(total, 1.0)
     merged += tl.sum(count * (mean - merged), axis, keep_dims=True) / tl.maximum(total, 1.0)
@@ -288,7 +289,7 @@ def _batch_norm_relu_backward_kernel(
     output_ptr,  # as grad
     C,
     S,
-    share,  # bits of a double: 1 / elements of a channel
+    share,  # bits of a double: 1 / elements per channel
     negative_slope,
     ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -319,7 +320,7 @@ def _batch_norm_relu_backward_kernel(
 
 
 class _Layout:
-    """An input as images, pixels and channels, and its tiles."""
+    """Images, pixels, channels and tiles of an input."""
 
     def __init__(self, input: Tensor) -> None:
         self.N, self.C = input.shape[:2]

@@ -3,16 +3,17 @@
 The general kernel is an implicit GEMM of [M, R*S*C] pixels and [R*S*C, K] weights per group, where
 M counts the N*OH*OW output pixels. Each row's address and its taps inside the image are computed
 once, and a step along the reduction adds the same offset to all rows (Chetlur et al. 2014,
-section 3). For 1x1 convolutions all of this disappears.
+section 3). 1x1 convolutions need none of this.
 
 If the output has too few tiles for the device, the reduction is split. The parts go to a workspace,
 and the pointwise kernel adds them in order, so results are deterministic. Depthwise convolutions
 have a separate kernel, since there is no matrix to multiply.
 
 Weights are in the input's dtype. Batch normalization is a float32 scale and shift of the float32
-sum, so nothing is rounded before the result.
+sum, so only the result is rounded.
 
-Over 450 lines: kernels import no other kernels, and these share their epilogue and one launcher.
+Over 450 lines because these kernels share their epilogue and launcher, and kernels do not import
+each other.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from .configs.conv_bn_relu import (
     pointwise_block,
 )
 
-MAX_PIXELS = 2**31 - 4096  # of a batch: a tile's last row still counts in 32 bits
-MAX_TAPS = 31  # per axis: the taps inside the image are bits of an integer
-# Triton's dot uses tensor cores from here on; before, it is compiled to code that spills
+MAX_PIXELS = 2**31 - 4096  # per batch; the rows of the last tile are counted in 32 bits
+MAX_TAPS = 31  # per axis; a bit mask holds the taps inside the image
+# Triton's dot uses tensor cores from this capability on; below, its code spills
 DOT_CAPABILITY = (8, 0)
 
 
@@ -91,7 +92,7 @@ def _conv_kernel(
     W,
     OH,
     OW,
-    C_UNITS,  # channels of a group, in units of UNIT_C
+    C_UNITS,  # channels per group, in units of UNIT_C
     K_UNITS,
     groups,
     stride_h,
@@ -100,15 +101,15 @@ def _conv_kernel(
     pad_left,
     dilation_h,
     dilation_w,
-    split_steps,  # of the reduction, per split
+    split_steps,  # steps of the reduction per split
     negative_slope,
     R: tl.constexpr,
     S: tl.constexpr,
-    UNIT_C: tl.constexpr,  # a known factor of the sizes, so that loads can be wide
+    UNIT_C: tl.constexpr,  # a known divisor of the sizes, which enables wide loads
     UNIT_K: tl.constexpr,
     PADDED: tl.constexpr,  # taps may lie outside the image
-    DENSE: tl.constexpr,  # 1x1 and stride 1: rows of the input are rows of the output
-    FLAT_C: tl.constexpr,  # channels of a group if a tile spans taps, else 0
+    DENSE: tl.constexpr,  # 1x1 and stride 1: input rows are output rows
+    FLAT_C: tl.constexpr,  # channels per group if a tile spans taps, else 0
     INT64: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -118,12 +119,12 @@ def _conv_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    C = C_UNITS * UNIT_C  # of a group
+    C = C_UNITS * UNIT_C  # per group
     K = K_UNITS * UNIT_K
     P = OH * OW
     M = N * P
     group = tl.program_id(1)
-    # tiles in bands of GROUP_M rows: those that run together share rows and columns in L2
+    # tiles in bands of GROUP_M rows, so that concurrent ones share rows and columns in L2
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(K, BLOCK_N)
     band = tl.program_id(0) // (GROUP_M * tiles_n)
@@ -243,7 +244,7 @@ def _depthwise_kernel(
     R: tl.constexpr,
     S: tl.constexpr,
     UNIT_C: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # output channels of an input channel
+    MULTIPLIER: tl.constexpr,  # output channels per input channel
     INT64: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -290,7 +291,7 @@ def _depthwise_kernel(
 
 @triton.jit(do_not_specialize=["rows", "parts", "channels", "negative_slope"])
 def _pointwise_kernel(
-    parts_ptr,  # [parts, rows, columns], added in their order
+    parts_ptr,  # [parts, rows, columns], added in order
     scale_ptr,  # [channels] float32, or None
     shift_ptr,  # [channels] float32, or None
     residual_ptr,  # [rows, columns], or None
@@ -301,7 +302,7 @@ def _pointwise_kernel(
     channels,
     negative_slope,
     UNIT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,  # a column is a channel; else a row is one of an image
+    CHANNELS_LAST: tl.constexpr,  # a column is a channel; otherwise a row is one of an image
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -390,7 +391,7 @@ def unsupported(
 
 def launch_conv(
     input: Tensor,  # [N, C, H, W]
-    weight: Tensor,  # [K, R, S, C / groups], or [R, S, K] of a depthwise one; input's dtype
+    weight: Tensor,  # [K, R, S, C / groups], or [R, S, K] if depthwise; input's dtype
     scale: Tensor | None,  # [K] float32
     shift: Tensor | None,  # [K] float32
     residual: Tensor | None,  # like output
@@ -411,7 +412,7 @@ def launch_conv(
         # Triton's interpreter computes bfloat16 incorrectly
         input, weight = input.float(), weight.float()
         residual = None if residual is None else residual.float()
-    # the kernels gather and scatter channels: for other formats a copy costs less than strides do
+    # the kernels gather and scatter channels: copying other formats is cheaper than striding
     input = input.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -557,7 +558,7 @@ def _launch_gemm(
 
 
 def launch_fold(
-    bias: Tensor | None,  # [K] of the convolution, of any floating type, as all of them
+    bias: Tensor | None,  # [K] of the convolution; these may have any floating-point dtype
     bn_weight: Tensor | None,  # [K]
     bn_bias: Tensor | None,  # [K]
     running_mean: Tensor,  # [K]
@@ -566,7 +567,7 @@ def launch_fold(
     scale: Tensor,  # [K] float32
     shift: Tensor,  # [K] float32
 ) -> None:
-    """Folds normalization and bias into a scale and shift of the convolution, in one launch."""
+    """Folds normalization and bias into a scale and shift for the epilogue, in one launch."""
     K = len(scale)
     with torch.cuda.device_of(scale):
         _fold_kernel[(triton.cdiv(K, FOLD_BLOCK),)](
@@ -576,7 +577,7 @@ def launch_fold(
 
 
 def launch_pointwise(
-    parts: Tensor,  # one or more of output's size and order, of any floating type
+    parts: Tensor,  # one or more with output's size and layout, in any floating-point dtype
     scale: Tensor | None,  # [K] float32
     shift: Tensor | None,  # [K] float32
     residual: Tensor | None,  # like output

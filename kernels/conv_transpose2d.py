@@ -1,13 +1,13 @@
 """Transposed convolution without inserted zeros and without atomics.
 
-Outputs whose positions have the same remainder by the stride form a phase and share their taps.
-Each phase is a dense convolution of stride 1: an implicit GEMM over its pixels and over taps times
-channels (Dumoulin and Visin 2016, section 4). All phases run in one launch, those with the most
-taps first. With a kernel as large as the stride, this is a GEMM whose results are shuffled to their
-pixels. Depthwise and separable filters have separate kernels, since there is no matrix to multiply.
+Outputs whose positions are equal modulo the stride form a phase and share their taps. Each phase is
+a dense convolution with stride 1: an implicit GEMM over its pixels and over taps times channels
+(Dumoulin and Visin 2016, section 4). All phases run in one launch, those with the most taps first.
+With a kernel as large as the stride, this is a GEMM followed by a pixel shuffle. Depthwise and
+separable filters have separate kernels, since there is no matrix to multiply.
 
 Weights are in the input's dtype. Batch normalization is a float32 scale and shift of the float32
-sum, so nothing is rounded before the result.
+sum, so only the result is rounded.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from .common.activation import activate
 from .configs.conv_transpose2d import ELEMENTWISE_WARPS, SEPARABLE_BLOCK, depthwise_block, tile
 
-# of a phase in the table: taps, first tap, first input pixel, first output pixel, and outputs, of
-# each axis
+# a phase's row of the table, per axis: taps, first tap, first input pixel, first output pixel,
+# number of outputs
 _COLUMNS = tl.constexpr(10)
 
 
@@ -79,23 +79,23 @@ def _conv_transpose2d_kernel(
     W,
     OH,
     OW,
-    C_UNITS,  # channels of a group, in units of UNIT_C
+    C_UNITS,  # channels per group, in units of UNIT_C
     K_UNITS,
     groups,
-    max_pixels,  # of a phase in an image
+    max_pixels,  # per phase and image
     phases,
     stride_h,
     stride_w,
-    tap_step_h,  # between the filter's taps of a phase
+    tap_step_h,  # between the taps of a phase
     tap_step_w,
-    in_step_h,  # between the input pixels that they read
+    in_step_h,  # between the input pixels of these taps
     in_step_w,
     negative_slope,
     R: tl.constexpr,
     S: tl.constexpr,
-    UNIT_C: tl.constexpr,  # a known factor of the sizes, so that loads can be wide
+    UNIT_C: tl.constexpr,  # a known divisor of the sizes, which enables wide loads
     UNIT_K: tl.constexpr,
-    EQUAL: tl.constexpr,  # all phases have the same taps: adjacent ones share the input in L2
+    EQUAL: tl.constexpr,  # all phases have as many taps, so adjacent ones share the input in L2
     INT64: tl.constexpr,
     ACTIVATION: tl.constexpr,
     TF32: tl.constexpr,  # float32 products on tensor cores
@@ -103,7 +103,7 @@ def _conv_transpose2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    C = C_UNITS * UNIT_C  # of a group
+    C = C_UNITS * UNIT_C  # per group
     K = K_UNITS * UNIT_K
     group = tl.program_id(1)
     tiles_n = tl.cdiv(K, BLOCK_N)
@@ -192,7 +192,7 @@ def _depthwise_kernel(
     R: tl.constexpr,
     S: tl.constexpr,
     UNIT_C: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # output channels of an input channel
+    MULTIPLIER: tl.constexpr,  # output channels per input channel
     INT64: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -225,7 +225,7 @@ def _depthwise_kernel(
             value = tl.load(pixel_ptr - (r * in_step_h * W + s * in_step_w) * C, mask, other=0.0)
             place = (first_h + r * tap_step_h) * S + first_w + s * tap_step_w
             weight = tl.load(weight_ptr + k * (R * S) + place, mask=k_mask, other=0.0)
-            # pixels outside must not meet an infinite weight
+            # pixels outside must not multiply an infinite weight
             product = value.to(tl.float32) * weight.to(tl.float32)[None, :]
             acc += tl.where(mask, product, 0.0)
 
@@ -258,13 +258,13 @@ def _separable_kernel(
     negative_slope,
     R: tl.constexpr,
     S: tl.constexpr,
-    TAPS_H: tl.constexpr,  # of an output at most
+    TAPS_H: tl.constexpr,  # at most, per output
     TAPS_W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # a program makes a part of one row of the output, whose vertical taps are numbers
+    # a program computes part of one output row, so its vertical taps are scalars
     length = OW * C if CHANNELS_LAST else OW
     blocks = tl.cdiv(length, BLOCK)
     line = (tl.program_id(0) // blocks).to(tl.int64)
@@ -313,7 +313,7 @@ def _separable_kernel(
 def _axis(
     size: int, output: int, taps: int, stride: int, padding: int, dilation: int
 ) -> list[tuple[int, ...]]:
-    """One part of a table row for each phase of an axis that has outputs."""
+    """Part of the table's row for each phase of one axis that has outputs."""
     step = stride // math.gcd(stride, dilation)
     phases = []
     for first_output in range(min(stride, output)):
@@ -363,7 +363,7 @@ def launch_conv_transpose2d(
     weight: Tensor,  # [groups, K / groups, R, S, C / groups]
     scale: Tensor | None,  # [K] float32
     shift: Tensor | None,  # [K] float32
-    residual: Tensor | None,  # as output
+    residual: Tensor | None,  # like output
     output: Tensor,  # [N, K, OH, OW] channels_last
     groups: int,
     dilation: tuple[int, int],
@@ -416,12 +416,12 @@ def launch_conv_transpose2d(
 
 
 def launch_separable(
-    input: Tensor,  # [N, C, H, W] in the output's format
+    input: Tensor,  # [N, C, H, W] in the output's memory format
     taps: Tensor,  # [R + S] float32
     kernel: tuple[int, int],
     scale: Tensor,  # [C] float32
     shift: Tensor | None,  # [C] float32
-    residual: Tensor | None,  # as output
+    residual: Tensor | None,  # like output
     output: Tensor,  # [N, C, OH, OW] contiguous or channels_last
     channels_last: bool,
     stride: tuple[int, int],

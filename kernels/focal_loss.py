@@ -19,7 +19,7 @@ from .configs import focal_loss as config
 
 SUM_BLOCK = 1024
 
-# no specialized kernel for row counts that are multiples of 16
+# do not specialize for row counts that are multiples of 16
 _UNSPECIALIZED = ["rows", "counts", "positive", "negative", "gamma", "grad_scale", "tiles"]
 
 
@@ -142,7 +142,7 @@ def _numbers_kernel(
     positive_weight = as_double(positive).to(dtype)
     negative_weight = as_double(negative).to(dtype)
     gamma = as_double(gamma).to(dtype)
-    if tl.max((t != 0).to(tl.int32), 0) == 0:  # true of nearly all labels of a detector
+    if tl.max((t != 0).to(tl.int32), 0) == 0:  # true for nearly all labels of a detector
         loss, grad = negative_terms(x, gamma, GAMMA)
         loss *= negative_weight
         grad *= negative_weight
@@ -210,7 +210,7 @@ def _softmax_kernel(
     scale = 1.0 / (own + others)
     p = own * scale
     rest = others * scale
-    # log(1 + x) without cancellation, x being any number (Kahan)
+    # log(1 + x) without cancellation for any x (Kahan)
     sum_ = 1.0 + others
     log1p = tl.where(sum_ == 1.0, others, tl.log(sum_) * (others / (sum_ - 1.0)))
     log_p = tl.where(own_x == 0, -log1p, own_x - tl.log(own + others))
@@ -256,7 +256,7 @@ def _scale_kernel(grads_ptr, factor_ptr, count, scale, BLOCK: tl.constexpr):
 
 
 def whole_gamma(gamma: float) -> int:
-    """The kernel's constant GAMMA: gamma itself if it is 0, 1, 2 or 3, else -1."""
+    """The kernels' constant GAMMA: gamma if it is 0, 1, 2 or 3, otherwise -1."""
     return int(gamma) if gamma in (0, 1, 2, 3) else -1
 
 
@@ -275,7 +275,10 @@ def launch_sigmoid_focal_loss(
     reduce: bool,
     grad_scale: float,
 ) -> list[Tensor]:
-    """The loss or its sum, and the gradients if grad_scale is not 0. See ops.focal_loss."""
+    """The loss or its sum, and the gradients if grad_scale is not 0.
+
+    See :func:`fastvision.ops.sigmoid_focal_loss`.
+    """
     inputs = [x.contiguous() for x in inputs]
     targets = [t.contiguous() for t in targets]
     first = inputs[0]
@@ -327,7 +330,10 @@ def launch_softmax_focal_loss(
     reduce: bool,
     grad_scale: float,
 ) -> list[Tensor]:
-    """The losses or their sum, and the gradient if grad_scale is not 0. See ops.focal_loss."""
+    """The losses or their sum, and the gradient if grad_scale is not 0.
+
+    See :func:`fastvision.ops.softmax_focal_loss`.
+    """
     inputs, targets = inputs.contiguous(), targets.contiguous()
     rows, classes = targets.numel(), inputs.shape[-1]
     block_rows, block_k, num_warps = config.softmax_tile(classes)

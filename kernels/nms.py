@@ -1,12 +1,12 @@
-"""Greedy non-maximum suppression of several images at once, exact per class.
+"""Greedy non-maximum suppression of a batch of images, exact per class.
 
-The boxes of each image are sorted by class, then by score, and cut into blocks. Step ``s`` decides
-the ``s``-th block of every class at once. One kernel drops the boxes that the previous block
-suppresses, in this block and all later ones, in parallel; a second kernel settles the block.
+The boxes of each image are sorted by class, then by score, and split into blocks. Step ``s``
+decides the ``s``-th block of all classes. One kernel removes the boxes that the previous block
+suppresses, in this and all later blocks, in parallel; a second kernel settles the block.
 
-Only pairs within a block are left to a single program; all others are spread over the device. No
-pair is stored, so memory is O(N). The number of launches depends on N alone, so the host never
-waits; steps that no class needs return at once.
+Only the pairs within a block run in a single program; all others are distributed over the device.
+No pairs are stored, so memory is O(N). The number of launches only depends on N, so the host never
+synchronizes; steps that no class needs return early.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 from .common.geometry import intersection_over_union, load_box
 from .common.scalars import as_double, double_bits
 
-# A larger block means fewer launches, but more pairs for the one program that settles it.
+# larger blocks mean fewer launches, but more pairs for the program that settles a block
 BLOCK = 512
 TILE = 64
 COMPACT = 2048
-# settling holds a second tile of overlaps
+# settling needs registers for a second tile of overlaps
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
 LAST_CLASS = tl.constexpr(2**63 - 1)
 
@@ -47,7 +47,7 @@ def _nms_suppress_kernel(
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Drop the boxes of a tile that are suppressed by boxes kept in the previous step."""
+    """Removes the boxes of a tile that are suppressed by boxes kept in the previous step."""
     threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -93,7 +93,7 @@ def _nms_settle_kernel(
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Suppression within a block, among boxes whose class started ``step`` blocks earlier."""
+    """Suppresses within a block, among boxes whose class started ``step`` blocks earlier."""
     threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     block = step + tl.program_id(1)
@@ -134,8 +134,8 @@ def _nms_settle_kernel(
             overlaps = (iou > threshold.to(iou.dtype)) & (target[:, None] < target[None, :])
             if classes_ptr is not None:
                 overlaps &= target_class[:, None] == target_class[None, :]
-            # A box is kept if no kept box suppresses it. Repeated from all kept, this gets one more
-            # link of each chain of suppressions right every time, up to the greedy result.
+            # a box is kept if no kept box suppresses it. Starting from all kept, each iteration
+            # corrects one more link of each chain of suppressions, until the greedy result
             open_boxes = alive & ~_any(suppressed, 0)
             kept = open_boxes
             changed = _any(kept, 0)
@@ -149,7 +149,7 @@ def _nms_settle_kernel(
 
 @triton.jit(do_not_specialize=["N", "max_output"])
 def _nms_compact_kernel(
-    kept_ptr,  # [B, N] by falling score
+    kept_ptr,  # [B, N] by decreasing score
     order_ptr,  # [B, N] index of each box
     indices_ptr,  # [B, max_output]
     counts_ptr,  # [B]
@@ -178,8 +178,8 @@ def _nms_compact_kernel(
 
 @functools.lru_cache(maxsize=64)
 def _threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
-    """The threshold rounded down to ``dtype``: an IoU exceeds both or neither."""
-    if iou_threshold < 0:  # below the -1 of boxes that do not meet, whose IoU is 0
+    """The threshold rounded down to ``dtype``, which does not change any comparison with an IoU."""
+    if iou_threshold < 0:  # below the -1 that stands for an IoU of 0
         return double_bits(-2.0)
     rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
     if rounded.item() > iou_threshold:
@@ -229,7 +229,7 @@ def launch_nms_padded(
                 _nms_suppress_kernel[(B, tiles)](
                     *args, num_warps=SUPPRESS_WARPS, enable_fp_fusion=False
                 )
-            # without classes all boxes start in block 0, and only one block is due
+            # without classes all boxes start in block 0, so only one block is due
             due = 1 if classes is None else blocks - step
             _nms_settle_kernel[(B, due)](*args, num_warps=SETTLE_WARPS, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
@@ -245,7 +245,7 @@ def launch_nms(
     idxs: Tensor | None,  # [N]
     iou_threshold: float,
 ) -> Tensor:
-    """Indices of the kept boxes in descending order of score. See ops.nms."""
+    """Indices of the kept boxes in descending order of score. See :func:`fastvision.ops.nms`."""
     idxs = None if idxs is None else idxs[None]
     indices, counts = launch_nms_padded(
         boxes[None], scores[None], idxs, iou_threshold, None, len(boxes)

@@ -27,7 +27,7 @@ from .common.geometry import (
 from .common.scalars import as_double, divide, double_bits, select
 from .configs.roi_align import BACKWARD_REGISTERS, backward_tile, forward_tile
 
-# these change with every image: no specialized kernel for multiples of 16
+# these change with every image, so do not specialize for multiples of 16
 _UNSPECIALIZED = [
     "heights",
     "widths",
@@ -129,7 +129,7 @@ def _roi_align_forward_kernel(
 
     bin_start_h = start_h + (bins // PW).to(x1.dtype) * bin_h
     bin_start_w = start_w + (bins % PW).to(x1.dtype) * bin_w
-    # only samples that can touch the map: a degenerate box may have a million others
+    # only samples that may touch the map, since a degenerate box may have a million others
     first_h, last_h = touching(bin_start_h, divide(bin_h, grid_h), grid_h, 0, H)
     first_w, last_w = touching(bin_start_w, divide(bin_w, grid_w), grid_w, 0, W)
     samples_h = tl.max(tl.where(usable, last_h - first_h, 0))
@@ -334,7 +334,10 @@ def launch_roi_align(
     canonical_level: float,
     min_level: int,
 ) -> Tensor:
-    """[K, C, PH, PW] in the memory format of the first map. See ops.multiscale_roi_align."""
+    """[K, C, PH, PW] in the memory format of the first map.
+
+    See :func:`fastvision.ops.multiscale_roi_align`.
+    """
     first = features[0]
     N, C = first.shape[:2]
     K, bins = rois.shape[0], pooled_height * pooled_width

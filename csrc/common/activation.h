@@ -1,4 +1,4 @@
-// The activations that can end a convolution, and their codes in the ops' schemas.
+// The activations of a convolution's epilogue, and their codes in the ops' schemas.
 #pragma once
 
 namespace fastvision {

@@ -1,6 +1,5 @@
-// What the kernels of csrc/cuda need of CUDA: launching with a check, the 16-bit types, and
-// workspaces. No torch header: the same sources also compile for the host against
-// tests/cuda_emulation.
+// CUDA utilities for csrc/cuda: checked launches, 16-bit types and workspaces. Includes no torch
+// header, since the same sources also compile for the host against tests/cuda_emulation.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,12 +25,12 @@ namespace fastvision {
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
-    cudaGetLastError();  // not left behind for the next call to trip over
+    cudaGetLastError();  // clears the error, or the next call would report it
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
   }
 }
 
-// Launches kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and throws where that fails.
+// Launches kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and throws if that fails.
 template <typename... Parameters, typename... Arguments>
 void launch(
     void (*kernel)(Parameters...),
@@ -64,8 +63,8 @@ void launch(
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Any storage type as what kernels compute in (float, or double for double), and back with rounding
-// to nearest even.
+// Converts any storage type to the compute type (float, or double for double), and back with
+// rounding to nearest even.
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(half_t x) { return __half2float(__ushort_as_half(x.bits)); }
@@ -86,8 +85,8 @@ __device__ inline bfloat16_t narrow<bfloat16_t>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-// Hands out aligned pieces of one allocation. With a null base it only adds up their sizes, so that
-// one function describes a workspace both for measuring and for using it.
+// Hands out aligned pieces of one allocation. With a null base it only adds up their sizes, so one
+// function can both measure and lay out a workspace.
 class Workspace {
  public:
   explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}

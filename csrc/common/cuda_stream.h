@@ -1,4 +1,4 @@
-// The current CUDA stream of torch, for the torch-facing files of csrc/ops.
+// torch's current CUDA stream, for csrc/ops.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-// only torch's CUDA library has this symbol: weak, so that the same binary loads with a CPU-only
+// only torch's CUDA library has this symbol; weak, so that the binary also loads with a CPU-only
 // torch
 #pragma weak aoti_torch_get_current_cuda_stream
 

@@ -1,9 +1,9 @@
-// Focal loss of one logit and its derivative (Focal Loss for Dense Object Detection, equation 5),
-// written once for vectors of CPU lanes and for GPU threads. M has abs, exp, log, at_least_zero,
-// log1p, reciprocal and the largest finite number; A is float or double, V is A or a vector of it.
+// Focal loss of one logit and its derivative (Lin et al., Focal Loss for Dense Object Detection,
+// equation 5), shared by CPU vectors and GPU threads. M provides abs, exp, log, at_least_zero,
+// log1p, reciprocal and the largest finite number; A is float or double, V is A or a vector of A.
 //
-// With p = sigmoid(x) a negative costs p^gamma * log(1 + e^x); a positive is a negative at -x. Only
-// e^-|x| is ever formed, so nothing overflows, and infinite logits give the limits.
+// With p = sigmoid(x), the loss of a negative is p^gamma * log(1 + e^x); a positive is a negative
+// at -x. Only e^-|x| is computed, so nothing overflows, and infinite logits give the limits.
 #pragma once
 
 #if defined(__CUDACC__) || defined(FASTVISION_CUDA_EMULATION)
@@ -14,7 +14,7 @@
 
 namespace fastvision {
 
-// What to raise a probability to: small whole numbers by multiplication.
+// The exponent gamma; small integers are computed by multiplication.
 enum FocalPower { kPowerZero, kPowerOne, kPowerTwo, kPowerThree, kPowerAny };
 
 template <typename A>
@@ -34,7 +34,7 @@ inline FocalPower focal_power(double gamma) {
                       : kPowerAny;
 }
 
-// alpha below 0: no weights
+// alpha below 0 disables the weights
 template <typename A>
 FocalParams<A> focal_params(double alpha, double gamma, double grad_scale) {
   return {
@@ -49,7 +49,7 @@ FocalParams<A> focal_params(double alpha, double gamma, double grad_scale) {
 template <typename V>
 struct FocalTerm {
   V loss;
-  V grad;  // of the loss by the logit
+  V grad;  // derivative of the loss with respect to the logit
 };
 
 template <typename V, typename A>
@@ -71,7 +71,7 @@ FASTVISION_INLINE V focal_finite(V x) {
   return x > M::largest ? V{} + M::largest : x;  // NaN stays
 }
 
-// The element is a negative, without its weight.
+// Loss of a negative, unweighted.
 template <typename M, bool kGrad, typename V, typename A>
 FASTVISION_INLINE FocalTerm<V> focal_negative(V x, const FocalParams<A>& params) {
   const V zero{};
@@ -94,7 +94,7 @@ FASTVISION_INLINE FocalTerm<V> focal_negative(V x, const FocalParams<A>& params)
   return term;
 }
 
-// The element's label is t, any number; with its weight.
+// Weighted loss for a floating-point target t.
 template <typename M, bool kGrad, typename V, typename A>
 FASTVISION_INLINE FocalTerm<V> focal_soft(V x, V t, const FocalParams<A>& params) {
   const V zero{};
@@ -105,7 +105,7 @@ FASTVISION_INLINE FocalTerm<V> focal_soft(V x, V t, const FocalParams<A>& params
   const V p = x < zero ? small : large;
   const V rest = x < zero ? large : small;
   const V f = A(1) - t;
-  const V share = x < zero ? t : f;  // of the loss that grows with |x|
+  const V share = x < zero ? t : f;  // the part of the loss that grows with |x|
   const V cross_entropy = M::log1p(e) + (share == zero ? zero : share * magnitude);
   const V miss = p * f + rest * t;
   const V modulator = params.power == kPowerAny ? M::exp_capped(params.gamma * M::log(miss))
@@ -120,8 +120,8 @@ FASTVISION_INLINE FocalTerm<V> focal_soft(V x, V t, const FocalParams<A>& params
   return term;
 }
 
-// Derivatives of softmax focal loss of one row, u^gamma * -log(p) with p the label's probability
-// and u = 1 - p: it is factor * (p_j - [j is the label]) by logit j.
+// Softmax focal loss of one row, u^gamma * -log(p) with the label's probability p and u = 1 - p.
+// Its derivative with respect to logit j is factor * (p_j - [j is the label]).
 template <typename M, typename A>
 FASTVISION_INLINE FocalTerm<A> focal_softmax(A p, A u, A log_p, const FocalParams<A>& params) {
   const A modulator = params.power == kPowerAny ? M::exp(params.gamma * M::log(u))

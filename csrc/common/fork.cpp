@@ -10,11 +10,11 @@ namespace {
 
 std::atomic<bool> parent_has_threads{false}, lost{false};
 
-// a parent without threads has no pool yet, and its children may start their own
+// a parent without threads has no pool yet, so its children may start their own
 bool has_threads() {
   DIR* const tasks = opendir("/proc/self/task");
   if (tasks == nullptr) {
-    return true;  // cannot be told
+    return true;  // unknown
   }
   int count = 0;
   while (const dirent* entry = readdir(tasks)) {

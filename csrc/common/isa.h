@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels run with. Every file of csrc/cpu is compiled once per level
-// into a namespace of that name; the choice is made at run time.
+// Instruction set of the CPU kernels. Every file of csrc/cpu is compiled once per level, into a
+// namespace of that name; the level is chosen at run time.
 #pragma once
 
 namespace fastvision {
@@ -12,11 +12,11 @@ __attribute__((visibility("default"))) void set_cpu_level(int level);
 
 }  // namespace fastvision
 
-// For functions of headers that files of every level use: none of them may emit a copy, since the
-// linker could keep the one that this CPU cannot run.
+// For functions in headers that files of every level include. No file may emit a copy, since the
+// linker might keep the one this CPU cannot execute.
 #define FASTVISION_NO_COPY __attribute__((always_inline)) inline
 
-// Calls a kernel, which may be overloaded, at the level in use.
+// Calls a kernel, which may be overloaded, at the current level.
 #if defined(FASTVISION_HAS_AVX512)
 #define FASTVISION_CALL(function, ...)                                            \
   (::fastvision::cpu_level() == 2   ? ::fastvision::avx512::function(__VA_ARGS__) \

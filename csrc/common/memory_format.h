@@ -11,7 +11,7 @@ namespace fastvision {
 
 using torch::headeronly::MemoryFormat;
 
-// channels vary fastest, dimensions of size 1 not counted
+// channels vary fastest, ignoring dimensions of size 1
 inline bool has_channels_last_strides(const Tensor& x) {
   if (x.dim() != 4) {
     return false;
@@ -26,7 +26,7 @@ inline bool has_channels_last_strides(const Tensor& x) {
   return true;
 }
 
-// where both formats describe the strides, it is not
+// false if both formats describe the strides
 inline bool is_channels_last(const Tensor& x) {
   return !x.is_contiguous() && has_channels_last_strides(x);
 }

@@ -11,9 +11,9 @@
 
 namespace fastvision {
 
-// Hands out [0, items) in chunks to at most one worker per thread. make_worker() is called once in
-// each worker and returns the function (begin, end) that does a chunk, so a worker can own scratch
-// memory. Nothing but running out of memory may throw in them: torch would lose the message.
+// Distributes [0, items) in chunks among at most one worker per thread. Each worker calls
+// make_worker() once, which returns the function (begin, end) that processes a chunk, so a worker
+// can own scratch memory. Only allocation failures may throw in there: torch loses the message.
 template <typename MakeWorker>
 void parallel_chunks(int64_t items, int64_t chunk, const MakeWorker& make_worker) {
   if (items <= 0) {

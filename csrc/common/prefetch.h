@@ -1,4 +1,4 @@
-// Asks for memory before it is read. For files of csrc/cpu.
+// Prefetches memory. For files of csrc/cpu.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 
-// to be read, into the second-level cache
+// for reading, into the L2 cache
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The tile of sums of a matrix product: as large as the registers allow, which also hold a row of
-// one factor and a value of the other.
+// The register tile of a matrix product: as large as fits the registers, next to a row of one
+// factor and a value of the other.
 #pragma once
 
 #include "common/simd.h"

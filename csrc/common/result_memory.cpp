@@ -12,23 +12,23 @@ namespace fastvision {
 namespace {
 
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-// from there on: malloc uses smaller blocks again, whose pages have been touched before
+// smaller blocks are reused by malloc, so their pages have been touched before
 constexpr int64_t kLeastBytes = 2 * kHugePage;
 
-// The first touch of fresh memory costs a fault per page and a page to clear, which takes as long
-// as RoIAlign's arithmetic (docs/architecture.md has the figures); huge pages need one for 512.
+// The first touch of fresh memory costs a page fault and clearing the page, which takes as long as
+// RoIAlign's arithmetic (docs/design/roi-measurements.md). A huge page replaces 512 such faults.
 void ask_for_huge_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   const auto address = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
   if (begin < end) {
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint, may fail
   }
 #endif
 }
 
-// -1 for more than 64 bits hold
+// -1 on overflow of 64 bits
 int64_t bytes_of(const std::vector<int64_t>& sizes, int64_t element_size) {
   int64_t bytes = element_size;
   for (const int64_t size : sizes) {
@@ -71,7 +71,7 @@ Tensor empty_strided(
   using torch::stable::detail::to;
   const int64_t bytes = bytes_of(sizes, element_size);
   AtenTensorHandle handle;
-  // torch's own message does not pass the C functions
+  // the C API drops torch's own message
   if (bytes < 0 || aoti_torch_empty_strided(
                        sizes.size(),
                        sizes.data(),

@@ -1,4 +1,4 @@
-// Memory of the results of ops: torch's own, so that a result is a tensor like any other.
+// Allocates the results of ops as ordinary torch tensors.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace fastvision {
 
-// A tensor of that type and device with undefined values; an error that names the size where there
-// is no memory for it.
+// An uninitialised tensor of this type and device. Throws an error that names the size if there is
+// not enough memory.
 Tensor empty_strided(
     const std::vector<int64_t>& sizes,
     const std::vector<int64_t>& strides,
@@ -17,7 +17,7 @@ Tensor empty_strided(
     const torch::stable::Device& device
 );
 
-// The same, of the type and on the device of `like`.
+// The same with the type and device of `like`.
 Tensor empty_result(
     const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides
 );

@@ -13,7 +13,7 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
-// what a kernel computes in: double for double, else float
+// compute type: double for double, otherwise float
 template <typename T>
 struct accumulate {
   using type = float;

@@ -1,4 +1,4 @@
-// Memory of a worker that grows but is not initialised.
+// Scratch memory of a worker: grows on demand, uninitialised.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Vectors of one register's width for the CPU kernels: types, loads and stores, arithmetic.
-// Included by files of csrc/cpu only: everything here is compiled once per level, so it has
-// internal linkage, and no header with inline functions of external linkage (torch, the standard
-// library) may come with it: the linker could keep the copy that this CPU cannot run.
+// For files of csrc/cpu only. Everything here is compiled once per level, so it has internal
+// linkage, and no header with inline functions of external linkage (torch, the standard library)
+// may be included: the linker might keep the copy this CPU cannot execute.
 #pragma once
 
 #include "common/simd_memory.h"
@@ -27,7 +27,7 @@ inline vector_t<T> broadcast(T x) {
 }
 #endif
 
-// a * b + c with one rounding where the level has the instruction
+// a * b + c, rounded once if the level has the instruction
 inline float_v multiply_add(float_v a, float_v b, float_v c) {
 #if defined(FASTVISION_AVX512)
   return (float_v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -58,7 +58,7 @@ inline V max(V a, V b) {
   return a > b ? a : b;
 }
 
-// one bit per lane of a comparison's result
+// one bit per lane of a mask
 inline uint32_t movemask(int32_v m) {
 #if defined(FASTVISION_AVX512)
   return _mm512_movepi32_mask((__m512i)m);
@@ -87,8 +87,7 @@ inline uint32_t movemask(int64_v m) {
 #endif
 }
 
-// Transposes the square of `lanes` vectors in place: off-diagonal blocks of 1, 2, 4, ... are
-// swapped.
+// Transposes a square of `lanes` vectors in place by swapping off-diagonal blocks of 1, 2, 4, ...
 template <int... I>
 struct lane_list {};
 template <int N, int... I>

@@ -1,4 +1,4 @@
-// The activations on the vectors of simd.h, for files of csrc/cpu.
+// Activations on the vectors of simd.h, for files of csrc/cpu.
 #pragma once
 
 #include "common/activation.h"
@@ -7,8 +7,8 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// Those that only cut off the values below and above: x < low ? low : x > high ? high : x, by which
-// NaN stays NaN. The others have no bounds.
+// Bounds of the clamping activations, x < low ? low : x > high ? high : x, which propagates NaN.
+// The others have no bounds.
 template <typename T>
 struct Bounds {
   T low, high;
@@ -28,7 +28,7 @@ inline V clamp(V x, V low, V high) {
   return above > high ? high : above;
 }
 
-// exp() ends where the number would be infinite
+// exp() saturates where the result would be infinite
 template <typename T>
 constexpr T kMostExponent = sizeof(T) == 4 ? T(88) : T(709);
 
@@ -45,7 +45,7 @@ inline vector_t<T> silu(vector_t<T> x) {
   return x / (-x > most ? infinity : exp(-x) + T(1));
 }
 
-// Calls apply(f) with the function of `activation`, so that the choice is made outside of loops.
+// Calls apply(f) with the function of `activation`, to dispatch outside of loops.
 template <typename T, typename Apply>
 inline void with_activation(Activation activation, T negative_slope, const Apply& apply) {
   using V = vector_t<T>;
@@ -73,7 +73,7 @@ inline void with_activation(Activation activation, T negative_slope, const Apply
   }
 }
 
-// In place: for results that are stored but still in the cache.
+// In place, for results that are stored but still in the cache.
 template <typename T>
 inline void activate(T* values, int64_t count, Activation activation, T negative_slope) {
   with_activation<T>(activation, negative_slope, [&](auto f) {

@@ -1,5 +1,5 @@
-// Exponential and logarithms of the vectors of simd.h, for files of csrc/cpu. Coefficients that are
-// no Taylor series were fitted to the least largest relative error.
+// Exponential and logarithms for the vectors of simd.h, for files of csrc/cpu. Coefficients other
+// than Taylor series minimise the maximum relative error.
 #pragma once
 
 #include "common/simd.h"
@@ -7,14 +7,14 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// c[0] + c[1] x + ... + c[n - 1] x^(n - 1) in halves (Estrin's scheme): what limits these functions
-// is the chain of operations that wait for each other. `powers` are x, x^2, x^4, x^8.
+// c[0] + c[1] x + ... + c[n - 1] x^(n - 1) by Estrin's scheme, since the latency of dependent
+// operations limits these functions. `powers` are x, x^2, x^4, x^8.
 template <int n, typename A, typename V>
 inline V polynomial(const V (&powers)[4], const A* c) {
   if constexpr (n == 1) {
     return broadcast(c[0]);
   } else {
-    // six go without x^4: the chain is as long
+    // six coefficients need no x^4: the chain of dependent operations is as long
     constexpr int level = n > 8 ? 3 : n > 6 ? 2 : n > 2 ? 1 : 0;
     constexpr int half = 1 << level;
     const V high = polynomial<n - half>(powers, c + half);
@@ -30,7 +30,7 @@ inline V polynomial(V x, const A (&c)[n]) {
   return polynomial<n>(powers, c);
 }
 
-// max(x, low), but NaN stays
+// max(x, low), propagating NaN
 #if defined(FASTVISION_AVX2)
 inline float_v at_least(float_v x, float low) {
   return (float_v)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
@@ -48,10 +48,10 @@ inline V at_least(V x, A low) {
 inline float_v absolute(float_v x) { return (float_v)((int32_v)x & 0x7fffffff); }
 inline double_v absolute(double_v x) { return (double_v)((int64_v)x & 0x7fffffffffffffff); }
 
-// e^x for x <= 88 (709): within 3e-7 (float) or 1e-14 (double) relative, 0 where that is below the
-// least normal number
+// e^x for x <= 88 (double: 709). Relative error at most 3e-7 (double: 1e-14); 0 instead of
+// subnormal results
 inline float_v exp(float_v x) {
-  // adding it leaves the nearest integer, and the exponent's bias, in the low bits
+  // adding it leaves the nearest integer plus the exponent bias in the low bits
   constexpr float kRound = 0x1.8p23f + 127;
   constexpr float kLeast = -88.1f;  // its scale is 0
   constexpr float kCoefficients[] = {
@@ -63,11 +63,11 @@ inline float_v exp(float_v x) {
   float_v r = multiply_add(n, broadcast(-0x1.62e400p-1f), x);
   r = multiply_add(n, broadcast(-0x1.7f7d1cp-20f), r);
   const float_v scale = (float_v)((uint32_v)shifted << 23);
-  return polynomial(r, kCoefficients) * scale;  // NaN times anything is NaN
+  return polynomial(r, kCoefficients) * scale;  // propagates NaN
 }
 
-// The same from -87 on, where e^x is normal, with fewer operations: within 2e-7 + 2e-8 |x|
-// relative, 2e-7 + 7e-8 |x| where multiply_add rounds twice
+// The same for x >= -87, where e^x is normal, with fewer operations. Relative error at most 2e-7 +
+// 2e-8 |x|, or 2e-7 + 7e-8 |x| if multiply_add rounds twice
 inline float_v exp_of_normal(float_v x) {
   constexpr float kRound = 0x1.8p23f;
   constexpr float kCoefficients[] = {
@@ -106,7 +106,7 @@ inline double_v exp(double_v x) {
   return polynomial(r, kCoefficients) * scale;
 }
 
-// 2 atanh(s) / s from s^2, for s^2 <= 1/9
+// 2 atanh(s) / s as a function of s^2 <= 1/9
 inline double_v atanh_series(double_v square) {
   constexpr double kCoefficients[] = {
       2.0,
@@ -128,7 +128,7 @@ inline double_v atanh_series(double_v square) {
   return polynomial(square, kCoefficients);
 }
 
-// log(1 + x) for x in [0, 1]: within 2e-7 or 1e-14 relative
+// log(1 + x) for x in [0, 1]. Relative error at most 2e-7 (double: 1e-14)
 inline float_v log1p(float_v x) {
   constexpr float kCoefficients[] = {
       -0.49999648f,
@@ -148,7 +148,7 @@ inline double_v log1p(double_v x) {
   return s * atanh_series(s * s);
 }
 
-// log(x): -infinity below the least normal number, NaN below zero
+// log(x): -infinity for subnormal x, NaN for negative x
 inline float_v log(float_v x) {
   const int32_v bits = (int32_v)x;
   // the exponent for which the mantissa is in [sqrt(1/2), sqrt(2))

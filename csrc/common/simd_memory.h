@@ -1,4 +1,4 @@
-// Loads a vector of float or double from any storage type, and stores it back, rounded to nearest
+// Loads a vector of float or double from any storage type, and stores it with rounding to nearest
 // even.
 #pragma once
 
@@ -25,7 +25,7 @@ inline void store(float* p, float_v v) { memcpy(p, &v, sizeof v); }
 inline void store(double* p, double_v v) { memcpy(p, &v, sizeof v); }
 
 #if defined(FASTVISION_AVX2)
-// in one instruction, for which GCC takes four
+// one instruction, where GCC emits four
 inline float_v load(const bfloat16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
   return (float_v)_mm256_slli_epi32(wide, 16);

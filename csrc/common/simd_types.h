@@ -3,7 +3,7 @@
 
 #include <cstdint>
 #if defined(FASTVISION_EMULATE_AVX512)
-// 64-byte vectors in plain code: the widest level can be tested on a CPU that does not have it
+// 64-byte vectors in plain code, to test the widest level on a CPU without it
 #elif defined(__AVX512F__)
 #define FASTVISION_AVX512
 #include <immintrin.h>
@@ -38,7 +38,7 @@ struct simd;
 template <>
 struct simd<float> {
   using vector = float_v;
-  using mask = int32_v;  // what comparing two vectors gives: -1 or 0 per lane
+  using mask = int32_v;  // result of a comparison: -1 or 0 per lane
   static constexpr int lanes = kVectorBytes / 4;
 };
 template <>

@@ -11,7 +11,7 @@ struct SortItem {
   int32_t index;
 };
 
-// Sorts by rising key, equal keys keep their order. Returns where the result is: items or scratch.
+// Stable sort by ascending key. Returns the array that holds the result: items or scratch.
 inline SortItem* stable_sort(SortItem* items, SortItem* scratch, int64_t n) {
   constexpr int64_t kInsertionMax = 48;
   if (n <= kInsertionMax) {
@@ -25,7 +25,7 @@ inline SortItem* stable_sort(SortItem* items, SortItem* scratch, int64_t n) {
     }
     return items;
   }
-  // radix sort from the lowest digit up, leaving out the digits in which no two keys differ
+  // least-significant-digit radix sort that skips digits in which all keys agree
   constexpr int kDigitBits = 8;
   constexpr uint64_t kDigits = 1 << kDigitBits;
   uint64_t varying = 0;

@@ -1,4 +1,4 @@
-// What csrc/ops needs of torch: checks, dtype dispatch and checked boxing, on the stable ABI.
+// torch utilities for csrc/ops: checks, dtype dispatch and checked boxing, on the stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

@@ -1,4 +1,4 @@
-// The activations with their derivatives: value(z), and gradient(g, z) = g * value'(z).
+// Activations and their derivatives: value(z), and gradient(g, z) = g * value'(z).
 #pragma once
 
 #include "common/simd_activation.h"
@@ -7,8 +7,8 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// none, relu and relu6. A limit that is not there is NaN: no comparison with it holds, and a z that
-// is NaN passes all of them.
+// none, relu and relu6. NaN stands for a missing limit, since comparisons with it are false; they
+// are false for NaN z as well, which passes through.
 template <typename A>
 struct Clamp {
   using V = vector_t<A>;

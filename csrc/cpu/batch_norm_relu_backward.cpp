@@ -1,4 +1,4 @@
-// The gradient: the two sums over a channel that it needs, then the gradient of the input.
+// Backward: the two sums per channel, then the gradient of the input.
 #include "ops/batch_norm_relu.h"
 
 #include "cpu/batch_norm_relu_activations.h"
@@ -17,7 +17,7 @@ struct Gradient {
   const Activate& activate;
   Constants of;
 
-  // gradient of z, and x - mean; inlined by force, since it stands in the inner loops
+  // gradient of z, and x - mean; forced inline, since it is in the inner loops
   template <Span kSpan>
   __attribute__((always_inline)) inline auto dz(int64_t at, int64_t count, vector_t<A>& d) const {
     d = load_lanes<kSpan>(x + at, count) - of(args.mean, at);
@@ -33,8 +33,7 @@ struct Gradient {
   }
 };
 
-// Where the two sums go: to a register of partial sums of one channel, or to an array over
-// channels.
+// Destinations of the two sums: registers with partial sums of one channel, or per-channel arrays.
 template <typename A>
 struct InRegisters {
   vector_t<A>& first;

@@ -1,6 +1,5 @@
-// How the kernels of batch normalization go over items, planes or rows: vector by vector. Lanes run
-// along a plane, which shares its channel's constants, or along a row, whose lanes are different
-// channels.
+// Loops of the batch normalization kernels over items (planes or rows), vector by vector. The lanes
+// of a plane share their channel's constants, the lanes of a row are different channels.
 #pragma once
 
 #include "common/simd.h"
@@ -9,12 +8,11 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// elements of a plane whose sum is taken in float before it goes on in double; they stay in the
-// first-level cache for the second look at them
+// elements of a plane summed in float before going on in double; a second pass hits the L1 cache
 constexpr int64_t kChunk = 2048;
 
-// A vector of an item: whole; the last one of an item that is no multiple of a vector, which starts
-// early and so has lanes that were handled before; all of an item that is shorter than a vector.
+// A vector of an item: whole; the last one if the length is not a multiple of a vector, which
+// starts early and repeats lanes; or all of an item that is shorter than a vector.
 enum class Span { whole, overlapping, partial };
 
 template <Span kSpan, typename T>
@@ -35,7 +33,7 @@ inline void store_lanes(T* p, V v, int64_t count) {
   }
 }
 
-// Zero in the lanes that have no element of their own: the last `count` or first `count` have one.
+// Zeroes repeated and missing lanes; the last or first `count` lanes are valid.
 template <Span kSpan, typename A>
 inline vector_t<A> own_lanes(vector_t<A> v, int64_t count) {
   if constexpr (kSpan == Span::whole) {
@@ -58,7 +56,7 @@ inline double sum_of_lanes(vector_t<A> v) {
   return sum;
 }
 
-// Constants of a channel, by lane. Of a plane: the same in every lane.
+// Per-channel constants, by lane. Plane: the same in all lanes.
 template <typename A>
 struct OfPlane {
   int64_t channel;
@@ -68,7 +66,7 @@ struct OfPlane {
   }
 };
 
-// Of a row: of the channels from `at` on.
+// Row: of the channels from `at` on.
 template <typename A>
 struct OfRow {
   vector_t<A> operator()(const void* values, int64_t at) const {
@@ -76,7 +74,7 @@ struct OfRow {
   }
 };
 
-// Calls step.run<span>(at, count of lanes of its own) for the vectors of an item from `at` on.
+// Calls step.run<span>(at, number of valid lanes) for the vectors of an item, from `at` on.
 template <typename A, typename Step>
 inline void for_vectors(int64_t at, int64_t length, const Step& step) {
   constexpr int64_t lanes = lanes_v<A>;
@@ -90,7 +88,7 @@ inline void for_vectors(int64_t at, int64_t length, const Step& step) {
   }
 }
 
-// Calls item(offset of its first element, its constants) for the items [begin, end).
+// Calls item(offset of its first element, constants) for items [begin, end).
 template <typename A, typename F>
 inline void for_items(const BatchNormReluArgs& args, int64_t begin, int64_t end, const F& item) {
   for (int64_t i = begin; i < end; ++i) {
@@ -107,12 +105,12 @@ inline const T* at_offset(const void* p, int64_t offset) {
   return p == nullptr ? nullptr : static_cast<const T*>(p) + offset;
 }
 
-// elements of an array over channels
+// elements of a per-channel array
 inline int64_t padded_length(int64_t length) {
   return (length + kBatchNormPadding - 1) / kBatchNormPadding * kBatchNormPadding;
 }
 
-// where the partial results of a plane or of a block of rows are; the second ones C further
+// partial results of a plane or a block of rows; the second ones are C elements further
 inline double* partials_of(const BatchNormReluArgs& args, int64_t begin) {
   const int64_t channel = args.planes ? begin % args.C : 0;
   return args.partials + begin / args.block * 2 * args.C + channel;

@@ -1,4 +1,4 @@
-// Mean and sum of squared deviations of a block of items and a channel.
+// Mean and sum of squared deviations per block of items and channel.
 #include "ops/batch_norm_relu.h"
 
 #include "cpu/batch_norm_relu_items.h"
@@ -6,8 +6,8 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// Each chunk is looked at twice: for its mean, then for the deviations from it, which cancel
-// nothing however far from zero the values are (Chan, Golub and LeVeque 1983, the pairwise update).
+// Two passes over each chunk, for its mean and for the deviations from it, avoid cancellation even
+// if the mean is large. Chunks are merged by the pairwise update (Chan, Golub and LeVeque 1983).
 template <typename T, typename A>
 struct AddTo {
   const T* x;
@@ -73,7 +73,7 @@ void plane_statistics(const T* x, int64_t length, double& mean, double& squares)
   }
 }
 
-// Adds up a block of rows in pieces of a few rows, so that a sum in scratch is seldom loaded.
+// Sums a block of rows a few rows at a time, so that sums in scratch are rarely loaded.
 constexpr int kRows = 4;
 
 template <typename T, typename A>

@@ -1,5 +1,4 @@
-// Copies between the engine's [pixels][channels] of float or double and maps of any format and
-// type.
+// Copies between the engine's [pixels][channels], float or double, and maps of any format and type.
 #include "ops/conv.h"
 
 #include "common/simd.h"
@@ -55,7 +54,7 @@ inline void transpose(
   }
 }
 
-// of few channels, which would leave most lanes of a transposed square empty
+// for few channels, which would leave most lanes of a transposed square empty
 template <typename S, typename T>
 void interleave(const ConvMaps<const S>& maps, T* to, int64_t to_stride) {
   constexpr int n = lanes_v<accumulate_t<S>>;
@@ -96,7 +95,7 @@ void gather(const ConvMaps<const S>& maps, T* to, int64_t to_stride) {
   }
 }
 
-// [pixels][channels] to maps whose pixels are apart, through transposed squares
+// [pixels][channels] to maps whose pixels are not adjacent, by transposed squares
 template <typename S, typename T>
 inline void scatter_spaced(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
   constexpr int n = lanes_v<T>;
@@ -119,7 +118,7 @@ inline void scatter_spaced(const T* from, int64_t from_stride, const ConvMaps<S>
 template <typename S, typename T>
 void scatter(const T* from, int64_t from_stride, const ConvMaps<S>& maps) {
   if (maps.pixel_stride == 1) {
-    // along long rows a few channels at a time, whose lines then stay in the first-level cache
+    // along long rows, a few channels at a time, whose lines then stay in the L1 cache
     const int64_t step = maps.pixels > maps.channels ? lanes_v<T> : maps.channels;
     for (int64_t c = 0; c < maps.channels; c += step) {
       const int64_t channels = min(maps.channels - c, step);

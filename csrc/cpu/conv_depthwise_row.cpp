@@ -1,7 +1,7 @@
-// Rows of depthwise convolution: a tile of pixels next to each other, one vector of channels at a
-// time. From the contract down to the registers:
-//   with_taps       number of taps and step between pixels, as constants where they are usual
-//   split_pixels    how many pixels a tile gets
+// Rows of depthwise convolution: tiles of adjacent pixels, one vector of channels at a time. From
+// the contract down to the registers:
+//   with_taps       number of taps and step between pixels, as constants if they are common
+//   split_pixels    number of pixels per tile
 //   depthwise_tile  the sums of a tile
 //   add_taps        one row of taps
 #include "ops/conv.h"
@@ -13,7 +13,7 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// Adds the row of taps that starts at x; each input vector is loaded once for all of its pixels.
+// Adds the row of taps starting at x; each input vector is loaded once for all its pixels.
 template <int kRows, int kTaps, int kStep, typename T>
 inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, const T* weights) {
   vector_t<T> w[kTaps];
@@ -35,7 +35,7 @@ inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, cons
   }
 }
 
-// kTaps is 0 for any number of taps, step and dilation
+// kTaps 0 stands for any number of taps, step and dilation
 template <int kRows, int kTaps, int kStep, typename T>
 inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const int64_t C = row.packing->outer_K(), S = row.S;
@@ -45,7 +45,7 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * C;
   T* output = row.output + pixel * C;
   const int64_t step = row.step * C, dilation = row.dilation * C;
-  // with each vector of channels a share of a coming tile is prefetched
+  // each vector of channels prefetches its share of a later tile
   constexpr int kAhead = kRows * kStep * kVectorBytes / kLineBytes;
   const int64_t ahead = (1 + 128 / C) * kRows;
   const int64_t behind = (pixel + ahead - 1) * step + S * C;

@@ -67,7 +67,7 @@ void add_channels(const ConvGradientTile<T>& tile, int64_t c) {
   }
 }
 
-// of `rows` channels, at most kRows
+// for `rows` channels, at most kRows
 template <int kRows, typename T>
 inline void add_rows(const ConvGradientTile<T>& tile, int64_t c, int64_t rows) {
   if constexpr (kRows > 1) {

@@ -1,10 +1,10 @@
 // Register tiles of pixels times vectors of output channels. From the contract down to the
-// registers each level decides one thing:
-//   split_channels            which block of channels is next, and where its weights are
+// registers, each level decides one thing:
+//   split_channels            the next block of channels and its weights
 //   with_vectors, with_width  the block's size: vectors of one group, or the width of its groups
-//   split_taps                which taps go together, so that their weights stay in the cache
-//   split_pixels              how many pixels a register tile gets
-//   with_rows                 that number as a constant
+//   split_taps                the taps of one pass, whose weights have to stay in the cache
+//   split_pixels              the number of pixels per register tile
+//   with_rows                 the same as a constant
 //   dense_tile, shared_tile   the register tile
 #include "ops/conv.h"
 
@@ -16,11 +16,10 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-constexpr int64_t kPassBytes = 160 << 10;  // weights of a pass over the pixels
-constexpr int kStretch = 8;                // channels between two prefetches
+constexpr int64_t kPassBytes = 160 << 10;  // weights per pass over the pixels
+constexpr int kStretch = 8;                // channels between prefetches
 
-// A tile's way to memory, in local copies: the compiler must assume that a store changes the
-// others.
+// Pointers of a tile as local copies; otherwise the compiler must assume that stores change them.
 template <typename T>
 struct Epilogue {
   T* const* outputs;
@@ -75,11 +74,11 @@ struct Block {
   const T* weights;
   const T* bias;
   int64_t input_channel, output_channel;
-  int64_t channels;  // of output
-  int64_t C;         // of input per tap
+  int64_t channels;  // output channels
+  int64_t C;         // input channels per tap
   int64_t tap_begin, tap_end;
-  int64_t ahead;     // lines of the weights behind these to prefetch per stretch
-  bool reads_first;  // whether it is the first to read the inputs
+  int64_t ahead;     // cache lines of the next weights to prefetch per stretch
+  bool reads_first;  // whether no block has read the inputs before
 };
 
 template <int kRows, int kCols, typename T>
@@ -95,7 +94,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   }
   const T* weights = block.weights + block.tap_begin * block.C * kCols * lanes_v<T>;
   const T* const* inputs = tile.inputs + block.tap_begin * tile.pixels + pixel;
-  // this tile's share of the weights behind the block's
+  // this tile's share of the next block's weights
   const int64_t share = (block.tap_end - block.tap_begin) * (block.C / kStretch) * block.ahead;
   const T* behind = block.weights + block.tap_end * block.C * kCols * lanes_v<T>;
   const char* ahead =
@@ -156,7 +155,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   finish(sums, pixel, block.output_channel, last);
 }
 
-// of lanes grouped by kWidth, each gets the value of lane `c` of its group
+// broadcasts lane `c` within each group of kWidth lanes
 template <int kWidth, int c, typename V, int... I>
 inline V pick(V x, lane_list<I...>) {
   return __builtin_shufflevector(x, x, (I / kWidth * kWidth + c)...);
@@ -207,11 +206,11 @@ inline void shared_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t 
   finish(sums, pixel, block.output_channel, count);
 }
 
-// The vectors of a block are of one group of channels, whose inputs are the same for all of them.
+// All vectors of a block belong to one group of channels and share their inputs.
 template <int kVectors>
 struct Dense {
-  static constexpr int64_t kWeightBytes = kVectors * kVectorBytes;  // of an input channel
-  // of one vector of channels twice as many pixels, or each sum would wait for the one before
+  static constexpr int64_t kWeightBytes = kVectors * kVectorBytes;  // per input channel
+  // a single vector of channels takes twice as many pixels, to hide the latency of additions
   static constexpr int kMostRows = kVectors == 1 ? 2 * kTileRows : kTileRows;
 
   template <int kRows, typename T>
@@ -223,7 +222,7 @@ struct Dense {
 // The block is one vector, of several groups of kWidth channels.
 template <int kWidth>
 struct Shared {
-  static constexpr int64_t kWeightBytes = 0;  // few enough: all taps go in one pass
+  static constexpr int64_t kWeightBytes = 0;  // few enough for all taps in one pass
   static constexpr int kMostRows = kTileRows;
 
   template <int kRows, typename T>
@@ -248,7 +247,7 @@ void split_pixels(const ConvTile<T>& tile, const Block<T>& block) {
   constexpr int kMost = Kind::kMostRows;
   for (int64_t p = 0, rows; p < tile.pixels; p += rows) {
     const int64_t left = tile.pixels - p;
-    // the last two tiles share what is left, since a narrow one waits for its sums
+    // the last two tiles share the remaining pixels, since a narrow tile is bound by latency
     rows = left >= 2 * kMost || left == kMost ? kMost : left > kMost ? (left + 1) / 2 : left;
     with_rows<Kind, kMost>(tile, block, p, rows);
   }
@@ -257,16 +256,16 @@ void split_pixels(const ConvTile<T>& tile, const Block<T>& block) {
 template <typename Kind, typename T>
 void split_taps(const ConvTile<T>& tile, Block<T> block) {
   const int64_t taps = tile.packing->taps;
-  // weights that all tiles read should stay in the second-level cache along with the inputs
+  // the weights, which all tiles read, should stay in the L2 cache along with the inputs
   const int64_t bytes = Kind::kWeightBytes * block.C;
   const int64_t passes = (taps * bytes + kPassBytes - 1) / kPassBytes;
   const int64_t step = passes > 1 ? (taps + passes - 1) / passes : taps;
   block.tap_end = 0;
-  do {  // once without taps, too: a phase of a transposed convolution may have only a bias
+  do {  // runs even without taps: a phase of a transposed convolution may only have a bias
     block.tap_begin = block.tap_end;
     block.tap_end = min(block.tap_begin + step, taps);
     if (Kind::kWeightBytes > 0 && tile.far_weights) {
-      // cache lines of the next weights, spread over the tiles
+      // distributes the cache lines of the next weights over the tiles
       const int64_t lines = Kind::kWeightBytes * kStretch / kLineBytes;
       const int64_t tiles = (tile.pixels + kTileRows - 1) / kTileRows;
       block.ahead = (lines + tiles - 1) / tiles;

@@ -42,8 +42,8 @@ struct Separable {
     }
   }
 
-  // Pixels [q_begin - count + 1, q_end) of row y in the accumulation type, zeros outside the map,
-  // times the channel's scale.
+  // Pixels [q_begin - count + 1, q_end) of row y in the compute type, times the channel's scale;
+  // zeros outside the map.
   void load_row(int64_t y) {
     const T* source =
         static_cast<const T*>(args.input) + (task.plane * args.H + y) * args.W * width;
@@ -83,8 +83,7 @@ struct Separable {
     }
   }
 
-  // channels_last: lanes run over the channels; what a vector writes past a pixel, the next one
-  // writes again
+  // channels_last: lanes are channels; the next pixel overwrites what a vector writes past its end
   void stretch_pixels(A* out) {
     constexpr int lanes = lanes_v<A>;
     const int64_t stride = args.x.stride;
@@ -104,10 +103,10 @@ struct Separable {
     }
   }
 
-  // NCHW, large strides: lanes run over the outputs of one input pixel
+  // NCHW, large strides: lanes are the outputs of one input pixel
   void stretch_wide(A* out) {
     const int64_t stride = args.x.stride;
-    // the phases with one tap more than the others come first
+    // phases with one more tap come first
     const int64_t full = args.x.size - (args.x.most() - 1) * stride;
     for (int64_t q = 0; q < task.q_end - task.q_begin; ++q, out += stride) {
       const A* newest = input_row + q + args.x.most() - 1;
@@ -135,8 +134,7 @@ struct Separable {
     }
   }
 
-  // NCHW, small strides: lanes run over input pixels, and the phases are interleaved by scalar
-  // stores
+  // NCHW, small strides: lanes are input pixels, and scalar stores interleave the phases
   void stretch_narrow(A* out) {
     constexpr int lanes = lanes_v<A>;
     const int64_t stride = args.x.stride;
@@ -176,7 +174,7 @@ struct Separable {
     }
   }
 
-  // Output row oy from the stretched rows u / stride - t that there are, at most two at a time.
+  // Output row oy from the existing stretched rows u / stride - t, at most two at a time.
   void combine(int64_t oy) const {
     const int64_t u = oy + args.y.padding;
     const int64_t q = u / args.y.stride;
@@ -187,7 +185,7 @@ struct Separable {
     const auto row = [&](int64_t y) { return rows + y % args.y.most() * row_size; };
     const auto tap = [&](int64_t y) { return args.y.taps[r + (q - y) * args.y.stride]; };
     const A* sum = shift_row;
-    for (; newest - oldest >= 2; --newest) {  // no bilinear filter has so many
+    for (; newest - oldest >= 2; --newest) {  // never for bilinear filters
       for (int64_t i = 0; i + lanes_v<A> <= row_size; i += lanes_v<A>) {
         const vector_t<A> more = load(row(newest) + i) * broadcast(tap(newest));
         store(sum_row + i, load(sum + i) + more);

@@ -11,7 +11,7 @@ constexpr int kLanes = lanes_v<float>;
 constexpr int kLine = kVectorBytes < 64 ? 64 / kVectorBytes : 1;  // vectors of a cache line
 constexpr int kIn = kWinogradInputs, kOut = kWinogradOutputs;
 
-constexpr double kNear = 0.625, kFar = 1.5;  // the points, but for 0 and infinity
+constexpr double kNear = 0.625, kFar = 1.5;  // the points other than 0 and infinity
 constexpr float kA = kNear, kB = kFar, kA2 = kNear * kNear, kB2 = kFar * kFar;
 constexpr float kA3 = kNear * kNear * kNear, kB3 = kFar * kFar * kFar;
 constexpr float kSum = kNear * kNear + kFar * kFar, kProduct = kNear * kNear * kFar * kFar;
@@ -56,11 +56,11 @@ constexpr auto transform_output = [](const float_v (&m)[kIn], float_v (&y)[kOut]
   y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
 };
 
-// T d T^T of a tile d of kIn x kIn vectors, where T d of a column is `transform`, to kTo x kTo.
-// kVectors side by side, so that a cache line is used up at once.
+// T d T^T of a tile d of kIn x kIn vectors, to kTo x kTo vectors; `transform` computes T d of a
+// column. Takes kVectors side by side, to use a whole cache line at once.
 template <int kTo, int kVectors, typename Transform, typename Load, typename Store>
 inline void transform_tile(Transform transform, Load load_value, Store store_value) {
-  float_v rows[kTo][kVectors][kIn];  // the columns transformed
+  float_v rows[kTo][kVectors][kIn];  // transformed columns
   for (int x = 0; x < kIn; ++x) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
@@ -89,7 +89,7 @@ inline void transform_tile(Transform transform, Load load_value, Store store_val
   }
 }
 
-// of a tile, those that the one to the left of it does not have
+// columns of a tile that its left neighbour does not have
 inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
   for (int y = 0; y < kIn; ++y) {
     for (int x = kIn - kOut; x < kIn; ++x) {
@@ -98,7 +98,7 @@ inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
   }
 }
 
-// kVectors of one tile from channel k on, of which only `count` lanes if there is one vector
+// kVectors of one tile from channel k on; a single vector has only `count` lanes
 template <int kVectors, typename Activate>
 inline void output_channels(
     const WinogradOutput& out, int64_t t, int64_t k, int count, const Activate& activate

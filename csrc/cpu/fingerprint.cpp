@@ -1,6 +1,6 @@
 // Independent multiplicative hashes of 64-bit words, one per lane, and a hash of these. Each step
-// is a bijection of both the state and the word, so a change of one word always shows; the rotation
-// before the multiplication carries a word's highest bit, a float's sign, into the others.
+// is a bijection of both the state and the word, so a change of a single word always changes the
+// hash. The rotation before the multiplication spreads the highest bit, a float's sign.
 #include "ops/fingerprint.h"
 
 #include "common/simd.h"
@@ -8,10 +8,10 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-constexpr int64_t kBlock = 256;  // bytes per step, whatever the level: the result is the same
+constexpr int64_t kBlock = 256;  // bytes per step, the same at every level, as is the result
 constexpr int kVectors = kBlock / kVectorBytes;
 constexpr int kLanes = kBlock / 8;
-constexpr uint64_t kFactor = 0x9e3779b97f4a7c15;  // the golden ratio's odd neighbour
+constexpr uint64_t kFactor = 0x9e3779b97f4a7c15;  // 2^64 / golden ratio, made odd
 constexpr int kRotation = 29;
 
 template <typename T>

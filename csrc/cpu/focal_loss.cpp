@@ -1,5 +1,5 @@
-// Focal loss on the CPU. With labels, rows are runs of negatives between the positives, and a run
-// is one stretch of memory however many rows it has.
+// Focal loss on the CPU. With labels, the logits between two positives are a run of negatives,
+// contiguous in memory over any number of rows.
 #include "ops/focal_loss.h"
 
 #include "common/simd_math.h"
@@ -14,7 +14,7 @@ struct Math {
   static inline V abs(V x) { return absolute(x); }
   static inline V at_least_zero(V x) { return at_least(x, A(0)); }
   static inline V exp(V x) { return FASTVISION_ISA::exp(x); }
-  static inline V exp_capped(V x) {  // targets outside [0, 1] may take it above 0
+  static inline V exp_capped(V x) {  // x may be positive for targets outside [0, 1]
     constexpr A kMost = sizeof(A) == sizeof(float) ? A(88) : A(709);
     return exp(x > kMost ? V{} + kMost : x);
   }
@@ -23,17 +23,17 @@ struct Math {
   static inline V reciprocal(V x) { return A(1) / x; }
 };
 
-// for the one number of a row, in double whatever the row's type
+// for the single value of a row, always in double
 struct ScalarMath {
   static constexpr double largest = __DBL_MAX__;
   static inline double exp(double x) { return __builtin_exp(x); }
   static inline double log(double x) { return __builtin_log(x); }
 };
 
-// Vectors are summed in A for a while only: the loss of millions of easy negatives is a sum of very
-// small numbers.
+// Vectors summed in A before going on in double: the loss of millions of easy negatives is a sum of
+// very small numbers.
 constexpr int kVectorsPerSum = 32;
-// Vectors that are gone through for easy negatives before the others among them are looked at.
+// Vectors scanned for easy negatives before the others among them are computed.
 constexpr int kBlock = 256;
 
 template <typename V>
@@ -56,7 +56,7 @@ inline auto load_filled(const T* p, int count, accumulate_t<T> fill) {
   return load(buffer);
 }
 
-// Calls add(i, sum of some vectors) for i in [0, count); gives the sum of all.
+// Calls add(i, sum of some vectors) for i in [0, count); returns the total.
 template <typename V, typename F>
 inline double sum_of_vectors(int count, const F& add) {
   double sum = 0;
@@ -99,16 +99,16 @@ inline bool are_negatives(const Elements<T>& vector) {
   return true;
 }
 
-// The vectors of a block that hold more than easy negatives.
+// Indices of a block's vectors that have more than easy negatives.
 struct Others {
   int count = 0;
   uint16_t index[kBlock];
 };
 
-// Nearly all logits of a detector are far below 0, and nearly everyone takes gamma 2. With e = e^x,
+// Nearly all logits of a detector are far below 0, and gamma is usually 2. With e = e^x,
 // p^2 log(1 + e) and its derivative are then e^3 times short polynomials (fitted for e <= 1/6,
-// within 1e-7 and 3e-7 relative). The formula for any logit would take registers from this loop:
-// vectors that need it are listed.
+// relative error at most 1e-7 and 3e-7). The general formula would take registers from this loop,
+// so vectors that need it are listed.
 template <typename T, bool kTargets, bool kGrad>
 inline double easy_negatives(
     const Elements<T>& elements, int vectors, const FocalParams<float>& params, Others& others
@@ -130,7 +130,7 @@ inline double easy_negatives(
       others.index[others.count++] = static_cast<uint16_t>(i);
       return;
     }
-    // the cube of anything less is 0 as well
+    // smaller values also have a cube of 0
     const float_v e = exp_of_normal(at_least(x, -80.0f));
     const float_v cube = e * e * e;
     const float_v loss = polynomial(e, kLoss);
@@ -176,7 +176,7 @@ inline double any_elements(
   });
 }
 
-// Writes losses and gradients of `count` elements; gives the sum of losses that are not written.
+// Writes losses and gradients of `count` elements; returns the sum if losses are not written.
 template <typename T, bool kTargets, bool kGrad, typename A>
 inline double elementwise(
     const Elements<T>& elements, int64_t count, const FocalParams<A>& params
@@ -195,7 +195,7 @@ inline double elementwise(
         sum += easy_negatives<T, kTargets, kGrad>(block, vectors, params, others);
         const auto index = [&](int i) { return others.index[i]; };
         sum += any_elements<T, kTargets, kGrad>(block, others.count, params, index);
-        try_easy = others.count <= vectors / 2;  // else the next ones are not worth it
+        try_easy = others.count <= vectors / 2;  // otherwise scanning does not pay
         continue;
       }
     }
@@ -204,7 +204,7 @@ inline double elementwise(
   if (i < count) {
     const int rest = static_cast<int>(count - i);
     const Elements<T> last = elements.at(i);
-    // a negative at -infinity is without loss
+    // a negative at -infinity has no loss
     T inputs[lanes], targets[lanes], losses[lanes], grads[lanes];
     store(inputs, load_filled(last.inputs, rest, A(-kInfinity)));
     if constexpr (kTargets) {
@@ -257,7 +257,7 @@ FocalResult with_labels(
 ) {
   double sum = 0;
   int64_t bad_row = -1;
-  int64_t run = task.begin * K;  // where the run of negatives begins
+  int64_t run = task.begin * K;  // begin of the run of negatives
   const auto finish_run = [&](int64_t end) {
     if (run < end) {
       sum += elementwise<T, false, kGrad>(level.at(run), end - run, params);
@@ -305,7 +305,7 @@ FocalResult sigmoid(const FocalArgs& args, const FocalTask& task) {
   return {elementwise<T, true, kGrad>(elements.at(task.begin), count, params), -1};
 }
 
-// Calls f(offset, vector) for all vectors of a row, lanes past the end being -infinity.
+// Calls f(offset, vector) for all vectors of a row; lanes past the end are -infinity.
 template <typename T, typename F>
 inline void for_row(const T* row, int64_t K, const F& f) {
   using A = accumulate_t<T>;
@@ -354,7 +354,7 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
       most = most_v[i] > most ? most_v[i] : most;
     }
     for_row(row, K, [&](int64_t i, V x) { store(exponentials + i, exp(x - most)); });
-    // 1 - p from the others alone: else it is a small difference of large numbers
+    // 1 - p as a sum over the other classes, to avoid cancellation
     const double own = exponentials[label];
     exponentials[label] = 0;
     V others_v{};

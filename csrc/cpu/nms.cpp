@@ -1,8 +1,8 @@
-// Greedy NMS of one segment, a box at a time by falling score, against the boxes kept so far.
+// Greedy NMS of one segment: compares each box, by descending score, with the boxes kept so far.
 //
-// A box is compared only with kept boxes whose centre is near. IoU > t means that the intersection
-// is wider than t * max(w_i, w_j), and intervals that overlap by o have centres at most (w_i + w_j)
-// / 2 - o apart. So for a box of width w the other centre is nearer than both
+// A box is only compared with kept boxes whose centres are near. IoU > t implies that the
+// intersection is wider than t * max(w_i, w_j), and intervals that overlap by o have centres at
+// most (w_i + w_j) / 2 - o apart. So for a box of width w the other centre is nearer than both
 //   (w + w_max) / 2                              (they overlap at all)
 //   w * max(1 - t, (1 / t - 1) / 2)              (t w <= w_other <= w / t)
 // and the same holds for heights.
@@ -41,9 +41,9 @@ struct Box {
         y2(corners[3]),
         area((x2 - x1) * (y2 - y1)) {}
 
-  // With a threshold t >= 0 only boxes of positive and finite area drop others or are dropped: a
-  // side that is not positive or an area of 0 gives an intersection of 0, an infinite or NaN area
-  // an IoU of 0 or NaN. With t < 0 every IoU but NaN drops, and a NaN area always gives NaN.
+  // With a threshold t >= 0, only boxes of positive and finite area suppress or are suppressed: a
+  // non-positive side or an area of 0 gives an intersection of 0, and an infinite or NaN area an
+  // IoU of 0 or NaN. With t < 0 every IoU except NaN suppresses, and a NaN area always gives NaN.
   bool takes_part(T threshold) const {
     return threshold >= 0 ? x2 > x1 && y2 > y1 && area > 0 && area < limits<T>::infinity
                           : area == area;
@@ -57,28 +57,28 @@ struct Block {
 };
 
 struct Link {
-  int32_t next;   // block of the same cell, or -1
+  int32_t next;   // next block of the same cell, or -1
   int32_t count;  // boxes in this block
 };
 
-// One axis of the grid: which cell a centre lies in, and how far another centre may be.
+// One axis of the grid: the cell of a centre, and the maximum distance to another centre.
 template <typename T>
 struct Axis {
   T origin = 0;
   T scale = 0;
   T last = 0;     // number of cells - 1
-  T largest = 0;  // side of a kept box
+  T largest = 0;  // largest side of a kept box
 
-  // does not fall with x, so a cell range holds every centre between its ends; NaN (0 * infinity)
-  // is 0
+  // monotonic in x, so a range of cells contains every centre between its ends; NaN (0 * infinity)
+  // becomes 0
   int32_t cell(T x) const {
     T position = (x - origin) * scale;
     position = position > 0 ? position : 0;
     return (int32_t)(position < last ? position : last);
   }
 
-  // Widened by the rounding of centres, window and IoU: the other's coordinates are below
-  // 5 * magnitude + 2 * half in either case.
+  // Widened by the rounding errors of centres, window and IoU: the other box's coordinates are
+  // below 5 * magnitude + 2 * half in either case.
   T half_window(T low, T high, T reach) const {
     const T side = high - low;
     const T overlap = side / 2 + largest / 2;
@@ -100,7 +100,7 @@ class KeptBoxes {
     blocks_ = (Blk*)segment.workspace;
     links_ = (Link*)(blocks_ + max_blocks);
     heads_ = (int32_t*)(links_ + max_blocks);
-    // the rounding of the IoU is below 16 half ulps, a tiny threshold has only the overlap as a
+    // the IoU's rounding error is below 16 half ulps; for tiny thresholds only the overlap is a
     // bound
     const double relax = 64 * limits<T>::epsilon;
     const double t = threshold * (1 - relax);
@@ -117,7 +117,7 @@ class KeptBoxes {
     if (columns_ * rows_ == 1) {
       return search_all(box);
     }
-    // the box that drops this one is most often in the same cell
+    // the box that suppresses this one is most often in the same cell
     const T cx = centre(box.x1, box.x2), cy = centre(box.y1, box.y2);
     const int32_t column = x_.cell(cx), row = y_.cell(cy);
     if (search(box, column, column, row, row)) {
@@ -139,7 +139,7 @@ class KeptBoxes {
         y_.cell(centre(box.y1, box.y2)) * columns_ + x_.cell(centre(box.x1, box.x2));
     int32_t head = heads_[cell];
     if (head < 0 || links_[head].count == Blk::lanes) {
-      memset(&blocks_[used_], 0xff, sizeof(Blk));  // NaN: an empty lane drops nothing
+      memset(&blocks_[used_], 0xff, sizeof(Blk));  // NaN, so empty lanes suppress nothing
       links_[used_] = {head, 0};
       head = heads_[cell] = (int32_t)used_++;
     }
@@ -164,7 +164,7 @@ class KeptBoxes {
     const V y2 = min(load(block.y2), broadcast(box.y2));
     const V inter = max(x2 - x1, V{}) * max(y2 - y1, V{});
     const V area = load(block.area) + broadcast(box.area) - inter;
-    // the quotient rounds to more than the threshold only if this holds, so few are divided
+    // necessary for a quotient that rounds above the threshold, which saves most divisions
     if (threshold_ > 0 && movemask(inter >= area * broadcast(threshold_)) == 0) {
       return false;
     }
@@ -194,8 +194,8 @@ class KeptBoxes {
     return false;
   }
 
-  // The extent of the centres and the typical side, both from a sample; centres beyond the extent
-  // go to the border cells.
+  // Extent of the centres and typical side, both from a sample; centres beyond the extent go to the
+  // border cells.
   void choose_grid(const NmsSegment<T>& segment) {
     constexpr int kSamples = 64;
     if (segment.n < 4 * kSamples) {
@@ -216,7 +216,7 @@ class KeptBoxes {
     if (samples < kSamples / 4) {
       return;
     }
-    // in units of the typical side; finer cells than a third of it were slower
+    // in units of the typical side; cells finer than a third of it were slower
     const double w = width[samples / 2], h = height[samples / 2];
     const double extent_x = extent(cx, samples) / w, extent_y = extent(cy, samples) / h;
     const double cells = (double)nms_max_cells(segment.n);
@@ -274,7 +274,7 @@ inline float round_down(double threshold, float) {
   }
   int32_t bits;
   memcpy(&bits, &nearest, sizeof bits);
-  bits += nearest > 0 ? -1 : 1;  // the neighbour towards -infinity
+  bits += nearest > 0 ? -1 : 1;  // the next value towards -infinity
   float below;
   memcpy(&below, &bits, sizeof below);
   return below;
@@ -282,7 +282,7 @@ inline float round_down(double threshold, float) {
 
 template <typename T>
 void run(const NmsSegment<T>& segment) {
-  // an IoU is never above 1, and NaN compares false
+  // an IoU never exceeds 1, and comparisons with NaN are false
   if (!(segment.iou_threshold < 1)) {
     for (int64_t i = 0; i < segment.n; ++i) {
       segment.kept[i] = i < segment.max_output;

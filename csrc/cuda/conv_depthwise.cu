@@ -1,7 +1,7 @@
-// Depthwise convolution of channels_last images. It is bound by memory, so each thread takes 16
-// bytes of channels and a strip of neighbouring output pixels: a row of input is read once per
-// strip and row of taps, each pixel widened once and used for all the outputs it reaches. A thread
-// goes down a few rows, so that the rows it reads again are still in the first-level cache.
+// Depthwise convolution of channels_last images. It is memory-bound, so each thread takes 16 bytes
+// of channels and a strip of adjacent output pixels: it reads an input row once per strip and row
+// of taps, and converts each pixel once for all outputs that use it. A thread computes several rows
+// in sequence, so rows are still in the L1 cache when it reads them again.
 #include <math.h>
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace fastvision {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kStrip = 4;                    // output pixels of a thread side by side
-constexpr int kMaxRows = 8;                  // and below each other
+constexpr int kStrip = 4;                    // horizontally adjacent output pixels per thread
+constexpr int kMaxRows = 8;                  // output rows per thread
 constexpr int64_t kEnoughThreads = 1 << 16;  // to fill a large GPU
 
 template <typename T>
@@ -32,7 +32,7 @@ __device__ inline void load(float (&to)[Pack<T>::kWidth], const T* from) {
   }
 }
 
-// Comparisons, not fmin and fmax: those would lose a NaN.
+// Comparisons instead of fmin and fmax, which would drop a NaN.
 __device__ inline float clamp6(float x) { return x < 0 ? 0 : x > 6 ? 6 : x; }
 
 template <int kWidth>
@@ -75,11 +75,11 @@ __device__ inline void activate(
   }
 }
 
-// How many rows a thread computes, and how many such bands there are.
+// Rows per thread and number of such bands.
 struct Bands {
   int rows;
   int bands;
-  int strips;  // of a row
+  int strips;  // per row
   int groups;  // of channels
 };
 
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kTaps == 3 ? 3 : 2) conv_depthwise_k
   constexpr int kWidth = Pack<T>::kWidth;
   constexpr int kReach = (kStrip - 1) * kStride + kTaps;  // input pixels of a strip
 
-  // neighbouring threads take neighbouring channels, then strips, then bands
+  // adjacent threads take adjacent channels, then strips, then bands
   int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int c = static_cast<int>(index % plan.groups) * kWidth;
   index /= plan.groups;

@@ -1,5 +1,4 @@
-// What both focal losses need around their kernels: the workspace of a sum, and the product of the
-// gradients with the incoming one.
+// Shared by both focal losses: the workspace of a sum, and the scaling of gradients in backward.
 #include "common/cuda.cuh"
 #include "cuda/focal_loss_pack.cuh"
 #include "cuda/focal_loss_sum.cuh"

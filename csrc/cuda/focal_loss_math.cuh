@@ -1,4 +1,4 @@
-// The functions that common/focal.h computes with, for each type of arithmetic.
+// Math functions for common/focal.h, per compute type.
 #pragma once
 
 #include <cmath>
@@ -17,8 +17,8 @@ struct Math<float> {
 
   __device__ static float abs(float x) { return fabsf(x); }
   __device__ static float at_least_zero(float x) { return x < 0 ? 0.0f : x; }
-  // The approximations are within 2 units in the last place; the argument's own rounding makes the
-  // exponential's relative error about 6e-8 |x|.
+  // The approximations are within 2 ulps; rounding the argument makes the exponential's relative
+  // error about 6e-8 |x|.
   __device__ static float exp(float x) {
     x *= 1.442695041f;
 #ifdef __CUDA_ARCH__
@@ -31,7 +31,7 @@ struct Math<float> {
   }
   __device__ static float exp_capped(float x) { return exp(x); }
   __device__ static float log(float x) { return logf(x); }
-  __device__ static float reciprocal(float x) {  // of a number in [1, 2]
+  __device__ static float reciprocal(float x) {  // for x in [1, 2]
 #ifdef __CUDA_ARCH__
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -40,7 +40,7 @@ struct Math<float> {
     return 1 / x;
 #endif
   }
-  __device__ static float log1p(float x) {  // of a number in [0, 1], within 2e-7 relative
+  __device__ static float log1p(float x) {  // for x in [0, 1], relative error at most 2e-7
     float q = 0.0053648185f;
     q = fmaf(q, x, -0.030065769f);
     q = fmaf(q, x, 0.079204500f);

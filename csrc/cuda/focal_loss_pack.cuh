@@ -1,4 +1,4 @@
-// 16 bytes of consecutive values, which a thread loads and stores at once.
+// 16 bytes of consecutive values, loaded and stored at once.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct alignas(16) Pack {
   T values[size];
 };
 
-// `count` values, which may be fewer than a pack; the rest are `fill`.
+// Loads `count` values, possibly fewer than a pack; the rest are `fill`.
 template <typename T>
 __device__ Pack<T> load_pack(const T* p, int count, bool aligned, T fill) {
   Pack<T> pack;

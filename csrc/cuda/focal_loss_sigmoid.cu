@@ -1,6 +1,6 @@
-// Sigmoid focal loss: one pass over the logits gives the sum and the gradient. A thread takes 16
-// bytes of consecutive logits at a time. With labels nearly all of them are plain negatives; the
-// row is found by one division per thread, not per logit.
+// Sigmoid focal loss: one pass over the logits computes the sum and the gradient. A thread takes 16
+// bytes of consecutive logits at a time. With labels, nearly all of them are negatives, and the row
+// takes one division per thread, not per logit.
 #include <cmath>
 #include "common/cuda.cuh"
 #include "cuda/focal_loss_math.cuh"
@@ -11,7 +11,7 @@
 namespace fastvision {
 namespace {
 
-constexpr int kPacksPerThread = 4;  // of a tile; its sum is in the type of arithmetic
+constexpr int kPacksPerThread = 4;  // per tile, which is summed in the compute type
 
 struct Tiles {
   int64_t begin[kMaxFocalLevels + 1];  // first tile of each level
@@ -86,7 +86,7 @@ __global__ __launch_bounds__(kThreads) void sigmoid_focal_loss_kernel(
     const __grid_constant__ Tiles tiles,
     FocalParams<accumulate_t<T>> params,
     Partials partials,
-    accumulate_t<T>* total  // or null: losses are written
+    accumulate_t<T>* total  // null to write losses
 ) {
   using A = accumulate_t<T>;
   constexpr int kSize = Pack<T>::size;
@@ -108,7 +108,7 @@ __global__ __launch_bounds__(kThreads) void sigmoid_focal_loss_kernel(
         break;
       }
       const int count = elements - at < kSize ? static_cast<int>(elements - at) : kSize;
-      // past the end: a negative without loss
+      // past the end: a negative with no loss
       const Pack<T> x =
           load_pack(static_cast<const T*>(level.inputs) + at, count, aligned, narrow<T>(-INFINITY));
       A losses[kSize];

@@ -1,4 +1,4 @@
-// Softmax focal loss: a warp per row, whose logits give the loss and, read again, the gradient.
+// Softmax focal loss: a warp per row reads the logits for the loss, and again for the gradient.
 #include <cmath>
 #include "common/cuda.cuh"
 #include "cuda/focal_loss_math.cuh"
@@ -28,7 +28,7 @@ __global__ __launch_bounds__(kThreads) void softmax_focal_loss_kernel(
     const __grid_constant__ FocalArgs args,
     FocalParams<accumulate_t<T>> params,
     Partials partials,
-    accumulate_t<T>* total  // or null: losses are written
+    accumulate_t<T>* total  // null to write losses
 ) {
   using A = accumulate_t<T>;
   const FocalLevel& level = args.levels[0];
@@ -53,7 +53,7 @@ __global__ __launch_bounds__(kThreads) void softmax_focal_loss_kernel(
         most = x > most ? x : most;
       }
       most = warp_max(most);
-      // 1 - p from the others alone: else it is a small difference of large numbers
+      // 1 - p as a sum over the other classes, to avoid cancellation
       A others = 0;
       for (int k = lane; k < K; k += 32) {
         const A e = Math<A>::exp(widen(row[k]) - most);

@@ -1,5 +1,5 @@
-// Deterministic sums of a whole launch: each block adds up its own, and the block that ends last
-// adds up theirs in order of their numbers. The number of blocks depends on the sizes alone.
+// Deterministic sums of a whole launch: each block stores its own sum, and the last block to finish
+// adds them in order of block index. The number of blocks only depends on the sizes.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ __device__ inline A warp_sum(A x) {
   return x;
 }
 
-// Valid in thread 0.
+// The result is valid in thread 0.
 __device__ inline double block_sum(double x) {
   __shared__ double sums[kWarps];
   x = warp_sum(x);

@@ -1,18 +1,18 @@
-// Greedy NMS as the lexicographically first maximal independent set: instead of going through the
-// boxes one by one, every box waits for the first earlier box that could drop it, and all boxes
-// that wait for nothing are decided at once. Real detections need a handful of such rounds.
+// Greedy NMS as the lexicographically first maximal independent set: instead of visiting the boxes
+// one by one, every box waits for the first earlier box that could suppress it, and all boxes that
+// wait for none are decided in parallel. Real detections need a handful of such rounds.
 //
-// 1. Two stable sorts: by image and score (a box's place there is its rank), then by image and
+// 1. Two stable sorts: by image and score (a box's position there is its rank), then by image and
 //    class (nms_order.cuh).
-// 2. A stretch of one class in one image is a segment; boxes that take no part are in none
+// 2. A run of one class in one image is a segment; boxes below the score threshold are in none
 //    (nms_segments.cuh).
-// 3. Each segment is cut into chunks, and step s handles chunk s of all segments:
-//    a. on the whole device: drops the chunk's boxes that a box kept in an earlier chunk covers,
-//       and finds which boxes of the chunk cover which, a bit each (nms_cover.cuh);
-//    b. a block per segment: the rounds, on these bits (nms_decide.cuh).
-// 4. The kept boxes' indices in order of rank (nms_compact.cuh).
+// 3. Each segment is split into chunks, and step s processes chunk s of all segments:
+//    a. on the whole device: drops the chunk's boxes covered by a box kept in an earlier chunk,
+//       and computes which boxes of the chunk cover each other, one bit per pair (nms_cover.cuh);
+//    b. one block per segment: the rounds, on these bits (nms_decide.cuh).
+// 4. Writes the indices of the kept boxes in order of rank (nms_compact.cuh).
 //
-// Launches depend on B and N only. Steps that no segment is long enough for end at once.
+// Launches only depend on B and N. Steps beyond the longest segment return early.
 #include "ops/nms.h"
 
 #include "cuda/nms_buffers.cuh"

@@ -1,4 +1,4 @@
-// What the parts of NMS share: a call's sizes, and its arrays in one piece of device memory.
+// Sizes of an NMS call, and its arrays in one block of device memory.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace {
 
 constexpr int kTile = 64;  // boxes per word of the cover bits
 constexpr int kMaxChunk = 4096;
-constexpr int kMaxWords = kMaxChunk / kTile + 1;  // a chunk need not begin where a tile does
+constexpr int kMaxWords = kMaxChunk / kTile + 1;  // a chunk may begin inside a tile
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxThreads = 1024;
-constexpr int kKeptBlocks = 16;  // blocks that share the kept boxes a tile is compared with
+constexpr int kKeptBlocks = 16;  // blocks that share a tile's comparisons with kept boxes
 constexpr int kClassBits = 16;
-constexpr uint32_t kNoClass = (1u << kClassBits) - 1;  // takes no part
+constexpr uint32_t kNoClass = (1u << kClassBits) - 1;  // below the score threshold
 constexpr uint32_t kNoSegment = 0xffffffffu;
 constexpr unsigned kWarpMask = 0xffffffffu;
 
@@ -37,24 +37,24 @@ struct Counters {
   uint32_t longest;  // boxes of the largest segment
 };
 
-// Positions are places in the order by image, class, rank.
+// A position is an index in the order by image, class, rank.
 template <typename A>
 struct Buffers {
-  uint64_t* keys;            // [total] what a sort sorts
-  uint64_t* groups;          // [total] sorted keys, at last image and class of each position
+  uint64_t* keys;            // [total] input of a sort
+  uint64_t* groups;          // [total] sorted keys; finally image and class of each position
   uint32_t* order;           // [total] rank -> box of the batch
   uint32_t* ranks;           // [total] position -> rank
   uint32_t* scratch;         // [total]
   Box<A>* boxes;             // [total] by position
-  uint32_t* begin;           // [total] where the position's segment begins, or kNoSegment
-  uint32_t* kept_positions;  // [total] of a segment, from its begin on
+  uint32_t* begin;           // [total] begin of the position's segment, or kNoSegment
+  uint32_t* kept_positions;  // [total] kept boxes of a segment, from its begin on
   uint32_t* kept_counts;     // [total] at a segment's begin
   Segment* segments;         // [total]
   uint64_t* covers;  // [words, total] boxes of tile (chunk's first + word) that cover the position
-  // zero at the start, from here on
+  // zero-initialised from here on
   Counters* counters;
-  uint8_t* dropped;  // [total] by a box of an earlier chunk, by position
-  uint8_t* mixed;    // [total] at a segment's begin: it holds several classes of one hash
+  uint8_t* dropped;  // [total] by position: suppressed by a box of an earlier chunk
+  uint8_t* mixed;    // [total] at a segment's begin: it holds several classes with the same hash
   uint8_t* kept;     // [B, kept_stride] by rank within the image
   size_t zeroed_bytes;
   void* sort_workspace;
@@ -70,7 +70,7 @@ struct Shape {
   int chunk_log2;
 };
 
-int bits_for(uint64_t count) {  // of the numbers below count
+int bits_for(uint64_t count) {  // to represent numbers below count
   int bits = 0;
   while (bits < 64 && (uint64_t{1} << bits) < count) {
     ++bits;

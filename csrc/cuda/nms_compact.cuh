@@ -1,4 +1,4 @@
-// Writes each image's kept boxes in order of rank, and how many they are.
+// Writes each image's kept boxes in order of rank, and their number.
 #pragma once
 
 #include "cuda/nms_buffers.cuh"
@@ -6,7 +6,7 @@
 namespace fastvision {
 namespace {
 
-// A block per image. Every thread takes 16 boxes at a time.
+// One block per image; each thread takes 16 boxes at a time.
 __global__ __launch_bounds__(kMaxThreads) void compact_kernel(
     const uint8_t* __restrict__ kept,    // [B, kept_stride]
     const uint32_t* __restrict__ order,  // [total] rank -> box of the batch
@@ -31,7 +31,7 @@ __global__ __launch_bounds__(kMaxThreads) void compact_kernel(
     }
     const uint32_t part[4] = {flags.x, flags.y, flags.z, flags.w};
     const uint32_t own = __popc(part[0]) + __popc(part[1]) + __popc(part[2]) + __popc(part[3]);
-    uint32_t sum = own;  // of the warp's lanes up to this one
+    uint32_t sum = own;  // inclusive prefix sum over the warp
     for (int delta = 1; delta < 32; delta *= 2) {
       const uint32_t other = __shfl_up_sync(kWarpMask, sum, delta);
       sum += lane >= delta ? other : 0;

@@ -1,4 +1,4 @@
-// Compares the boxes of each segment's chunk with each other and with those kept in earlier chunks.
+// Compares the boxes of each chunk with each other and with the boxes kept in earlier chunks.
 #pragma once
 
 #include "cuda/nms_buffers.cuh"
@@ -8,17 +8,17 @@
 namespace fastvision {
 namespace {
 
-// A tile of boxes that all lanes of a warp go through.
+// A tile of boxes that all lanes of a warp loop over.
 template <typename A>
 struct Tile {
   Box<A> boxes[kTile];
   A areas[kTile];
 };
 
-// The boxes of a tile that a lane answers for: lane and lane + 32.
+// The two boxes of a tile that a lane handles: lane and lane + 32.
 template <typename A>
 struct Pair {
-  bool active[2];  // the box is in a chunk of this step
+  bool active[2];  // the box is in a chunk of the current step
   uint32_t position[2];
   uint32_t first[2];  // of the chunk
   Box<A> box[2];
@@ -48,7 +48,7 @@ __device__ void store_tile(Tile<A>& tile, const Box<A>& box, int slot) {
   tile.areas[slot] = area_of(box);
 }
 
-// The bits of boxes in tile `other` that cover the boxes of `p` and come earlier in the same chunk.
+// Bits of the boxes in tile `other` that cover the boxes of `p` and precede them in the same chunk.
 template <typename A>
 __device__ void cover_in_chunk(
     const Buffers<A>& b,
@@ -80,7 +80,7 @@ __device__ void cover_in_chunk(
   for (int k = 0; k < 2; ++k) {
     const uint32_t first_tile = p.first[k] / kTile;
     if (!p.active[k] || other < first_tile) {
-      continue;  // nobody reads this word
+      continue;  // this word is never read
     }
     const uint32_t base = other * kTile;
     if (other == first_tile) {
@@ -102,8 +102,8 @@ __device__ void cover_in_chunk(
   }
 }
 
-// Drops boxes of `p` that a box kept in an earlier chunk of their segment covers. From the second
-// step on the boxes of a tile that are in the step are all of one segment, which begins before the
+// Drops boxes of `p` covered by a box kept in an earlier chunk of their segment. From the second
+// step on, all boxes of a tile that are in the step belong to one segment, which begins before the
 // tile.
 template <typename A>
 __device__ void cover_by_kept(
@@ -154,7 +154,7 @@ __device__ void cover_by_kept(
   }
 }
 
-// Whether a tile may have a box in this step. From the second step on all of them are in the
+// Whether a tile may have a box in this step. From the second step on, such boxes are in the
 // segment of the tile's first box.
 template <typename A>
 __device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile, uint32_t step) {
@@ -167,9 +167,9 @@ __device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile
          (first + kTile - 1 - begin) >> s.chunk_log2 >= step;
 }
 
-// Grid: x goes over the tiles; y over the earlier tiles of the chunk, kWarps at a time
-// (cover_blocks of them), then over the boxes kept before.
-// Blocks per SM are given because ptxas spills a few registers for more of them otherwise.
+// Grid: x is the tile; y first covers the earlier tiles of the chunk, kWarps at a time
+// (cover_blocks of them), then the boxes kept before.
+// Blocks per SM are limited because ptxas otherwise spills registers to fit more.
 template <typename A>
 __global__ __launch_bounds__(kThreads, sizeof(A) == sizeof(float) ? 3 : 2) void cover_kernel(
     Buffers<A> b,
@@ -185,7 +185,7 @@ __global__ __launch_bounds__(kThreads, sizeof(A) == sizeof(float) ? 3 : 2) void 
   }
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t stride = gridDim.x;
-  // lanes look at one tile each, then the warp takes the active ones in turn
+  // each lane checks one tile, then the warp processes the active ones in turn
   for (uint32_t base = blockIdx.x; base < s.tiles; base += 32 * stride) {
     const uint32_t candidate = base + threadIdx.x % 32 * stride;
     unsigned active =
@@ -224,7 +224,7 @@ void cover(
     cudaStream_t stream
 ) {
   const auto cover_blocks = static_cast<uint32_t>(ceil_div(s.words, kWarps));
-  // after the first step few tiles have something to do, often none
+  // after the first step, few tiles or none have work
   const dim3 grid(
       at_most(s.tiles, step == 0 ? 1024 : 128), cover_blocks + (step == 0 ? 0 : kKeptBlocks)
   );

@@ -1,4 +1,4 @@
-// Decides in rounds which boxes of a chunk are kept, on the bits of nms_cover.cuh.
+// Decides in rounds which boxes of a chunk are kept, from the bits of nms_cover.cuh.
 #pragma once
 
 #include "cuda/nms_buffers.cuh"
@@ -8,7 +8,7 @@ namespace {
 
 enum class State { none, open, kept };
 
-// One word of bits for 32 boxes each.
+// One word of bits per 32 boxes.
 struct Bits {
   uint32_t half[2 * kMaxWords];
 
@@ -37,7 +37,7 @@ __global__ __launch_bounds__(kMaxThreads) void decide_kernel(Buffers<A> b, Shape
     const uint32_t last = min(segment.end, first + (1u << s.chunk_log2));
     const uint32_t first_tile = first / kTile;
     State state[kPerThread];
-    int cursor[kPerThread];  // no earlier word has a box that could still drop this one
+    int cursor[kPerThread];  // no earlier word has a box that may still suppress this one
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
       const uint32_t position = first_tile * kTile + k * blockDim.x + threadIdx.x;
@@ -99,7 +99,7 @@ __global__ __launch_bounds__(kMaxThreads) void decide_kernel(Buffers<A> b, Shape
         const uint32_t image = rank / s.N;
         b.kept[int64_t{image} * s.kept_stride + (rank - image * s.N)] = 1;
         if (last < segment.end) {
-          // in any order: cover_by_kept asks whether one of them covers a box, not which
+          // the order does not matter: cover_by_kept only tests whether any of them covers a box
           b.kept_positions[segment.begin + atomicAdd(&kept_count, 1u)] = position;
         }
       }

@@ -1,4 +1,4 @@
-// Whether one box covers another: IoU > threshold, rounded as the contract in ops/nms.h has it.
+// Whether a box covers another: IoU > threshold, rounded as specified in ops/nms.h.
 #pragma once
 
 #include <cmath>
@@ -9,13 +9,13 @@
 namespace fastvision {
 namespace {
 
-// For `inter / area > t`, the quotient rounded, mostly without dividing. Rounding is monotonic: if
-// inter < round(t * area), then inter < t * area, and the quotient does not round to more than t;
-// if inter > round(above * area), where above is the next number after t, then it does.
+// Computes `inter / area > t` for the rounded quotient, mostly without division. Rounding is
+// monotonic: if inter < round(t * area), then inter < t * area, and the quotient does not round
+// above t; if inter > round(above * area), where above is the next number after t, then it does.
 template <typename A>
 struct Threshold {
   A t;
-  A quick;  // t, or NaN where the short cuts do not hold: t < 0
+  A quick;  // t, or NaN if the shortcuts do not hold (t < 0)
   A above;
 };
 
@@ -32,7 +32,7 @@ Threshold<A> round_threshold(double threshold) {
   return {t, t, std::nextafter(t, std::numeric_limits<A>::infinity())};
 }
 
-// products that no later addition may be fused with
+// products that must not be contracted with a later addition
 __device__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 __device__ double multiply(double a, double b) { return __dmul_rn(a, b); }
 

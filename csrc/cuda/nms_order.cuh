@@ -1,5 +1,5 @@
-// Sorts the boxes by image and score, then by image and class. Both sorts are stable, so within a
-// class the boxes stay ordered by score.
+// Sorts the boxes by image and score, then by image and class. Both sorts are stable, so boxes of a
+// class stay ordered by score.
 #pragma once
 
 #include "cuda/nms_buffers.cuh"
@@ -8,8 +8,7 @@
 namespace fastvision {
 namespace {
 
-// Ascending keys are descending scores: NaN first, -0 equal to +0. The key of all ones
-// is none of them.
+// Keys ascend as scores descend: NaN first, -0 equal to +0. No score has the key of all ones.
 __device__ uint64_t descending_key(float score) {
   if (score != score) {
     return 0;
@@ -25,7 +24,7 @@ __device__ uint64_t descending_key(double score) {
   return (bits >> 63) != 0 ? bits : ~(bits | uint64_t{1} << 63);
 }
 
-// The threshold is rounded to the scores' type, as a comparison with a tensor rounds it.
+// The threshold is rounded to the scores' type, as in a comparison with a tensor.
 template <typename T>
 __device__ bool takes_part(T score, bool has_threshold, double threshold) {
   using A = accumulate_t<T>;
@@ -67,7 +66,7 @@ __global__ void image_keys_kernel(
   }
 }
 
-// Small labels keep their value. Labels of one hash share a segment, where they are told apart.
+// Small labels keep their value. Labels with the same hash share a segment, which compares labels.
 __device__ uint32_t class_hash(int64_t label) {
   const uint64_t x = static_cast<uint64_t>(label);
   const uint32_t hash = (x ^ x >> 16 ^ x >> 32 ^ x >> 48) & kNoClass;

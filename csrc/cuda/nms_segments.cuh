@@ -1,4 +1,4 @@
-// Finds the segments in the sorted boxes: the stretches of one class in one image.
+// Finds the segments in the sorted boxes: runs of one class in one image.
 #pragma once
 
 #include "cuda/nms_buffers.cuh"
@@ -6,7 +6,7 @@
 namespace fastvision {
 namespace {
 
-// the first position whose group is not below `key`
+// the first position with a group not below `key`
 __device__ uint32_t lower_bound(const uint64_t* groups, uint32_t total, uint64_t key) {
   uint32_t low = 0;
   uint32_t high = total;
@@ -48,7 +48,7 @@ __global__ void segments_kernel(
   b.begin[position] = begin;
   if (position == begin) {
     const uint32_t end = lower_bound(b.groups, s.total, group + 1);
-    b.segments[atomicAdd(&b.counters->segments, 1u)] = {begin, end};  // any order will do
+    b.segments[atomicAdd(&b.counters->segments, 1u)] = {begin, end};  // in any order
     atomicMax(&b.counters->longest, end - begin);
   } else if (idxs != nullptr && label_at(b, idxs, position) != label_at(b, idxs, position - 1)) {
     b.mixed[begin] = 1;

@@ -1,4 +1,4 @@
-// Radix sort of keys with values, the one call into CUB.
+// Radix sort of key-value pairs, the only call into CUB.
 #pragma once
 
 #include <cub/device/device_radix_sort.cuh>
@@ -10,7 +10,7 @@
 namespace fastvision {
 namespace {
 
-// With a null workspace only gives the bytes it needs.
+// With a null workspace, only computes the bytes it needs.
 size_t sort_pairs(
     void* workspace,
     size_t bytes,

@@ -11,13 +11,12 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kSerialElements = 1 << 15;  // below that, waking threads does not pay
-constexpr int64_t kPieceElements = 1
-                                   << 15;  // of a call of a kernel: two looks at them hit the cache
-constexpr int64_t kMaxRows = 512;          // added up in float
-constexpr int64_t kLeastLength = 64;       // of rows: shorter ones are joined
+constexpr int64_t kSerialElements = 1 << 15;  // below, waking threads does not pay
+constexpr int64_t kPieceElements = 1 << 15;   // per kernel call; a second pass hits the cache
+constexpr int64_t kMaxRows = 512;             // added up in float
+constexpr int64_t kLeastLength = 64;          // of rows: shorter ones are joined
 
-// How an input lies in memory, and tensors of its shape that lie the same way.
+// Memory layout of an input, and tensors of the same shape and layout.
 struct Layout {
   Tensor like;
   std::vector<int64_t> shape;
@@ -54,7 +53,7 @@ struct Layout {
   }
 };
 
-// A tensor over channels in the type of arithmetic.
+// A per-channel tensor of the compute type.
 template <typename A>
 const A* per_channel(const Tensor& x, int64_t C, const char* name) {
   const ScalarType expected =
@@ -68,7 +67,7 @@ const A* per_channel(const Tensor& x, int64_t C, const char* name) {
   return static_cast<const A*>(x.const_data_ptr());
 }
 
-// A call of the kernels: the shape as items, arrays over channels, partial results.
+// A call of the kernels: the shape as items, per-channel arrays, partial results.
 template <typename T>
 class Call {
  public:
@@ -97,7 +96,7 @@ class Call {
     padded_ = (args.C + kBatchNormPadding - 1) / kBatchNormPadding * kBatchNormPadding;
   }
 
-  // An array over channels of value(c), as the kernels want it.
+  // A per-channel array of value(c), padded for the kernels.
   template <typename Value>
   const void* constants(const Value& value) {
     arrays_.emplace_back(new A[padded_]());
@@ -108,7 +107,7 @@ class Call {
     return array;
   }
 
-  // scale = weight / std and shift = bias; the mean stays apart.
+  // scale = weight / std and shift = bias; the mean is kept separately.
   void set_affine(
       const Tensor& mean,
       const Tensor& invstd,

@@ -1,8 +1,8 @@
 // Contract of the kernels of activation(batch_norm(input) + residual), forward and backward.
 //
-// Both memory formats are a list of items: planes of one channel each (NCHW), or rows that hold all
-// channels (channels_last). Sums over a channel are made of partial results, one per block of
-// items, whose size depends on the shape alone: the result is the same for any number of threads.
+// Both memory formats are a list of items: planes of one channel each (NCHW), or rows with all
+// channels (channels_last). A sum over a channel adds up partial results, one per block of items.
+// The size of a block only depends on the shape, so the number of threads does not change results.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,20 @@
 namespace fastvision {
 
 struct BatchNormReluArgs {
-  bool planes;     // items are planes [N * C, length], else rows [items, C] with length C
+  bool planes;     // items are planes [N * C, length], otherwise rows [items, C] with length C
   int64_t C;       // channels
-  int64_t length;  // elements of an item
+  int64_t length;  // elements per item
   int64_t items;   //
-  int64_t block;   // items of a partial result; for planes the C of an image
+  int64_t block;   // items per partial result; for planes the C of an image
   Activation activation;
   double negative_slope;
-  // [items, length] of the type of storage; null where a kernel has no use for it
+  // [items, length] of the storage type; null if a kernel does not use it
   const void* input;
   const void* residual;
   const void* output;
   const void* grad;
   void* result;
-  // [C] of the type of arithmetic, padded to whole vectors:
+  // [C] of the compute type, padded to whole vectors:
   //   z = (x - mean) * scale + shift + residual
   //   gradient of the input = dz * scale + (x - mean) * slope + offset
   const void* mean;
@@ -38,18 +38,18 @@ struct BatchNormReluArgs {
   double* partials;  // [items / block, 2, C]
 };
 
-// elements to which arrays over channels are padded
+// per-channel arrays are padded to a multiple of this
 constexpr int64_t kBatchNormPadding = 16;
 
-// All kernels handle items [begin, end); statistics and sums of rows are of one block, and
-// `scratch` has room for 3 padded arrays over channels there.
-//   statistics: mean and sum of squared deviations of a block and channel, to partials
+// All kernels process items [begin, end). For statistics and sums of rows these are one block, and
+// `scratch` has room for 3 padded per-channel arrays.
+//   statistics: mean and sum of squared deviations per block and channel, to partials
 //   forward:    result = activation(z)
-//   sums:       sums of dz and of dz * (x - mean), to partials; dz = grad * activation'(z), where
-//               the activation's derivative comes from the output if there is one. With a result,
-//               dz is written there
+//   sums:       sums of dz and of dz * (x - mean), to partials; dz = grad * activation'(z). If
+//               output is not null, it determines the derivative. If result is not null, dz is
+//               written there
 //   backward:   result = gradient of the input
-// The first pointer gives the type of storage and is not read.
+// The first pointer selects the storage type and is not read.
 #define FASTVISION_DECLARE_BATCH_NORM(NAME, T, A) \
   FASTVISION_DECLARE_CPU(                         \
       void,                                       \

@@ -1,11 +1,11 @@
-// Contract of the convolution engine of the CPU, which serves transposed convolutions as well.
+// Contract of the CPU convolution engine, which also runs transposed convolutions.
 //
-// A convolution is a sum over taps (positions in the filter): for each tap an output pixel takes
-// the C values of one input pixel times a [C, K] matrix. Which input pixel that is stands in a
-// table of pointers, so stride, padding, dilation and the phases of a transposed convolution are
-// only ways of filling that table, and nothing is copied for them (Dukhan, The Indirect Convolution
-// Algorithm, 2019). Values lie channels last and are float or double; other formats and types pass
-// through a worker's scratch memory.
+// A convolution is a sum over taps (positions in the filter): for each tap, the C values of one
+// input pixel are multiplied by a [C, K] matrix. A table of pointers gives the input pixel of each
+// tap and output pixel, so stride, padding, dilation and the phases of a transposed convolution
+// only change that table, without any copy (Dukhan, The Indirect Convolution Algorithm, 2019). The
+// kernels read channels_last float or double; other formats and types are converted in a worker's
+// scratch memory.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,14 @@
 
 namespace fastvision {
 
-// Packed weights: the bias [groups][K'], K' = K rounded up to whole vectors, then the weights
-// [groups][block of output channels][taps][C][channels of the block]. A block has `block` channels,
-// the last one of a group as many whole vectors as it needs. Groups of 1, 2, 4 or 8 channels that
-// are fewer than a vector's lanes share vectors instead: `width` is that number (else 0), and the
-// weights are [vector of channels][taps][width][lanes].
+// Packed weights: first the bias [groups][K'], with K' = K rounded up to whole vectors, then the
+// weights [groups][block of output channels][taps][C][channels of the block]. A block has `block`
+// channels, the last one of a group as many whole vectors as it needs. Groups of 1, 2, 4 or 8
+// channels, if fewer than a vector's lanes, share vectors instead: then `width` is their number of
+// channels (otherwise 0), and the weights are [vector of channels][taps][width][lanes].
 struct ConvPacking {
   int64_t groups;
-  int64_t C, K;  // input and output channels of a group
+  int64_t C, K;  // input and output channels per group
   int64_t taps;
   int64_t lanes, block;  // conv_lanes() and conv_block()
 
@@ -31,7 +31,7 @@ struct ConvPacking {
     const bool shares = C == K && C < lanes && groups > 1 && (C == 1 || C == 2 || C == 4 || C == 8);
     return shares ? C : 0;
   }
-  // without groups that share vectors, else with all of them as one
+  // groups that share vectors count as one
   FASTVISION_NO_COPY int64_t outer_groups() const { return width() ? 1 : groups; }
   FASTVISION_NO_COPY int64_t outer_K() const { return width() ? groups * K : K; }
   FASTVISION_NO_COPY int64_t padded_K() const { return (outer_K() + lanes - 1) / lanes * lanes; }
@@ -40,33 +40,32 @@ struct ConvPacking {
   FASTVISION_NO_COPY int64_t size() const { return bias_size() * (1 + taps * C); }
 };
 
-// Some output pixels, and of their channels the blocks [block_begin, block_end), counted over all
-// groups.
+// Output pixels and blocks of channels [block_begin, block_end), counted over all groups.
 template <typename T>
 struct ConvTile {
   const T* const* inputs;     // [taps][pixels] channel 0 of the input pixel
   T* const* outputs;          // [pixels] channel 0 of the output pixel
-  const T* const* residuals;  // [pixels] likewise, or null
-  T* sums;                    // [pixels][block] scratch for sums over a part of the taps
+  const T* const* residuals;  // [pixels] channel 0 of the residual pixel, or null
+  T* sums;                    // [pixels][block] scratch for sums over some of the taps
   int64_t pixels;
   const T* packed;
   const ConvPacking* packing;
   int64_t block_begin, block_end;
-  bool far_inputs, far_outputs, far_weights;  // whether they are not in the nearer caches yet
+  bool far_inputs, far_outputs, far_weights;  // not yet in the L1 and L2 caches
   Activation activation;
   double negative_slope;
 };
 
-// Pixels of one row of a depthwise convolution (width 1), none of whose taps is left or right of
-// the map.
+// Pixels of one row of a depthwise convolution (width 1) whose taps are all inside the map
+// horizontally.
 template <typename T>
 struct ConvDepthwiseRow {
   const T* const* inputs;  // [R] for each row of taps, channel 0 of the first pixel's first tap
   T* output;               // channel 0 of the first output pixel
-  const T* residual;       // likewise, or null
+  const T* residual;       // channel 0 of the first residual pixel, or null
   int64_t pixels;
   int64_t R, S;
-  int64_t fresh;           // of the R rows, how many at the end no row before has read
+  int64_t fresh;           // how many of the R rows, at the end, no previous row has read
   int64_t step, dilation;  // between pixels and between taps, in input pixels
   const T* packed;
   const ConvPacking* packing;
@@ -83,7 +82,7 @@ FASTVISION_DECLARE_CONV(float)
 FASTVISION_DECLARE_CONV(double)
 #undef FASTVISION_DECLARE_CONV
 
-// A stretch of pixels in maps of any storage type and format.
+// A run of pixels in maps of any storage type and memory format.
 template <typename S>
 struct ConvMaps {
   S* data;  // channel 0 of the first pixel
@@ -91,7 +90,7 @@ struct ConvMaps {
   int64_t channel_stride, pixel_stride;  // in elements
 };
 
-// To and from the engine's [pixels][channels], whose pixels are `stride` values apart.
+// Copies to and from the engine's [pixels][channels], with pixels `stride` values apart.
 #define FASTVISION_DECLARE_CONV_COPY(S, T)                                                   \
   FASTVISION_DECLARE_CPU(void, conv_gather, const ConvMaps<const S>&, T* to, int64_t stride) \
   FASTVISION_DECLARE_CPU(void, conv_scatter, const T* from, int64_t stride, const ConvMaps<S>&)

@@ -25,7 +25,7 @@ const float* channel_values(const std::optional<Tensor>& x, int64_t C, const cha
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// `weight` is [taps, taps, C] and `padding` left, right, top, bottom; images are channels_last.
+// `weight` is [taps, taps, C], `padding` is left, right, top, bottom; images are channels_last.
 Tensor conv_depthwise(
     const Tensor& input,
     const Tensor& weight,

@@ -1,5 +1,5 @@
-// Contract of the CUDA kernel of depthwise convolution with scale, shift, residual and activation.
-// The other convolutions are left to cuDNN and Triton (fastvision/ops/_conv_dispatch.py).
+// Contract of the CUDA kernel for depthwise convolution with scale, shift, residual and activation.
+// Other convolutions run on cuDNN, cuBLAS or Triton (fastvision/ops/conv/gpu.py).
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ struct DepthwiseArgs {
   float negative_slope;
 };
 
-// output = activation(conv(input, weight) * scale + shift + residual), in float before the result,
-// for float, half_t and bfloat16_t. The output must not be empty.
+// output = activation(conv(input, weight) * scale + shift + residual), computed in float and
+// rounded once, for float, half_t and bfloat16_t. The output must not be empty.
 template <typename T>
 void launch_conv_depthwise(const DepthwiseArgs& args, CUstream_st* stream);
 

@@ -27,7 +27,7 @@ void run(const ConvPlan& plan) {
   for (int64_t i = 0; i < count;) {
     i += Run::share_rows(&runs[i], count - i);
   }
-  // phases of equal grids go chunk by chunk: they read the same input, and their outputs interleave
+  // phases with equal grids advance together, since they share inputs and interleave outputs
   for (size_t first = 0, last; first < runs.size(); first = last) {
     const int64_t tasks = runs[first].tasks();
     for (last = first + 1; last < runs.size() && runs[last].tasks() == tasks;) {

@@ -1,4 +1,4 @@
-// Splits a convolution into tasks, fills their tables of pointers, and runs the kernels of conv.h.
+// Splits a convolution into tasks, fills their pointer tables and runs the kernels of conv.h.
 #pragma once
 
 #include <vector>
@@ -16,9 +16,8 @@ struct ConvImage {
   bool channels_last;
 };
 
-// A dense grid of pixels under one window: all of a convolution's output, or one phase of a
-// transposed convolution's. Grid pixel (y, x) is output pixel (y * out_step + out_first), each per
-// axis.
+// A dense grid of pixels under one window: the whole output of a convolution, or one phase of a
+// transposed convolution. Per axis, grid pixel i is output pixel i * out_step + out_first.
 struct ConvPhase : ConvWindow {
   const void* packed;
   int64_t grid_h, grid_w;
@@ -28,22 +27,22 @@ struct ConvPhase : ConvWindow {
 struct ConvPlan {
   ScalarType dtype;  // of input, residual and output
   ConvImage input, output;
-  const void* residual;  // in the output's shape and format, or null
+  const void* residual;  // like output, or null
   int64_t groups;
   std::vector<ConvPhase> phases;
   Activation activation;
   double negative_slope;
 };
 
-// How the current CPU level packs weights, which then are of `dtype`: float32 or float64.
+// Packing at the current CPU level; `dtype` of the packed weights is float32 or float64.
 ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K, int64_t taps);
 
-// Writes weights [groups][K][C][taps] and the bias [groups][K], or null, into their places.
+// Packs weights [groups][K][C][taps] and the bias [groups][K], which may be null.
 template <typename T>
 void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed);
 
-// A new tensor of `size` numbers that pack(weight, bias or null, packed) writes, all three pointers
-// to float or to double; the bias has a value for each of `channels`.
+// Allocates `size` elements and fills them by pack(weight, bias or null, packed), with pointers to
+// float or double. The bias has `channels` elements.
 template <typename Pack>
 Tensor pack_weight(
     const Tensor& weight,
@@ -78,14 +77,14 @@ Tensor pack_weight(
   return packed;
 }
 
-// The residual, if there is one, in the result's memory format; refused if it does not fit.
+// Checks the residual, if any, against the output and converts it to the output's memory format.
 std::optional<Tensor> residual_of(
     const std::optional<Tensor>& residual, const Tensor& output, bool channels_last
 );
 
 void run_conv(const ConvPlan& plan);
 
-// The numbers that a convolution's op takes, int64[14] in this order; the slope is a double's bits.
+// The options of a convolution op, an int64[14] tensor in this order; the slope as a double's bits.
 struct ConvOptions {
   int64_t K, R, S;
   int64_t stride_y, stride_x;
@@ -99,7 +98,7 @@ struct ConvOptions {
     return {R, S, stride_y, stride_x, -top, -left, dilation_y, dilation_x};
   }
 
-  // One tensor, since each argument costs a good part of a microsecond on its way here.
+  // a single tensor, since each argument of an op costs a good part of a microsecond
   static ConvOptions read(const Tensor& options);
 };
 

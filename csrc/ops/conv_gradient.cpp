@@ -11,9 +11,9 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kPixels = 96;            // their pointers and values stay in the first cache
-constexpr int64_t kSumsBytes = 256 << 10;  // of a task: stay in the second
-constexpr int64_t kMostSplits = 8;         // of the pixels, each with sums of its own
+constexpr int64_t kPixels = 96;            // pointers and values fit the L1 cache
+constexpr int64_t kSumsBytes = 256 << 10;  // sums of a task, fit the L2 cache
+constexpr int64_t kMostSplits = 8;         // parts of the pixels, each with its own sums
 constexpr int64_t kLeastPixelsOfSplit = 512;
 
 template <typename T>
@@ -24,8 +24,8 @@ struct Plan {
   int64_t N, H, W, OH, OW, C, K;
   ConvWindow window;
   int64_t chunk;           // pixels at a time
-  int64_t splits, groups;  // of pixels, and of channels of the result
-  int64_t unit;            // channels that a group has a multiple of
+  int64_t splits, groups;  // parts of the pixels, and of the output channels
+  int64_t unit;            // channels of a group are a multiple of this
 
   int64_t taps() const { return window.R * window.S; }
   int64_t size() const { return taps() * C * K; }
@@ -74,8 +74,8 @@ class Worker {
   }
 
  private:
-  // The rows of the input that the pixels read, image by image, go into the strip, and a pixel of
-  // zeros behind them.
+  // Copies the input rows that the pixels read into the strip, image by image, followed by a pixel
+  // of zeros.
   void locate(int64_t begin, int64_t count) {
     const ConvWindow& w = plan_.window;
     const int64_t H = plan_.H, W = plan_.W, area = plan_.OH * plan_.OW, end = begin + count;
@@ -132,13 +132,13 @@ void run(Plan<T>& plan, T* output) {
   const ConvPacking packing = conv_packing(dtype, 1, plan.C, plan.K, plan.taps());
   STD_TORCH_CHECK(plan.K % packing.lanes == 0, "the filters must fill whole vectors");
   plan.unit = std::min(packing.block, plan.K);
-  // whole rows, where they are not long
+  // whole rows, unless they are long
   const int64_t rows_at_once = std::max<int64_t>((kPixels + plan.OW / 2) / plan.OW, 1);
   plan.chunk = std::min(rows_at_once * plan.OW, 2 * kPixels);
   const int64_t bytes = plan.taps() * plan.C * plan.unit * static_cast<int64_t>(sizeof(T));
   const int64_t units = ceil_div(plan.K, plan.unit);
   plan.groups = ceil_div(units, std::clamp<int64_t>(kSumsBytes / bytes, 1, units));
-  // by the sizes alone: the order of the additions must not depend on the number of threads
+  // depends on sizes only: the number of threads must not change the order of additions
   plan.splits = std::clamp<int64_t>(
       std::min(kMostSplits / plan.groups, plan.pixels() / kLeastPixelsOfSplit), 1, kMostSplits
   );
@@ -151,7 +151,7 @@ void run(Plan<T>& plan, T* output) {
       }
     };
   });
-  // [taps][C][K] of all splits to [K][C][taps]
+  // adds [taps][C][K] of all splits into [K][C][taps]
   const int64_t rows = plan.taps() * plan.C;
   parallel_chunks(rows, std::max<int64_t>(rows / 16, 64), [&] {
     return [&](int64_t begin, int64_t end) {

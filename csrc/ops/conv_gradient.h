@@ -1,5 +1,5 @@
-// Contract of the gradient of a convolution's weight: for each tap a product of matrices, the sum
-// over pixels of the input pixel of that tap times the gradient of the result.
+// Contract of the weight gradient of a convolution: for each tap a matrix product, the sum over
+// pixels of the tap's input pixel times the output's gradient.
 #pragma once
 
 #include <cstdint>
@@ -8,18 +8,18 @@
 
 namespace fastvision {
 
-constexpr int64_t kConvGradientChannels = 8;  // values of an input pixel in a strip
+constexpr int64_t kConvGradientChannels = 8;  // channels of a strip
 
-// Pixels of the input, evenly spaced in memory.
+// Evenly spaced input pixels.
 template <typename T>
 struct ConvPixels {
   const T* first;  // channel 0
   int64_t count, step;
 };
 
-// A stretch of pixels of the result, and what they read of the input. A few channels at a time, the
-// input pixels are copied into a strip, one behind the other, since addresses as far apart as those
-// in the maps would share few sets of the first-level cache.
+// A run of output pixels and the input pixels they read. The input pixels are copied, a few
+// channels at a time, into a contiguous strip: at the maps' strides they would map to few sets of
+// the L1 cache.
 template <typename T>
 struct ConvGradientTile {
   const ConvPixels<T>* runs;
@@ -31,7 +31,7 @@ struct ConvGradientTile {
   T* sums;                 // [taps][C][K], added to
   int64_t pixels, taps, C;
   int64_t K;               // whole vectors
-  int64_t k_begin, k_end;  // the channels of the result to do, whole vectors
+  int64_t k_begin, k_end;  // output channels to compute, whole vectors
 };
 
 FASTVISION_DECLARE_CPU(void, conv_gradient_tile, const ConvGradientTile<float>&)

@@ -1,4 +1,4 @@
-// The ops of the convolution engine: packing weights, and a convolution with packed ones.
+// The ops of the convolution engine: packing weights, and convolution with packed weights.
 #include <cstring>
 
 #include "common/memory_format.h"
@@ -86,8 +86,7 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   });
 }
 
-// All pixels as one row, which they are to a convolution of 1x1: of all images if `batch`, where
-// they lie one behind the other.
+// Views all pixels as one row, for 1x1 convolutions. `batch`: of all images, which are contiguous.
 void flatten(ConvImage& image, bool batch) {
   const int64_t images = batch ? image.N : 1;
   image.W *= image.H * images;

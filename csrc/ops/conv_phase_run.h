@@ -1,4 +1,4 @@
-// What the tasks of one phase of a convolution have in common.
+// State shared by the tasks of one phase of a convolution.
 #pragma once
 
 #include <algorithm>
@@ -8,15 +8,15 @@
 
 namespace fastvision {
 
-// input of a task: stays in the second-level cache, where rows of taps overlap more of it
+// input of a task: fits the L2 cache, so that overlapping rows of taps reuse it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
-constexpr int64_t kLeastWidth = 28;  // of the output, below which depthwise rows are padded
+constexpr int64_t kLeastWidth = 28;  // narrower outputs pad their depthwise rows
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kLeastDepthwise = 16 << 10;  // values
 constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
-constexpr int64_t kMergedChannels = 16;  // fewer input channels than that are merged with the taps
+constexpr int64_t kMergedChannels = 16;        // fewer input channels are merged with the taps
 
-// One phase of a plan, made ready: S is the maps' type, T the engine's.
+// One phase of a plan, prepared. S is the storage type of the maps, T the engine's type.
 template <typename S, typename T>
 struct PhaseRun {
   const ConvPlan& plan;
@@ -24,13 +24,13 @@ struct PhaseRun {
   const ConvImage& input;
   const ConvImage& output;
   ConvPacking packing;
-  bool merged;                       // the taps of a row are one, of all their values
-  bool depthwise_rows;               // whole rows go to the depthwise kernel
-  bool padded;                       // rows are gathered with the padding at both sides
-  bool direct_input, direct_output;  // read and written where they lie
+  bool merged;                       // the taps of a row are merged into one
+  bool depthwise_rows;               // the depthwise kernel computes whole rows
+  bool padded;                       // rows are gathered with padding on both sides
+  bool direct_input, direct_output;  // read or written in place, without scratch
   int64_t taps, tap_values;
   int64_t pixels;
-  int64_t chunk;           // pixels of a task
+  int64_t chunk;           // pixels per task
   int64_t chunks, splits;  // parts of the pixels, and of the output channels
   int64_t shared = 1;      // phases that share scratch memory for outputs
   bool begins = true, ends = true;
@@ -67,8 +67,8 @@ struct PhaseRun {
 
   int64_t tasks() const { return chunks * splits; }
 
-  // Lets the first of these phases, which together have all pixels of their rows of outputs, share
-  // a worker's scratch memory, from which the rows go out whole. Returns how many: 1 if none do.
+  // Lets the first of these phases, if together they cover their output rows, share a worker's
+  // scratch memory, from which whole rows are written. Returns their number, or 1.
   static int64_t share_rows(PhaseRun* runs, int64_t count) {
     const ConvPhase& phase = runs->phase;
     const int64_t width = phase.out_step_x;
@@ -90,13 +90,13 @@ struct PhaseRun {
   int64_t padded_width() const {
     return (phase.grid_w - 1) * phase.step_x + (phase.S - 1) * phase.dilation_x + 1;
   }
-  // whether padded rows are not much longer than the input's
+  // whether padded rows are not much longer than input rows
   bool may_pad() const { return padded_width() <= 2 * input.W + kLeastWidth; }
   int64_t all_blocks() const { return packing.outer_groups() * packing.blocks(); }
 
   ConvWindow window() const {
     ConvWindow window = phase;
-    if (merged) {  // the taps of a row are one, and the rows hold the padding
+    if (merged) {  // one tap per row, and rows include the padding
       window.S = 1;
       window.first_x = 0;
     }
@@ -120,17 +120,17 @@ struct PhaseRun {
     const int64_t step_x = std::clamp<int64_t>(phase.step_x, 1, std::max<int64_t>(input.W, 1));
     const int64_t step_y = std::clamp<int64_t>(phase.step_y, 1, std::max<int64_t>(input.H, 1));
     const int64_t bytes = input.C * step_x * step_y * static_cast<int64_t>(sizeof(T));
-    // the same for all phases, so that they go together
+    // the same for all phases, so that they advance together
     const bool overlaps = std::any_of(
         plan.phases.begin(), plan.phases.end(), [](const ConvPhase& p) { return p.R * p.S > 1; }
     );
     const int64_t most = overlaps ? kChunkBytesOfTaps : kChunkBytes;
     chunk = std::clamp(most / bytes, kLeastPixels, kMostPixels);
-    // enough chunks for all threads, as long as they do not get small
+    // enough chunks for all threads, unless they get small
     const int64_t wanted = 4 * threads;
     const int64_t least = depthwise_rows ? kLeastDepthwise / input.C : kLeastPixels;
     chunk = std::min(chunk, std::max(ceil_div(pixels, wanted), least));
-    // chunks of the same length, in units of what a tile or a row has
+    // chunks of equal length, in units of a tile or a row
     const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
     chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
     chunks = ceil_div(pixels, chunk);

@@ -1,4 +1,4 @@
-// Tables of pointers to the pixels that a convolution's taps read.
+// Pointer tables of the pixels that a convolution's taps read.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@ namespace fastvision {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Output pixels along an axis, or less than 1 where the window does not fit.
+// Output pixels along an axis; less than 1 if the window does not fit.
 inline int64_t extent(
     int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
 ) {
@@ -16,14 +16,14 @@ inline int64_t extent(
   return room < 0 ? room : room / stride + 1;
 }
 
-// Output pixel (y, x) reads at tap (r, s) input pixel (y * step + first + r * dilation), each per
-// axis, or zeros outside of the map.
+// Per axis, output pixel y reads input pixel y * step + first + r * dilation at tap r, or zeros
+// outside the map.
 struct ConvWindow {
   int64_t R, S;
   int64_t step_y, step_x, first_y, first_x, dilation_y, dilation_x;
 };
 
-// addresses `step` values apart
+// pointers `step` values apart
 template <typename P>
 void fill_pointers(P** pointers, int64_t count, P* first, int64_t step) {
   for (int64_t i = 0; i < count; ++i) {
@@ -31,8 +31,9 @@ void fill_pointers(P** pointers, int64_t count, P* first, int64_t step) {
   }
 }
 
-// For `length` output pixels from (y, x) on in their row, the pointers of each tap `stride` apart;
-// row_of(y) is the first value of a row of the input, which has H of W pixels of C values.
+// Fills the table for `length` output pixels of a row, starting at (y, x), with taps `stride`
+// pointers apart. row_of(y) is the first value of input row y; the input has H rows of W pixels of
+// C values.
 template <typename T, typename RowOf>
 void locate_taps(
     const ConvWindow& w,

@@ -14,9 +14,9 @@ namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
 
-// Along one axis, the outputs o whose (o + padding) % stride is `residue` share their taps: filter
-// positions first_tap + j * tap_step, of which the last reads the first input pixel, and each one
-// before reads `dilation` pixels further.
+// Along an axis, outputs o with (o + padding) % stride == residue share their taps: the filter
+// positions first_tap + j * tap_step. The last one reads the first input pixel, and each one before
+// it `dilation` pixels further.
 struct PhaseAxis {
   int64_t taps, first_tap, tap_step;
   int64_t dilation;
@@ -34,7 +34,7 @@ struct PhaseAxis {
 };
 
 struct Filter {
-  int64_t groups, C, K;  // channels of a group
+  int64_t groups, C, K;  // channels per group
   int64_t R, S;
   int64_t stride[2], dilation[2];
 
@@ -80,7 +80,7 @@ template <typename T>
 void pack(const Filter& filter, const T* weight, const T* bias, T* packed) {
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
   const int64_t C = filter.C, K = filter.K;
-  std::vector<T> phase;  // [groups][K][C][taps], as a convolution's
+  std::vector<T> phase;  // [groups][K][C][taps], as for a convolution
   filter.for_each_phase([&](int64_t, const PhaseAxis& rows, int64_t, const PhaseAxis& columns) {
     const int64_t taps = rows.taps * columns.taps;
     phase.resize(filter.groups * K * C * taps);
@@ -164,9 +164,9 @@ Tensor to_channels_last(const Tensor& input) {
   return output;
 }
 
-// The input as the engine reads it the fastest.
+// Converts the input to the format that the engine reads fastest.
 Tensor located(const Tensor& input, ScalarType dtype) {
-  // a conversion of a small map takes longer than one in each phase
+  // converting a small map at once takes longer than in each phase
   if (has_channels_last_strides(input) || input.numel() <= kSmallMap) {
     return in_format(input, has_channels_last_strides(input));
   }
@@ -224,7 +224,7 @@ Tensor conv_transpose2d_packed(
       o.negative_slope
   };
   const char* weights = static_cast<const char*>(packed.const_data_ptr());
-  // first output of a phase, and the input pixel that its last tap reads there
+  // first output of a phase, and the input pixel its last tap reads
   const auto first_output = [](int64_t residue, int64_t step, int64_t before) {
     return ((residue - before) % step + step) % step;
   };

@@ -1,5 +1,4 @@
-// Transposed convolution with separable filters, whose rows and columns are stretched one after the
-// other by a kernel of their own.
+// Transposed convolution with separable filters: a special kernel upsamples rows, then columns.
 #include "ops/conv_transpose2d_separable.h"
 
 #include <algorithm>
@@ -15,7 +14,7 @@ namespace fastvision {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
-constexpr int64_t kRowBytes = 16 << 10;   // the stretched rows of a task stay in the first caches
+constexpr int64_t kRowBytes = 16 << 10;   // per stretched row, so that those of a task stay cached
 constexpr int64_t kTaskOutputs = 1 << 16;
 
 template <typename scalar_t>
@@ -27,7 +26,7 @@ void run_separable(const SeparableArgs<accumulate_t<scalar_t>>& args) {
   const int64_t pixel_bytes = args.x.stride * width * static_cast<int64_t>(sizeof(A));
   const int64_t q_step = std::clamp<int64_t>(kRowBytes / pixel_bytes, 1, columns);
   const int64_t row_outputs = q_step * args.x.stride * width;
-  // whole periods, since each task stretches its own first rows
+  // whole periods of the stride, since each task stretches its first rows itself
   const int64_t y_step =
       std::max<int64_t>(kTaskOutputs / row_outputs / args.y.stride, 2) * args.y.stride;
   const int64_t x_blocks = ceil_div(columns, q_step);

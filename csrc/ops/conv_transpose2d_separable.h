@@ -1,7 +1,7 @@
-// Contract of the transposed convolution whose filter is separable and keeps channels apart:
-// w[c, c, y, x] = scale[c] rows[y] columns[x]. Bilinear upsampling by any factor is of that kind
-// (Long et al. 2015, section 3.3). Along an axis, output u = o + padding takes input u / stride - t
-// with tap u % stride + t stride: the zeros between the pixels are never touched.
+// Contract of transposed convolution with a per-channel separable filter:
+// w[c, c, y, x] = scale[c] rows[y] columns[x]. Bilinear upsampling by any factor is an example
+// (Long et al. 2015, section 3.3). Along an axis, output u = o + padding reads input u / stride - t
+// with tap u % stride + t stride, so the zeros between the pixels are never touched.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,8 @@ struct SeparableAxis {
   int64_t stride;
   int64_t padding;
 
-  // Taps of the outputs u % stride == r. The others would be zeros, but a NaN or an infinity must
-  // not meet them.
+  // Number of taps of outputs with u % stride == r. Taps are not padded with zeros, since those
+  // would turn non-finite inputs into NaN.
   int64_t count(int64_t r) const { return r < size ? (size - r - 1) / stride + 1 : 0; }
   int64_t most() const { return (size - 1) / stride + 1; }
 };
@@ -29,7 +29,7 @@ struct SeparableAxis {
 template <typename A>
 struct SeparableArgs {
   const void* input;     // [N, C, H, W], or [N, H, W, C] if channels_last
-  const void* residual;  // as the output, or null
+  const void* residual;  // like output, or null
   void* output;          // [N, C, OH, OW] or [N, OH, OW, C]
   const A* scale;        // [C]
   const A* shift;        // [C], or null
@@ -46,16 +46,16 @@ struct SeparableArgs {
   A negative_slope;
 };
 
-// One worker's piece: a rectangle of a plane (NCHW) or of an image (channels_last).
+// One worker's task: a rectangle of a plane (NCHW) or of an image (channels_last).
 struct SeparableTask {
   int64_t plane;
   int64_t y_begin, y_end;
   int64_t q_begin,
-      q_end;  // columns by input: outputs q stride to q stride + stride - 1, less padding
+      q_end;  // input columns; q stands for outputs q stride - padding and the stride - 1 after it
 };
 
-// Scratch of a worker in elements: a row of the input, of the shift and of sums, and as many
-// stretched rows as an output has taps; vectors may be read and written past the end of each.
+// Scratch of a worker in elements: one row each of input, shift and sums, and as many stretched
+// rows as an output has taps. Vectors may be read and written past the end of each.
 constexpr int64_t kSeparableSlack = 16;
 template <typename A>
 static inline int64_t separable_row(const SeparableArgs<A>& args, int64_t q_count) {
@@ -70,7 +70,7 @@ static inline int64_t separable_scratch(const SeparableArgs<A>& args, int64_t q_
   return separable_input_row(args, q_count) + (args.y.most() + 2) * separable_row(args, q_count);
 }
 
-// Input, residual and output are of the type of the first pointer, which is not read.
+// The first pointer selects the type of input, residual and output, and is not read.
 #define FASTVISION_DECLARE_SEPARABLE(T, A) \
   FASTVISION_DECLARE_CPU(                  \
       void,                                \

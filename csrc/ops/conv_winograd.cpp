@@ -13,14 +13,14 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kTiles = 24;  // of a task about so many, which are the rows of a product
+constexpr int64_t kTiles = 24;  // per task, approximately; these are the rows of a product
 constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
-constexpr int64_t kPassChannels = 64;      // of output, whose products stay in the nearer caches
-constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there with them
+constexpr int64_t kPassChannels = 64;      // output channels whose products stay in the L2 cache
+constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there too
 constexpr int64_t kLine = 64 / sizeof(float);
 
-// Packed: the bias [K'], then for each pass of output channels and each position the packed weights
-// of a 1x1 convolution (conv.h) whose own bias is zero.
+// Packed weights: the bias [K'], then for each pass of output channels and each position the packed
+// weights of a 1x1 convolution (conv.h) with a bias of zero.
 struct Layout {
   ConvPacking all;
 
@@ -32,7 +32,7 @@ struct Layout {
     packing.K = std::min(pass(), all.K - p * pass());
     return packing;
   }
-  int64_t offset(int64_t p, int64_t position) const {  // all passes before are full ones
+  int64_t offset(int64_t p, int64_t position) const {  // all passes before are full
     const int64_t full = pass() * (1 + all.C);
     return all.bias_size() + p * kWinogradPositions * full + position * packing(p).size();
   }
@@ -93,7 +93,7 @@ struct Maps {
   T* data;
   int64_t H, W, C;
 
-  // pointers to the kSide x kSide pixels from (y, x) on, `outside` for those that are not there
+  // pointers to the kSide x kSide pixels from (y, x) on, or to `outside` beyond the map
   template <int kSide>
   void locate(int64_t n, int64_t y, int64_t x, T* outside, T** pixels) const {
     for (int64_t i = y; i < y + kSide; ++i) {
@@ -106,7 +106,7 @@ struct Maps {
 };
 
 struct Plan {
-  Maps<const float> input, residual;  // or without data
+  Maps<const float> input, residual;  // the residual may have no data
   Maps<float> output;
   const float* packed;
   int64_t N, left, top;
@@ -119,8 +119,8 @@ struct Plan {
   int64_t columns() const { return ceil_div(output.W, kWinogradOutputs); }
   int64_t tiles() const { return N * rows() * columns(); }
 
-  // Of a worker's scratch memory: from one position to the next. A line more than a multiple of a
-  // power of two, or all would share a few sets of the caches.
+  // Distance between positions in scratch memory: a cache line more than a multiple of a power of
+  // two, or all positions would map to a few cache sets.
   int64_t input_plane() const { return ceil_div(kMostTiles * input.C, kLine) * kLine + kLine; }
   int64_t output_plane() const { return kMostTiles * layout.pass() + kLine; }
   int64_t scratch() const { return kWinogradPositions * (input_plane() + output_plane()); }
@@ -133,7 +133,7 @@ class Worker {
         transformed_(scratch),
         products_(scratch + kWinogradPositions * plan.input_plane()) {}
 
-  // at most kMostTiles tiles [begin, end) and passes likewise
+  // at most kMostTiles tiles [begin, end), and a range of passes
   void operator()(int64_t begin, int64_t end, int64_t pass_begin, int64_t pass_end) {
     const int64_t count = end - begin;
     for (int64_t t = 0; t < count; ++t) {
@@ -167,7 +167,7 @@ class Worker {
   }
 
  private:
-  // the pixels of a tile, which is the t-th of the task
+  // the pixels of the task's t-th tile
   void locate(int64_t tile, int64_t t) {
     const int64_t in_map = tile % (plan_.rows() * plan_.columns());
     const int64_t n = tile / (plan_.rows() * plan_.columns());
@@ -218,7 +218,7 @@ class Worker {
   float* results_[kMostTiles];
 };
 
-// Into how many tasks tiles and passes are divided: each thread gets as much as the others.
+// Number of tasks that tiles and passes are divided into, balanced over the threads.
 struct Parts {
   int64_t chunks, splits;
 
@@ -228,7 +228,7 @@ struct Parts {
       chunks = std::max((tiles + threads * kTiles / 2) / (threads * kTiles), int64_t{1}) * threads;
       return;
     }
-    // rather of few weights each than of few tiles
+    // splits weights rather than tiles
     splits = std::min(ceil_div(threads, chunks), passes);
     while (passes % splits != 0) {
       --splits;
@@ -290,7 +290,7 @@ Tensor conv_winograd(
     return [&, worker = Worker(plan, memory + workers++ * plan.scratch())](
                int64_t begin, int64_t end
            ) mutable {
-      // all tiles with some of the weights, then with the next, which have not left the caches then
+      // all tiles with some of the weights, which stay in the caches, then with the next ones
       for (int64_t task = begin; task < end; ++task) {
         const int64_t chunk = task % parts.chunks, split = task / parts.chunks;
         worker(

@@ -1,12 +1,12 @@
-// Contract of 3x3 convolutions of stride 1 by F(4x4, 3x3) (Lavin and Gray, Fast Algorithms for
-// Convolutional Neural Networks, 2016): 36 multiplications where the sum over taps needs 144.
+// Contract of 3x3 convolutions with stride 1 by F(4x4, 3x3) (Lavin and Gray, Fast Algorithms for
+// Convolutional Neural Networks, 2016): 36 multiplications where direct convolution needs 144.
 //
-// A tile is 4x4 output pixels and the 6x6 input pixels they depend on. In each of 36 positions the
-// transformed inputs of many tiles are multiplied with a [C, K] matrix of transformed weights,
-// which is a 1x1 convolution of conv.h. The polynomials are evaluated at 0, 5/8, -5/8, 3/2, -3/2
-// and infinity, which keeps errors at about twice the plain sum's; the usual 0, 1, -1, 2, -2
-// and infinity more than doubles them again. What one pixel of a tile depends on reaches all of
-// them: NaN makes all of the tile NaN.
+// A tile has 4x4 output pixels and the 6x6 input pixels they depend on. In each of 36 positions the
+// transformed inputs of many tiles are multiplied by a [C, K] matrix of transformed weights, which
+// is a 1x1 convolution of conv.h. The polynomials are evaluated at 0, 5/8, -5/8, 3/2, -3/2 and
+// infinity, which limits errors to about twice those of direct convolution; the usual points 0, 1,
+// -1, 2, -2 and infinity more than double them again. Every output of a tile depends on all its
+// inputs, so a NaN makes the whole tile NaN.
 #pragma once
 
 #include <cstdint>
@@ -23,26 +23,26 @@ constexpr int kWinogradPixels = kWinogradOutputs * kWinogradOutputs;
 
 struct WinogradFilters {
   const float* filters;  // [count][C][3][3]
-  float* transformed;    // [6][6][C][width], the positions `plane` apart
+  float* transformed;    // [6][6][C][width], positions `plane` apart
   int64_t plane, width;
   int64_t count, C;
 };
 
 struct WinogradInput {
   const float* const* pixels;  // [tiles][6][6] channel 0 of the tile's input pixels
-  float* transformed;          // [6][6][tiles][C], the positions `plane` apart
+  float* transformed;          // [6][6][tiles][C], positions `plane` apart
   int64_t plane;
   int64_t tiles, C;
 };
 
 struct WinogradOutput {
-  const float* products;  // [6][6][tiles][stride], the positions `plane` apart
+  const float* products;  // [6][6][tiles][stride], positions `plane` apart
   int64_t plane, stride;
-  float* const* outputs;  // [tiles][4][4] channel 0 of the output pixels, null outside of the map
-  const float* const* residuals;  // [tiles][4][4] likewise, or null
+  float* const* outputs;  // [tiles][4][4] channel 0 of the output pixels, null outside the map
+  const float* const* residuals;  // [tiles][4][4] channel 0 of the residual pixels, or null
   const float* bias;              // [channels], in whole vectors
   int64_t tiles;
-  int64_t channel, channels;  // the first of these in the maps, and how many there are
+  int64_t channel, channels;  // first channel in the maps, number of channels
   Activation activation;
   double negative_slope;
 };

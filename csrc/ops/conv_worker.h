@@ -1,4 +1,4 @@
-// One task of a convolution: fills the tables of pointers and runs the kernels of conv.h.
+// One task of a convolution: fills the pointer tables and runs the kernels of conv.h.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace fastvision {
 
-constexpr int64_t kNearBytes = 192 << 10;  // weights that stay in the second-level cache
+constexpr int64_t kNearBytes = 192 << 10;  // weights that fit the L2 cache
 
-// Runs the tasks of phases one after the other, in scratch memory of its own.
+// Runs tasks of phases, one after another, in its own scratch memory.
 template <typename S, typename T>
 class ConvWorker {
  public:
@@ -44,7 +44,7 @@ class ConvWorker {
     return {p / (w * h), p / w % h, p % w};
   }
 
-  // rows of the inputs of the chunk's pixels, as they lie or gathered into scratch memory
+  // input rows of the chunk's pixels, in place or gathered into scratch memory
   void locate_input() {
     const ConvImage& input = run_->input;
     const ConvPhase& phase = run_->phase;
@@ -73,7 +73,7 @@ class ConvWorker {
 
   struct Rows {
     int64_t n, low, high;  // rows [low, high) of image n
-    int64_t offset;        // of the first one in the scratch memory
+    int64_t offset;        // of the first row in scratch memory
   };
 
   int64_t row_values() const {
@@ -98,11 +98,11 @@ class ConvWorker {
       }
       return;
     }
-    // with the padding at both sides, so that the taps of a row are one stretch of values
+    // with padding on both sides, so that the taps of a row are contiguous
     const int64_t width = run_->padded_width(), left = -run_->phase.first_x;
     const int64_t x0 = std::clamp<int64_t>(-left, 0, input.W);
     const int64_t x1 = std::clamp<int64_t>(width - left, x0, input.W);
-    // where the pixels lie in the row; the padding may be wider than all of it
+    // position of the pixels in the row; the padding may be wider than the row
     const int64_t begin = std::clamp<int64_t>(x0 + left, 0, width);
     const int64_t end = std::clamp<int64_t>(x1 + left, begin, width);
     for (int64_t y = part.low; y < part.high; ++y, to += width * C) {
@@ -115,7 +115,7 @@ class ConvWorker {
     }
   }
 
-  // first value of row y of image n, which is in the map
+  // first value of row y of image n, which must be inside the map
   const T* input_row(int64_t n, int64_t y) const {
     if (run_->direct_input) {
       return static_cast<const T*>(run_->input.data) +
@@ -131,7 +131,7 @@ class ConvWorker {
            p.x * phase.out_step_x + phase.out_first_x;
   }
 
-  // where a pixel stands in the output, or in the scratch memory
+  // position of a pixel in the output or in scratch memory
   int64_t output_index(int64_t p) const {
     if (run_->direct_output) {
       return output_pixel(at(p));
@@ -156,7 +156,7 @@ class ConvWorker {
     return {first(block_begin_), first(block_end_)};
   }
 
-  // calls with each stretch of the chunk whose output pixels are evenly spaced
+  // calls with each run of the chunk whose output pixels are evenly spaced
   template <typename Call>
   void for_each_stretch(const Call& call) const {
     const ConvPhase& phase = run_->phase;
@@ -270,7 +270,7 @@ class ConvWorker {
   void run_rows() {
     const ConvPhase& phase = run_->phase;
     const ConvImage& input = run_->input;
-    // pixels whose taps all lie in the row
+    // pixels whose taps are all inside the row
     int64_t left = 0, right = phase.grid_w, x = 0;
     if (!run_->padded) {
       const int64_t reach = (phase.S - 1) * phase.dilation_x;

@@ -1,4 +1,4 @@
-// The op: one number for the values, types and layouts of some tensors.
+// The op: one hash of the values, types and layouts of several tensors.
 #include "ops/fingerprint.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ constexpr int64_t kChunk = int64_t{64} << 10;  // bytes; fixed, so threads do no
 constexpr int64_t kWorkersLeast = int64_t{256} << 10;  // bytes below which one thread is faster
 constexpr int64_t kMostDims = 8;
 
-// Whether the elements fill their memory without a gap or an overlap, in whatever order.
+// Whether the elements fill their memory without gaps or overlaps, in any order.
 bool is_dense(const int64_t* sizes, const int64_t* strides, int64_t dims) {
   int64_t order[kMostDims];
   int64_t count = 0;
@@ -50,7 +50,7 @@ uint64_t of_bytes(const void* bytes, int64_t size, uint64_t seed) {
   return FASTVISION_CALL(fingerprint, parts.data(), chunks * int64_t{sizeof(uint64_t)}, seed);
 }
 
-// Not negative; -1 if a tensor has gaps or repeats elements, so that its bytes are not its values.
+// Non-negative, or -1 if a tensor has gaps or overlapping elements.
 int64_t fingerprint_of(const std::vector<std::optional<Tensor>>& tensors) {
   uint64_t result = tensors.size();
   for (const std::optional<Tensor>& tensor : tensors) {

@@ -1,4 +1,4 @@
-// The contract of the fingerprint kernel: 64 bits that depend on every byte and on its position.
+// Contract of the fingerprint kernel: a 64-bit hash of all bytes and their positions.
 #pragma once
 
 #include <cstdint>

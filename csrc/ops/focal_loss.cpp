@@ -13,8 +13,8 @@
 namespace fastvision {
 namespace {
 
-// Logits of a worker's piece. Sums go by pieces, so it also decides how they round: never make it
-// depend on the number of threads.
+// Logits per task. Sums are taken per task, so this affects their rounding and must not depend on
+// the number of threads.
 constexpr int64_t kPiece = 1 << 14;
 
 ScalarType accumulation_type(ScalarType type) {
@@ -34,7 +34,7 @@ Tensor empty_like(const Tensor& like, const Tensor& shape) {
   return empty_result(like, sizes, strides);
 }
 
-// What a call reads and writes; owns the tensors that `args` points into.
+// Inputs and results of a call; owns the tensors that `args` points into.
 struct Call {
   FocalArgs args{};
   std::vector<Tensor> inputs, targets, results;  // results: the loss, then gradients

@@ -1,10 +1,10 @@
 // Contract of the focal loss kernels: sigmoid and softmax, over one tensor of logits or the levels
-// of a detector's head. One pass gives the loss and, where wanted, its gradient.
+// of a detector's head. One pass computes the loss and, on request, its gradient.
 //
-// Targets are either numbers, one for each logit, or int64 labels, one for each row of K logits.
-// Sigmoid: a label in [0, K) is the class, -1 means background, below -1 the row is ignored.
-// Softmax: a label in [0, K) is the class, ignore_index that the row is ignored. Any other label is
-// refused on the CPU and gives NaN on CUDA.
+// Targets are floating-point, one per logit, or int64 labels, one per row of K logits.
+// Sigmoid: a label in [0, K) is the class, -1 is background, and below -1 the row is ignored.
+// Softmax: a label in [0, K) is the class, and rows labelled ignore_index are ignored. Any other
+// label is an error on the CPU and gives NaN on CUDA.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ constexpr int kMaxFocalLevels = 8;
 struct FocalLevel {
   const void* inputs;   // [rows, K]
   const void* targets;  // [rows, K] of the inputs' type, or [rows] int64
-  void* losses;         // [rows, K] (softmax: [rows]) or null: the sum is wanted
+  void* losses;         // [rows, K] (softmax: [rows]), or null to compute the sum
   void* grads;          // [rows, K] or null; multiplied by grad_scale
   int64_t rows;
 };
@@ -31,29 +31,29 @@ struct FocalLevel {
 struct FocalArgs {
   FocalLevel levels[kMaxFocalLevels];
   int num_levels;
-  int64_t K;  // 1 where targets are numbers: all elements are alike
+  int64_t K;  // 1 if targets are floating-point: the loss is elementwise
   bool labels;
-  double alpha;  // of the positives, 1 - alpha of the negatives; none if negative
+  double alpha;  // weight of positives, 1 - alpha of negatives; negative disables them
   double gamma;
   double grad_scale;
-  const void* class_weights;  // softmax: [K] in the type of arithmetic, or null
+  const void* class_weights;  // softmax: [K] of the compute type, or null
   int64_t ignore_index;       // softmax
 };
 
-// One worker's piece of the CPU kernels: rows of one level.
+// One worker's task for the CPU kernels: rows of one level.
 struct FocalTask {
   int level;
   int64_t begin, end;
 };
 struct FocalResult {
   double sum;
-  int64_t bad_row;  // the first whose label is refused, or -1
+  int64_t bad_row;  // first row with an invalid label, or -1
 };
 
 static inline int64_t focal_scratch(int64_t K) { return (K + 15) / 16 * 16; }
 
-// The first pointer is of the tensors' type and not read. `scratch` is of
-// focal_scratch(K) elements.
+// The first pointer selects the tensors' type and is not read. `scratch` has focal_scratch(K)
+// elements.
 #define FASTVISION_DECLARE_FOCAL_LOSS(T, A)                                             \
   FASTVISION_DECLARE_CPU(                                                               \
       FocalResult, sigmoid_focal_loss, const T*, const FocalArgs&, const FocalTask&     \
@@ -68,9 +68,9 @@ FASTVISION_DECLARE_FOCAL_LOSS(half_t, float)
 FASTVISION_DECLARE_FOCAL_LOSS(bfloat16_t, float)
 #undef FASTVISION_DECLARE_FOCAL_LOSS
 
-// CUDA, of float, double, half_t and bfloat16_t. All pointers are to device memory; nothing is
-// waited for. Levels may be empty. `total`, the sum in the type of arithmetic, is written where it
-// is not null; sums are in a fixed order.
+// CUDA, for float, double, half_t and bfloat16_t. All pointers are to device memory, and nothing
+// synchronizes. Levels may be empty. If `total` is not null, the sum is written there in the
+// compute type; sums have a fixed order.
 size_t focal_loss_workspace_bytes();
 template <typename T>
 void launch_sigmoid_focal_loss(
@@ -80,8 +80,8 @@ template <typename T>
 void launch_softmax_focal_loss(
     const FocalArgs& args, void* total, void* workspace, CUstream_st* stream
 );
-// In place: grads[i] *= factor * scale, factor being one number in the type of arithmetic. Nothing
-// is read or written where the product is 1.
+// In place: grads[i] *= factor * scale, where factor points to one value of the compute type. The
+// gradients are not touched if the product is 1.
 template <typename T>
 void launch_focal_loss_scale(
     void* grads, int64_t count, const void* factor, double scale, CUstream_st* stream

@@ -9,7 +9,7 @@
 namespace fastvision {
 namespace {
 
-// torch::stable::empty goes through the dispatcher, half the time of a call with few boxes.
+// torch::stable::empty goes through the dispatcher, which takes half of a call with few boxes.
 Tensor empty_indices(const std::vector<int64_t>& sizes) {
   const int64_t columns = sizes.back();
   const auto strides =

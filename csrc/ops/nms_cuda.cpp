@@ -5,7 +5,7 @@
 namespace fastvision {
 namespace {
 
-// NMS of a batch, queued on the current stream; the caller has checked that the shapes fit.
+// NMS of a batch, queued on the current stream; the caller has checked the shapes.
 void queue_nms_cuda(
     NmsInputs& inputs,
     std::optional<double> score_threshold,
@@ -65,7 +65,7 @@ Tensor nms_cuda(
   const Tensor counts = torch::stable::new_empty(boxes, {1}, ScalarType::Long);
   NmsInputs inputs(boxes, scores, idxs, iou_threshold);
   queue_nms_cuda(inputs, std::nullopt, indices, counts);
-  // the size of the result is only known on the device: the one place that waits for it
+  // the only synchronization: the size of the result is known on the device only
   const cudaStream_t stream = current_cuda_stream(boxes.get_device_index());
   int64_t count = 0;
   cudaError_t error = cudaMemcpyAsync(

@@ -1,4 +1,4 @@
-// The arguments of the NMS ops: checked, and as the kernels take them.
+// Checks the arguments of the NMS ops and converts them for the kernels.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// NmsArgs without results; holds what its pointers point to.
+// NmsArgs without results; owns the memory behind its pointers.
 struct NmsInputs {
   Tensor boxes, scores;
   std::optional<Tensor> idxs;
@@ -66,7 +66,7 @@ struct NmsInputs {
     args.iou_threshold = iou_threshold;
   }
 
-  // The threshold is compared in the type of the scores, as torch does it.
+  // the threshold is compared in the scores' type, as in torch
   template <typename T>
   void set_score_threshold(std::optional<double> threshold) {
     args.has_score_threshold = threshold.has_value();

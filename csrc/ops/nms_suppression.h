@@ -1,4 +1,4 @@
-// NMS of a batch on the CPU: sorts each image's boxes and hands their segments to the kernels.
+// NMS of a batch on the CPU: sorts each image's boxes and runs the kernels on their segments.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace fastvision {
 
-// Memory of one call, not initialised: on the stack as long as little is needed.
+// Uninitialised memory of one call: on the stack if it is small.
 class CallMemory {
  public:
   template <typename T>
@@ -35,7 +35,7 @@ class CallMemory {
   std::vector<std::unique_ptr<char[]>> heap_;
 };
 
-// Ascending keys are descending scores, NaN first and -0 equal to 0.
+// Keys ascend as scores descend: NaN first, -0 equal to +0.
 inline uint64_t score_key(float score) {
   const float x = score + 0.0f;
   uint32_t bits;
@@ -57,8 +57,8 @@ inline void run_segment(const NmsSegment<double>& segment) {
   FASTVISION_CALL(nms_segment_double, segment);
 }
 
-// One call's boxes, image after image. Within an image they are ordered twice: by score, and by
-// class and score (the same where there are no classes). A stretch of one class is a segment.
+// The boxes of one call, image by image. Within an image they are ordered twice: by score, and by
+// class and score (the same without classes). A run of one class is a segment.
 template <typename scalar_t>
 class Suppression {
   using T = accumulate_t<scalar_t>;
@@ -120,7 +120,8 @@ class Suppression {
     int64_t workspace = 0;
   };
 
-  // Fills the image's part of every array and lists its segments; returns how many boxes take part.
+  // Fills an image's part of the arrays and lists its segments; returns the number of boxes above
+  // the score threshold.
   int64_t order_image(int64_t image, std::vector<Segment>& segments) {
     const int64_t first = image * args_.N;
     const auto* scores = static_cast<const torch_scalar_t<scalar_t>*>(args_.scores) + first;

@@ -1,4 +1,4 @@
-"""fuse(model): a copy of a trained model that runs on fused ops."""
+"""fuse(model): a copy of a trained model that runs on fused ops, for inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .training import fuse_for_training, take_back
 __all__ = ["Fusion", "Report", "fuse"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# with fewer convolutions the conversions at the borders cost more than they bring
+# with fewer convolutions, format conversions at the borders cost more than channels_last gains
 _LEAST_CONVOLUTIONS = 2
 
 
@@ -34,55 +34,55 @@ def fuse(
     dtype: torch.dtype | None = None,
     example_inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` for inference in which chains of layers are one op each.
+    """Returns a copy of ``model`` for inference that runs chains of layers as single ops.
 
-    Convolution (transposed, too), batch normalization with its running statistics, the addition of
-    a residual and an activation become one op, as do a linear layer and its activation. The
-    normalization becomes part of the weights. Any torch.nn model will do, whatever its code: the
-    copy runs the model's own forward, and a convolution waits until it is used for what the code
-    does with it next. ``str(fused.fastvision_report)`` tells which chains ran, and which layers are
-    left as they are and why.
+    A chain is a convolution (also transposed), a batch normalization with running statistics, the
+    addition of a residual and an activation, or a linear layer and an activation. Batch
+    normalizations are folded into the weights (Ioffe and Szegedy 2015, section 3.1). This works for
+    any torch.nn model: the copy runs the model's own forward and defers each convolution until its
+    result is used, which reveals the rest of the chain. ``str(fused.fastvision_report)`` lists the
+    chains that ran, and the layers left as they were with the reason.
 
-    All modules of the copy are instances of their own classes (of sub-classes of these), with all
-    attributes, methods, parameters and buffers, and the copy's state dict is the model's. Results
-    differ from the model's by rounding. ``type(layer) is nn.Conv2d`` is False in the copy. It can
-    be moved, copied, pickled, exported (to ONNX as standard operators) and compiled, takes inputs
-    of any size that the model takes, and lets gradients through to its inputs. It is for
-    inference: its parameters are frozen, and train() leaves it in eval mode.
+    The copy has the model's state dict, and its modules keep their attributes, methods, parameters
+    and buffers. Each module's class is a subclass of the original one, so ``isinstance`` works, but
+    ``type(layer) is nn.Conv2d`` is False. Results differ from the model's by rounding. The copy can
+    be moved, copied, pickled, compiled and exported (to ONNX as standard operators), accepts all
+    input sizes that the model accepts, and propagates gradients to its inputs. Its parameters are
+    frozen, and train() leaves it in eval mode.
 
-    The copy owns its weights: each layer packs them in its first call, and again after whatever
-    torch counts as a write or a module's method does (``load_state_dict()``, ``to()``, an
-    assignment, a write in place). Writes through ``.data``, NumPy, shared memory or a collective
-    are not noticed by a fused copy: fuse again, or call ``load_state_dict(state_dict())``.
+    Each layer packs its weights in its first call, and again after ``load_state_dict()``, ``to()``,
+    an assignment or a write in place. Writes that torch does not count (``.data``, NumPy, shared
+    memory, collectives) are not detected: after them, fuse again or call
+    ``load_state_dict(state_dict())``.
 
-    Inside, values are instances of a sub-class of Tensor, which hooks see. A convolution is
-    computed when what it gives is used: a write to its weight in between is an error.
+    Values inside the copy are instances of a subclass of Tensor, which is visible to hooks. Writing
+    to the weight of a convolution between its call and the first use of its result is an error.
 
-    With ``training=True`` the copy is for training: it has the model's own parameters and buffers
-    (the same tensors, so an optimizer may hold either's), its modules, hooks and state dict. Batch
-    normalization, addition and activation run as one differentiable op, 3x3 convolutions by
-    Winograd's algorithm where that is faster, and everything else as before. What a normalization
-    gives is computed when it is used: a write in place to its input, or to what was added to it, in
-    between is an error. ``fuse(copy)`` makes an inference copy of it.
+    With ``training=True``, the copy is for training. It shares the parameters and buffers of
+    ``model``, so an optimizer may hold either's, and keeps its hooks and state dict. Batch
+    normalization, addition and activation run as one differentiable op, and 3x3 convolutions in
+    channels_last use Winograd's algorithm where that is faster. The result of a normalization is
+    computed at its first use: writing to its input, or to a residual added to it, before that is an
+    error. ``fuse(copy)`` makes an inference copy.
 
     Args:
         model: any module; it is not changed.
-        training: makes a copy for training; the other options are for inference only.
-        channels_last: whether activations between layers are in that memory format: None for where
-            it pays. The code of the model sees no difference, and what comes out is contiguous
-            unless what goes in is channels_last.
-        dtype: to convert the copy to: it then takes inputs of that dtype. Normalizations are
-            folded in float32 or better.
-        example_inputs: arguments of a first call, after which the weights are packed and the report
-            is complete.
+        training: make a copy for training; the other options are for inference only.
+        channels_last: whether activations between layers use this memory format; None decides by
+            device, dtype and number of convolutions. The model's code sees no difference, and
+            results are contiguous unless an input is channels_last.
+        dtype: dtype to convert the copy to, and then that of its inputs; None keeps the model's.
+            Normalizations are folded in float32 or float64.
+        example_inputs: arguments of a first call, which packs the weights and completes the report.
 
     Returns:
-        The copy, in eval mode, with the attribute ``fastvision_report``, a :class:`Report`. With
-        ``training=True`` it is in the model's mode and has no report.
+        The copy, in eval mode, with an attribute ``fastvision_report`` of type :class:`Report`.
+        With ``training=True``, the copy is in the mode of ``model`` and has no report.
 
     Raises:
-        TypeError: model is no nn.Module, or an option is of the wrong type.
-        ValueError: dtype is not a float type, or an option does not go with ``training``.
+        TypeError: ``model`` is not an nn.Module, or an option has the wrong type.
+        ValueError: ``dtype`` is not a floating-point dtype, or an option cannot be combined with
+            ``training``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -103,7 +103,7 @@ def fuse(
                 "convert the model itself"
             )
         return fuse_for_training(model)
-    # writes to tensors made in inference mode are not counted
+    # torch does not count writes to tensors made in inference mode
     with torch.inference_mode(False), torch.no_grad():
         fused = copy.deepcopy(model)
         take_back(fused)
@@ -118,7 +118,7 @@ def fuse(
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Normalizations keep float32 where the layers around them get 16 bits: they are folded."""
+    """Casts all but normalizations, which stay in float32 for folding if ``dtype`` has 16 bits."""
     kept = {
         id(tensor)
         for module in model.modules()
@@ -135,7 +135,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
     chosen = [m for m in modules if isinstance(m, LAYERS) and why_not(m) is None]
     convolutions = [m for m in chosen if not isinstance(m, nn.Linear)]
     if channels_last is None:
-        # tensor cores want it for 16-bit types
+        # on GPUs only 16-bit dtypes gain, by tensor cores
         wide_on_gpu = any(m.weight.is_cuda and m.weight.dtype.itemsize > 2 for m in convolutions)
         channels_last = len(convolutions) >= _LEAST_CONVOLUTIONS and not wide_on_gpu
     for module in modules:
@@ -164,7 +164,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
 
 
 def _reachable(model: nn.Module) -> list[nn.Module]:
-    """All modules but those inside scripted ones, which are compiled."""
+    """All modules, except inside scripted ones, which are compiled."""
     found: dict[int, nn.Module] = {}
     waiting = [model]
     while waiting:
@@ -191,7 +191,7 @@ def _holders(model: nn.Module) -> set[int]:
 
     def look(module: nn.Module) -> bool:
         if id(module) not in inside:
-            inside[id(module)] = False  # a module may be in itself
+            inside[id(module)] = False  # a module may contain itself
             if not isinstance(module, torch.jit.ScriptModule):
                 children = [child for child in module._modules.values() if child is not None]
                 inside[id(module)] = any([look(child) for child in children])  # noqa: C419  (all of them)
@@ -202,7 +202,7 @@ def _holders(model: nn.Module) -> set[int]:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Whether it is called itself, by code that may be the model's."""
+    """Whether the module has a forward of its own, not just children."""
     cls = type(module)
     return (
         "forward" not in vars(module)
@@ -213,7 +213,7 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def _open_graph(module: fx.GraphModule) -> None:
-    """Lets a graph take values: what a FusedModule's forward does, as nodes."""
+    """Adds the conversions of a FusedModule's forward to a graph, as nodes."""
     graph = module.graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(iter(reversed(graph.nodes)))
@@ -238,7 +238,7 @@ _NAMES = {layer.__name__ for layer in LAYERS}
 
 
 def report_of(model: nn.Module) -> Report:
-    """What of a fused model runs as one op, as far as it has been called."""
+    """Report of a fused model; covers the layers that have been called."""
     report = Report()
     for path, module in model.named_modules():
         if isinstance(module, (FusedLayer, FusedNorm)):
@@ -260,8 +260,8 @@ Fused.fastvision_report = property(report_of)  # type: ignore[attr-defined]
 
 
 def _attach_report(model: nn.Module) -> None:
-    """Of a model that nothing was done to itself."""
-    if isinstance(model, fx.GraphModule):  # of a class of its own
+    """Adds the report to a model whose own class was not replaced."""
+    if isinstance(model, fx.GraphModule):  # each instance has its own class
         type(model).fastvision_report = property(report_of)  # type: ignore[attr-defined]
     elif isinstance(model, torch.jit.ScriptModule):
         model.__dict__["fastvision_report"] = report_of(model)

@@ -1,4 +1,4 @@
-"""Where values come in as tensors and go out as tensors again."""
+"""Converts tensors to values when they enter a fused model, and back when they leave it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .values import (
 
 
 class Entrance:
-    """Turns the tensors of one call from outside into values."""
+    """Converts the arguments of one call from outside."""
 
     def __init__(self) -> None:
         self.scope: list[weakref.ref[Deferred]] = []
-        self.known: dict[int, Shared] = {}  # by the address of the memory
+        self.known: dict[int, Shared] = {}  # by memory address
 
     def enter(self, value: Any) -> Any:
-        """Nested as it may be in lists, tuples and dicts."""
+        """Converts tensors, also inside lists, tuples and dicts."""
         if type(value) in ORDINARY or (isinstance(value, Tensor) and not is_eager()):
             if not value.is_floating_point() or value.layout != torch.strided:
                 return value
@@ -43,7 +43,8 @@ class Entrance:
         return map_tree(self.enter, value)
 
     def close(self) -> None:
-        """At the end of the call: what somebody keeps is computed, before its inputs change."""
+        """Ends the call: computes deferred values that are still referenced, before their inputs
+        change."""
         for reference in self.scope:
             deferred = reference()
             if deferred is not None and deferred.value is None:
@@ -52,9 +53,11 @@ class Entrance:
 
 
 def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> Any:
-    """Results of a model as plain tensors; lists and dicts keep their identity. What is hidden
-    becomes contiguous, unless the caller's tensors are ``channels_last``: then torch's own layers
-    would have kept that."""
+    """Converts results to plain tensors; lists and dicts keep their identity.
+
+    ``channels_last``: whether the caller's tensors are. If not, values in that format become
+    contiguous, as torch's own layers would return them.
+    """
     if is_deferred(value):
         plain = value.compute()
         if type(plain) is not Image:  # under a tracer
@@ -65,7 +68,7 @@ def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> A
     if isinstance(value, Tensor):
         return value
     seen = set() if seen is None else seen
-    if id(value) in seen:  # it is in itself
+    if id(value) in seen:  # contains itself
         return value
     seen.add(id(value))
     if type(value) is list or isinstance(value, dict):
@@ -85,7 +88,7 @@ def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> A
 
 
 def settle(value: Any) -> Any:
-    """With nothing deferred."""
+    """``value`` with all deferred values computed."""
     return value.compute() if is_deferred(value) else map_tree(settle, value)
 
 

@@ -1,4 +1,4 @@
-"""Classes made on the fly: a module becomes an instance of a sub-class of its own class."""
+"""Classes made at run time: a module becomes an instance of a subclass of its own class."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 
 class Mixed(nn.Module):
-    """Mixed into the class of a module; the class made of the two keeps the module's name."""
+    """Mixin for modules that get a class of their own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Classes made here are not announced to the model's own, which may list theirs."""
+        """Skips the hook of the model's classes, which may register their subclasses."""
 
     @classmethod
     def body_for(cls, base: type) -> dict[str, Any]:
-        """What the class of a module of class ``base`` has besides."""
+        """Additional attributes of the class made for modules of class ``base``."""
         return {}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """With the parts of the class, which is nowhere to be found by its name."""
+        """Pickles the two bases, since the class itself cannot be imported by name."""
         function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[str-unpack]
         mixin, base = type(self)._fused_from  # type: ignore[attr-defined]
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ class Mixed(nn.Module):
 
 
 class Fused(Mixed):
-    """Mixed into the class of each module of a fused model that is treated in some way."""
+    """Mixin of all modules that fuse() changes for inference."""
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # for inference only
@@ -40,7 +40,7 @@ class Fused(Mixed):
 
 @functools.lru_cache(maxsize=4096)
 def fused_class(mixin: type[Mixed], base: type) -> type:
-    """A sub-class of ``base`` under its name, with ``mixin`` before it."""
+    """A subclass of ``mixin`` and ``base`` with the name of ``base``."""
     body: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -52,7 +52,7 @@ def fused_class(mixin: type[Mixed], base: type) -> type:
 
 
 def become(module: nn.Module, mixin: type[Mixed]) -> None:
-    """Gives ``module`` the sub-class of its class."""
+    """Changes the class of ``module`` to its fused subclass."""
     object.__setattr__(module, "__class__", fused_class(mixin, type(module)))  # type: ignore[arg-type]
 
 

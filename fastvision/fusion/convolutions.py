@@ -81,7 +81,7 @@ class _FusedConvolution(FusedLayer):
         return Weights(own["weight"], own["bias"], *(() if norm is None else norm.tensors))
 
     def _runner(self, x: Tensor, norm: Norm | None, end: End) -> Any:
-        """What makes the function (input, residual, tensors) that runs a chain."""
+        """Returns a factory of the function (input, residual, tensors) that runs a chain."""
         tensors, eps = self._weights(norm), 0.0 if norm is None else norm.eps
         if x.dim() == 4 and own_kernels(x):
             return lambda: cpu.Layer(tensors, x.dtype, self._spec(eps, end))
@@ -163,7 +163,7 @@ class FusedConvTranspose2d(_FusedConvolution):
     def forward(self, input: Any, output_size: Any = None) -> Any:
         if output_size is None:
             return super().forward(input)
-        return super(FusedLayer, self).forward(input, output_size)  # as its own class
+        return super(FusedLayer, self).forward(input, output_size)  # the original forward
 
     def _inputs(self, weight: Tensor) -> int:
         return weight.shape[0]
@@ -178,7 +178,7 @@ class FusedConvTranspose2d(_FusedConvolution):
     def _fold(
         self, weight: Tensor, bias: Tensor | None, norm: list[Any], eps: float
     ) -> tuple[Any, Any]:
-        # [I, O / groups, ...] to [O, I / groups, ...] and back, for one rule of folding
+        # [I, O / groups, ...] to [O, I / groups, ...] and back, to reuse fold_batch_norm
         groups = self.groups
         inputs, outputs, *kernel = weight.shape
         rows = weight.view(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
@@ -207,7 +207,7 @@ class FusedConvTranspose2d(_FusedConvolution):
 
 
 class FusedConvNd(_FusedConvolution):
-    """One- and three-dimensional: torch's convolution with the normalization in its weights."""
+    """1-D and 3-D: torch's convolution with the normalization folded into its weights."""
 
     _conv_forward: Callable[..., Tensor]
 

@@ -1,4 +1,4 @@
-"""Which modules of a model become which."""
+"""Which modules of a model can be fused, and by which class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .linear import FusedLinear
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why a convolution or linear layer stays as it is; None if it need not."""
+    """The reason why a convolution or linear layer cannot be fused, or None."""
     cls = type(module)
     base = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
     if isinstance(module, torch.jit.ScriptModule):
@@ -37,7 +37,7 @@ def _changes_call(cls: type, base: type) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a batch normalization that computes what torch's does in eval mode."""
+    """Whether ``module`` is a batch normalization equal to torch's in eval mode."""
     if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return False
     if is_frozen_batch_norm(module):

@@ -1,4 +1,4 @@
-"""Which of torch's functions can be given maps in whatever format, and which only ask."""
+"""Which of torch's functions work in any memory format, and which queries do not depend on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def named(names: str) -> set[Any]:
-    """torch's functions and methods of these names, separated by blanks."""
+    """torch's functions and methods with these names, separated by spaces."""
     places = (Tensor, torch, F, torch._C._nn, torch.special)
     found = (getattr(place, name, None) for name in names.split() for place in places)
     return {function for function in found if callable(function)}
@@ -28,8 +28,7 @@ _POINTWISE = """
     leaky_relu softplus softsign threshold logsigmoid tanhshrink hardshrink softshrink prelu clamp
     clip clamp_min clamp_max lerp addcmul addcdiv nan_to_num
 """
-# what these give has memory of its own, or is an input itself (float() of a float); in the model it
-# would be contiguous if its inputs are
+# return new memory, or an input itself (float() of a float); contiguous if the inputs are
 FRESH = (
     named(_POINTWISE)
     | named("maximum minimum where isnan isinf isfinite eq ne lt le gt ge masked_fill clone")
@@ -44,14 +43,14 @@ FRESH = (
 IN_PLACE = named(
     " ".join(f"{name}_" for name in f"{_POINTWISE} copy zero fill masked_fill".split())
 ) | operators("iadd isub imul itruediv ifloordiv ipow")
-# what these give lets others write to the memory unseen
+# return something through which the memory can be written without notice
 ESCAPES = named(
     "numpy data_ptr storage untyped_storage __array__ __dlpack__ to_dlpack share_memory_"
 )
-# operators of these take any format, and their results go on in that of their inputs
+# their operators accept any format and return that of their inputs
 _OWN = ("fastvision", "torchvision")
 
-# what does not depend on the memory
+# do not depend on the memory layout
 _ATTRIBUTES = """
     shape dtype device layout ndim itemsize nbytes names grad grad_fn is_leaf requires_grad
     retains_grad is_cuda is_cpu is_meta is_mps is_xpu is_xla is_ipu is_vulkan is_maia is_mtia
@@ -66,9 +65,9 @@ _QUERIES = (
 
 
 class Treatment(NamedTuple):
-    any_format: bool  # computes the same from any format
-    fresh: bool  # of FRESH
-    query: bool  # asks what does not depend on the memory
+    any_format: bool  # the result does not depend on the memory format
+    fresh: bool  # in FRESH
+    query: bool  # a query that does not depend on the memory layout
 
 
 def treatment_of(func: Any) -> Treatment:
@@ -76,7 +75,7 @@ def treatment_of(func: Any) -> Treatment:
     return Treatment(fresh or func in IN_PLACE or _is_own(func), fresh, _is_query(func))
 
 
-known_treatment_of = functools.lru_cache(maxsize=1024)(treatment_of)  # compilers trace the other
+known_treatment_of = functools.lru_cache(maxsize=1024)(treatment_of)  # tracers need the other
 
 
 def _is_query(func: Any) -> bool:

@@ -1,8 +1,8 @@
-"""The layers of a fused model: sub-classes of those they stand for, with all that these have.
+"""The layers of a fused model: subclasses of the original layers.
 
-A layer keeps its weights, under their names, and owns what is packed of them, with and without a
-normalization folded in. It is packed at the first call, and again after a change that torch counts:
-a write in place, load_state_dict(), to(), an assignment.
+A layer keeps its weights under their names and caches packed forms, with or without a folded
+normalization. It packs them in the first call, and again after a change that torch counts: a write
+in place, load_state_dict(), to(), an assignment.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ _MAX_SHAPES = 64
 
 
 class State:
-    """What a fused layer keeps besides the model's own attributes; a copy begins without packs."""
+    """A fused layer's own state, apart from the model's attributes. Copies start without packs."""
 
     def __init__(self, channels_last: bool = False) -> None:
         self.channels_last = channels_last
         self.made: dict[Any, Made] = {}
-        self.norm: Norm | None = None  # of a normalization, as it is
-        self.chains: dict[tuple[str, ...], None] = {}  # that ran, in order
+        self.norm: Norm | None = None  # cached by a normalization
+        self.chains: dict[tuple[str, ...], None] = {}  # chains that ran, in order
         self.kept: set[str] = set()
-        self.ready: dict[torch.Size, Ready] = {}  # by the shapes of inputs
+        self.ready: dict[torch.Size, Ready] = {}  # by input shape
 
     def __reduce__(self) -> Any:
         return _state, (self.channels_last, tuple(self.chains))
 
     def forget(self) -> None:
-        """After a change of attributes, or of the memory of tensors."""
+        """Drops all caches after a change of attributes or of tensors' memory."""
         self.made.clear()
         self.ready.clear()
         self.norm = None
 
     def know(self, x: Tensor, ready: Ready) -> Ready:
-        """Keeps what is known of inputs like ``x``."""
+        """Caches ``ready`` for inputs of the shape of ``x``."""
         if len(self.ready) >= _MAX_SHAPES:
             self.ready.clear()
         self.ready[x.shape] = ready
@@ -73,14 +73,14 @@ def weight_state(module: nn.Module) -> State:
 
 
 class Made:
-    """What was made of a layer's weight and bias and a normalization, good until one of these is
-    written to or is another tensor."""
+    """An object made from weight, bias and normalization; valid until one of these is written to
+    or replaced."""
 
     def __init__(self, weight: Any, bias: Any, norm: Norm | None, make: Callable[[], Any]) -> None:
         self.weight, self.bias, self.norm = weight, bias, norm
         self.weights = Weights(weight, bias, *(() if norm is None else norm.tensors))
         self.given = [t for t in self.weights if t is not None]
-        # before it is made; of tensors made in inference mode, writes are not counted
+        # read before make(); torch does not count writes to tensors made in inference mode
         counted = not any(t.is_inference() for t in self.given)
         self.versions = [t._version for t in self.given] if counted else None
         self.value = make()
@@ -96,11 +96,11 @@ class Made:
 
 
 class Stateful(Fused):
-    """Whose state belongs to its tensors."""
+    """Mixin that drops the cached state when attributes or tensors change."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if "_fused" in self.__dict__:  # not in a constructor
+        if "_fused" in self.__dict__:  # unless in a constructor
             weight_state(self).forget()
 
     def __delattr__(self, name: str) -> None:
@@ -108,7 +108,7 @@ class Stateful(Fused):
         weight_state(self).forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._apply(*args, **kwargs)  # puts other memory into tensors
+        result = super()._apply(*args, **kwargs)  # replaces the memory of tensors
         weight_state(self).forget()
         return result
 
@@ -118,8 +118,8 @@ class Stateful(Fused):
 
 
 class FusedLayer(Stateful):
-    """Mixed into a layer's class. In a fused model, and called with a value of it, the layer is
-    deferred; otherwise it runs alone."""
+    """Mixin of fused layers. Called with a fused model's value the layer is deferred, otherwise it
+    runs on its own."""
 
     takes_norm = False
     takes_residual = False
@@ -131,7 +131,7 @@ class FusedLayer(Stateful):
         return super().forward(input) if result is None else result
 
     def _defer(self, input: Any) -> Any:
-        """The layer's result for ``input``, or None: then it is to run as its own class."""
+        """The deferred result for ``input``; None if the original forward has to run."""
         kind = type(input)
         if kind is Image or kind is Deferred:
             source = input if kind is Image else input.compute()
@@ -156,7 +156,7 @@ class FusedLayer(Stateful):
         return None
 
     def _ready_for(self, source: Image) -> Ready | None:
-        """What is known of calls with inputs like ``source``; None if the layer cannot take it."""
+        """The cached facts about calls with inputs like ``source``; None if it cannot be fused."""
         x = source._memory if source._viewed is None else source._plain
         state: State = self.__dict__["_fused"]
         weight = self._parameters.get("weight")
@@ -176,7 +176,7 @@ class FusedLayer(Stateful):
         return ready
 
     def at_once(self, source: Image, norm: Norm | None, end: End) -> Any:
-        """The value of a chain whose end is known when it begins; None as :meth:`_defer`."""
+        """The value of a chain that is known up front; None as in :meth:`_defer`."""
         ready = self._ready_for(source)
         return None if ready is None else run_chain(self, source, norm, None, end, ready.autocast)
 
@@ -188,7 +188,7 @@ class FusedLayer(Stateful):
 
     def _weights_fit(self, x: Tensor, autocast: torch.dtype | None) -> bool:
         weight: Any = self._parameters.get("weight")
-        if weight is None:  # computed: pruned, parametrized
+        if weight is None:  # computed by pruning or a parametrization
             return False
         return weight.dtype == x.dtype or (autocast is not None and weight.dtype in FLOATS)
 
@@ -198,7 +198,7 @@ class FusedLayer(Stateful):
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
     def note(self, norm: Norm | None, residual: Any, end: End) -> None:
-        """Keeps in mind what runs, for the report."""
+        """Records the chain for the report."""
         parts = [_kind(self)]
         if norm is not None:
             parts.append(norm.name)
@@ -214,7 +214,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def own_kernels(x: Tensor) -> bool:
-    """In eager mode."""
+    """Whether the compiled CPU kernels can run on ``x``, in eager mode."""
     return (
         x.is_cpu
         and type(x) is Tensor

@@ -13,7 +13,7 @@ from .values import End
 
 
 class FusedLinear(FusedLayer):
-    """See :func:`fastvision.ops.linear_act.linear_act`."""
+    """See :func:`fastvision.ops.linear_act`."""
 
     def _fits(self, x: Tensor, autocast: torch.dtype | None) -> bool:
         return (

@@ -1,4 +1,4 @@
-"""The modules that hold fused layers: their forward is the model's own, on values."""
+"""Modules that contain fused layers: they run the model's own forward on values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .values import Image, is_value
 
 
 class FusedModule(Fused):
-    """Mixed into the class of a module with fused layers inside. Called from outside it turns its
-    inputs into values and its results back into tensors."""
+    """Mixin of modules that contain fused layers. A call from outside converts inputs to values
+    and results back to tensors."""
 
     @classmethod
     def body_for(cls, base: type) -> dict[str, Any]:
@@ -28,8 +28,10 @@ class FusedModule(Fused):
 
 
 def forward_of(base: Any, own: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The forward of a fused module of class ``base``, under the signature of its own; ``own`` runs
-    in its place."""
+    """The forward of a fused module of class ``base``, with the signature of the original.
+
+    ``own`` replaces the original forward.
+    """
     own = own or base.forward
 
     @functools.wraps(base.forward)
@@ -45,7 +47,7 @@ def forward_of(base: Any, own: Callable[..., Any] | None = None) -> Callable[...
 
 
 def run(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``call`` on the values of its arguments; its results as tensors."""
+    """Runs ``call`` on its arguments as values and returns its results as tensors."""
     channels_last = any(map(is_channels_last, tensors_in((args, kwargs))))
     entrance = Entrance()
     values, named = entrance.enter(args), entrance.enter(kwargs)
@@ -59,11 +61,10 @@ def run(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> Any:
-    """What the model made of an input: the caller's own object, with what the model put into its
-    lists and dicts."""
+    """The caller's own input object, with the model's writes to its lists and dicts applied."""
     if type(ours) is Image and ours._memory is theirs:
         return theirs
-    if theirs is ours:  # there was nothing to turn into a value, but now there may be values in it
+    if theirs is ours:  # had nothing to convert, but may contain values now
         return leave(theirs, channels_last=channels_last)
     if type(theirs) is not type(ours) or not isinstance(theirs, (list, dict, tuple)):
         return leave(ours, channels_last=channels_last)
@@ -87,7 +88,7 @@ def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> Any:
 def may_defer(args: Any, kwargs: Any) -> bool:
     if is_transformed() or has_global_hooks():
         return False
-    if torch.onnx.is_in_onnx_export():  # whose operators are the standard ones
+    if torch.onnx.is_in_onnx_export():  # exports standard operators
         return False
     tensors = list(tensors_in((args, kwargs)))
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -95,14 +96,14 @@ def may_defer(args: Any, kwargs: Any) -> bool:
 
 
 def values_of_graph(*inputs: Any) -> Any:
-    """What comes in, as a graph of torch.fx calls it; see :func:`fastvision.fuse`."""
+    """Converts a graph's inputs; called by nodes that fuse() adds to torch.fx graphs."""
     if any(map(holds_values, inputs)) or not may_defer(inputs, {}):
         return inputs
     return Entrance().enter(inputs)
 
 
 def tensors_of_graph(result: Any, *inputs: Any) -> Any:
-    """What goes out, if what came in were tensors."""
+    """Converts a graph's result if the inputs were tensors."""
     if any(map(holds_values, inputs)):
         return result
     channels_last = any(is_channels_last(t) for t in inputs if isinstance(t, Tensor))

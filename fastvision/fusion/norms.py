@@ -1,5 +1,5 @@
-"""Batch normalizations of a fused model: part of the convolution before them, else one op with the
-activation after them."""
+"""Batch normalizations of a fused model: folded into the convolution before them, otherwise one op
+with the activation after them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KERNEL = torch.ops.fastvision.batch_norm_relu.default
 
 
 class FusedNorm(Stateful):
-    """Mixed into a batch normalization's class."""
+    """Mixin of fused batch normalizations."""
 
     takes_norm = False
     takes_residual = False
@@ -46,7 +46,8 @@ class FusedNorm(Stateful):
         return super().forward(input)
 
     def norm_of(self, *, keep: bool) -> Norm | None:
-        """The layer as it is; None without running statistics. ``keep``: not what a tracer sees."""
+        """The layer's parameters and statistics; None without running statistics. ``keep``: cache
+        them, except under a tracer."""
         state: State = self.__dict__["_fused"]
         own, buffers = self._parameters, self._buffers
         affine = own if "weight" in own else buffers
@@ -107,7 +108,7 @@ def run_norm(x: Tensor, norm: Norm, end: End) -> Tensor:
 
 
 class _FunctionalNorm:
-    """The anchor of a call of F.batch_norm."""
+    """The anchor for a call of F.batch_norm."""
 
     takes_norm = takes_residual = False
 
@@ -132,7 +133,7 @@ class _FunctionalNorm:
 
 
 def normalized(input: Any, norm: Norm, layer: FusedNorm | None = None) -> Any:
-    """A value normalized with fixed statistics, not computed yet; None where that cannot be."""
+    """The deferred normalization of ``input`` with fixed statistics; None if it is unsupported."""
     kind = type(input)
     value = input
     if kind is Deferred or kind is Traced:

@@ -1,4 +1,4 @@
-"""What fuse() did, and what ran since, for reading."""
+"""Report of the chains that fuse() found, and of the layers it left alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Fusion:
-    """One chain of operations that is one op now."""
+    """A chain of operations that runs as one op."""
 
-    name: str  # path of the layer that runs it
-    parts: tuple[str, ...]  # what it does, in order: "Conv2d", "BatchNorm2d", "add", "relu"
+    name: str  # path of the layer that begins it
+    parts: tuple[str, ...]  # in order, such as "Conv2d", "BatchNorm2d", "add", "relu"
 
     @property
     def kind(self) -> str:
@@ -20,14 +20,14 @@ class Fusion:
 
 @dataclass
 class Report:
-    """What was fused, and what was not and why; ``str(report)`` is for reading.
+    """The fused chains, and the layers left as they were; ``str(report)`` is readable.
 
     Attributes:
-        fused: the chains that ran, one entry for each kind that a layer began. A layer that has not
-            run yet has an entry for itself alone: what follows it shows in the first call.
-        waiting: how many layers have not run yet.
-        skipped: path of a convolution or linear layer and the reason why it stays as it was.
-        channels_last: whether activations between fused layers are in that memory format.
+        fused: chains that ran, one entry per layer and kind of chain. A layer that has not run yet
+            has one entry without followers, which only the first call reveals.
+        waiting: number of layers that have not run yet.
+        skipped: (path, reason) of each convolution or linear layer left as it was.
+        channels_last: whether activations between fused layers use this memory format.
     """
 
     fused: list[Fusion] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Report:
     channels_last: bool = False
 
     def counts(self) -> dict[str, int]:
-        """Number of chains by kind, the most frequent first."""
+        """Number of chains of each kind, most frequent first."""
         return dict(Counter(fusion.kind for fusion in self.fused).most_common())
 
     def __str__(self) -> str:

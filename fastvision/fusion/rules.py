@@ -1,4 +1,4 @@
-"""Functions that go on with a chain, or keep a view in the format of what it views."""
+"""Functions that extend a chain, or whose views keep the memory format of their base."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .values import Image, extend, extend_images, hidden, is_deferred, is_value
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
-    """Gives its input back in eval mode."""
+    """Returns its input in eval mode."""
     options = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
     return options["input"] if options.get("training") is False else NotImplemented
 
 
 def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
-    """contiguous() of what is contiguous to the model."""
+    """contiguous() of a value that the model sees as contiguous."""
     value = _value(args)
     if value is None or len(args) > 1 or kwargs:
         return NotImplemented
@@ -27,7 +27,7 @@ def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
         return value
     if value._viewed is not None and value._groups is not None and value._viewed._hidden:
         groups, swapped = value._groups
-        if swapped:  # a copy, as memory of its own with the channels split
+        if swapped:  # a copy, with the channels split
             shuffled = hidden(F.channel_shuffle(value._viewed._plain, groups), value._scope)
             depth = value.shape[1]
             split = _splitting(shuffled, depth, groups)
@@ -40,7 +40,7 @@ def _contiguous(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _value(args: Any) -> Any:
-    """The image that a function is called for, computed, if it is one."""
+    """The first argument as an Image, computed if deferred; None if it is not a value."""
     value: Any = args[0] if args else None
     value = value.compute() if is_deferred(value) else value
     return value if type(value) is Image else None
@@ -80,7 +80,7 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _sizes(args: Any, kwargs: Any) -> tuple[int, ...] | None:
-    """What a view() or reshape() asks for."""
+    """The sizes passed to view() or reshape(); None if they are not all ints."""
     sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     if kwargs or any(type(size) is not int for size in sizes):
         return None
@@ -88,8 +88,8 @@ def _sizes(args: Any, kwargs: Any) -> tuple[int, ...] | None:
 
 
 def _view(func: Any, args: Any, kwargs: Any) -> Any:
-    """The view()s around a channel shuffle (ShuffleNet, Zhang et al. 2018): [N, g, C / g, H, W] and
-    back."""
+    """The two view() calls of a channel shuffle (ShuffleNet, Zhang et al. 2018): to
+    [N, g, C / g, H, W] and back."""
     value, sizes = _value(args), _sizes(args, kwargs)
     if value is None or sizes is None:
         return NotImplemented

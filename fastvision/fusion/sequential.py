@@ -1,4 +1,4 @@
-"""Activations, and the Sequentials in which they stand behind convolutions."""
+"""Activations, and Sequentials, whose chains are known before they run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .values import NO_END, Deferred, End, Image, Norm, is_deferred
 
 
 class FusedActivation(Fused):
-    """Mixed into an activation's class: ends the chain before it, bypassing torch."""
+    """Mixin of fused activations: ends the chain before it without going through torch."""
 
     _activation: str
 
@@ -32,8 +32,8 @@ class FusedActivation(Fused):
 
 
 class FusedSequential(modules.FusedModule):
-    """Mixed into the class of a Sequential: nobody but the next child sees what a child gives, so
-    a convolution runs at once with the normalization and the activation that stand behind it."""
+    """Mixin of fused Sequentials. Only the next child sees a child's result, so a convolution runs
+    at once with the normalization and activation that follow it."""
 
     @classmethod
     def body_for(cls, base: type) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def run_in_order(self: Any, input: Any) -> Any:
 
 
 def _chain_of(children: list[Any], i: int) -> tuple[Norm | None, End, int] | None:
-    """The steps that a layer takes of what stands behind it, and where that ends; None if what
-    comes then may be a step as well."""
+    """Normalization and activation that follow layer ``i``, and the index after them; None if the
+    chain may continue beyond."""
     layer = children[i]
     if not is_plain(layer):
         return None

@@ -1,4 +1,4 @@
-"""Tensors in lists, tuples and dicts, nested as they may be."""
+"""Tensors in nested lists, tuples and dicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def map_tree(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of what is in a list, tuple or dict; the container itself if nothing changes."""
+    """Maps ``function`` over the items of a list, tuple or dict; returns the container itself if
+    nothing changes."""
     if isinstance(value, (list, tuple)):
         items = [function(item) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):

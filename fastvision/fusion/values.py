@@ -1,19 +1,19 @@
-"""What travels through a fused model instead of tensors: maps, and results not computed yet.
+"""The values that flow through a fused model instead of tensors.
 
-A fused convolution does not compute. It returns a :class:`Deferred`, which the normalization,
-addition and activation after it extend, whatever code calls them; the first use of another kind
-computes all of it as one op. So nothing has to be known of the model's code, and no graph of it is
-made: what runs is the model's own forward, in each call.
+A fused convolution is lazy. It returns a :class:`Deferred`, which a normalization, addition or
+activation after it extends, whichever code calls them; any other use computes the whole chain as
+one op. So nothing about the model's code has to be known, and there is no graph: each call runs the
+model's own forward.
 
-A computed value is an :class:`Image`, a Tensor that behaves as the model's own would. It may lie in
-channels_last although the model's is contiguous: what depends on strides or memory finds it
-contiguous, because it is made so first. A Deferred reads its input later than the model would, so
-before an operation that may write to an image, what reads it is computed.
+A computed value is an :class:`Image`, a Tensor that behaves like the model's own. Its memory may be
+channels_last although the model's would be contiguous; it is made contiguous before any operation
+that depends on strides or memory. A Deferred reads its input later than the model would, so its
+readers are computed before any operation that may write to an image.
 
-Images and Deferreds are of eager mode alone. A tracer has tensors of its own: there a
-:class:`Traced` stands for either.
+Images and Deferreds exist in eager mode only. A tracer has its own tensors, for which a
+:class:`Traced` stands.
 
-Over 450 lines: values and the dispatch of their operations make each other.
+Over 450 lines because values and the dispatch of their operations create each other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .trees import map_tree, tensors_in
 
 
 class Norm:
-    """A batch normalization with fixed statistics, whatever computed it in the model."""
+    """A batch normalization with fixed statistics, from a module or a function call."""
 
     __slots__ = ("channels", "eps", "name", "tensors")
 
@@ -54,7 +54,7 @@ class Norm:
         self.channels: int | None = shape[0] if ordinary else None
 
     def is_of(self, channels: int) -> bool:
-        """Whether it has that many channels, and tensors that stay as they are."""
+        """Whether it has this number of channels, and needs no gradient."""
         if self.channels != channels:
             return False
         return not torch.is_grad_enabled() or not any(
@@ -62,7 +62,7 @@ class Norm:
         )
 
     def is_same(self, other: Norm | None) -> bool:
-        """Whether it has the same tensors: a call of F.batch_norm makes a new one each time."""
+        """Whether it has the same tensors; each call of F.batch_norm makes a new Norm."""
         return self is other or (
             other is not None
             and self.eps == other.eps
@@ -70,12 +70,12 @@ class Norm:
         )
 
 
-End = tuple[str, float]  # the activation at the end of a chain and its negative slope
+End = tuple[str, float]  # activation at the end of a chain, negative slope
 NO_END: End = ("none", 0.01)
 
 
 class Ready:
-    """What is known of an anchor's calls with inputs of a kind."""
+    """Facts about an anchor's calls with inputs of one kind, cached."""
 
     __slots__ = ("autocast", "counted", "dtype", "kept", "placeholder", "weight")
 
@@ -88,24 +88,24 @@ class Ready:
         weight: Tensor | None = None,
     ) -> None:
         self.dtype, self.autocast, self.weight, self.kept = dtype, autocast, weight, kept
-        self.counted = weight is not None and not weight.is_inference()  # writes to it
-        # of which results not computed yet are sub-class instances
+        self.counted = weight is not None and not weight.is_inference()  # torch counts writes
+        # data of the deferred results, which are instances of a subclass of Tensor
         self.placeholder: Any = None if shape is None else _placeholder(shape, autocast or dtype)
 
 
 @functools.lru_cache(maxsize=4096)
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without memory."""
+    """A tensor without memory, on the meta device."""
     with torch.inference_mode(False):
         return torch.empty(shape, dtype=dtype, device="meta")
 
 
 class Anchor(Protocol):
-    """What a chain begins with: a convolution, a linear layer, a normalization."""
+    """The layer that begins a chain: a convolution, linear layer or normalization."""
 
     takes_norm: bool
     takes_residual: bool
-    # stages whose value others use besides the chain: computed there from the next call on
+    # stages whose values were used outside the chain; later calls end the chain there
     kept: set[str]
 
     def run(
@@ -122,13 +122,13 @@ class Anchor(Protocol):
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
 
 
-ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # no sub-class that does things its way
+ORDINARY = (Tensor, torch.nn.Parameter, torch.nn.Buffer)  # classes without special behaviour
 
 
 class Shared(list["weakref.ref[Deferred]"]):
-    """What is known of a piece of memory: who reads it and is not computed yet."""
+    """State of a piece of memory: the deferred values that will read it."""
 
-    escaped = False  # to where writes are not seen: a NumPy array, a view of its bits
+    escaped = False  # visible where writes go unnoticed: a NumPy array, a view of its bits
 
     def add(self, reader: weakref.ref[Deferred]) -> None:
         if len(self) >= 8:
@@ -140,22 +140,22 @@ class Image(Tensor):
     """A value inside a fused model: a Tensor whose operations pass through this module."""
 
     _memory: Tensor
-    _shared: Shared  # with all that share the memory
-    _scope: list[weakref.ref[Deferred]]  # what was deferred since the model was called
-    _in_other_format = False  # the model's tensor would be contiguous, and this one is not
-    # of a view of an image in another format: where its memory is, whatever becomes of that
+    _shared: Shared  # shared with all values in this memory
+    _scope: list[weakref.ref[Deferred]]  # values deferred during this call of the model
+    _in_other_format = False  # the model's tensor would be contiguous, this one is not
+    # views of an image: the base, and how to derive the view after the base's format changed
     _viewed: Image | None = None
     _derive: Callable[[Tensor], Tensor]
     _derived_from: Tensor
     _groups: tuple[int, bool] | None = (
-        None  # what channels were split into, and whether these are swapped
+        None  # number of groups the channels were split into, and whether they are transposed
     )
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return call(func, args, kwargs or {})
 
-    # what needs no memory, without the way through torch
+    # metadata, without going through torch
     shape = property(lambda self: self._plain.shape)
     dtype = property(lambda self: self._plain.dtype)
     device = property(lambda self: self._plain.device)
@@ -177,7 +177,7 @@ class Image(Tensor):
 
     @property
     def _plain(self) -> Tensor:
-        """The memory, in whatever format."""
+        """The memory, in any format."""
         base = self._viewed
         if base is not None and self._derived_from is not base._plain:
             self._derived_from = base._plain
@@ -187,18 +187,18 @@ class Image(Tensor):
 
     @property
     def _hidden(self) -> bool:
-        """Whether the memory is in another format than the model's, which makes no difference to
-        operations that ask for none."""
+        """Whether the memory format differs from the model's, which only operations that depend on
+        the format can notice."""
         if self._viewed is None:
             return self._in_other_format
         return self._groups is None and self._viewed._hidden
 
     def exact(self) -> Tensor:
-        """The tensor that the model would have, strides included."""
+        """The tensor the model would have, strides included."""
         if self._viewed is not None:
             self._viewed.exact()
         elif self._in_other_format:
-            # none but its views shares the memory, and they follow
+            # only views of this image share the memory, and they follow
             self._memory, self._in_other_format = self._memory.contiguous(), False
             self._set(self._memory)
         return self._plain
@@ -209,7 +209,7 @@ class Image(Tensor):
         memory: Tensor | None = None,
         groups: tuple[int, bool] | None = None,
     ) -> Image:
-        """``derive(memory)``, which is a view."""
+        """``derive(memory)`` as a view of this image."""
         memory = derive(self._plain) if memory is None else memory
         new = new_image(memory, self._scope, self._shared)
         new._viewed, new._derive, new._derived_from, new._groups = (
@@ -221,7 +221,7 @@ class Image(Tensor):
         return new
 
     def _follow(self) -> None:
-        """After a change of what may be the shape: compiled code reads this object's own."""
+        """Updates this object's own metadata, which compiled code reads, if the shape changed."""
         with torch._C.DisableTorchFunctionSubclass():
             own = Tensor.size(self)
         if own != self._plain.shape:
@@ -235,7 +235,7 @@ class Image(Tensor):
 def new_image(
     memory: Tensor, scope: list[weakref.ref[Deferred]], shared: Shared | None = None
 ) -> Image:
-    """``shared``: of memory that others see."""
+    """``shared``: state of the memory, if other values share it."""
     new = memory.as_subclass(Image)
     new._memory, new._scope = memory, scope
     new._shared = Shared() if shared is None else shared
@@ -243,7 +243,7 @@ def new_image(
 
 
 def hidden(plain: Tensor, scope: list[weakref.ref[Deferred]]) -> Image:
-    """Fresh memory as a value that is contiguous to the model."""
+    """New memory as a value that the model sees as contiguous."""
     if not plain.is_contiguous():
         if is_channels_last(plain):
             new = new_image(plain, scope)
@@ -251,7 +251,7 @@ def hidden(plain: Tensor, scope: list[weakref.ref[Deferred]]) -> Image:
             return new
         plain = plain.contiguous()
     elif 1 in plain.shape and plain.stride() != _strides(plain.shape):
-        # by the strides of sizes of 1 torch guesses formats
+        # torch infers formats from the strides of dimensions of size 1
         plain = plain.as_strided(plain.shape, _strides(plain.shape))
     return new_image(plain, scope)
 
@@ -266,16 +266,16 @@ def _strides(shape: Any) -> tuple[int, ...]:
 
 
 class _Chain:
-    """An anchor's result with the steps after it so far: a normalization, then an addition."""
+    """A deferred chain so far: an anchor, an optional normalization, an optional addition."""
 
     anchor: Any = None
     source: Any = None  # an Image; under a tracer a Traced
     ready: Any = None
-    stamp: int | None = None  # the version of the anchor's weight when it was called
+    stamp: int | None = None  # version of the anchor's weight at its call
     normalization: Norm | None = None
     residual: Any = None  # an Image; under a tracer a tensor
-    value: Any = None  # once it is computed
-    used = False  # by a longer chain
+    value: Any = None  # set once computed
+    used = False  # whether a longer chain extends it
 
     @property
     def stage(self) -> str:
@@ -288,7 +288,7 @@ class _Chain:
         )
 
     def compute(self) -> Any:
-        """The value: an Image; under a tracer the tensor."""
+        """The value as an Image; under a tracer the tensor."""
         if self.value is None:
             if self.used:
                 self.ready.kept.add(self.stage)
@@ -296,11 +296,12 @@ class _Chain:
         return self.value
 
     def settle(self, value: Any) -> None:
-        """It is that value, and needs nothing else any more."""
+        """Sets the value and drops the inputs."""
         self.value, self.source, self.normalization, self.residual = value, None, None, None
 
     def may_go_on(self) -> bool:
-        """Whether nobody wanted the value without what follows, now or in an earlier call."""
+        """Whether the chain may be extended: this stage's value has not been used by itself, now or
+        in an earlier call."""
         if self.value is not None or self.ready is None:
             return False
         kept = self.ready.kept
@@ -316,7 +317,7 @@ class _Chain:
         return self.residual is None and self.may_go_on() and self.anchor.takes_residual
 
     def longer(self, norm: Norm | None, residual: Any) -> Any:
-        """The chain up to there, by a new value."""
+        """A new value: this chain, extended."""
         self.used = True
         new = _begin(self.anchor, self.source, self.ready, self.stamp)
         new.normalization = norm
@@ -351,7 +352,7 @@ class _Chain:
             self.anchor, self.source, self.normalization, self.residual, end, ready.autocast
         )
 
-    # what can be told before
+    # metadata is known before the value is computed
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -400,7 +401,7 @@ def run_chain(
     end: End,
     autocast: torch.dtype | None,
 ) -> Any:
-    """What an anchor and steps make of a value: an Image; under a tracer the tensor."""
+    """Computes a chain: an Image; under a tracer the tensor."""
     is_image = type(source) is Image
     x = source._memory if is_image and source._viewed is None else plain_of(source)
     if residual is not None:
@@ -416,8 +417,8 @@ def run_chain(
 
 
 class Deferred(_Chain, Tensor):  # type: ignore[override]
-    """A chain in eager mode. To compiled code it is a Tensor as well, without memory: its
-    operations come to ``__torch_dispatch__``."""
+    """A chain in eager mode. C++ code also sees a Tensor, without memory; its operations reach
+    ``__torch_dispatch__``."""
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -425,7 +426,7 @@ class Deferred(_Chain, Tensor):  # type: ignore[override]
 
 
 class Traced(_Chain):
-    """A chain, or a tensor, under a tracer, which has tensors of its own: stands for a Tensor."""
+    """A chain or a tensor under a tracer; poses as a Tensor."""
 
     def __init__(self, plain: Tensor | None = None) -> None:
         self.value = plain
@@ -435,7 +436,7 @@ class Traced(_Chain):
         return Tensor
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(Tensor, name)  # its AttributeError
+        found = getattr(Tensor, name)  # raises Tensor's AttributeError
         if callable(found):
             return lambda *args, **kwargs: call(found, (self, *args), kwargs)
         return call(found.__get__, (self,), {})
@@ -448,7 +449,7 @@ class Traced(_Chain):
 
 
 def defer(anchor: Any, source: Any, ready: Ready) -> Any:
-    """What ``anchor`` gives for ``source``, not computed yet."""
+    """The deferred result of ``anchor`` for ``source``."""
     return _begin(anchor, source, ready, ready.weight._version if ready.counted else None)  # type: ignore[union-attr]
 
 
@@ -495,7 +496,7 @@ def is_value(value: Any) -> bool:
 
 
 def plain_of(value: Any) -> Tensor:
-    """The memory behind a value, in whatever format."""
+    """The memory of a value, in any format."""
     kind = type(value)
     if kind is Deferred or kind is Traced:
         value = value.compute()
@@ -513,7 +514,7 @@ def compute_readers(value: Image) -> None:
 
 
 def autocast_of(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of ``x`` at this moment, if it is on; it leaves float64 alone."""
+    """The dtype autocast would cast ``x`` to; None if it is off or ``x`` is float64."""
     kind = "cpu" if x.is_cpu else x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return None
@@ -526,17 +527,21 @@ _IMAGE_RULES: dict[Any, Rule] = {}
 
 
 def extend(function: Any, rule: Rule) -> None:
-    """``rule(func, args, kwargs)`` answers calls of ``function`` with values, or NotImplemented."""
+    """Registers ``rule(func, args, kwargs)`` for calls of ``function`` with values.
+
+    A rule may return NotImplemented.
+    """
     _RULES[function] = rule
 
 
 def extend_images(function: Any, rule: Rule) -> None:
-    """The same for images, in eager mode."""
+    """As :func:`extend`, for images in eager mode only."""
     _IMAGE_RULES[function] = rule
 
 
 def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """``func`` of values: by a longer chain, on the memory as it lies, or as the model would."""
+    """Calls ``func`` with values: extends a chain, runs on the memory in its format, or on the
+    tensors the model would have."""
     rule = _RULES.get(func)
     if rule is not None:
         result = rule(func, args, kwargs)
@@ -557,9 +562,9 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         plain_kwargs = _unpack(kwargs, images)
         any_format = any_format and _keeps_format(kwargs)
         fresh = fresh and any_format and not kwargs.get("inplace")
-    if not images or query:  # without: what was deferred under a tracer, after it
+    if not images or query:  # no images: values left over from a tracer
         return func(*plain, **plain_kwargs)
-    if not fresh:  # it may write
+    if not fresh:  # may write
         for i in images:
             compute_readers(i)
     if any_format:
@@ -599,7 +604,7 @@ def _call_traced(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _unpack(value: Any, images: list[Image]) -> Any:
-    """With the memory in the place of values; ``images`` gets these."""
+    """Replaces values by their memory, and appends them to ``images``."""
     kind = type(value)
     if kind is Image:
         images.append(value)
@@ -646,7 +651,7 @@ def _map_tensors(function: Callable[[Tensor], Any], result: Any) -> Any:
 
 
 def _fresh(result: Tensor, images: list[Image]) -> Any:
-    """A result of memory of its own, but for functions that give back what they got."""
+    """Wraps a result in new memory; some functions return their input instead."""
     for i in images:
         if result is i._memory:
             return i
@@ -656,8 +661,11 @@ def _fresh(result: Tensor, images: list[Image]) -> Any:
 
 
 def _known(result: Tensor, images: list[Image], args: Any, *, as_it_lies: bool) -> Any:
-    """A result that may share memory with an image, or with a plain tensor among the arguments,
-    of whose writes nobody would know: then it stays a plain one."""
+    """Wraps a result that may share memory with an image.
+
+    If it shares memory with a plain tensor among the arguments, writes to which go unnoticed, it
+    stays plain.
+    """
     for i in images:
         if result is i._plain:
             return i

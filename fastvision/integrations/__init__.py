@@ -1,1 +1,1 @@
-"""Where other libraries run on fastvision's kernels."""
+"""Integrations that run other libraries on fastvision's kernels."""

@@ -1,4 +1,4 @@
-"""The ops, under torchvision.ops' names where it has them."""
+"""The public ops, named as in torchvision.ops where it has them."""
 
 from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu

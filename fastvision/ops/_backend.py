@@ -1,4 +1,4 @@
-"""Which kinds of implementation there are, and which can run on a device."""
+"""The backends, and which of them can run on a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import _device, _extension
 
 Backend = Literal["cuda", "triton", "cpp", "reference"]
 BACKENDS: tuple[Backend, ...] = ("cuda", "triton", "cpp", "reference")
-# by the type of device, the fastest first
+# per device type, fastest first
 ORDER: dict[str, tuple[Backend, ...]] = {
     "cpu": ("cpp", "reference"),
     "cuda": ("cuda", "triton", "reference"),
@@ -19,7 +19,7 @@ requested_by_environment = os.environ.get("FASTVISION_BACKEND") or None
 
 
 def unsupported(backend: str, device_type: str, device_index: int | None) -> str | None:
-    """Why ``backend`` cannot run on that device, or None."""
+    """The reason why ``backend`` cannot run on the device, or None."""
     if backend == "reference":
         return None
     if backend == "cpp":

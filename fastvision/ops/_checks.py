@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops; each message names the argument and what it got."""
+"""Argument checks shared by the ops. Each message names the argument and the value it got."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_tensor(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
     if tensor.layout is not _STRIDED or tensor.is_nested:
-        # torch's and torchvision's type of error for a kernel that is not there
+        # torch and torchvision raise this type for a missing kernel
         got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
         raise NotImplementedError(f"{name} must be a dense (strided) tensor, got {got}")
 
@@ -33,20 +33,23 @@ def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError
 
 
 def integer(value: Any, what: str) -> Any:
-    """An int, as NumPy's and tensors are made, or a symbolic one; ``what`` begins the error."""
+    """``value`` as an int or SymInt; NumPy integers and integer tensors are converted.
+
+    ``what`` begins the error message.
+    """
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
-    # bool has an index, too, but can only be a mistake
+    # bool has __index__ too, but here it can only be a mistake
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what}, got {value!r}")
     try:
         return operator.index(value)
-    except TypeError:  # of a tensor that is no integer
+    except TypeError:  # a tensor that is not an integer
         raise TypeError(f"{what}, got {value!r}") from None
 
 
 def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    """Of a number for both axes, or a tuple or list of one or two."""
+    """Vertical and horizontal value of one integer, or of a tuple or list of one or two."""
     what = f"{name} must be one or two integers"
     if type(value) is int:
         return value, value
@@ -79,7 +82,10 @@ def check_normalization(training: object, momentum: object, eps: object) -> None
 
 
 def of_torchvision(function: str, name: str) -> Callable[..., Tensor]:
-    """torchvision's own function, for the quantized tensors ``name``: it has kernels for them."""
+    """torchvision's own function, which has kernels for quantized tensors.
+
+    ``name``: the quantized argument, for the error if torchvision is not imported.
+    """
     module = sys.modules.get("torchvision.ops")
     if module is None:
         raise NotImplementedError(
@@ -97,22 +103,22 @@ def needs_gradient(tensors: Iterable[Any]) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation needs to see torch's own operators."""
+    """Whether torch.func or forward-mode AD is active: both need torch's own operators."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def is_traced() -> bool:
-    """Whether torch.jit.trace records, which can save torch's operators but no Function."""
+    """Whether torch.jit.trace is recording. It can save operators but no autograd.Function."""
     return torch._C._get_tracing_state() is not None
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether autograd pushes many gradients through at once (``is_grads_batched``)."""
+    """Whether autograd batches several gradients into this one (``is_grads_batched``)."""
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def is_eager() -> bool:
-    """Nothing traces, records or transforms the calls of ops."""
+    """Whether ops run eagerly: no compiler, dispatch mode or tracer sees the calls."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -1,4 +1,4 @@
-"""The operators of focal loss and their derivatives: the gradient is made in the forward's pass."""
+"""Focal loss operators and their derivatives. The forward pass computes the gradient as well."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .. import reference
 from ._checks import is_transformed, needs_gradient
 from ._library import Operator, declare
 
-# Easy examples' gradients are below float16's range, and a loss scale that brings them back comes
-# only in the backward: they are stored times that. No gradient is then above the range; in softmax,
-# none unless a class weighs more than a thousand.
+# Gradients of easy examples underflow in float16, and a loss scale would only be applied in the
+# backward. So they are stored multiplied by these factors. None overflows then, except in softmax
+# with a class weight above a thousand.
 HALF_GRAD_SCALE = {"sigmoid": 1024.0, "softmax": 32.0}
 
 
@@ -59,8 +59,8 @@ def _fake_scale(grads: list[Tensor], factor: Tensor, scale: float) -> None:
     pass
 
 
-# grad_scale: what the gradients are multiplied by; 0 if none are wanted. The result is the loss,
-# if reduced a sum in the type of arithmetic, and the gradient of each input.
+# grad_scale: factor of the gradients; 0 if none are wanted. Returns the loss (if reduced, a sum in
+# the compute dtype) and the gradient of each input.
 SIGMOID = declare(
     "sigmoid_focal_loss",
     "(Tensor[] inputs, Tensor[] targets, float alpha, float gamma, bool reduce, float grad_scale) "
@@ -84,17 +84,17 @@ _OPERATORS: dict[str, Operator] = {"sigmoid": SIGMOID, "softmax": SOFTMAX}
 
 @dataclass(frozen=True)
 class Call:
-    """What is computed of the tensors of a call.
+    """The options of a call, without its tensors.
 
-    sigmoid: the tensors are inputs, then targets; options (alpha, gamma). softmax: input, target
-    and the weights if there are any; options (gamma, ignore_index).
+    sigmoid: tensors are all inputs, then all targets; options are (alpha, gamma). softmax: tensors
+    are input, target and optional weights; options are (gamma, ignore_index).
     """
 
     kind: str  # "sigmoid" or "softmax"
     backend: str
     options: tuple[Any, ...]
     reduce: bool
-    divisor: float = 1.0  # of a sum
+    divisor: float = 1.0  # of the sum, if reduced
 
     def inputs_among(self, tensors: Sequence[Tensor]) -> int:
         return len(tensors) // 2 if self.kind == "sigmoid" else 1
@@ -127,7 +127,7 @@ def _run_reference(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _scales(call: Call, dtype: torch.dtype) -> tuple[float, float]:
-    """Of the stored gradients, and what makes them gradients of the loss."""
+    """The scale of the stored gradients, and the factor that turns them into the loss's."""
     divisor = call.divisor or 1.0
     if dtype == torch.float16:
         scale = HALF_GRAD_SCALE[call.kind]
@@ -136,7 +136,7 @@ def _scales(call: Call, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _factor(call: Call, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad``, the loss's, in the type of arithmetic and to be multiplied with the gradients."""
+    """The factor of the stored gradients for ``grad``, the loss's gradient, in compute dtype."""
     _, factor = _scales(call, dtype)
     grad = grad.to(arithmetic(dtype))
     grad = grad if factor == 1 else grad * factor
@@ -144,7 +144,7 @@ def _factor(call: Call, grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_batched(grad: Tensor) -> bool:
-    """By torch.func.vmap, or autograd.grad's is_grads_batched, which has a kind of its own."""
+    """Whether torch.func.vmap or autograd.grad's ``is_grads_batched`` batches ``grad``."""
     functorch = torch._C._functorch
     return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
@@ -156,22 +156,22 @@ def _scaled(call: Call, grads: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
 
 
 class _FocalLoss(torch.autograd.Function):
-    """Keeps the gradient of the forward, and gives it away in the backward."""
+    """Stores the gradient in the forward pass and hands it over in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
         grad_scale, _ = _scales(call, tensors[0].dtype)
         loss, *ctx.grads = _run_op(call, tensors, grad_scale)
         ctx.call = call
-        ctx.save_for_backward(*tensors)  # for further derivatives alone
+        ctx.save_for_backward(*tensors)  # only used for higher derivatives
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         call: Call = ctx.call
         grads, ctx.grads = ctx.grads, None
-        if torch.is_grad_enabled():  # the gradient will be differentiated
-            # aliases, since levels may be the same Tensor or made from each other
+        if torch.is_grad_enabled():  # create_graph=True
+            # aliases, since levels may be the same Tensor or derived from each other
             tensors = [t.view_as(t) for t in ctx.saved_tensors]
             n = call.inputs_among(tensors)
             loss = _run_reference(call, tensors)
@@ -183,7 +183,7 @@ class _FocalLoss(torch.autograd.Function):
             for i, g in zip(wanted, found, strict=True):
                 result[i] = g
             return (None, *result)
-        if grads is None:  # given away, and asked for again
+        if grads is None:  # handed over before: retain_graph=True
             tensors = ctx.saved_tensors
             grad_scale, _ = _scales(call, tensors[0].dtype)
             _, *grads = _run_op(call, tensors, grad_scale)
@@ -198,7 +198,7 @@ class _FocalLoss(torch.autograd.Function):
 
 
 class _FocalLossTraced(torch.autograd.Function):
-    """For torch.compile, which plans memory itself and knows no second derivative."""
+    """For torch.compile, which plans memory itself and supports no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class _FocalLossTraced(torch.autograd.Function):
 
 
 def run(call: Call, tensors: Sequence[Tensor]) -> Tensor:
-    """The loss, through autograd only where a derivative is wanted."""
+    """The loss; goes through autograd only if a derivative is needed."""
     n = call.inputs_among(tensors)
     wants_grad = needs_gradient(tensors[:n])
     if call.backend == "reference" or is_transformed() or needs_gradient(tensors[n:]):
@@ -224,7 +224,7 @@ def run(call: Call, tensors: Sequence[Tensor]) -> Tensor:
         return _run_op(call, tensors, 0.0)[0]
     if not torch.compiler.is_compiling():
         return _FocalLoss.apply(call, *tensors)
-    distinct: list[Tensor] = []  # what torch.compile insists on
+    distinct: list[Tensor] = []  # torch.compile rejects repeated arguments
     for t in tensors:
         distinct.append(t.view_as(t) if any(t is other for other in distinct) else t)
     return _FocalLossTraced.apply(call, *distinct)

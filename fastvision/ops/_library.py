@@ -1,5 +1,5 @@
-"""The declaration of an operator: torch.library, the choice of a backend, its errors and info() all
-read this one object."""
+"""Declaration of operators. Registration, backend selection, its errors and info() read the same
+object."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Operator:
     """One operator of ``torch.ops.fastvision`` with its implementations.
 
     Attributes:
-        run: the implementation by backend, called with the operator's arguments.
-        lacks: the backends that it has no kernel of, with the reason.
-        automatic: on CUDA tensors it chooses among kernels itself.
+        run: implementation per backend, called with the operator's arguments.
+        lacks: backends without a kernel, each with the reason.
+        automatic: whether it picks among kernels itself on CUDA tensors.
     """
 
     def __init__(self, lacks: Mapping[str, str], automatic: bool) -> None:
@@ -32,16 +32,16 @@ class Operator:
         self.automatic = automatic
 
     def choose(self, tensor: Tensor, requested: str | None) -> str:
-        """The backend for ``tensor``: the fastest that can run, or the one asked for.
+        """The backend for ``tensor``: the requested one, or the fastest that can run.
 
         Raises:
-            ValueError: ``requested`` (or FASTVISION_BACKEND) names one that cannot run.
+            ValueError: ``requested`` (or FASTVISION_BACKEND) names a backend that cannot run.
         """
         if requested is None:
             requested = _backend.requested_by_environment
-        if tensor.is_meta:  # the fake implementations answer
+        if tensor.is_meta:  # runs the fake
             return "cpp"
-        if requested is None and tensor.is_cpu:  # asking tensor.device for its type is slow
+        if requested is None and tensor.is_cpu:  # tensor.device.type is slow
             return "cpp" if _extension.missing is None else "reference"
         device = tensor.device
         if requested is not None:
@@ -60,11 +60,11 @@ class Operator:
         return "reference"
 
     def unsupported(self, backend: str, device_type: str, device_index: int | None) -> str | None:
-        """Why ``backend`` cannot run there, or None."""
+        """The reason why ``backend`` cannot run on the device, or None."""
         return _backend.unsupported(backend, device_type, device_index) or self.lacks.get(backend)
 
 
-# by the name of the public function, for info()
+# by public function name, for info()
 PUBLIC: dict[str, Operator] = {}
 
 
@@ -80,20 +80,20 @@ def declare(
     lacks: Mapping[str, str] | None = None,
     serves: Sequence[str] = (),
 ) -> Operator:
-    """Defines ``fastvision::name``, and ``fastvision::name_triton`` where there is one.
+    """Defines ``fastvision::name`` and, with ``triton``, ``fastvision::name_triton``.
 
     Args:
-        name: of the operator; C++ implements it under this name.
-        schema: its arguments and results, in torch.library's language.
-        fake: shapes, dtypes and formats of the results, for tracers.
-        triton: path below this package of the function that launches Triton's kernels; imported on
-            its first call, since Triton may be missing and takes time to import.
-        reference: the operator in PyTorch, with the same arguments.
-        cpu: what runs on CPU tensors, where that is Python.
-        cuda: what runs on CUDA tensors, where that is Python, or its path as ``triton``: it chooses
-            among kernels itself.
-        lacks: the backends without a kernel, and why.
-        serves: the public functions that are made of it.
+        name: operator name, also used by the C++ registration.
+        schema: arguments and results in torch.library's schema language.
+        fake: shapes, dtypes and memory formats of the results, for tracers.
+        triton: dotted path inside this package of the Triton launcher; imported on its first call,
+            since Triton may be missing and is slow to import.
+        reference: the operator in eager PyTorch, with the same arguments.
+        cpu: implementation for CPU tensors, if it is written in Python.
+        cuda: implementation for CUDA tensors, or its path as in ``triton``, if it is written in
+            Python and picks among kernels itself.
+        lacks: backends without a kernel, each with the reason.
+        serves: public functions built on the operator.
     """
     operator = Operator(lacks or {}, automatic=cuda is not None)
     default = _define(name, schema, fake)
@@ -114,8 +114,10 @@ def declare(
 
 
 def by_activation_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A reference under the arguments of its operator, which end in the index of an activation and
-    its slope."""
+    """Adapts a reference that takes an activation's name to its operator, which takes the index.
+
+    The arguments end in activation and negative slope.
+    """
     return lambda *args: function(*args[:-2], ACTIVATIONS[args[-2]], args[-1])
 
 

@@ -22,8 +22,8 @@ from ._checks import (
 from ._library import by_activation_name as _named
 from ._library import declare
 
-# mean, invstd, weight, bias: [C] in float32 (float64 for float64 inputs); activation: index in
-# ACTIVATIONS; see the functions of the same names in reference/batch_norm_relu.py
+# mean, invstd, weight, bias: [C] float32 (float64 for float64 inputs); activation: index in
+# ACTIVATIONS. reference/batch_norm_relu.py has functions of the same names.
 _AFFINE = "Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 _SCHEMAS = {
     "_statistics": (
@@ -89,8 +89,8 @@ _BACKWARD = _operator("_backward", _fake_backward, _named(reference.batch_norm_r
 
 
 class BatchNormReLU(torch.autograd.Function):
-    """With ``count``, the elements of a channel, the statistics are those of the input (of all
-    processes in ``group``); without it they are constants."""
+    """``count``: elements per channel if the statistics are the batch's (over all processes of
+    ``group``); None if they are constants."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,8 @@ class BatchNormReLU(torch.autograd.Function):
         output = _FORWARD.run[backend](
             input, mean, invstd, weight, bias, residual, activation, negative_slope
         )
-        # with a residual the result tells which elements pass, and something else keeps it anyway
+        # with a residual, save the output: it determines the derivative, and the next layer saves
+        # it anyway
         name = ACTIVATIONS[activation]
         from_output = residual is not None and (
             name in ("none", "relu", "relu6") or (name == "leaky_relu" and negative_slope > 0)
@@ -156,13 +157,13 @@ class BatchNormReLU(torch.autograd.Function):
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The gradients through the reference, which has derivatives of its own."""
+    """The gradients, computed by autograd through the reference for double backward."""
     if ctx.group is not None:
         raise RuntimeError("batch_norm_relu has no second derivative with a process_group")
     input, weight, bias, mean, invstd, residual, output = ctx.saved_tensors
     _, activation, negative_slope, eps = ctx.options
     name = ACTIVATIONS[activation]
-    if output is not None:  # piecewise linear: it has no second derivative
+    if output is not None:  # piecewise linear: the second derivative is zero
         grad = activation_gradient(grad, output.detach(), name, negative_slope)
         name = "none"
     with torch.enable_grad():
@@ -192,9 +193,9 @@ def _all_reduced(sums: Tensor, group: Any) -> Tensor:
 def _gathered_statistics(
     mean: Tensor, var: Tensor, count: int, eps: float, group: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, variance, invstd and number of elements of all processes together.
+    """Mean, variance, invstd and element count over all processes.
 
-    The groups' deviations are merged (Chan, Golub and LeVeque 1983, equation 1.5).
+    Merges the squared deviations of the processes (Chan, Golub and LeVeque 1983, equation 1.5).
     """
     local = torch.stack([mean, var, torch.full_like(mean, count)])
     parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size(group))]
@@ -222,7 +223,7 @@ def _batch_statistics(
     eps: float,
     group: Any,
 ) -> tuple[Tensor, Tensor, Any]:
-    """Mean and invstd of the batch, and the elements of a channel; updates the running ones."""
+    """Mean and invstd of the batch and the elements per channel; updates running statistics."""
     count: Any = input.numel() // input.shape[1]
     run = _STATISTICS.run[backend]
     running = [x for x in (running_mean, running_var) if x is not None]
@@ -230,12 +231,12 @@ def _batch_statistics(
     if group is None and all(x.dtype == dtype and x.is_contiguous() for x in running):
         mean, _, invstd = run(input, running_mean, running_var, momentum, eps)
         if not torch.compiler.is_compiling():
-            for x in running:  # a backward that has saved them must notice
+            for x in running:  # autograd must detect the write if it has saved them
                 torch.autograd.graph.increment_version(x)
         return mean, invstd, count
     if count > 0:
         mean, var, invstd = run(input, None, None, momentum, eps)
-    else:  # this process has no part in the batch
+    else:  # an empty batch in this process
         mean, var, invstd = (torch.zeros_like(_channels(input, input.shape[1])) for _ in range(3))
     if group is not None:
         mean, var, invstd, count = _gathered_statistics(mean, var, count, eps, group)
@@ -281,14 +282,14 @@ def _as(dtype: torch.dtype, values: Tensor | None) -> Tensor | None:
 
 
 def fixed_statistics(
-    dtype: torch.dtype,  # of the input
+    dtype: torch.dtype,  # the input's
     running_mean: Tensor,
     running_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """mean, invstd, weight and bias of a normalization in eval mode as the kernels read them."""
+    """mean, invstd, weight and bias for the kernels, from fixed (eval mode) statistics."""
     dtype = torch.promote_types(dtype, torch.float32)
     mean = running_mean.detach().to(dtype).contiguous()
     invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
@@ -359,7 +360,7 @@ def normalization_of(
             raise ValueError("running_mean and running_var must be given unless training")
         fixed = fixed_statistics(input.dtype, running_mean, running_var, weight, bias, eps)
         mean, invstd, weight, bias = fixed
-    elif input.numel() == 0 and process_group is None:  # torch leaves the running ones alone too
+    elif input.numel() == 0 and process_group is None:  # no update, as in torch
         mean = torch.zeros_like(_channels(input, input.shape[1]))
         invstd = torch.ones_like(mean)
     else:

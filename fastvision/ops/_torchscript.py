@@ -1,4 +1,4 @@
-"""The ops under torch.jit: what its tracer records, and what its compiler says."""
+"""The ops under torch.jit: the operators that tracing records, the error that scripting gives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 
 
 def traced_op(name: str, schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """An op that does ``run``, derivatives included, for torch.jit.trace to record.
+    """Defines an op that calls ``run``, derivatives included, for torch.jit.trace to record.
 
-    A graph with an autograd.Function in it cannot be saved, and the other ops have no derivatives.
-    torch.jit.trace records nothing while an op runs, so ``run`` may be the public function.
+    A graph that contains an autograd.Function cannot be saved, and the other ops have no
+    derivatives. torch.jit.trace records nothing while an op runs, so ``run`` may be the public
+    function.
     """
     name = f"{name}_traced"
     torch.library.define(f"fastvision::{name}", schema)
@@ -22,9 +23,9 @@ def traced_op(name: str, schema: str, run: Callable[..., Any]) -> Callable[..., 
 
 
 def refuse_scripting(public: Any) -> None:
-    """Makes torch.jit.script of a function, or of a module of that class, say what to do instead.
+    """Makes torch.jit.script of ``public``, a function or module class, raise a helpful error.
 
-    It asks ``__prepare_scriptable__`` for a stand-in before it looks at any code.
+    torch.jit.script calls ``__prepare_scriptable__`` before it looks at any code.
     """
     name = public.__name__
 

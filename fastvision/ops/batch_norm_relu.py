@@ -1,4 +1,4 @@
-"""Batch normalization, residual and activation in two passes forward and two backward."""
+"""Batch normalization, residual and activation: two passes forward, two backward."""
 
 from __future__ import annotations
 
@@ -28,38 +28,43 @@ def batch_norm_relu(
     process_group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """activation(batch_norm(input) + residual), with the arguments of F.batch_norm first.
+    """Computes ``activation(batch_norm(input) + residual)`` (Ioffe and Szegedy 2015).
 
-    Ioffe and Szegedy, Batch Normalization, 2015. In training the mean and variance of the batch are
-    found in one read of the input and the running ones are updated in place, with the unbiased
-    variance. Sums are deterministic.
+    The positional arguments are those of :func:`torch.nn.functional.batch_norm`. In training, mean
+    and variance are computed in one read of the input, and the running statistics are updated in
+    place with the unbiased variance. Results are deterministic.
 
     Args:
         input: [N, C, ...] float16, bfloat16, float32 or float64; contiguous, or channels_last if
-            it has four dimensions (others are copied).
-        running_mean, running_var: [C], what normalizes if not ``training``; then they get no
-            gradient. None in training: not updated.
-        weight, bias: [C], 1 and 0 if None.
-        training: normalizes with the statistics of the batch.
-        momentum: share of the batch in the new running statistics.
+            4-D (other layouts are copied).
+        running_mean, running_var: [C] statistics, used to normalize unless ``training``. They get
+            no gradient. In training, None disables the update.
+        weight, bias: [C] affine parameters; None means 1 and 0.
+        training: normalize with the statistics of the batch.
+        momentum: weight of the batch in the update of the running statistics.
         eps: added to the variance.
-        residual: of the shape and dtype of ``input``, added before the activation; under autocast
-            it is cast to that dtype.
+        residual: added before the activation; shape and dtype of ``input``. Under autocast it is
+            cast to that dtype.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
-        negative_slope: of leaky_relu.
-        process_group: in training, the statistics are those of all its processes, which call this
-            together; as in torch.nn.SyncBatchNorm the gradients of weight and bias are not summed.
-        backend: "triton", "cpp" or "reference"; None takes the fastest that can run.
+        negative_slope: slope of leaky_relu.
+        process_group: in training, compute the statistics over all its processes, which have to
+            make the call together. As in :class:`torch.nn.SyncBatchNorm`, the gradients of weight
+            and bias are not reduced.
+        backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        The shape, dtype and memory format of ``input``, rounded once; arithmetic is in float32
-        (float64 for float64 inputs).
+        Tensor with the shape, dtype and memory format of ``input``. Arithmetic is in float32
+        (float64 for float64 inputs) and rounded once.
 
-    Differentiable in input, weight, bias and residual, any number of times (with a process_group:
-    once) and in forward mode.
+    Differentiable in input, weight, bias and residual, any number of times (once with a
+    ``process_group``) and in forward mode.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; a single value per channel in training.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; there is a single value per
+            channel in training; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
+        RuntimeError: ``process_group`` under torch.func, in forward mode or double backward.
     """
     check_tensor(input, "input")
     if (

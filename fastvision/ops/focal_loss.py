@@ -1,4 +1,4 @@
-"""Focal loss, sigmoid and softmax."""
+"""Sigmoid and softmax focal loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _check_options(gamma: float, reduction: str) -> None:
 
 
 def _as_targets(x: Tensor, targets: object, name: str) -> Tensor:
-    """int64 labels, or numbers of a floating-point type."""
+    """``targets`` as int64 labels or as floating-point values."""
     check_tensor(targets, name)
     assert isinstance(targets, Tensor)
     if targets.device != x.device:
@@ -43,7 +43,7 @@ def _as_targets(x: Tensor, targets: object, name: str) -> Tensor:
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
-    """Under autocast a loss is float32, as torch's own are."""
+    """Under autocast a loss is float32, as in torch."""
     is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     return torch.promote_types(x.dtype, torch.float32) if is_autocast else x.dtype
 
@@ -87,7 +87,7 @@ def _levels(
 
 
 def _common_dtype(inputs: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs, and targets that are no labels, in the type that torch promotes them to."""
+    """Inputs and floating-point targets in their promoted dtype; labels stay int64."""
     dtype = inputs[0].dtype
     numbers = targets if targets[0].is_floating_point() else []
     if all(t.dtype == dtype for t in (*inputs, *numbers)):
@@ -98,7 +98,7 @@ def _common_dtype(inputs: list[Tensor], targets: list[Tensor]) -> tuple[list[Ten
 
 
 def _in_order_of_memory(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Both permuted so that ``x`` is contiguous, if it is dense: its elements are all alike."""
+    """Permutes both so that ``x`` is contiguous if it is dense: the loss is elementwise."""
     order = list(range(x.dim()))
     if not x.is_contiguous():
         by_stride = sorted(order, key=lambda dim: (-x.stride()[dim], -x.shape[dim]))
@@ -117,30 +117,32 @@ def sigmoid_focal_loss(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Focal loss of independent binary decisions (Focal Loss for Dense Object Detection).
+    """Focal loss of independent binary decisions (Lin et al. 2017, equation 5).
 
-    ``alpha_t * (1 - p_t)**gamma * -log(p_t)``, with p = sigmoid(inputs), p_t = p where the target
-    is 1 and 1 - p where it is 0; targets in between interpolate p_t, alpha_t and the cross-entropy.
+    ``-alpha_t * (1 - p_t)**gamma * log(p_t)`` with ``p = sigmoid(inputs)``, where ``p_t`` is p for
+    target 1 and 1 - p for target 0. Targets between 0 and 1 interpolate ``p_t``, ``alpha_t`` and
+    the cross-entropy.
 
     Args:
-        inputs: logits of any shape, float16, bfloat16, float32 or float64; or a list of up to 8
-            levels of a detector's head, [..., K] each, if the loss is reduced. Levels are not
-            concatenated.
-        targets: numbers of the same shape; or integer labels of one dimension fewer: 0 to K - 1
-            the class, -1 background, below -1 the row of K logits is ignored. For levels
-            [N, A_l, K] one Tensor per level, or one of all, [N, sum of A_l] or [N, sum of A_l, K].
-        alpha: weight of positives, 1 - alpha that of negatives; -1: no weights.
-        gamma: how much easy examples count less, 0 or more.
-        reduction: "none"; "sum"; or "mean", over all logits that are not of an ignored row.
-        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+        inputs: logits of any shape, float16, bfloat16, float32 or float64. With a reduction, also
+            a list of up to 8 pyramid levels [..., K], which are not concatenated.
+        targets: values of the same shape, or integer labels [...] for inputs [..., K]: 0 to K - 1
+            is the class, -1 is background, and below -1 the row of K logits is ignored. For levels
+            [N, A_l, K], one Tensor per level or a single one for all, [N, sum of A_l] or
+            [N, sum of A_l, K].
+        alpha: weight of positives; negatives get 1 - alpha. -1 disables the weights.
+        gamma: focusing parameter, 0 or more; larger values down-weight easy examples more.
+        reduction: "none", "sum" or "mean". The mean is over all logits outside ignored rows.
+        backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        The shape of ``inputs``, or one number if reduced, in the dtype that torch promotes
-        ``inputs`` and ``targets`` to; float32 under autocast. Arithmetic is in float32 (float64 for
-        float64), sums are in a fixed order and the same for any number of threads.
+        Tensor with the shape of ``inputs``, or a scalar if reduced, in the promoted dtype of
+        ``inputs`` and floating-point ``targets``; float32 under autocast. Arithmetic is in float32
+        (float64 for float64). Sums have a fixed order that does not depend on the number of
+        threads.
 
-    The gradient is made in the forward's pass and scaled in place by the backward. Further
-    derivatives, forward mode and gradients of the targets go through the operations of PyTorch.
+    The gradient is computed in the forward pass and scaled in place in the backward pass. Higher
+    derivatives, forward mode and gradients of the targets run through eager PyTorch.
 
     ==============================  =============================  =============================
     input                           CPU                            CUDA
@@ -153,13 +155,15 @@ def sigmoid_focal_loss(
     ==============================  =============================  =============================
 
     Raises:
-        ValueError: alpha, gamma, reduction or shapes that do not fit; ``backend`` cannot run here.
-        TypeError: dtypes that do not fit.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
+        RuntimeError: a label of K or more, on the CPU.
     """
     if is_traced():
         single = isinstance(inputs, Tensor)
         levels, labels = ([x] if isinstance(x, Tensor) else list(x) for x in (inputs, targets))
-        levels = [x.to(_result_dtype(x)) for x in levels]  # of autocast while it is traced
+        levels = [x.to(_result_dtype(x)) for x in levels]  # autocast as it is while tracing
         return _TRACED_SIGMOID(levels, labels, alpha, gamma, reduction, single, backend)
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}. Expected one in [0, 1], or -1 for none.")
@@ -203,30 +207,36 @@ def softmax_focal_loss(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Focal loss of a choice between K classes, ``-alpha_y * (1 - p_y)**gamma * log(p_y)``.
+    """Focal loss of a choice between K classes (Lin et al. 2017, equation 5, with softmax).
 
-    p = softmax(inputs), y the label. gamma 0 is cross-entropy.
+    ``-alpha_y * (1 - p_y)**gamma * log(p_y)`` with ``p = softmax(inputs)`` and label y. With gamma
+    0 it is the cross-entropy.
 
     Args:
-        inputs: [..., K] logits, float16, bfloat16, float32 or float64. The classes come last: for a
-            map [N, K, H, W] pass ``x.permute(0, 2, 3, 1)``.
-        targets: integer labels [...]; or probabilities [..., K], whose losses are summed weighted
-            by them (by PyTorch's operations: no kernel).
-        alpha: weight per class [K], or one for all; None or a negative number: no weights.
-        gamma: how much easy examples count less, 0 or more.
-        reduction: "none"; "sum"; or "mean", over the rows that are not ignored (not weighted).
-        ignore_index: label of rows that count as nothing.
+        inputs: [..., K] logits, float16, bfloat16, float32 or float64. Classes are the last
+            dimension: for a map [N, K, H, W] pass ``x.permute(0, 2, 3, 1)``.
+        targets: integer labels [...], or class probabilities [..., K]. Probabilities weight the
+            loss of each class and run in eager PyTorch, without a kernel.
+        alpha: class weights [K], or one weight for all classes; None or a negative number disables
+            them.
+        gamma: focusing parameter, 0 or more; larger values down-weight easy examples more.
+        reduction: "none", "sum" or "mean". The mean is over the rows that are not ignored and does
+            not divide by their weights.
+        ignore_index: label of ignored rows, whose loss and gradient are 0.
         backend: see :func:`sigmoid_focal_loss`.
 
     Returns:
-        [...] or one number, in the dtype of ``inputs``; float32 under autocast. Arithmetic,
-        determinism and derivatives are as in :func:`sigmoid_focal_loss`.
+        Tensor [...], or a scalar if reduced, in the dtype of ``inputs``; float32 under autocast.
+        Arithmetic, determinism and derivatives are as in :func:`sigmoid_focal_loss`.
 
-    A logit of -infinity is a class of probability 0; +infinity gives NaN, as softmax does. A label
-    outside [0, K) that is not ``ignore_index`` is a RuntimeError on the CPU, NaN on CUDA.
+    A logit of -infinity is a class of probability 0; +infinity gives NaN, as in softmax. A label
+    outside [0, K) other than ``ignore_index`` gives NaN on CUDA.
 
     Raises:
-        ValueError, TypeError: arguments that do not fit; ``backend`` cannot run here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
+        RuntimeError: on the CPU, a label outside [0, K) other than ``ignore_index``.
     """
     if is_traced():
         of_alpha = (alpha, None) if isinstance(alpha, Tensor) else (None, alpha)
@@ -312,7 +322,7 @@ _TRACED_SOFTMAX = traced_op(
 
 
 class SigmoidFocalLoss(nn.Module):
-    """See :func:`sigmoid_focal_loss`."""
+    """Module form of :func:`sigmoid_focal_loss`; the default reduction is "mean"."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2, reduction: str = "mean") -> None:
         super().__init__()
@@ -330,7 +340,10 @@ class SigmoidFocalLoss(nn.Module):
 
 
 class SoftmaxFocalLoss(nn.Module):
-    """See :func:`softmax_focal_loss`; weights per class move with the module."""
+    """Module form of :func:`softmax_focal_loss`; the default reduction is "mean".
+
+    A Tensor ``alpha`` becomes a buffer, so it moves with the module and is part of its state dict.
+    """
 
     alpha: float | Tensor | None
 

@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression: one set of boxes, per class, or a padded batch of images."""
+"""Greedy non-maximum suppression: of one set of boxes, per class, or of a batch of images."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -
 
 
 def _class_ids(idxs: Tensor) -> Tensor:
-    """Class labels of any dtype as int64, distinct labels staying distinct."""
+    """Class labels of any dtype as int64; distinct labels stay distinct."""
     if idxs.dtype == torch.int64:
         return idxs
     if idxs.is_complex() or idxs.is_quantized:
         raise RuntimeError(f"idxs must be of an integer or floating-point type, got {idxs.dtype}")
     if idxs.is_floating_point():
-        if is_traced():  # whose graphs cannot hold a view of another type
+        if is_traced():  # traced graphs cannot hold a view of another dtype
             return torch.unique(idxs.double(), return_inverse=True)[1]
-        return (idxs.double() + 0.0).view(torch.int64)  # the bits tell labels apart; -0 becomes 0
+        return (idxs.double() + 0.0).view(torch.int64)  # compares bits; + 0.0 turns -0 into 0
     return idxs.to(torch.int64)
 
 
 def _autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """In one dtype: under autocast they may come from layers of different precision."""
+    """Casts both to float32 if autocast made their dtypes differ."""
     check_tensor(boxes, "boxes")
     check_tensor(scores, "scores")
     if boxes.dtype != scores.dtype and torch.is_autocast_enabled(boxes.device.type):
@@ -96,28 +96,28 @@ def nms(
 ) -> Tensor:
     """Greedy non-maximum suppression.
 
-    Goes through the boxes by falling score and drops each one whose intersection over union with an
-    earlier kept box is greater than ``iou_threshold``.
+    Visits the boxes in order of decreasing score and removes each box whose intersection over union
+    (IoU) with a box kept before is greater than ``iou_threshold``. The result equals torchvision's,
+    ties included; memory is O(N).
 
     Args:
         boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64.
-        scores: [N], of the boxes' dtype. Equal scores go by index, NaN comes first.
-        iou_threshold: compared, unrounded, with the IoU in float32 (float64 for float64 boxes).
-        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+        scores: [N] in the dtype of ``boxes``. Equal scores are ordered by index, NaN comes first.
+        iou_threshold: compared in double precision with the IoU, which is computed in float32
+            (float64 for float64 boxes).
+        backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        int64 indices of the kept boxes, by falling score. A box with a NaN or infinite coordinate
-        has no IoU above 0 with any other: for thresholds from 0 on it is kept and drops none, and
-        the others are not disturbed.
+        int64 indices of the kept boxes [K], in order of decreasing score. A box with a non-finite
+        coordinate has no IoU above 0 with any other box. With thresholds of 0 or more it is kept,
+        removes no box and does not affect the others.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit (torchvision's error type).
+        RuntimeError: wrong shape, dtype or device (torchvision's error type).
         ValueError: ``backend`` cannot run here.
-        TypeError: an argument is no tensor.
-        NotImplementedError: sparse, nested or mkldnn tensors; quantized ones unless torchvision is
-            imported, whose kernel then takes them.
-
-    The answer is torchvision's, ties included; memory is O(N).
+        TypeError: an argument is not a tensor.
+        NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
+            is imported, whose kernel then runs.
     """
     boxes, scores = _autocast(boxes, scores)
     if boxes.is_quantized:
@@ -136,6 +136,11 @@ def batched_nms(
 ) -> Tensor:
     """:func:`nms` within each class.
 
+    Boxes of different classes never affect each other, unlike with torchvision's offset by the
+    largest coordinate: negative and non-finite coordinates and half precision are exact too. The
+    result equals torchvision's per-class loop, ``_batched_nms_vanilla``, except for the order of
+    equal scores.
+
     Args:
         boxes: [N, 4] corners (x1, y1, x2, y2).
         scores: [N].
@@ -144,16 +149,13 @@ def batched_nms(
         backend: see :func:`nms`.
 
     Returns:
-        int64 indices of the kept boxes of all classes, by falling score.
+        int64 indices of the kept boxes of all classes [K], in order of decreasing score.
 
     Raises:
-        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`nms`; quantized boxes
-            are refused, by torchvision as well.
-
-    Exact per class, unlike torchvision's offset by the largest coordinate: negative, infinite and
-    NaN coordinates and half precision do not mix the classes (its ``_batched_nms_vanilla`` agrees).
+        RuntimeError, ValueError, TypeError, NotImplementedError: as in :func:`nms`. Quantized
+            boxes are not supported, nor are they by torchvision.
     """
-    # torchvision takes None for scores and idxs here; in a graph the size may not be known yet
+    # torchvision accepts None for scores and idxs here; in a graph the size may be unknown
     if (
         not torch.compiler.is_compiling()
         and isinstance(boxes, Tensor)
@@ -177,24 +179,26 @@ def batched_nms_padded(
     max_output: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batched_nms` of several images in one call, with results of a fixed size.
+    """:func:`batched_nms` of a batch of images, with results of a fixed size.
+
+    The call does not synchronize with the device, so it can be captured in a CUDA graph.
 
     Args:
         boxes: [B, N, 4] corners (x1, y1, x2, y2).
         scores: [B, N].
         idxs: [B, N] class of each box, or None for one class.
         iou_threshold: see :func:`nms`.
-        score_threshold: boxes whose score is not greater take no part.
-        max_output: how many boxes to keep per image at most, the best ones.
+        score_threshold: boxes with a score not greater than this are dropped first.
+        max_output: maximum number of boxes kept per image; the best ones are.
         backend: see :func:`nms`.
 
     Returns:
-        indices [B, max_output] into each image's boxes, by falling score, padded with -1, and
-        counts [B], both int64. Nothing waits for the device, so a CUDA graph can hold the call.
+        Indices [B, max_output] into the boxes of each image, in order of decreasing score and
+        padded with -1, and counts [B], both int64.
 
     Raises:
-        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`nms`; ValueError for a
-            negative ``max_output``.
+        RuntimeError, ValueError, TypeError, NotImplementedError: as in :func:`nms`; ValueError also
+            if ``max_output`` is negative. Quantized boxes are not supported.
     """
     max_output = integer(max_output, "max_output must be an integer")
     if max_output < 0:

@@ -1,4 +1,4 @@
-"""Pooling of boxes from a dictionary of feature maps, as torchvision's detectors do it."""
+"""Pooling of boxes from a dictionary of feature maps, as in torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .roi_align import multiscale_roi_align
 
 
 def _infer_scale(size: int, image_size: int) -> float:
-    """The power of two nearest to the ratio of a feature map's height and the image's."""
+    """The power of two nearest to a feature map's height divided by the image's."""
     return 2.0 ** round(math.log2(size / image_size))
 
 
@@ -44,17 +44,20 @@ def _pool(
 
 
 class MultiScaleRoIAlign(nn.Module):
-    """:func:`multiscale_roi_align` whose scales are inferred from the sizes of maps and images.
+    """:func:`multiscale_roi_align` with scales inferred from the sizes of maps and images.
+
+    The scale of a map is the power of two nearest to its height divided by the largest image
+    height.
 
     Args:
-        featmap_names: which of the maps passed to forward to pool from.
+        featmap_names: names of the maps to pool from, among those passed to forward.
         output_size: bins (PH, PW), or one number for both.
         sampling_ratio: see :func:`roi_align`.
         canonical_scale, canonical_level: see :func:`multiscale_roi_align`.
 
     torchvision's module keeps the scales of its first call; this one infers them in every call.
-    Where a level is missing between the first and the last one, its boxes go to the next coarser
-    map of those given; torchvision pools zeros for them.
+    If a level between the first and the last is missing, its boxes are pooled from the next coarser
+    map, where torchvision returns zeros.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class MultiScaleRoIAlign(nn.Module):
         canonical_scale: int = 224,
         canonical_level: int = 4,
     ) -> None:
-        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
+        nn.Module.__init__(self)  # torchvision's class may be a base (integrations/torchvision)
         if isinstance(output_size, int):
             output_size = (output_size, output_size)
         self.featmap_names = featmap_names
@@ -78,12 +81,18 @@ class MultiScaleRoIAlign(nn.Module):
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Pooled boxes of all images, [sum of L, C, PH, PW].
+        """Pools the boxes of all images.
 
         Args:
             x: feature maps [N, C, H_l, W_l] by name, finest first.
-            boxes: [L, 4] (x1, y1, x2, y2) per image, in image coordinates.
+            boxes: [L, 4] (x1, y1, x2, y2) per image, in pixels of the image.
             image_shapes: (height, width) of each image.
+
+        Returns:
+            [sum of L, C, PH, PW], in the order of ``boxes``.
+
+        Raises:
+            ValueError: ``image_shapes`` is empty; otherwise as in :func:`multiscale_roi_align`.
         """
         return _pool(
             x,

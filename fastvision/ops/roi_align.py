@@ -1,4 +1,4 @@
-"""RoIAlign over one feature map or a pyramid of them; one op serves both."""
+"""RoIAlign over one feature map or a feature pyramid; one op serves both."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _BACKWARD = declare(
 
 
 class _RoIAlign(torch.autograd.Function):
-    """Linear in the features: the derivative is its transpose, and that one's is the op itself."""
+    """Linear in the features: backward is the transpose, whose backward is the op itself."""
 
     @staticmethod
     def forward(backend: str, rois: Tensor, options: tuple[Any, ...], *features: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _RoIAlign(torch.autograd.Function):
 
 
 class _RoIAlignEager(_RoIAlign):
-    """In one step: torch binds a signature in each call of a Function that has a setup_context."""
+    """Without setup_context: with one, torch binds the signature in every call, which is slow."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -116,7 +116,7 @@ class _RoIAlignEager(_RoIAlign):
 
 
 class _RoIAlignDual(_RoIAlign):
-    """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
+    """With forward-mode AD; separate because torch.compile rejects a Function with a jvp."""
 
     @staticmethod
     def jvp(ctx: Any, _backend: None, _rois: None, _options: None, *tangents: Tensor) -> Tensor:
@@ -155,13 +155,13 @@ def _run_backward(
 
 
 def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Tensor]) -> Tensor:
-    """The op, through autograd only where a derivative is wanted: that costs microseconds."""
+    """The op; goes through autograd, which costs microseconds, only if a derivative is needed."""
     if backend == "reference":
         return reference.multiscale_roi_align(features, rois, *options)
     if forward_ad._current_level >= 0:
         return _RoIAlignDual.apply(backend, rois, options, *features)
     if needs_gradient(features):
-        # torch.func takes only a Function with a setup_context
+        # torch.func needs a Function with a setup_context
         transformed = torch._C._are_functorch_transforms_active()
         function = _RoIAlign if transformed else _RoIAlignEager
         return function.apply(backend, rois, options, *features)
@@ -255,25 +255,25 @@ def roi_align(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Average of bilinear samples in each bin of each box (Mask R-CNN, section 3).
+    """Averages bilinear samples in each bin of each box (RoIAlign, He et al. 2017, section 3).
 
     Args:
         input: [N, C, H, W] features; float16, bfloat16, float32 or float64, contiguous or
             channels_last.
         boxes: [K, 5] (batch index, x1, y1, x2, y2), or one [L, 4] per image.
         output_size: bins (PH, PW), or one number for both.
-        spatial_scale: from the boxes' coordinates to those of ``input``; finite.
-        sampling_ratio: samples per bin and axis; adaptive, ``ceil(roi size / bins)``, if <= 0.
-        aligned: shifts the coordinates by half a pixel; without it (the first version's behaviour)
-            a box is at least one pixel wide and high.
-        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+        spatial_scale: factor from box coordinates to pixels of ``input``; finite.
+        sampling_ratio: samples per bin and axis; if <= 0, ``ceil(roi size / bins)``.
+        aligned: shift the scaled coordinates by -0.5, since pixel centres are at integers. False is
+            the original behaviour, in which boxes are at least one pixel wide and high.
+        backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
         [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates, weights and sums
         are float32 (float64 for float64 features), also under autocast and for 16-bit features.
 
     Differentiable in ``input``, any number of times and in forward mode; the gradient is
-    deterministic. The boxes get no gradient.
+    deterministic. Boxes get no gradient.
 
     ===============================================  ===============================  ============
     input                                            CPU                              CUDA
@@ -289,10 +289,13 @@ def roi_align(
     ===============================================  ===============================  ============
 
     Raises:
-        AssertionError: shape of ``boxes`` (torchvision's error type).
-        TypeError, ValueError: other arguments that do not fit; ``backend`` cannot run here.
-        NotImplementedError: sparse, nested or mkldnn tensors; quantized ones unless torchvision is
-            imported, whose kernel then takes them.
+        AssertionError: wrong shape of ``boxes`` (torchvision's error type).
+        TypeError: another argument has the wrong type or dtype.
+        ValueError: another argument has the wrong shape, device or value; ``backend`` cannot run
+            here.
+        RuntimeError: on the CPU, see the table.
+        NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
+            is imported, whose kernel then runs.
     """
     if isinstance(input, Tensor) and input.is_quantized:
         quantized = of_torchvision("roi_align", "input")
@@ -324,26 +327,32 @@ def multiscale_roi_align(
     min_level: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """:func:`roi_align` from a feature pyramid, each box from the level of its size, in one launch.
+    """:func:`roi_align` from a feature pyramid in one launch, each box from the level of its size.
 
-    A box of area A is taken from level ``floor(canonical_level + log2(sqrt(A) / canonical_scale))``
-    (Feature Pyramid Networks, equation 1), or the nearest one there is.
+    A box of area A is pooled from level
+    ``floor(canonical_level + log2(sqrt(A) / canonical_scale) + 1e-6)``, clamped to the given levels
+    (Feature Pyramid Networks, Lin et al. 2017, equation 1). With more than one level, a box of
+    negative or NaN area pools zeros.
 
     Args:
-        features: up to 8 maps [N, C, H_l, W_l] of one dtype, finest first.
-        boxes: [K, 5] or one [L, 4] per image, in image coordinates.
+        features: up to 8 maps [N, C, H_l, W_l], finest first; cast to the dtype of the first.
+        boxes: [K, 5] (batch index, x1, y1, x2, y2), or one [L, 4] per image, in pixels of the
+            image.
         output_size: bins (PH, PW), or one number for both.
-        spatial_scales: of each level, positive.
+        spatial_scales: factor from box coordinates to pixels of each level; positive and finite.
         sampling_ratio, aligned, backend: see :func:`roi_align`.
-        canonical_scale: size in pixels of the boxes that belong to ``canonical_level``.
-        canonical_level: see above.
-        min_level: number of the first level, ``-log2(spatial_scales[0])`` if None.
+        canonical_scale: size in pixels of boxes that belong to ``canonical_level``.
+        canonical_level: level of boxes of that size.
+        min_level: level of ``features[0]``; if None, ``-log2(spatial_scales[0])``.
 
     Returns:
         [K, C, PH, PW] in the dtype and memory format of ``features[0]``.
 
+    Differentiable in ``features`` as :func:`roi_align` is in its input.
+
     Raises:
-        AssertionError, TypeError, ValueError: as :func:`roi_align`.
+        AssertionError, TypeError, ValueError, RuntimeError, NotImplementedError: as in
+            :func:`roi_align`, but quantized features are not supported.
     """
     if not 1 <= len(features) <= MAX_LEVELS:
         raise ValueError(f"features must be 1 to {MAX_LEVELS} levels, got {len(features)}")
@@ -366,7 +375,7 @@ def multiscale_roi_align(
             raise ValueError(f"spatial_scales must be positive and finite, got {spatial_scales}")
     if min_level is None:
         min_level = int(-math.log2(spatial_scales[0]))
-    # autocast may give the levels different dtypes: the first one's wins, as in torchvision
+    # autocast may produce levels of different dtypes; the first one's wins, as in torchvision
     maps = [f if f.dtype == first.dtype else f.to(first.dtype) for f in features]
     options = (
         [float(scale) for scale in spatial_scales],
@@ -383,7 +392,7 @@ def multiscale_roi_align(
 
 
 class RoIAlign(nn.Module):
-    """See :func:`roi_align`."""
+    """Module form of :func:`roi_align`."""
 
     def __init__(
         self,
@@ -392,7 +401,7 @@ class RoIAlign(nn.Module):
         sampling_ratio: int,
         aligned: bool = False,
     ) -> None:
-        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
+        nn.Module.__init__(self)  # torchvision's class may be a base (integrations/torchvision)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio

@@ -75,7 +75,12 @@ def batch_norm_relu(
     Args:
         input: [N, C, ...] of any float dtype.
         mean, invstd, weight, bias: [C] in float32 or float64.
-        residual: the shape of ``input``.
+        residual: same shape as ``input``.
+        activation: one of ACTIVATIONS.
+        negative_slope: slope of leaky_relu.
+
+    Returns:
+        Tensor with the shape and dtype of ``input``.
     """
     z = _pre_activation(input, mean, invstd, weight, bias, residual)
     return activate(z, activation, negative_slope).to(input.dtype)

@@ -58,6 +58,10 @@ def conv_bn_relu(
     """activation(batch_norm(conv2d(input, weight, bias)) + residual), rounded once at the end.
 
     Args:
+        input: [N, C, H, W] of any float dtype.
+        weight: [K, C / groups, R, S].
+        bias, bn_weight, bn_bias, running_mean, running_var: [K], or None.
+        residual: [N, K, OH, OW], or None.
         padding: left, right, top, bottom, as in :func:`torch.nn.functional.pad`.
 
     Returns:

@@ -64,6 +64,13 @@ def conv_transpose2d(
     Visin 2016, section 4): each input pixel adds a multiple of the filter to the output, at the
     pixel's position times the stride, minus the padding.
 
+    Args:
+        input: [N, C, H, W] of any float dtype.
+        weight: [C, K / groups, R, S].
+        bias, bn_weight, bn_bias, running_mean, running_var: [K], or None.
+        residual: [N, K, OH, OW], or None.
+        stride, padding, output_padding, dilation: (vertical, horizontal).
+
     Returns:
         [N, K, OH, OW] in the dtype of ``input``.
     """

@@ -30,7 +30,7 @@ def _refuse(bad: Tensor, classes: int) -> Tensor:
 
 def _sigmoid_terms(x: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
     infinite = x.isinf()
-    share = torch.where(x < 0, t, 1 - t)  # of the loss that grows with |x|
+    share = torch.where(x < 0, t, 1 - t)  # the part of the loss that grows with |x|
     limit = torch.where(share == 0, 0.0, share ** (gamma + 1) * x.abs())
     x = x.masked_fill(infinite, 0)
     p, rest = x.sigmoid(), (-x).sigmoid()
@@ -47,7 +47,7 @@ def sigmoid_focal_loss(
     gamma: float,
     reduce: bool,
 ) -> Tensor:
-    """The sum over all levels in the dtype of the arithmetic, or the loss of each logit.
+    """The sum over all levels in the compute dtype, or the loss of each logit.
 
     Args:
         inputs: [..., K] logits per level; a single level unless ``reduce``.
@@ -79,7 +79,7 @@ def softmax_focal_loss(
     ignore_index: int,
     reduce: bool,
 ) -> Tensor:
-    """The sum in the dtype of the arithmetic, or the loss of each row.
+    """The sum in the compute dtype, or the loss of each row.
 
     Args:
         inputs: [..., K] logits.
@@ -92,7 +92,7 @@ def softmax_focal_loss(
     if targets.is_floating_point():
         log_p = x.log_softmax(-1)
         terms = _nonzero(-log_p.expm1()) ** gamma * log_p * targets
-        terms = torch.where(targets == 0, 0.0, terms)  # also of a class at -infinity
+        terms = torch.where(targets == 0, 0.0, terms)  # also if the logit is -infinity
         loss = -(terms if weights is None else terms * weights).sum(-1)
     else:
         ignored = targets == ignore_index

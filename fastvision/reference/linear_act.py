@@ -1,4 +1,4 @@
-"""A linear layer and the activation after it: step by step."""
+"""Linear layer and activation, in steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ def linear_act(
     activation: str = "relu",
     negative_slope: float = DEFAULT_SLOPE,
 ) -> Tensor:
-    """[..., O] of input [..., I] and weight [O, I], in float32 or better, rounded once at the
-    end."""
+    """activation(input @ weight.T + bias) in float32 or float64, rounded once at the end.
+
+    Args:
+        input: [..., I] of any float dtype.
+        weight: [O, I].
+        bias: [O], or None.
+
+    Returns:
+        [..., O] in the dtype of ``input``.
+    """
     dtype = torch.promote_types(input.dtype, torch.float32)
     y = F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return activate(y, activation, negative_slope).to(input.dtype)

@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes in descending order of score, within each class of ``idxs``.
+    """Suppresses within each class of ``idxs`` and returns the indices of the kept boxes.
 
-    See :func:`fastvision.ops.nms`.
+    Args:
+        boxes: [N, 4] corners (x1, y1, x2, y2).
+        scores: [N].
+        idxs: [N] class labels, or None for a single class.
+        iou_threshold: see :func:`fastvision.ops.nms`.
+
+    Returns:
+        int64 indices in descending order of score.
     """
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()  # exact for 16-bit boxes
     order = scores.argsort(descending=True, stable=True)

@@ -17,7 +17,7 @@ def exp(x):
     if x.dtype == tl.float64 or _INTERPRETED:
         return tl.exp(x)
     else:
-        # tl.exp keeps subnormal results, which takes three instructions more
+        # tl.exp handles subnormals, which takes three more instructions
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], tl.float32, True, 1
         )
@@ -93,7 +93,7 @@ def negative_terms(x, gamma, GAMMA: tl.constexpr):
 
 @triton.jit
 def soft_terms(x, t, positive, negative, gamma, GAMMA: tl.constexpr):
-    """Weighted loss and derivative for a label t, which may be any number."""
+    """Weighted loss and derivative for a floating-point target t."""
     below = x < 0
     magnitude = tl.abs(x)
     e = exp(-magnitude)

@@ -1,4 +1,5 @@
-"""Boxes, rois and bilinear samples, compiled without contraction to keep borders exact."""
+"""Boxes, rois and bilinear samples; compile without contraction (fused multiply-adds), so that
+borders are exact."""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ def load_box(ptr, mask):
 
 @triton.jit
 def intersection_over_union(a, b):
-    """Intersection over union [M, N] of boxes a, four times [M], and b, four times [N].
+    """Intersection over union [M, N] of boxes a (four tensors [M]) and b (four tensors [N]).
 
-    -1 for boxes that do not overlap, since a numerator of 0 takes the division's slow path. NaN if
-    a box is not finite or both are empty.
+    -1 if boxes do not overlap, since a numerator of 0 takes the slow path of the division. NaN if a
+    box is non-finite or both are empty.
     """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
@@ -47,7 +48,7 @@ def pyramid_level(
     size = square_root((x2 - x1) * (y2 - y1))
     level = canonical_level.to(size.dtype) + tl.log2(divide(size, canonical_scale.to(size.dtype)))
     level = tl.floor(level + 1e-6) - min_level
-    level = tl.where(level == level, level, 0.0)  # negative area: not usable anyway
+    level = tl.where(level == level, level, 0.0)  # NaN for negative areas, which are unusable
     return tl.minimum(tl.maximum(level, 0.0), LEVELS - 1.0).to(tl.int32)
 
 
@@ -74,7 +75,7 @@ def roi_axis(low, high, spatial_scale, bins, sampling_ratio, ALIGNED: tl.constex
         size = tl.maximum(size, 1.0)
     bin_size = divide(size, bins.to(low.dtype) + tl.zeros_like(size))
     grid = tl.where(sampling_ratio > 0, sampling_ratio.to(low.dtype), tl.ceil(bin_size))
-    grid = tl.where(grid <= MAX_GRID, tl.maximum(grid, 0.0), 0.0)  # none if NaN, too
+    grid = tl.where(grid <= MAX_GRID, tl.maximum(grid, 0.0), 0.0)  # also 0 if NaN
     return start, bin_size, grid
 
 
@@ -103,8 +104,8 @@ def bilinear_taps(position, extent):
 
 @triton.jit
 def touching(start, step, count, low, high):
-    """Range of those among ``count`` steps whose samples may touch pixels [low, high)."""
-    # a sample reaches pixels up to one pixel away; the rest is room for rounding
+    """Range of steps, out of ``count``, whose samples may touch pixels [low, high)."""
+    # a sample reaches one pixel far; the rest allows for rounding
     slack = 2 + 1e-6 * (tl.abs(start) + tl.abs(count * step))
     first = tl.floor(divide(low - slack - start, step))
     last = tl.floor(divide(high + slack - start, step)) + 1
@@ -116,7 +117,7 @@ def touching(start, step, count, low, high):
 
 @triton.jit
 def pixel_weights(
-    pixel,  # consecutive pixels from `low` to below `high`, of any shape
+    pixel,  # consecutive pixels in [low, high), of any shape
     low, high, bin_start, bin_size, grid, extent
 ):  # fmt: skip
     """Summed bilinear weights of one bin's samples at each pixel along an axis."""

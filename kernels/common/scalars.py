@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 def double_bits(value: float) -> int:
-    """``value`` for :func:`as_double`: Triton passes a Python float as a float32."""
+    """Bits of ``value`` for :func:`as_double`, since Triton passes a Python float as float32."""
     return struct.unpack("q", struct.pack("d", value))[0]
 
 

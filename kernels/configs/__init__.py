@@ -1,1 +1,1 @@
-"""Tile sizes and warp counts of the Triton kernels, one module per op."""
+"""Tile sizes and warp counts for the Triton kernels, one module per op."""

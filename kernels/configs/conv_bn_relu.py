@@ -1,4 +1,4 @@
-"""Candidate tiles for the convolution kernels, best guess first; the device chooses."""
+"""Candidate tiles for the convolution kernels, best guess first; measurement chooses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import triton
 DEPTHWISE_WARPS = 4
 DEPTHWISE_REGISTERS = 168  # without a limit, ptxas spills to fit more programs
 POINTWISE_WARPS = 4
-FOLD_BLOCK = 256  # channels: a normalization is a handful of programs
-# shared memory of a program in bytes, by compute capability; the smallest one where it is not known
+FOLD_BLOCK = 256  # channels; a normalization needs only a few programs
+# bytes of shared memory per program, by compute capability; the minimum for unknown ones
 _SHARED_MEMORY = {(8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 _LEAST_SHARED_MEMORY = 99 << 10
 _MAX_SPLITS = 32
@@ -23,17 +23,17 @@ _STEPS_PER_SPLIT = 4  # fewer would not fill the load pipeline
 class Tile:
     block_m: int  # output pixels
     block_n: int  # output channels
-    block_k: int  # of the reduction
+    block_k: int  # reduction
     warps: int
     stages: int
-    splits: int = 1  # of the reduction
+    splits: int = 1  # parts of the reduction
 
     def __str__(self) -> str:
         split = f" in {self.splits}" if self.splits > 1 else ""
         return f"{self.block_m}x{self.block_n}x{self.block_k}{split}"
 
 
-# up to 64 float32 sums per thread: with 128 the epilogue spills; block_k for 16-bit types
+# up to 64 float32 sums per thread, since with 128 the epilogue spills; block_k for 16-bit types
 _TILES = (
     Tile(128, 128, 64, 8, 3),
     Tile(128, 64, 64, 8, 3),
@@ -41,19 +41,19 @@ _TILES = (
     Tile(64, 32, 64, 4, 4),
     Tile(64, 16, 64, 4, 4),
 )
-# without tensor cores a thread keeps its rows and columns in registers
+# without tensor cores, threads hold their rows and columns in registers
 _IEEE_TILES = (Tile(64, 64, 16, 4, 2), Tile(32, 32, 16, 4, 2), Tile(32, 16, 16, 4, 2))
 
 
 def is_flat(channels: int) -> bool:
-    """Whether a tile of the reduction spans taps: so few channels would be mostly padding."""
+    """Whether a tile of the reduction spans several taps, since few channels would be padding."""
     return channels < 16
 
 
 @functools.cache
 def _device_limits(device: torch.device) -> tuple[int, int]:
     """Number of multiprocessors, and shared memory per program."""
-    if device.type != "cuda":  # the interpreter: one at a time
+    if device.type != "cuda":  # the interpreter runs one program at a time
         return 1, _LEAST_SHARED_MEMORY
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
@@ -69,7 +69,7 @@ def _block_k(channels: int, taps: int, most: int) -> int:
 
 def tiles(
     M: int,
-    K: int,  # of a group, as C
+    K: int,  # per group, like C
     C: int,
     taps: int,
     groups: int,

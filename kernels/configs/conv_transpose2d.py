@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import triton
 
 ELEMENTWISE_WARPS = 4
-SEPARABLE_BLOCK = 1024  # neighbours in a row of the output
+SEPARABLE_BLOCK = 1024  # consecutive elements of an output row
 
 
 @dataclass(frozen=True)
 class Tile:
     block_m: int  # output pixels of a phase
     block_n: int  # output channels
-    block_k: int  # of the reduction
+    block_k: int  # reduction
     warps: int
     stages: int
 
@@ -22,7 +22,7 @@ class Tile:
 def tile(pixels: int, K: int, C: int, element_size: int, tf32: bool) -> Tile:
     """Tile for [pixels, taps * C] x [taps * C, K] in each phase and group."""
     if element_size == 4 and not tf32:
-        # without tensor cores a thread keeps its rows and columns in registers
+        # without tensor cores, threads hold their rows and columns in registers
         return Tile(32, 32 if K > 16 else 16, 16, 4, 2)
     block_n = min(max(triton.next_power_of_2(K), 16), 128 if element_size == 2 else 64)
     block_m = 128 if pixels > 64 * 64 else 64

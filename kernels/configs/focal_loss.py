@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import triton
 
-# rows and columns of a tile of logits with labels: a label is loaded once for a row, and 16 columns
-# are at least one sector of memory
+# tile of logits with labels: one load of the label per row, and 16 columns fill a memory sector
 BLOCK_ROWS = 128
 BLOCK_COLUMNS = 16
 LABELS_WARPS = 8

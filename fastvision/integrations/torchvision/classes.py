@@ -1,9 +1,8 @@
-"""Our layers are torchvision's layers where somebody asks isinstance().
+"""Makes isinstance() accept our layers as torchvision's.
 
-torchvision's own classes become bases of ours as soon as they exist: now, or when torchvision gets
-imported, of which a finder tells; nothing here imports torchvision. So that this changes nothing
-else, ours define whatever torchvision's class overrides of torch's, and call the constructor of
-torch's class directly.
+torchvision's classes become bases of ours once they exist: now, or when torchvision is imported,
+which an import hook detects; nothing here imports torchvision. To change nothing else, our classes
+define everything that torchvision's override, and call the constructor of torch's class directly.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from types import ModuleType
 from ... import ops
 from ...ops.misc import _ConvNormActivation
 
-# by torchvision's module: our class, and torchvision's of the same constructor and state
+# by torchvision module: our class, and torchvision's with the same constructor and state
 _TYPES: dict[str, list[tuple[type, str]]] = {
     "torchvision.ops.misc": [
         (ops.FrozenBatchNorm2d, "FrozenBatchNorm2d"),
@@ -39,7 +38,7 @@ def _inherit(module: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing of its own: runs :func:`_inherit` behind the modules of ``_TYPES``."""
+    """Runs :func:`_inherit` after the modules in ``_TYPES`` are executed; finds nothing itself."""
 
     _looking = False
 

@@ -1,15 +1,15 @@
-"""The types of device that run torchvision on our kernels: those that could, and those that do."""
+"""Device types on which torchvision runs, or can run, on our kernels."""
 
 from __future__ import annotations
 
 from ... import _device, _extension
 from ...ops import _backend
 
-active: tuple[str, ...] = ()  # at this moment; set by switch.py, asked in each call
+active: tuple[str, ...] = ()  # set by switch.py, read in each call
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether more than the reference can run there. Asks no device: that would initialise CUDA."""
+    """Whether a kernel can run on this device type. Does not initialise CUDA."""
     runs = {
         "cpp": device_type == "cpu" and _extension.missing is None,
         "cuda": device_type == "cuda" and bool(_extension.cuda_architectures()),

@@ -1,4 +1,4 @@
-"""sigmoid_focal_loss, which is not in the dispatcher."""
+"""sigmoid_focal_loss, a Python function in torchvision."""
 
 from __future__ import annotations
 

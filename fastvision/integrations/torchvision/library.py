@@ -1,4 +1,4 @@
-"""torchvision with its compiled library, and without: missing, or built for another torch."""
+"""Imports torchvision, also if its compiled library is missing or built for another torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from . import operators
 
-# `import torchvision` registers a fake for it, and we have no kernel
+# needed because `import torchvision` registers a fake for it; we have no kernel
 _QNMS = "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
-_schemas: torch.library.Library | None = None  # they live as long as torchvision is imported
+_schemas: torch.library.Library | None = None  # kept alive, since torchvision stays imported
 
 
 def import_torchvision() -> bool:
-    """Imports torchvision and says whether its compiled library is loaded."""
+    """Imports torchvision and returns whether its compiled library is loaded."""
     if "torchvision" not in sys.modules:
         spec = importlib.util.find_spec("torchvision")
         if spec is None or spec.origin is None:
@@ -31,7 +31,7 @@ def import_torchvision() -> bool:
 
 
 def _load_or_define(package: Path) -> None:
-    # the library ends the process if it finds its schemas defined, so it is always tried first
+    # loading the library after its schemas are defined ends the process, so it is tried first
     global _schemas
     for path in sorted(package.glob("_C*.so")):
         if not hasattr(torch.ops.torchvision, "nms"):

@@ -1,7 +1,7 @@
-"""torchvision's Python functions, and ours in their places.
+"""torchvision's Python functions and our replacements.
 
-Each has two fixed functions, which change places as the switch is turned, so nothing of ours is
-left in torchvision afterwards. Ours look at ``devices.active`` as well, for names bound meanwhile.
+The switch exchanges two fixed functions per name, so nothing of ours is left in torchvision when it
+is off. Our functions also check ``devices.active``, for names bound while it was on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from . import focal_loss, nms, roi_align
 
 
 class Name(NamedTuple):
-    modules: tuple[str, ...]  # the first defines it; the others, as far as imported, bind it
+    modules: tuple[str, ...]  # the first defines it, the others bind it if they are imported
     name: str
-    instead_of: Callable[[Any], Any]  # makes ours from torchvision's
-    without_library: bool = False  # only where torchvision has no compiled library
+    instead_of: Callable[[Any], Any]  # makes our function from torchvision's
+    without_library: bool = False  # only if torchvision has no compiled library
 
 
 NAMES = (
@@ -70,7 +70,7 @@ class Replaced(NamedTuple):
 
 
 def replacements(complete: bool) -> tuple[Replaced, ...]:
-    """Both functions of each name; ``complete``: torchvision has its compiled library."""
+    """Both functions of each name. ``complete``: torchvision has its compiled library."""
     made = []
     for modules, name, instead_of, without_library in NAMES:
         if complete and without_library:
@@ -81,7 +81,7 @@ def replacements(complete: bool) -> tuple[Replaced, ...]:
 
 
 def swap(replaced: Iterable[Replaced], to_ours: bool) -> None:
-    """Puts ours in the places of torchvision's, or back; what someone else put there stays."""
+    """Replaces torchvision's functions by ours, or back; leaves third-party replacements alone."""
     for modules, name, stock, ours in replaced:
         before, after = (stock, ours) if to_ours else (ours, stock)
         for module in map(sys.modules.get, modules):

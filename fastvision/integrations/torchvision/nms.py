@@ -1,4 +1,4 @@
-"""nms and batched_nms."""
+"""Replacements for nms and batched_nms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recording import is_exporting, keeping_torchscript
 
 
 def fake(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)  # torchvision's says at least 2
+    kept = torch.library.get_ctx().new_dynamic_size(min=0)  # torchvision's fake assumes at least 2
     return dets.new_empty(kept, dtype=torch.int64)
 
 
@@ -33,13 +33,13 @@ def batched_nms_instead_of(stock: Callable[..., Tensor], sorts: bool) -> Callabl
 
 
 def _in_order_of_sort(kept: Tensor, scores: Tensor) -> Tensor:
-    """Equal scores in the order that torchvision's loop gives them.
+    """Orders equal scores as torchvision's loop does.
 
-    Its last step is a sort that is not stable, whose order of equal scores depends on its input
-    alone. TorchScript runs that loop, and must agree with eager mode.
+    The loop ends in an unstable sort, whose order of equal scores only depends on its input.
+    TorchScript runs that loop and has to agree with eager mode.
     """
     by_score = scores[kept]
-    # no score equals another one; not asked while compiling, where the answer is not known
+    # distinct scores need no sort; data-dependent, so not checked while compiling
     if not torch.compiler.is_compiling() and (by_score[:-1] > by_score[1:]).all():
         return kept
     kept = kept.sort()[0]

@@ -1,10 +1,10 @@
-"""torchvision's operators, and our kernels for them in the dispatcher.
+"""Registers our kernels for torchvision's operators in the dispatcher.
 
-They are registered once and stay, since the dispatcher has no lock against a kernel that goes while
-another thread runs it; in each call they look at ``devices.active`` and hand on to torchvision's
-kernels where that says so. They stand above the kernels of the devices, not in their place
-(BackendSelect), so handing on is an ordinary redispatch. A program that is being recorded (by
-torch.compile, export, make_fx) gets torchvision's operators, and finds our kernels when it runs.
+They are registered once and stay, since the dispatcher has no lock against removing a kernel that
+another thread runs. Each call checks ``devices.active`` and otherwise redispatches to torchvision's
+kernels, which stay registered: ours use the key BackendSelect, above those of the devices. A
+program that is being recorded (by torch.compile, export, make_fx) contains torchvision's operators,
+which reach our kernels when it runs.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _Kernel = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of torchvision, and ours by dispatch key."""
+    """An operator of torchvision, and our functions for it by dispatch key."""
 
-    schema: str  # torchvision's, which we define where its compiled library cannot be loaded
+    schema: str  # torchvision's; defined by us if its compiled library cannot be loaded
 
-    # BackendSelect, for the devices: a function with the schema's arguments and results
+    # BackendSelect: runs on the devices, with the schema's arguments and results
     kernel: _Kernel
 
-    # Meta: suits all that kernel takes, and what torchvision's kernels return
+    # Meta: accepts everything kernel accepts and returns what torchvision's kernels return
     fake: _Kernel
-    data_dependent: bool = False  # the fake asks torch for a size that only the data tells
+    data_dependent: bool = False  # whether the fake's result has a data-dependent size
 
-    # AutogradCPU, AutogradCUDA, where kernel can be differentiated by its first two arguments: what
-    # stands in for it while operators are recorded, made of torchvision's, called with a key set
-    # before the arguments. AutocastCPU, AutocastCUDA, where torchvision converts to float32: kernel
-    # takes features as they are
+    # AutogradCPU, AutogradCUDA, if kernel is differentiable in its first two arguments: replaces it
+    # while operators are recorded. Built from torchvision's operators, and called with a key set
+    # before the arguments. Then AutocastCPU, AutocastCUDA pass features on unchanged, where
+    # torchvision's convert to float32
     recorded: type[torch.autograd.Function] | None = None
 
-    # AutocastCPU, AutocastCUDA, of the others: the dtype that torchvision's own library converts to
+    # AutocastCPU, AutocastCUDA of other operators: the dtype torchvision's library converts to
     autocast: torch.dtype | None = None
 
     @property
@@ -86,7 +86,10 @@ _CPU, _CUDA, _META, _PYTHON, _BACKEND_SELECT = (
 
 
 def register(complete: bool) -> torch.library.Library:
-    """Ours, until the returned object is destroyed; ``complete``: torchvision has its library."""
+    """Registers our kernels until the returned object is destroyed.
+
+    ``complete``: torchvision has its compiled library.
+    """
     library = torch.library.Library("torchvision", "IMPL")
     for operator in OPERATORS:
         library.impl(operator.name, _select(operator), "BackendSelect", with_keyset=True)
@@ -96,17 +99,17 @@ def register(complete: bool) -> torch.library.Library:
                 _register_gradient(library, operator, operator.recorded, device, complete)
             elif operator.autocast is not None and not complete:
                 _register_autocast(library, operator, operator.autocast, device)
-        # torch.compile remembers which key serves an operator, and is not told of changes
+        # torch caches the key that serves an operator and is not notified of changes
         operator.op._dispatch_cache.clear()
     return library
 
 
 def _select(operator: Operator) -> _Kernel:
-    """``kernel`` where it is on, or else the next kernel below: torchvision's for the device."""
+    """Runs ``kernel`` on active device types, otherwise the next kernel: torchvision's."""
     op, kernel = operator.op, operator.kernel
     fake = None if operator.data_dependent else operator.fake
     below = torch._C._dispatch_keyset_full_after(_BACKEND_SELECT)
-    backends = below.remove(torch._C.DispatchKey.PythonDispatcher)  # which is below every key
+    backends = below.remove(torch._C.DispatchKey.PythonDispatcher)  # part of every "below" set
 
     def select(keyset: Any, *args: Any) -> Any:
         if active := devices.active:
@@ -122,7 +125,7 @@ def _select(operator: Operator) -> _Kernel:
 
 
 def _register_fake(library: torch.library.Library, operator: Operator, complete: bool) -> None:
-    if not operator.data_dependent:  # while on, BackendSelect has it
+    if not operator.data_dependent:  # BackendSelect runs it on active devices
         if not complete:
             library.impl(operator.name, operator.fake, "Meta")
         return
@@ -147,7 +150,7 @@ def _register_gradient(
     device: str,
     complete: bool,
 ) -> None:
-    # torchvision's is on the alias key Autograd, and stays there
+    # torchvision's stays registered for the alias key Autograd
     key = f"Autograd{device.upper()}"
     stock = torch.library.get_kernel(f"torchvision::{operator.name}", key) if complete else None
     autograd = _autograd(operator, recorded, device, stock)
@@ -174,7 +177,7 @@ def _autograd(
         if device in devices.active:
             if not keyset.has(_PYTHON):
                 return kernel(*args)
-            # somebody records or watches operators, and shall see torchvision's
+            # a dispatch mode or tracer must see torchvision's operators
             if torch.is_grad_enabled() and (args[0].requires_grad or args[1].requires_grad):
                 return recorded.apply(keyset & below, *args)
         elif stock is not None:
@@ -192,11 +195,11 @@ def _autocast(operator: Operator, device: str, key_name: str) -> _Kernel:
     only = torch._C.DispatchKeySet(key)
 
     def autocast(keyset: Any, *args: Any) -> Any:
-        # the kernels take features as they are. What is recorded has to suit torchvision's, too
+        # our kernels need no cast, but a recorded program must suit torchvision's as well
         if device in devices.active and not keyset.has(_PYTHON):
             return op.redispatch(keyset & below, *args)
-        # as torchvision's kernel for this key, which cannot be called any more: where it is written
-        # in Python, torch looks it up by operator and key, and finds this one
+        # does the same as torchvision's kernel for this key, which can no longer be called: if it
+        # is written in Python, torch looks it up by operator and key and finds this one
         input, rois, *options = args
         with torch._C._ExcludeDispatchKeyGuard(only):
             results = op(_to_float32(input), _to_float32(rois), *options)

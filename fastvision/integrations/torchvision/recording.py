@@ -1,4 +1,4 @@
-"""Programs recorded by TorchScript, tracers, torch.export and torch.compile, while we are on."""
+"""Programs recorded by TorchScript, tracers, torch.export and torch.compile while enabled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _TAG = f"fastvision-{__version__}"
 
 
 def is_exporting() -> bool:
-    """Exported programs hold torchvision's operators alone, so that they run without fastvision."""
+    """Whether a program is exported. It gets torchvision's operators only, to run without us."""
     return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
 
 
 def keeping_torchscript(stock: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Decorates a replacement of ``stock``: torch.jit.script compiles ``stock`` in its place."""
+    """Decorator for replacements of ``stock``: torch.jit.script compiles ``stock`` instead."""
 
     def decorate(replacement: Callable[..., Any]) -> Callable[..., Any]:
-        # without stock's attributes: by them torch.compile would find stock
+        # without stock's attributes, which would lead torch.compile to stock
         replacement = functools.update_wrapper(replacement, stock, updated=())
         replacement.__prepare_scriptable__ = lambda: stock  # type: ignore[attr-defined]
         return replacement
@@ -32,11 +32,11 @@ def keeping_torchscript(stock: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def tag_compiled() -> None:
-    """Keeps programs compiled now and programs compiled without us apart in the caches on disk.
+    """Separates programs compiled while enabled from others in torch.compile's disk caches.
 
-    They have the same operators, but other assumptions about their results (see the fakes). The tag
-    belongs to one thread, so the fakes set it as well: a thread that compiles runs them before it
-    asks a cache. What a user adds to it stays.
+    They have the same operators, but different assumptions about the results (see the fakes). The
+    tag is thread-local, so the fakes set it as well: a compiling thread runs them before it looks
+    into a cache. Additions by users are kept.
     """
     from torch.compiler import config
 

@@ -1,4 +1,4 @@
-"""RoIAlign, on one feature map and on a pyramid."""
+"""Replacements for RoIAlign on one feature map and on a pyramid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def forward(
             input, rois, (pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned
         )
     except (AssertionError, TypeError, ValueError) as error:
-        raise RuntimeError(str(error)) from error  # as torchvision's operator
+        raise RuntimeError(str(error)) from error  # torchvision's error type
     # torchvision's result is contiguous, and callers view() it
     return pooled.contiguous()
 
@@ -46,7 +46,7 @@ def backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """For graphs that torchvision's own autograd has recorded, before enable()."""
+    """Backward of graphs recorded by torchvision's own autograd before enable()."""
     backend = _BACKWARD.choose(grad, None)
     if backend == "reference":
         raise RuntimeError(f"no kernel for the backward of torchvision::roi_align on {grad.device}")
@@ -123,7 +123,7 @@ def multiscale_roi_align_instead_of(stock: Callable[..., Tensor]) -> Callable[..
             or mapper is None
             or not 1 <= levels <= MAX_LEVELS
             or len(scales) != levels
-            # a pyramid with a gap: torchvision leaves zeros for the boxes of the missing levels
+            # a pyramid with a gap: torchvision returns zeros for boxes of the missing levels
             or (levels > 1 and mapper.k_max - mapper.k_min + 1 != levels)
             or x_filtered[0].device.type not in devices.active
             or x_filtered[0].is_quantized
@@ -146,7 +146,7 @@ def multiscale_roi_align_instead_of(stock: Callable[..., Tensor]) -> Callable[..
 
 def is_compile_supported_instead_of(stock: Callable[[str], bool]) -> Callable[[str], bool]:
     def is_compile_supported(device_type: str) -> bool:
-        # deterministic mode takes torchvision's slow Python version wherever this says yes
+        # if true, torchvision uses its slow Python version in deterministic mode
         return device_type not in devices.active and stock(device_type)
 
     return is_compile_supported

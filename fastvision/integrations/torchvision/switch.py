@@ -1,4 +1,4 @@
-"""enable(), disable(), enabled(): what is registered once, and the flag that all of it looks at."""
+"""enable(), disable(), enabled(): registers the replacements once and sets the active devices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import devices, library, names, operators, recording
 
 
 class _Installed(NamedTuple):
-    """What stays for good once it is made."""
+    """Registrations, made once and kept."""
 
     kernels: torch.library.Library
     names: tuple[names.Replaced, ...]
 
 
 _lock = threading.RLock()
-# a fork may happen while another thread holds it
+# another thread may hold it during a fork
 os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 _on = False  # by enable()
 _blocks = 0  # open enabled() blocks, of all threads
@@ -31,51 +31,55 @@ _installed: _Installed | None = None
 
 
 def enable() -> None:
-    """Makes torchvision.ops, and all code that uses it, run on fastvision's kernels.
+    """Runs torchvision.ops, and all code that uses it, on fastvision's kernels.
 
-    Reaches nms, batched_nms, roi_align, RoIAlign and MultiScaleRoIAlign, forward and backward, in
-    eager mode, torch.jit.script, torch.compile and autocast; names bound and models built before
-    take part. sigmoid_focal_loss is reached as torchvision.ops.sigmoid_focal_loss and in
-    torchvision's models; torch.jit.script, and names that others bound before, keep torchvision's.
-    The answers are torchvision's, with these differences:
+    Covers nms, batched_nms, roi_align, RoIAlign and MultiScaleRoIAlign, forward and backward, in
+    eager mode, torch.jit.script, torch.compile and autocast, including names bound and models built
+    before the call. sigmoid_focal_loss is covered as torchvision.ops.sigmoid_focal_loss and in
+    torchvision's models, but not in torch.jit.script or under names bound elsewhere before. Results
+    are torchvision's, with these differences:
 
-    - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
-      precision than the boxes, and autocast leaves them so instead of converting to float32 (except
-      in compiled and exported programs).
-    - batched_nms is exact per class. The order of equal scores is torchvision's, in eager mode and
-      in TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond;
+    - nms supports float16 and bfloat16 on the CPU, roi_align bfloat16. Features may have lower
+      precision than the boxes, and autocast does not convert them to float32, except in compiled
+      and exported programs.
+    - batched_nms is exact per class. Equal scores are ordered as in torchvision, in eager mode and
+      TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond.
       fastvision.ops.batched_nms always orders them by index.
-    - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
-      for torch.func use fastvision.ops).
-    - torch.compile handles an nms that keeps 0 or 1 boxes.
-    - sigmoid_focal_loss has the limits at infinite logits, where torchvision's gives NaN, and does
-      its arithmetic in float32 for 16-bit logits.
+    - roi_align is deterministic and supports double backward and forward mode (in autograd; for
+      torch.func use fastvision.ops).
+    - torch.compile supports an nms that keeps 0 or 1 boxes.
+    - sigmoid_focal_loss returns the limit for infinite logits, where torchvision returns NaN, and
+      computes in float32 for 16-bit logits.
 
-    Each device type is taken over only where a kernel can run on it; the rest, quantized tensors,
-    tracing and ONNX export stay with torchvision. Programs recorded by torch.compile, torch.export
-    (and what is made of them: run_decompositions, ONNX, AOTInductor) hold torchvision's operators,
-    which find these kernels when they run.
+    A device type is only covered if a kernel can run on it. Other devices, quantized tensors,
+    tracing and ONNX export stay with torchvision. Programs recorded by torch.compile or
+    torch.export, and programs made from them (run_decompositions, ONNX, AOTInductor), contain
+    torchvision's operators, which reach these kernels when they run.
 
-    The setting is one for the whole process, and calling it again changes nothing. It may be
-    switched while other threads call torchvision, each call having the answer of the one or the
-    other; only the very first time should be before the threads start, since torch's dispatcher has
-    no lock between registering a kernel and calling one.
+    The setting is global to the process, and repeated calls have no effect. It may change while
+    other threads call torchvision: each call runs one implementation or the other. Only the very
+    first call should come before the threads start, since torch's dispatcher has no lock between
+    registering a kernel and calling it.
 
-    Called before ``import torchvision``, it also lets a torchvision be imported whose compiled
-    library does not fit the installed torch; its detection models then run on fastvision's kernels.
+    If called before ``import torchvision``, it also makes a torchvision importable whose compiled
+    library does not match the installed torch; its detection models then run on fastvision's
+    kernels.
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
+
+    Warns:
+        UserWarning: no kernel can run on this machine, so nothing changes.
     """
     with _lock:
         _switch(True, _blocks)
 
 
 def disable() -> None:
-    """Gives torchvision its own kernels back; inside an :func:`enabled` block, when that ends.
+    """Restores torchvision's own kernels; inside an :func:`enabled` block, when the block ends.
 
-    Functions that torch.compile has compiled meanwhile follow, or are compiled again. What stays is
-    a Python function between the dispatcher and torchvision's kernels: some microseconds per call.
+    Functions compiled by torch.compile in between follow, or are recompiled. A Python function
+    between the dispatcher and torchvision's kernels remains, at some microseconds per call.
     """
     with _lock:
         _switch(False, _blocks)
@@ -83,7 +87,10 @@ def disable() -> None:
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """:func:`enable` for the length of a ``with`` block, for the whole process; blocks may nest."""
+    """Context manager: :func:`enable` during a ``with`` block, for the whole process.
+
+    Blocks may be nested.
+    """
     with _lock:
         _switch(_on, _blocks + 1)
     try:
@@ -106,7 +113,7 @@ def _switch(on: bool, blocks: int) -> None:
 
 
 def _install() -> tuple[str, ...]:
-    """Does once what is done once; the types of device that can run on our kernels."""
+    """Registers the replacements on the first call; returns the device types with kernels."""
     global _installed
     complete = library.import_torchvision()
     served = tuple(t for t in ("cpu", "cuda") if not complete or devices.has_kernels(t))

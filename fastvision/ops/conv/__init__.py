@@ -1,1 +1,1 @@
-"""Convolutions: conv2d.py, transpose.py and linear.py hold the ops, operators.py what runs them."""
+"""Convolutions: conv2d.py, transpose.py and linear.py hold the ops, operators.py the operators."""

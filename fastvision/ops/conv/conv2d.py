@@ -56,43 +56,46 @@ def conv_bn_relu(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> Tensor:
-    """activation(batch_norm(conv2d(input, weight, bias)) + residual).
+    """Computes ``activation(batch_norm(conv2d(input, weight, bias)) + residual)``.
+
+    Unless ``training``, the batch normalization is folded into the convolution's weight and bias
+    (Ioffe and Szegedy 2015, section 3.1). Without running statistics there is none.
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float16, bfloat16, float32 or float64.
-        weight: [K, C / groups, R, S] of the convolution.
-        bias: [K] of the convolution.
-        bn_weight, bn_bias: [K], 1 and 0 if None.
-        running_mean, running_var: [K], what normalizes if not ``training``. Both None: then there
-            is no normalization at all; in training nothing is updated.
-        training: normalizes with the statistics of the batch and updates the running ones, as
-            :func:`batch_norm_relu`.
-        momentum, eps: of the batch normalization.
-        stride, padding, dilation, groups: of :func:`torch.nn.functional.conv2d`; padding also as
-            four numbers, left, right, top, bottom.
-        residual: [N, K, OH, OW], or [K, OH, OW] for an unbatched input; added before the
-            activation.
+        weight: [K, C / groups, R, S] in the dtype of ``input``, or float32 for 16-bit inputs.
+        bias: [K], added by the convolution.
+        bn_weight, bn_bias: [K] affine parameters of the batch normalization; None means 1 and 0.
+        running_mean, running_var: [K] statistics, used to normalize unless ``training``. Both None
+            disables the normalization, or in training the update.
+        training: normalize with the statistics of the batch and update the running statistics in
+            place, see :func:`batch_norm_relu`.
+        momentum, eps: see :func:`batch_norm_relu`.
+        stride, padding, dilation, groups: see :func:`torch.nn.functional.conv2d`. Padding may also
+            be four integers (left, right, top, bottom).
+        residual: [N, K, OH, OW], or [K, OH, OW] for unbatched input; added before the activation.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
-        negative_slope: of leaky_relu.
-        backend: "cuda", "triton", "cpp" or "reference"; None takes the fastest that can run.
+        negative_slope: slope of leaky_relu.
+        backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        [N, K, OH, OW], or [K, OH, OW], in the dtype and memory format of ``input``; under autocast
-        in autocast's dtype, as the convolution. Without training the normalization is part of the
-        convolution's weight and bias (Ioffe and Szegedy 2015, section 3.1).
+        [N, K, OH, OW], or [K, OH, OW] for unbatched input, in the dtype of ``input``, or under
+        autocast in autocast's, and in the memory format of ``input``, or in ``training`` in the one
+        that torch's convolution returns.
 
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
-    On the CPU in float32 and channels_last, 3x3 convolutions of stride 1 with 32 input and 16
-    output channels and more are computed by Winograd's minimal filtering in tiles of 4x4 pixels
-    (Lavin and Gray, 2016). Its root mean square error is about twice the plain sum's. All
-    pixels of a tile depend on all that one of them does: NaN makes all of the tile NaN, infinite
-    values make it undefined, and next to a huge value small ones lose digits, up to three pixels
-    farther than the window reaches.
+    On the CPU, float32 channels_last 3x3 convolutions with stride 1, at least 32 input and 16
+    output channels use Winograd's minimal filtering on tiles of 4x4 pixels (Lavin and Gray 2016).
+    Its root mean square error is about twice that of direct convolution. All pixels of a tile
+    share their inputs: NaN makes the whole tile NaN, infinities make it undefined, and small values
+    lose precision next to huge ones, up to three pixels beyond the window.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; ``backend`` cannot run here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     weights = Weights(weight, bias, bn_weight, bn_bias, running_mean, running_var)
     call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
@@ -137,7 +140,7 @@ def conv_bn_relu(
 
 
 def _checked_size(shape: Sequence[int], weights: Weights, spec: ConvSpec) -> tuple[int, int]:
-    """Height and width of the result for an input of that shape."""
+    """Height and width of the result for an input of shape ``shape``."""
     weight = weights.weight
     K, groups = weight.shape[0], spec.groups
     if K % groups != 0:

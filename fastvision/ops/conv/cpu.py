@@ -1,5 +1,5 @@
-"""The CPU's convolution of one layer, packed once: the engine, Winograd's algorithm, a separable
-filter or oneDNN."""
+"""Convolution of one layer on the CPU with weights packed once: direct, Winograd, separable or by
+oneDNN."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ for _name, _schema in {
 _OPS = torch.ops.fastvision
 _PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
 _MIN_WINOGRAD_PIXELS = 96
-_MIN_PIXELS_OF_TILE = 8  # of the 16: on average over the tiles of a map
+_MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
 
 
 @functools.lru_cache(maxsize=4096)
@@ -55,10 +55,10 @@ def conv_options(*numbers: int, negative_slope: float = 0.0) -> Tensor:
 
 
 def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
-    """Of a weight of that shape."""
+    """:func:`conv_options` for a weight of shape ``shape``."""
     left, right, top, bottom = spec.padding
     outputs, kernel = shape[0], shape[2:]
-    if spec.transposed:  # right and bottom are less by the output padding
+    if spec.transposed:  # the output padding reduces right and bottom
         outputs = shape[1] * spec.groups
         right, bottom = right - spec.output_padding[1], bottom - spec.output_padding[0]
     return conv_options(
@@ -69,7 +69,7 @@ def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
 
 
 def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """3x3 with so many channels that the transforms, and tiles that the weights, are worth it."""
+    """Whether channels and tiles are enough to pay for Winograd's transforms and larger weights."""
     return winograd_fits(weight, input.dtype, spec) and has_tiles(input)
 
 
@@ -90,8 +90,8 @@ def has_tiles(input: Tensor) -> bool:
 
 
 def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
-    """Whether oneDNN beats the kernel that would run the convolution otherwise."""
-    if input.dtype != torch.float32:  # of which oneDNN has instructions that the engine lacks
+    """Whether oneDNN beats our own kernel for the convolution."""
+    if input.dtype != torch.float32:  # oneDNN uses 16-bit instructions, the engine does not
         return True
     pointwise = tuple(shape[2:]) == (1, 1)
     kind = "winograd" if winograd else "pointwise" if pointwise else "window"
@@ -102,7 +102,7 @@ def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
 
 @functools.cache
 def _onednn_wins_trial(kind: str, threads: int) -> bool:
-    """Measured once on a typical convolution, some hundredths of a second, with as many threads."""
+    """Times both once per thread count on a typical convolution, for some 10 milliseconds."""
     ours, theirs = _trial(kind)
     best = [float("inf"), float("inf")]
     for _ in range(6):
@@ -115,7 +115,7 @@ def _onednn_wins_trial(kind: str, threads: int) -> bool:
 
 @torch.inference_mode(False)
 def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """A convolution by the engine, or by Winograd's algorithm, and by oneDNN."""
+    """The same convolution by our engine (or Winograd kernel) and by oneDNN."""
     C, taps = (256, 1) if kind == "pointwise" else (128, 3)
     like: Any = {"dtype": torch.float32, "device": "cpu"}
     x = torch.full((1, C, 28, 28), 0.5, **like)
@@ -137,13 +137,13 @@ def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
 
 
 class Layer:
-    """A convolution with its packed weights and options, ready for any input of its dtype.
+    """A convolution with packed weights and options, for inputs of one dtype.
 
-    It holds no weights but the packed ones: each call brings those that they were packed from.
+    It holds only the packed weights; each call passes the original ones.
     """
 
     def __init__(self, weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> None:
-        """``dtype``: the input's."""
+        """``dtype``: dtype of the inputs."""
         weight = weights.weight
         self.packs = Packs()
         self.spec, self.shape = spec, tuple(weight.shape)
@@ -156,14 +156,14 @@ class Layer:
 
     @property
     def checks(self) -> bool:
-        """Whether its kernel, chosen in the first call, refuses what does not fit."""
+        """Whether its kernel, chosen in the first call, checks shapes and dtypes itself."""
         if not self.spec.transposed:
             return True
         prepared = self.packs.find("prepared")
         return prepared is not None and prepared.weight is None
 
     def __call__(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
-        """``weights``: as the constructor's, with the same values."""
+        """``weights``: the same values as in the constructor."""
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input)
@@ -172,7 +172,7 @@ class Layer:
             and onednn.preferred(input, self.shape, residual, self.spec)
             and onednn_wins(input, self.shape, winograd=winograd)
         ):
-            # oneDNN chooses a layout of the weights by the input's shape
+            # oneDNN's weight layout depends on the input's shape
             packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))
             return onednn.convolution(input, packed, self.shape, residual, self.spec)
         form = "winograd" if winograd else "plain"

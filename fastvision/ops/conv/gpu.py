@@ -1,10 +1,10 @@
-"""Which implementation of a convolution with epilogue runs on a GPU: the fastest one, measured.
+"""Selects the implementation of a convolution with epilogue on a GPU by measurement.
 
-Candidates are cuDNN's convolution followed by one pointwise kernel, cuDNN's and cuBLAS's own fused
-forms, and the kernels of this package. They are timed on the first call with a problem's sizes, on
-random data; the choice is kept, see :mod:`.tuning`. PyTorch's own convolution is the first
-candidate, and to replace it another one has to be faster. A layer that keeps seeing new sizes stops
-measuring after a few and goes by the nearest.
+Candidates are cuDNN's convolution followed by one pointwise kernel, the fused forms of cuDNN and
+cuBLAS, and this package's kernels. The first call with new sizes times them on random data, and the
+choice is cached, see :mod:`.tuning`. The first candidate is PyTorch's own convolution; another one
+replaces it only if it is faster. After MAX_SIZES sizes, a layer uses the choice of the nearest size
+instead of measuring.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .tuning import Tuner, cache_folder
 
 _NONE, _RELU = ACTIVATIONS.index("none"), ACTIVATIONS.index("relu")
 _TUNED = (torch.float16, torch.bfloat16, torch.float32)
-MAX_SIZES = 8  # of a layer's input that are measured
+MAX_SIZES = 8  # input sizes measured per layer
 
 _Maybe: TypeAlias = Tensor | None
 
 
 class Problem(NamedTuple):
-    """The op's arguments."""
+    """The operator's arguments."""
 
     input: Tensor
     weight: Tensor
@@ -81,15 +81,17 @@ def _tf32() -> bool:
 
 
 def kernel_order(weight: Tensor) -> Tensor:
-    """[K, C / groups, R, S] as this package's kernels read it: [K, R, S, C / groups], or [R, S, K]
-    of a depthwise convolution."""
+    """Permutes [K, C / groups, R, S] to the order of this package's kernels: [K, R, S, C / groups],
+    or [R, S, K] for a depthwise convolution."""
     depthwise = weight.shape[1] == 1
     return weight[:, 0].permute(1, 2, 0) if depthwise else weight.permute(0, 2, 3, 1)
 
 
 def _scale_and_shift(weights: Weights, eps: float) -> tuple[_Maybe, _Maybe]:
-    """[K] float32 each: normalization as the epilogue does it, to the unrounded sum. It is folded
-    in each call: on a GPU nobody can look whether it has changed without waiting."""
+    """Scale and shift of the epilogue, [K] float32 each, applied to the unrounded sum.
+
+    Computed in every call: on a GPU, detecting a change of the statistics would synchronize.
+    """
     weight, bias, bn_weight, bn_bias, mean, var = weights
     vectors = [t for t in (bias, bn_weight, bn_bias, mean, var) if t is not None]
     if (
@@ -112,20 +114,20 @@ def _scale_and_shift(weights: Weights, eps: float) -> tuple[_Maybe, _Maybe]:
     )
 
 
-def _apart(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
-    """Weight in the input's dtype and format, scale and shift."""
+def _unfolded(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
+    """Weight in the input's dtype and memory format, scale and shift."""
     weight = p.weight.detach().to(p.input.dtype).contiguous(memory_format=format_of(p.input))
     return weight, *_scale_and_shift(p.weights, p.eps)
 
 
 def _for_kernels(p: Problem) -> tuple[Tensor, _Maybe, _Maybe]:
-    """Weight as this package's kernels read it, scale and shift."""
+    """Weight in :func:`kernel_order`, scale and shift."""
     weight = kernel_order(p.weight.detach().to(p.input.dtype)).contiguous()
     return weight, *_scale_and_shift(p.weights, p.eps)
 
 
 def _folded(p: Problem) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does the normalization as well, both rounded."""
+    """Weight and bias with the normalization folded in, in the input's dtype."""
     weight, bias = reference.fold_batch_norm(*p.weights, p.eps)
     if bias is None:
         bias = weight.new_zeros(len(weight))
@@ -139,7 +141,7 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
     if scale is None and shift is None and p.residual is None and p.activation == _NONE:
         return y
     N, K, OH, OW = y.shape
-    huge = N * max(K, OH * OW) > 2**31 - 4096  # rows of the kernel count in 32 bits
+    huge = N * max(K, OH * OW) > 2**31 - 4096  # the kernel counts rows in 32 bits
     if _device.triton_missing() is not None or y.is_cpu or huge:
         wide = y.float()
         if scale is not None:
@@ -158,7 +160,7 @@ def _finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, p: Problem) -
 
 def _torch(p: Problem) -> Tensor:
     input, padding = symmetric_padding(p.input, p.padding)
-    weight, scale, shift = _apart(p)
+    weight, scale, shift = _unfolded(p)
     y = torch.conv2d(input, weight, None, p.stride, padding, p.dilation, p.groups)
     return _finish(y, scale, shift, p)
 
@@ -168,9 +170,9 @@ def _deterministic() -> bool:
 
 
 def _cudnn(p: Problem, search: bool = True) -> Tensor:
-    """``search``: cuDNN may time its algorithms where it has not yet seen the sizes."""
+    """``search``: let cuDNN time its algorithms for sizes that are new to it."""
     input, padding = symmetric_padding(p.input, p.padding)
-    weight, scale, shift = _apart(p)
+    weight, scale, shift = _unfolded(p)
     fixed = _deterministic()
     y = torch.cudnn_convolution(
         input, weight, padding, p.stride, p.dilation, p.groups, search and not fixed, fixed, _tf32()
@@ -183,7 +185,7 @@ def _cudnn_fused(p: Problem, search: bool = True) -> Tensor:
     weight, bias = _folded(p)
     shape = (p.stride, padding, p.dilation, p.groups)
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = search and not _deterministic()  # there is no argument for it
+    torch.backends.cudnn.benchmark = search and not _deterministic()  # not an argument
     try:
         if p.residual is None:
             y = torch.cudnn_convolution_relu(input, weight, bias, *shape)
@@ -256,7 +258,7 @@ def _triton_unsupported(p: Problem) -> str | None:
 
 
 def candidates(p: Problem) -> dict[str, Candidate]:
-    """By name, in the order in which they win when they are equally fast."""
+    """Candidates by name; of equally fast ones the first wins."""
     found: dict[str, Candidate] = {"torch": _torch}
     if 0 in p.input.shape or 0 in p.output_shape:
         return found
@@ -285,7 +287,7 @@ def candidates(p: Problem) -> dict[str, Candidate]:
 
 
 def _random(p: Problem) -> Problem:
-    """The same problem with other data: what the caller's data hide (zeros, say) must not count."""
+    """The same problem with random data: errors must not hide in the caller's (zeros, say)."""
 
     def like(t: Tensor | None) -> Tensor | None:
         return None if t is None else torch.randn_like(t)
@@ -307,7 +309,7 @@ def _random(p: Problem) -> Problem:
 
 
 def _key(p: Problem) -> tuple[Any, ...]:
-    """All that a choice depends on, except the device and the versions in a file's name."""
+    """Everything a choice depends on, except for the device and versions in the file's name."""
     input = p.input
     return (
         input.device.index,
@@ -326,7 +328,7 @@ def _key(p: Problem) -> tuple[Any, ...]:
 
 
 def tuning_file(device: torch.device) -> Path | None:
-    """Where the choices for ``device`` and the versions in use are kept."""
+    """The file that caches the choices for ``device`` and the versions in use, or None."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -345,7 +347,7 @@ def _tuner(device: torch.device) -> Tuner:
 
 
 _chosen: dict[tuple[Any, ...], Candidate] = {}
-# of a layer, the choices by input size: see MAX_SIZES
+# per layer, choices by input size; see MAX_SIZES
 _measured: dict[tuple[Any, ...], dict[int, str]] = {}
 
 
@@ -354,7 +356,7 @@ def _capturing() -> bool:
 
 
 def _unmeasured(name: str, choices: dict[str, Candidate]) -> Candidate:
-    """The candidate for a problem that is not measured, going by the choice ``name``."""
+    """The candidate for an unmeasured problem, given the choice ``name`` of a similar one."""
     for search in (_cudnn, _cudnn_fused):
         if choices.get(name) is search:
             return functools.partial(search, search=False)
@@ -380,7 +382,7 @@ def _choose(p: Problem, tuner: Tuner) -> Candidate:
         nearest = min(measured, key=lambda other: abs(math.log(other / size)))
         chosen = _unmeasured(measured[nearest], choices)
     elif len(choices) > 1:
-        # without memory it stays torch's, but not on disk: another process may have room
+        # out of memory: use torch, but do not store that, another process may have room
         with contextlib.suppress(torch.OutOfMemoryError):
             data = _random(p)
             trials = {n: functools.partial(candidate, data) for n, candidate in choices.items()}

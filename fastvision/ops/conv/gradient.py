@@ -1,4 +1,4 @@
-"""Derivatives of convolutions; kernels of our own where they are faster than torch's."""
+"""Derivatives of convolutions, with our own kernels where they are faster than torch's."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ _OPS = torch.ops.fastvision
 
 
 def _has_own_kernels(tensor: Tensor) -> bool:
-    """Whether the CPU's kernels, which have no derivatives, may take the tensor in a training
-    step."""
+    """Whether our CPU kernels, which have no derivatives, may run on ``tensor`` in training."""
     return (
         is_eager()
         and not (is_transformed() or is_batched(tensor))
@@ -36,9 +35,9 @@ def _has_own_kernels(tensor: Tensor) -> bool:
 
 
 def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """Whether Winograd's algorithm is faster than torch's even if the weights are packed for it.
+    """Whether Winograd's algorithm beats torch's convolution including the packing of weights.
 
-    In training they are in each step, which takes as long as some hundred pixels.
+    Training packs them in every step, which takes as long as some hundred pixels.
     """
     return (
         _has_own_kernels(input)
@@ -54,7 +53,7 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
 
 
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the CPU has a kernel for it: with 1x1 windows torch's matrix product is as fast."""
+    """Whether we have a CPU kernel for the weight gradient. With 1x1 windows torch is as fast."""
     K, C, R, S = weight.shape
     return (
         _has_own_kernels(grad)
@@ -62,7 +61,7 @@ def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: in
         and groups == 1
         and R * S > 1
         and C >= 16
-        and K % 16 == 0  # whole vectors of any level
+        and K % 16 == 0  # full vectors at every CPU level
         and input.dtype == grad.dtype == weight.dtype == torch.float32
         and input.numel() > 0
         and is_channels_last(input)
@@ -71,10 +70,10 @@ def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: in
 
 
 class _FrozenConvBNReLU(torch.autograd.Function):
-    """With fixed statistics: the convolution's own gradients, from which follow all the others.
+    """With fixed statistics: all gradients follow from those of the folded convolution.
 
-    Only of activations whose derivative the result tells. The backward is made of differentiable
-    functions, so the second derivative is right as well.
+    Only for activations whose output determines their derivative. The backward consists of
+    differentiable functions, so second derivatives are right too.
     """
 
     @staticmethod
@@ -141,7 +140,7 @@ def _convolution_backward(
     stride, padding, dilation, groups = spec[:4]
     once = not torch.is_grad_enabled()  # the kernels have no derivatives
     if mask[0] and once and winograd_wins_once(grad, weight, spec):
-        # the convolution with the filters turned around
+        # a convolution with the rotated filters
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         packed = _OPS.conv_winograd_pack.default(turned, None)
         left, right, top, bottom = padding
@@ -173,7 +172,7 @@ def _convolution_backward(
 def frozen_with_gradient(
     backend: str, input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec
 ) -> Tensor:
-    """The operator with autograd; the statistics are constants."""
+    """The operator with autograd, statistics being constants."""
     mean, var = weights.running_mean, weights.running_var
     if mean is not None and var is not None:
         weights = weights._replace(running_mean=mean.detach(), running_var=var.detach())
@@ -187,8 +186,7 @@ def frozen_with_gradient(
     return activate(z, name, slope)
 
 
-# from the gradient and the result; the other activations are applied after the op where a
-# gradient is needed
+# from the gradient and the output. If a gradient is needed, other activations run after the op
 _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "relu": lambda grad, y, _: torch.ops.aten.threshold_backward(grad, y, 0),
     "relu6": lambda grad, y, _: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
@@ -244,14 +242,14 @@ class _ConvTranspose2d(torch.autograd.Function):
 
 
 def _compute_type(input: Tensor) -> torch.dtype:
-    """float32 for 16-bit inputs on the CPU, where few machines have arithmetic for them."""
+    """float32 for 16-bit inputs on the CPU, since few CPUs have 16-bit arithmetic."""
     return torch.promote_types(input.dtype, torch.float32) if input.is_cpu else input.dtype
 
 
 def transposed_with_gradient(
     backend: str, input: Tensor, weights: Weights, residual: Tensor | None, spec: ConvSpec
 ) -> Tensor:
-    """The operator with autograd, of torch's functions under a transform."""
+    """The operator with autograd; uses torch's functions under a functional transform."""
     scale, bias = normalization(*weights[1:], spec.eps)
     weight = scaled_filters(weights.weight, scale, spec.groups)
     name, slope = spec.activation_name, spec.negative_slope
@@ -259,7 +257,7 @@ def transposed_with_gradient(
         bias = None if bias is None else bias.to(input.dtype)
         y = F.conv_transpose2d(input, weight.to(input.dtype), bias, *spec.arguments()[:5])
         return activate(y if residual is None else y + residual, name, slope)
-    # of a negative slope the result does not tell the sign of what came in
+    # with a negative slope, the output does not determine the sign of the input
     fused = name in ("none", *_ACTIVATION_GRADIENTS) and slope >= 0
     plain = spec if fused else spec._replace(activation=0)
     y = _ConvTranspose2d.apply(backend, input, weight, bias, residual, plain)

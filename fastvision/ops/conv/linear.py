@@ -1,4 +1,4 @@
-"""A linear layer and the activation after it as one op, for inference."""
+"""Linear layer and activation as one op."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from . import onednn
 from .cpu import conv_options
 from .packing import Packs, remembered
 
-# with one row memory decides, and torch's kernel reads the weight as it lies
+# a single row is memory-bound, and torch's kernel needs no packed weight
 _MIN_ROWS = 2
-_MIN_PACKED = 1 << 18  # numbers in the weight: smaller ones are in the caches anyway
+_MIN_PACKED = 1 << 18  # elements of the weight; smaller ones fit the caches anyway
 
 
 @functools.cache
 def _taps(features: int) -> int | None:
-    """Among how many taps ``features`` are shared out, so that the weights of some stay in the
-    second-level cache; None if they do not divide so."""
+    """Number of taps to split ``features`` into so that the weights of a few stay in the L2 cache;
+    None if no number divides them."""
     if features <= 512:
         return 1
     counts = range(features // 512, features // 64 + 1)
@@ -79,12 +79,12 @@ def _by_packs(
     bias: Tensor | None,
     activation: int,
     negative_slope: float,
-    pack: Callable[[int], Tensor],  # for a number of taps
+    pack: Callable[[int], Tensor],  # packs the weight for a number of taps
 ) -> Tensor:
     K, features = weight.shape
     if not _can_pack(input, weight) or (taps := _taps(features)) is None:
         return _any_device(input, weight, bias, activation, negative_slope)
-    # the rows as images of `taps` pixels below each other, and as high a window
+    # each row becomes an image `taps` pixels high, under a window of the same height
     rows = input.reshape(-1, taps, 1, features // taps).permute(0, 3, 1, 2)
     window = (taps, 1, 1, 1, 0, 0, 0, 0, 1, 1)
     options = conv_options(K, *window, 1, activation, negative_slope=negative_slope)
@@ -93,7 +93,7 @@ def _by_packs(
 
 
 class PackedLinear:
-    """The op on the CPU for an owner of weights, who makes a new one when the weights change."""
+    """The op on the CPU with packs that the caller owns and replaces when the weights change."""
 
     def __init__(self) -> None:
         self.packs = Packs()
@@ -131,24 +131,28 @@ def linear_act(
     activation: str = "relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """activation(input @ weight.T + bias).
+    """Computes ``activation(input @ weight.T + bias)``.
 
-    On the CPU it is a convolution of the engine, whose packed weight is kept as long as the weight
-    lives unchanged; one row alone goes to torch's kernel. Gradients flow, without that.
+    On the CPU, large weights run as a convolution with packed weights, which are cached until the
+    weight changes. Single rows, small weights, GPUs and calls that need a gradient use torch's
+    linear layer followed by the activation.
 
     Args:
-        input: [..., I] of a float type.
-        weight: [O, I] of input's type.
-        bias: [O], or None.
+        input: [..., I] float16, bfloat16, float32 or float64.
+        weight: [O, I] in the dtype of ``input``.
+        bias: [O] in the dtype of ``input``, or None.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
-        negative_slope: leaky_relu's.
+        negative_slope: slope of leaky_relu.
 
     Returns:
-        [..., O], contiguous.
+        [..., O] in the dtype of ``input``, contiguous.
+
+    Differentiable in ``input``, ``weight`` and ``bias``, any number of times and in forward mode.
 
     Raises:
-        TypeError: an argument is no tensor, input is not of a float type, or the dtypes differ.
-        ValueError: the shapes do not fit, or the activation is unknown.
+        TypeError: an argument is not a tensor, ``input`` is not floating-point, or dtypes differ.
+        ValueError: shapes do not match, or the activation is unknown.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     check_tensor(input, "input")
     check_tensor(weight, "weight")

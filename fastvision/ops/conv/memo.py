@@ -1,6 +1,7 @@
-"""Calls that only differ from an earlier one in their input: what that one found is used again.
+"""Fast path of repeated calls: a call that differs from an earlier one only in its input reuses
+its layer.
 
-Checking a call and looking up its weights takes longer than a small convolution.
+Checking arguments and looking up weights takes longer than a small convolution.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def may_repeat(input: Any, weights: Weights, residual: Any) -> bool:
-    """Whether nothing but the result on the CPU is wanted of a call."""
+    """Whether the call may take the fast path: eager CPU inference without autocast."""
     return (
         type(input) is Tensor
         and input.is_cpu
@@ -37,7 +38,7 @@ def may_repeat(input: Any, weights: Weights, residual: Any) -> bool:
 
 
 def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
-    """The layer of these weights, or the one of an earlier call with the same values."""
+    """The layer for these weights, cached by their values."""
     if not can_remember(weights):
         return Layer(weights, dtype, spec)
     purpose = (dtype, spec, _extension.cpu_level())
@@ -54,31 +55,33 @@ def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
 def repeat(
     input: Tensor, weights: Weights, residual: Tensor | None, call: tuple[Any, ...]
 ) -> Tensor | None:
-    """The result by the layer that :func:`keep` got for a call that was the same but for input and
-    residual, if there was one and they fit; ``call`` holds the op and its options."""
+    """The result by the layer that :func:`keep` stored for the same call, or None.
+
+    Only input and residual may differ. ``call`` holds the op and its options.
+    """
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
     try:
         for t in weights:
-            if t is not None and t.is_neg():  # its bytes are not its values
+            if t is not None and t.is_neg():  # the fingerprint reads bytes, not values
                 return None
-        # operators take a plain tuple faster
+        # operators are faster with a plain tuple
         layer: Layer | None = recall(tuple(weights), _purpose(input.dtype, call))
         if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
             return None
         return layer(input, residual, weights)
-    except (TypeError, RuntimeError, AttributeError):  # the checks say it better
+    except (TypeError, RuntimeError, AttributeError):  # the full checks give better messages
         return None
 
 
 def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
-    """Lets :func:`repeat` find the layer."""
+    """Stores the layer for :func:`repeat`."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
-        with contextlib.suppress(TypeError):  # a list among the options
+        with contextlib.suppress(TypeError):  # an unhashable option, such as a list
             remember(weights, values, _purpose(dtype, call), layer)
 
 
 def _purpose(dtype: torch.dtype, call: tuple[Any, ...]) -> tuple[Any, ...]:
-    # with the types: 1, 1.0 and True are equal, and not all of them are options
+    # includes the types: 1, 1.0 and True are equal, but not all are valid options
     return (_extension.cpu_level(), dtype, *call, *map(type, call))

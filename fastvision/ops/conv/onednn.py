@@ -1,7 +1,7 @@
-"""Convolutions by oneDNN, with packed weights and its fused post-operations, as torch exposes them.
+"""oneDNN convolutions with packed weights and fused post-ops, as exposed by torch.
 
-The CPU's own engine is as fast or faster on AVX2. With AVX-512 oneDNN may be faster for dense
-convolutions (cpu.py measures that), and only it uses the 16-bit instructions of newer CPUs.
+On AVX2 our own engine is at least as fast. With AVX-512, oneDNN may be faster for dense
+convolutions (cpu.py measures that), and only oneDNN uses the 16-bit instructions of newer CPUs.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 from ... import _extension
 from .spec import ConvSpec
 
-MIN_CHANNELS = 16  # below, the engine merges channels and taps, which oneDNN does not
+MIN_CHANNELS = 16  # below, the engine merges channels and taps, oneDNN does not
 
-# oneDNN's relu and hardtanh turn NaN into 0: these come after it, in place
+# oneDNN's relu and hardtanh turn NaN into 0, so these run after it, in place
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu_,
     "relu6": lambda y: y.clamp_(0, 6),
 }
-# oneDNN's names of those that keep NaN
+# oneDNN's names of the activations that propagate NaN
 _POST_OPS = {"silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid"}
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN has its best instructions for."""
+    """The dtypes for which oneDNN has fast instructions on this CPU."""
     return _fast_dtypes(_extension.cpu_level())
 
 
@@ -44,11 +44,11 @@ def _fast_dtypes(level: str) -> tuple[torch.dtype, ...]:
 
 def preferred(
     input: Tensor,
-    shape: Sequence[int],  # of the weight
+    shape: Sequence[int],  # the weight's
     residual: Tensor | None,
     spec: ConvSpec,
 ) -> bool:
-    """Whether oneDNN can do this convolution and may be faster."""
+    """Whether oneDNN supports this convolution and may be faster."""
     if input.dtype not in fast_dtypes():
         return False
     left, right, top, bottom = spec.padding
@@ -67,7 +67,7 @@ def preferred(
 def pack(
     weight: Tensor, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias as :func:`convolution` takes them for inputs of that shape and dtype."""
+    """Weight and bias in :func:`convolution`'s form for inputs of this shape and dtype."""
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     packed = reorder(weight.to(dtype).contiguous().to_mkldnn(), *_window(spec), 1, list(shape))
     return packed, None if bias is None else bias.to(dtype).contiguous()
@@ -82,11 +82,11 @@ def _window(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int], Sequence[int]
 def convolution(
     input: Tensor,
     packed: tuple[Tensor, Tensor | None],
-    shape: Sequence[int],  # of the weight
+    shape: Sequence[int],  # the weight's
     residual: Tensor | None,
     spec: ConvSpec,
 ) -> Tensor:
-    """activation(convolution + residual) where :func:`preferred` says so."""
+    """activation(convolution + residual); requires that :func:`preferred` is true."""
     weight, bias = packed
     name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise

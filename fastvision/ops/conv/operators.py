@@ -1,4 +1,4 @@
-"""The operators of convolutions, and what runs them."""
+"""The convolution operators and their CPU implementation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .cpu import Layer
 from .memo import made_once
 from .spec import ConvSpec, Weights, spec_of, transposed_spec_of
 
-# activation: index in ACTIVATIONS; padding: left, right, top, bottom, of a transposed convolution
-# vertical, horizontal, as the other pairs
+# activation: index in ACTIVATIONS; padding: left, right, top, bottom, but vertical, horizontal for
+# transposed convolutions, like the other pairs
 _SCHEMA = (
     "(Tensor input, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
     "Tensor? running_mean, Tensor? running_var, Tensor? residual, {window}, float eps, "
@@ -25,7 +25,7 @@ _SCHEMA = (
 )
 
 
-_Parse = Callable[[Sequence[Any]], ConvSpec]  # of an operator's arguments after the tensors
+_Parse = Callable[[Sequence[Any]], ConvSpec]  # takes an operator's arguments after the tensors
 
 
 def _fake(parse: _Parse) -> Callable[..., Tensor]:
@@ -80,9 +80,9 @@ def run(
     *,
     once: bool = False,
 ) -> Tensor:
-    """The operator without derivatives. ``once``: with weights that change before the next call."""
+    """The operator without derivatives. ``once``: do not cache packs, the weights will change."""
     if backend == "cpp" and input.is_cpu and type(input) is Tensor and is_eager():
-        # the dispatcher's boxing of so many arguments takes longer than a small convolution
+        # boxing so many arguments for the dispatcher takes longer than a small convolution
         layer = (Layer if once else made_once)(weights, input.dtype, spec)
         return layer(input, residual, weights)
     operator = TRANSPOSED if spec.transposed else CONV

@@ -1,10 +1,9 @@
-"""Weights in the form a kernel reads, made once per content.
+"""Caches packed weights by the values of the originals.
 
-Whoever writes to a weight need not tell anybody: optimizers with ``fused=True``, collectives,
-shared memory, ``.data``, NumPy and DLPack raise no version counter. So every call looks at the
-values themselves: a fingerprint of 64 bits over all bytes, types and layouts
-(csrc/ops/fingerprint.cpp), read at memory speed. What was made is used only for the values that it
-was made of.
+Many writes to a weight do not increment its version counter: optimizers with ``fused=True``,
+collectives, shared memory, ``.data``, NumPy and DLPack. So every call computes a 64-bit fingerprint
+of all bytes, types and layouts (csrc/ops/fingerprint.cpp), at the speed of memory. A cached object
+is only used for the values it was made from.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from ... import _extension
 
 torch.library.define("fastvision::fingerprint", "(Tensor?[] tensors) -> int")
 
-MAX_PURPOSES = 16  # per weight: one that meets ever more input shapes must not fill the memory
+MAX_PURPOSES = 16  # per weight; bounds memory when input shapes keep changing
 
 _fingerprint = torch.ops.fastvision.fingerprint.default
 
 
 class _Entry:
-    """What was made of the weight in one storage; goes when the storage does."""
+    """Objects made from the weight in one storage; dropped with the storage."""
 
     def __init__(self, address: int, weight: Tensor) -> None:
         # the storage, not the tensor: torch.utils.swap_tensors refuses tensors with weak references
@@ -35,8 +34,8 @@ class _Entry:
         self.made: dict[Hashable, tuple[int, Any]] = {}  # by purpose
 
 
-# by the address of the weight. No lock, which a fork could leave held: each access is one operation
-# on a dictionary, and two threads that make the same thing at once both make it right
+# by the weight's address. No lock, since a fork could leave it held: each access is a single dict
+# operation, and if two threads make the same object at once, both are right
 _entries: dict[int, _Entry] = {}
 
 
@@ -46,12 +45,12 @@ def _forget(address: int, entry: _Entry) -> None:
 
 
 def _is_ordinary(tensor: Tensor | None) -> bool:
-    """Not of a subclass, which may keep its values elsewhere, and its bytes are its values."""
+    """Whether the bytes are the values: not in a subclass with its own storage, or a lazy neg."""
     return tensor is None or (type(tensor) in (Tensor, Parameter) and not tensor.is_neg())
 
 
 def can_remember(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether the values can be looked at in each call: on a GPU that would wait for the device."""
+    """Whether every call can read the values; on a GPU that would synchronize."""
     return (
         _extension.missing is None
         and all(t is None or t.is_cpu for t in tensors)
@@ -60,12 +59,12 @@ def can_remember(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def fingerprint(tensors: tuple[Tensor | None, ...]) -> int:
-    """Of values, types and layouts; -1 if a tensor has gaps or repeats elements."""
+    """Hash of values, types and layouts; -1 if a tensor has gaps or overlapping elements."""
     return _fingerprint(tensors)
 
 
 def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
-    """What was made of these values for that purpose, or None."""
+    """The object made from these values for this purpose, or None."""
     weight = tensors[0]
     entry = _entries.get(weight.data_ptr())  # type: ignore[union-attr]
     found = None if entry is None else entry.made.get(purpose)
@@ -75,8 +74,11 @@ def recall(tensors: tuple[Tensor | None, ...], purpose: Hashable) -> Any:
 def remember(
     tensors: tuple[Tensor | None, ...], fingerprint: int, purpose: Hashable, made: Any
 ) -> None:
-    """``made`` is what :func:`recall` returns for tensors of that fingerprint. The caller has to
-    know that it was made of these values: from a fingerprint taken before and one taken after."""
+    """Stores ``made`` for :func:`recall` with tensors of this fingerprint.
+
+    The caller has to ensure that it was made from these values, by taking the fingerprint before
+    and after.
+    """
     weight = tensors[0]
     assert weight is not None
     address = weight.data_ptr()
@@ -95,12 +97,12 @@ def remembered(
     make: Callable[..., Any],
     *options: Any,
 ) -> Any:
-    """``make(tensors, *options)``, or what it gave the last time for the same values.
+    """``make(tensors, *options)``, cached by the values of ``tensors``.
 
     Args:
-        tensors: all that ``make`` reads. The first one is a Tensor, with whose storage the result
-            goes.
-        purpose: tells apart different things made of the same weight; holds the options.
+        tensors: everything ``make`` reads. The first one is a Tensor; the result is dropped with
+            its storage.
+        purpose: distinguishes objects made from the same weight; includes the options.
         make: its result must not alias ``tensors``.
     """
     if not can_remember(tensors):
@@ -109,17 +111,17 @@ def remembered(
     if made is None:
         before = _fingerprint(tensors)
         made = make(tensors, *options)
-        if before >= 0 and before == _fingerprint(tensors):  # nobody wrote meanwhile
+        if before >= 0 and before == _fingerprint(tensors):  # no write in between
             remember(tensors, before, purpose, made)
     return made
 
 
 class Packs:
-    """The forms of one layer's weights that kernels read, each made when it is first needed.
+    """The packed forms of one layer's weights, each made on first use.
 
     Args:
-        fingerprint: of the weights that the forms must be made of; None if they are the owner's,
-            who makes new packs when it changes them.
+        fingerprint: fingerprint of the weights to pack; None if the owner makes new packs whenever
+            the weights change.
     """
 
     def __init__(self, fingerprint: int | None = None) -> None:
@@ -127,11 +129,11 @@ class Packs:
         self._forms: dict[Hashable, Any] = {}
 
     def find(self, form: Hashable) -> Any:
-        """What :meth:`get` has kept, or None."""
+        """The form cached by :meth:`get`, or None."""
         return self._forms.get(form)
 
     def get(self, form: Hashable, tensors: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """``make()``, which reads ``tensors``, or what it gave the last time."""
+        """``make()``, cached; it reads ``tensors``."""
         found = self._forms.get(form)
         if found is None:
             found = make()

@@ -1,4 +1,4 @@
-"""The weights of a transposed convolution in the form that a kernel takes."""
+"""Prepares the weights of a transposed convolution for its kernels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..._memory_format import format_of
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .spec import ConvSpec, Weights
 
-# of stride[0] * stride[1]: with more, each has so few outputs that torch's kernels are as fast
+# stride[0] * stride[1]; with more, each phase has so few outputs that torch is as fast
 MAX_PHASES = 64
 
 
 @dataclass(frozen=True)
 class Separable:
-    """weight[c, c] = scale[c] * outer(rows, columns), and nothing between channels."""
+    """weight[c, c] = scale[c] * outer(rows, columns); zero between different channels."""
 
     rows: list[float]
     columns: list[float]
@@ -26,13 +26,13 @@ class Separable:
 
 
 def separable_filter(weight: Tensor, groups: int) -> Separable | None:
-    """The factors of a filter that keeps the channels apart, up to its dtype's rounding, or None.
+    """Detects a per-channel filter that is separable up to its dtype's rounding; None otherwise.
 
-    Bilinear upsampling is of that kind (FCN, Long et al. 2015, section 3.3).
+    Bilinear upsampling is one (FCN, Long et al. 2015, section 3.3).
     """
     C, K = weight.shape[:2]
     if groups == 1 and C == K:
-        if C > 1 and bool(weight[0, 1:].any()):  # spares the pass over the whole weight
+        if C > 1 and bool(weight[0, 1:].any()):  # avoids a pass over the whole weight
             return None
         filters = weight.diagonal().permute(2, 0, 1)
         if C > 1 and weight.count_nonzero() != filters.count_nonzero():
@@ -48,32 +48,32 @@ def separable_filter(weight: Tensor, groups: int) -> Separable | None:
     rows, columns = filters[c, :, x] / filters[c, y, x], filters[c, y] / filters[c, y, x]
     scale = filters[:, y, x]
     error = (filters - scale[:, None, None] * rows[:, None] * columns).abs()
-    # each factor was rounded, and so was their product
+    # the factors and their product were rounded
     tolerance = 4 * torch.finfo(weight.dtype).eps * scale.abs()[:, None, None]
-    if not bool((error <= tolerance).all()):  # NaN is not
+    if not bool((error <= tolerance).all()):  # also if NaN
         return None
     return Separable(rows.tolist(), columns.tolist(), scale)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Weights in the form that a kernel takes; must not alias the originals."""
+    """Weights in the form a kernel reads; must not alias the originals."""
 
     separable: Separable | None = None  # scaled by the batch normalization
-    packed: Tensor | None = None  # for the CPU's engine, with normalization and bias
+    packed: Tensor | None = None  # for the CPU engine, with normalization and bias
     weight: Tensor | None = None
-    scale: Tensor | None = None  # [K], where it is not in the weight
-    shift: Tensor | None = None  # [K], where it is not in `packed`
+    scale: Tensor | None = None  # [K], unless part of the weight
+    shift: Tensor | None = None  # [K], unless part of `packed`
 
 
 def prepare(weights: Weights, kind: str, dtype: torch.dtype, spec: ConvSpec) -> Prepared:
-    """``kind``: "cpp", "triton" or "aten"; ``dtype``: to compute in."""
+    """``kind``: "cpp", "triton" or "aten"; ``dtype``: the compute dtype."""
     weight, groups = weights.weight.detach(), spec.groups
     wide = torch.promote_types(dtype, torch.float32)
     scale, shift = normalization(*weights[1:], spec.eps)
     shift = None if shift is None else shift.detach().to(wide, copy=True)
     separable = None
-    # on a GPU the look at the weight would wait for the device in each call
+    # on a GPU, reading the weight would synchronize in every call
     if weight.is_cpu and spec.dilation == (1, 1):
         separable = separable_filter(weight, groups)
     if separable is not None:
@@ -84,7 +84,7 @@ def prepare(weights: Weights, kind: str, dtype: torch.dtype, spec: ConvSpec) -> 
         if kind == "triton":
             taps = torch.tensor([*separable.rows, *separable.columns], device=weight.device)
         return Prepared(separable=separable, weight=taps, shift=shift)
-    if kind == "triton":  # nothing is rounded before the result: the scale is applied to the sums
+    if kind == "triton":  # applies the scale to the unrounded sums
         C, K, R, S = weight.shape
         filters = weight.view(groups, C // groups, K, R, S).permute(0, 2, 3, 4, 1)
         filters = filters.to(dtype).contiguous()  # [groups, K / groups, R, S, C / groups]
@@ -120,7 +120,7 @@ def _activate_(x: Tensor, activation: str, negative_slope: float) -> Tensor:
 
 
 def by_torch(input: Tensor, prepared: Prepared, residual: Tensor | None, spec: ConvSpec) -> Tensor:
-    """Through torch's own kernels, with the epilogue in place."""
+    """Runs torch's own kernels, and the epilogue in place."""
     assert prepared.weight is not None
     dtype = prepared.weight.dtype
     bias = None if prepared.shift is None else prepared.shift.to(dtype)

@@ -1,4 +1,4 @@
-"""What a convolution is, apart from its tensors: parsed and checked here."""
+"""Parses and checks the options of a convolution, and checks its tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .._checks import (
 
 MAX_SIZE = 2**31 - 1  # sizes are computed in 64 bits
 
-# of the operators that torch.jit.trace records; {geometry}: what the convolutions differ in
+# schema of the operators that torch.jit.trace records; {geometry} differs between them
 TRACED_SCHEMA = (
     "(Tensor input, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? residual, bool training, "
@@ -30,9 +30,9 @@ TRACED_SCHEMA = (
 
 
 class Weights(NamedTuple):
-    """The parameters of a convolution and of the normalization after it."""
+    """The parameters of a convolution and the normalization after it."""
 
-    weight: Tensor  # [K, C / groups, R, S]; [C, K / groups, R, S] of a transposed convolution
+    weight: Tensor  # [K, C / groups, R, S]; transposed: [C, K / groups, R, S]
     bias: Tensor | None = None
     bn_weight: Tensor | None = None
     bn_bias: Tensor | None = None
@@ -41,9 +41,9 @@ class Weights(NamedTuple):
 
 
 class ConvSpec(NamedTuple):
-    """The options of a convolution with its epilogue; hashable."""
+    """The options of a convolution and its epilogue; hashable."""
 
-    stride: tuple[int, int]  # vertical, horizontal, as all pairs
+    stride: tuple[int, int]  # vertical, horizontal, like all pairs
     padding: tuple[int, int, int, int]  # left, right, top, bottom
     dilation: tuple[int, int]
     groups: int
@@ -63,12 +63,12 @@ class ConvSpec(NamedTuple):
     def output_shape(
         self, shape: Sequence[int], weight: Sequence[int]
     ) -> tuple[int, int, int, int]:
-        """Of the result, from the shapes of input and weight."""
+        """Shape of the result, given the shapes of input and weight."""
         channels = weight[1] * self.groups if self.transposed else weight[0]
         return (shape[0], channels, *self.output_size(shape[2:], weight[2:]))
 
     def arguments(self) -> tuple[Any, ...]:
-        """Those of the operator, after the tensors."""
+        """The operator's arguments after the tensors."""
         end = (self.eps, self.activation, self.negative_slope)
         if self.transposed:
             left, _, top, _ = self.padding
@@ -82,13 +82,13 @@ class ConvSpec(NamedTuple):
 
 
 def spec_of(arguments: Sequence[Any]) -> ConvSpec:
-    """Of a convolution, from :meth:`ConvSpec.arguments`."""
+    """Inverse of :meth:`ConvSpec.arguments` for a convolution."""
     stride, padding, dilation, *rest = arguments
     return ConvSpec(tuple(stride), tuple(padding), tuple(dilation), *rest)
 
 
 def transposed_spec_of(arguments: Sequence[Any]) -> ConvSpec:
-    """Of a transposed convolution, from :meth:`ConvSpec.arguments`."""
+    """Inverse of :meth:`ConvSpec.arguments` for a transposed convolution."""
     stride, (top, left), output_padding, groups, dilation, *end = arguments
     window = (tuple(stride), (left, left, top, top), tuple(dilation), groups)
     return ConvSpec(*window, *end, True, tuple(output_padding))  # type: ignore[call-arg]
@@ -107,10 +107,10 @@ def parse(
     *,
     transposed: bool = False,
 ) -> ConvSpec:
-    """The spec of torch's forms of these options. ``kernel``: height and width of the window.
+    """The spec for options in any form torch accepts. ``kernel``: height and width of the window.
 
     Raises:
-        TypeError, ValueError: an option that is none; it is named.
+        TypeError, ValueError: an invalid option; the message names it.
     """
     check_activation(activation, negative_slope)
     strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
@@ -151,7 +151,7 @@ def paddings(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom of torch's forms of padding, or those four themselves."""
+    """Left, right, top, bottom of a padding in any form torch accepts, or as those four."""
     if isinstance(padding, str):
         if padding == "valid":
             return 0, 0, 0, 0
@@ -171,7 +171,10 @@ def paddings(
 
 
 def symmetric_padding(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
-    """The input and its padding in height and width as torch's convolution takes it."""
+    """Input and (vertical, horizontal) padding for torch's convolution.
+
+    Pads the input if the padding is asymmetric.
+    """
     left, right, top, bottom = padding
     if left == right and top == bottom:
         return input, (top, left)
@@ -179,7 +182,7 @@ def symmetric_padding(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, tu
 
 
 def sizes_of(value: Any) -> Sequence[int]:
-    """As an operator takes them."""
+    """``value`` as a sequence, which operators take."""
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -205,7 +208,7 @@ def transposed_output_size(
     output_padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
-    """Height and width of a transposed convolution's result; ``padding`` as :func:`output_size`."""
+    """Height and width of a transposed convolution's result; padding as in :func:`output_size`."""
     left, _, top, _ = padding
     height, width = (
         (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
@@ -219,7 +222,10 @@ def transposed_output_size(
 def autocast(
     input: Tensor, weight: Any, residual: Tensor | None
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """As autocast casts the arguments of a convolution; a float32 weight is packed as it is."""
+    """Casts the arguments as autocast does for a convolution, except for a float32 weight.
+
+    That is packed without rounding.
+    """
     if not (input.is_cpu or input.is_cuda) or not input.is_floating_point():
         return input, weight, residual
     kind = input.device.type
@@ -233,10 +239,9 @@ def autocast(
 
 
 def check_maps(input: object, weight: object) -> None:
-    """Two four-dimensional tensors of a floating-point dtype on one device; ``input`` is known to
-    be a tensor.
+    """Checks for 4-D floating-point tensors on one device; ``input`` is known to be a tensor.
 
-    16-bit input may come with a float32 weight.
+    16-bit input may have a float32 weight.
     """
     check_tensor(weight, "weight")
     assert isinstance(input, Tensor) and isinstance(weight, Tensor)
@@ -261,7 +266,7 @@ def check_channels(channels: int, name: str, expected: int) -> None:
 
 
 def check_parameters(channels: int, device: torch.device, weights: Weights, training: bool) -> None:
-    """Vectors of one value per output channel, and statistics where they are needed."""
+    """Checks for one value per output channel, and for statistics if they are needed."""
     for name, tensor in zip(weights._fields[1:], weights[1:], strict=True):
         if tensor is None:
             continue

@@ -56,7 +56,7 @@ def _conv_transpose2d(
         args = (stride, padding, output_padding, groups, dilation, backend)
         rest = (training, momentum, eps, residual, activation, negative_slope)
         return _conv_transpose2d(input.unsqueeze(0), weights, *args, *rest).squeeze(0)
-    # the weight keeps its bits: it is folded and packed from them
+    # the weight is not cast: it is folded and packed at full precision
     input, _, residual = autocast(input, None, residual)
     if is_traced():
         window = (*map(sizes_of, (stride, padding, output_padding)), groups, sizes_of(dilation))
@@ -149,29 +149,33 @@ def conv_transpose2d(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """:func:`torch.nn.functional.conv_transpose2d`, without the zeros between the pixels.
+    """:func:`torch.nn.functional.conv_transpose2d` without multiplying the inserted zeros.
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float16, bfloat16, float32 or float64, contiguous or
             channels_last. N may be 0.
-        weight: [C, K / groups, R, S].
+        weight: [C, K / groups, R, S] in the dtype of ``input``, or float32 for 16-bit inputs.
         bias: [K], or None.
-        stride, padding, output_padding, groups, dilation: as in torch.
-        backend: "triton", "cpp" or "reference"; None takes the fastest that can run.
+        stride, padding, output_padding, groups, dilation: see
+            :func:`torch.nn.functional.conv_transpose2d`.
+        backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
-        [N, K, OH, OW] in the dtype and memory format of ``input``, with
+        [N, K, OH, OW], or [K, OH, OW] for unbatched input, in the dtype and memory format of
+        ``input``, with
         ``OH = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1``.
 
-    On the CPU, a weight that keeps the channels apart and is the product of a column and a row, as
-    of bilinear upsampling (Long et al. 2015, section 3.3), is detected and takes two taps instead
-    of R * S * C. A NaN then stays in its channel. Folded and packed weights are cached by their
-    values, so any write to them takes effect in the next call.
+    On the CPU, per-channel separable filters such as bilinear upsampling (Long et al. 2015, section
+    3.3) are detected and run as two 1-D passes over each channel. A NaN then stays in its channel.
+    Packed weights are cached by the values of the originals, so any write to those takes effect in
+    the next call.
 
     Differentiable in ``input``, ``weight`` and ``bias``, any number of times and in forward mode.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; ``backend`` cannot run here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     window = (stride, padding, output_padding, groups, dilation)
     return _conv_transpose2d(input, Weights(weight, bias), *window, backend)
@@ -200,29 +204,33 @@ def conv_transpose2d_bn_relu(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> Tensor:
-    """activation(batch_norm(conv_transpose2d(input, weight, bias)) + residual).
+    """Computes ``activation(batch_norm(conv_transpose2d(input, weight, bias)) + residual)``.
+
+    Unless ``training``, the batch normalization is folded into the weight and bias in float32 or
+    float64 (Ioffe and Szegedy 2015, section 3.1). Without running statistics there is none.
 
     Args:
         input, weight, bias, stride, padding, output_padding, groups, dilation, backend: see
             :func:`conv_transpose2d`.
-        bn_weight, bn_bias: [K] scale and shift after the normalization, or None.
-        running_mean, running_var: [K] statistics; without them, and without ``training``, there is
-            no normalization.
-        training: normalize with the statistics of the batch and update the running ones, in place.
-        momentum, eps: of the batch normalization (Ioffe and Szegedy 2015).
-        residual: [N, K, OH, OW], or None.
+        bn_weight, bn_bias: [K] affine parameters of the batch normalization; None means 1 and 0.
+        running_mean, running_var: [K] statistics, used to normalize unless ``training``. Both None
+            disables the normalization, or in training the update.
+        training: normalize with the statistics of the batch and update the running statistics in
+            place, see :func:`batch_norm_relu`.
+        momentum, eps: see :func:`batch_norm_relu`.
+        residual: [N, K, OH, OW], or [K, OH, OW] for unbatched input; added before the activation.
         activation: "none", "relu", "relu6", "leaky_relu", "silu", "hardswish" or "sigmoid".
-        negative_slope: of leaky_relu.
+        negative_slope: slope of leaky_relu.
 
     Returns:
-        [N, K, OH, OW] in the dtype and memory format of ``input``. Without ``training`` the
-        normalization is folded into the weight, in float32 or better, and the whole is one kernel.
+        [N, K, OH, OW], or [K, OH, OW] for unbatched input, in the dtype and memory format of
+        ``input``.
 
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; ``backend`` cannot run here.
+        TypeError, ValueError, NotImplementedError: as in :func:`conv_transpose2d`.
     """
     weights = Weights(weight, bias, bn_weight, bn_bias, running_mean, running_var)
     window = (stride, padding, output_padding, groups, dilation)

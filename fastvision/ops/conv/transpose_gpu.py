@@ -1,4 +1,4 @@
-"""Transposed convolutions on GPUs: cuDNN's, or Triton's where it is faster."""
+"""Transposed convolutions on GPUs: by cuDNN, or by Triton where it is faster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def run_triton(*args: Any) -> Tensor:
 
 
 def _triton_wins(input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Where tensor cores take the type and channels fill tiles, or there is no matrix."""
+    """Whether tensor cores support the dtype and the channels fill tiles, or there is one channel
+    per group."""
     if input.dtype == torch.float64 or unsupported("triton", "cuda", input.device.index):
         return False
     C, K = weight.shape[0] // groups, weight.shape[1]

@@ -1,8 +1,8 @@
-"""Times the candidates for a problem once and remembers the fastest, here and on disk.
+"""Times the candidates for a problem once and caches the fastest, in memory and on disk.
 
-Files lie in the folder $FASTVISION_CACHE_DIR, else $XDG_CACHE_HOME/fastvision, else
-~/.cache/fastvision; with FASTVISION_CACHE_DIR set to nothing, choices last as long as the process.
-A cache that cannot be read or written costs time only.
+The cache folder is $FASTVISION_CACHE_DIR, else $XDG_CACHE_HOME/fastvision, else
+~/.cache/fastvision. With FASTVISION_CACHE_DIR set to the empty string, choices last as long as the
+process. A cache that cannot be read or written only costs time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 ROUNDS = 10
-NOISE = 0.02  # relative; a candidate must gain more to be preferred to an earlier one
-GROSS_ERROR = 0.05  # of the largest value of an image
+NOISE = 0.02  # relative; a candidate must gain more to replace an earlier one
+GROSS_ERROR = 0.05  # relative to the largest value of an image
 _logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Where choices are kept, or None."""
+    """The cache folder, or None."""
     folder = os.environ.get("FASTVISION_CACHE_DIR")
     if folder is not None:
         return Path(folder) if folder else None
@@ -38,9 +38,9 @@ def cache_folder() -> Path | None:
 
 
 def cuda_seconds(call: Callable[[], object]) -> float:
-    """Device time of one call, with a cold L2: in a model other layers have run in between.
+    """Device time of one call with a cold L2 cache, since in a model other layers run in between.
 
-    The host prepares the call while the device empties its cache, so launching is not measured.
+    The host prepares the call while the device flushes its cache, which hides the launch.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     device = torch.cuda.current_device()
@@ -54,15 +54,15 @@ def cuda_seconds(call: Callable[[], object]) -> float:
 
 
 def _poison(like: Tensor) -> None:
-    """Leaves memory full of NaN to the next tensor of that size, so that what reads it shows."""
+    """Leaves NaN in the memory of the next tensor of this size, to expose uninitialized reads."""
     torch.full_like(like, math.nan)
 
 
 def _agrees(actual: Tensor, expected: Tensor) -> bool:
-    """No gross error: candidates may round differently, not compute something else."""
+    """Whether there is no gross error; candidates may round differently."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
-    for a, e in zip(actual, expected, strict=True):  # one by one: large results are no burden then
+    for a, e in zip(actual, expected, strict=True):  # image by image, to save memory
         e = e.float()
         if not (a.float() - e).abs().max() <= GROSS_ERROR * e.abs().max():  # a NaN is an error
             return False
@@ -70,7 +70,7 @@ def _agrees(actual: Tensor, expected: Tensor) -> bool:
 
 
 class Tuner:
-    """Choices among named candidates for problems that a string describes."""
+    """Choices among named candidates, by a string that describes the problem."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class Tuner:
         self._choices = self._read()
 
     def known(self, key: str) -> str | None:
-        """The choice of earlier, if there is one."""
+        """The cached choice, or None."""
         return self._choices.get(key)
 
     def choose(self, key: str, candidates: Mapping[str, Callable[[], Tensor]]) -> str:
-        """The name of the fastest candidate whose result agrees with the first one's."""
+        """Name of the fastest candidate whose result agrees with the first candidate's."""
         with self._lock:
             choice = self._choices.get(key)
             if choice is None or choice not in candidates:
@@ -107,7 +107,7 @@ class Tuner:
                 agrees = _agrees(candidates[name](), expected)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # a library may refuse a problem in any way
+            except Exception as error:  # a library may raise anything for an unsupported problem
                 _logger.debug("candidate %s fails: %s", name, error)
             else:
                 if agrees:
@@ -115,7 +115,7 @@ class Tuner:
                 else:
                     _logger.warning("candidate %s gives a wrong result and is left out", name)
         del expected
-        for _ in range(ROUNDS):  # in turns, so that a change of the clock meets all of them
+        for _ in range(ROUNDS):  # in turns, so that a change of clock rate affects all
             for name in seconds:
                 seconds[name] = min(seconds[name], self._seconds(candidates[name]))
         limit = min(seconds.values()) * (1 + NOISE)
@@ -131,7 +131,7 @@ class Tuner:
     def _write(self) -> None:
         if self._file is None:
             return
-        # other processes may have added theirs
+        # other processes may have added choices
         self._choices = self._read() | self._choices
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
