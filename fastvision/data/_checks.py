@@ -13,6 +13,11 @@ def check_split(split: str) -> None:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
+def check_number(value: float, name: str, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value!r}")
+
+
 def check_range(value: Sequence[float], name: str, low: float, high: float) -> None:
     """``value`` has to be two numbers in order, both within ``low`` and ``high``."""
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
@@ -25,7 +30,9 @@ def check_folder(folder: Path) -> None:
         return
     parent = next(path for path in folder.parents if path.is_dir())
     inside = sorted(path.name for path in parent.iterdir())[:10]
-    raise FileNotFoundError(f"no folder {folder}; {parent} contains {', '.join(inside) or 'nothing'}")
+    raise FileNotFoundError(
+        f"no folder {folder}; {parent} contains {', '.join(inside) or 'nothing'}"
+    )
 
 
 def check_file(path: Path) -> None:

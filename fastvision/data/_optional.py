@@ -12,8 +12,8 @@ def optional(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = name.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise  # the package is there and lacks something itself
+        if error.name != package:
+            raise  # it is there and lacks something itself
         raise ModuleNotFoundError(
             f"{package} is not installed: pip install 'fastvision[models]'", name=error.name
         ) from error

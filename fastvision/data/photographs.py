@@ -1,4 +1,4 @@
-"""Photographs that scikit-image and scikit-learn ship, cut into an area to train on and one to test."""
+"""Photographs that scikit-image and scikit-learn ship, each cut into one half per split."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..ops._checks import integer, pair
-from ._checks import SPLITS, check_range
+from ._checks import SPLITS, check_number, check_range, check_split
 from ._drawing import background, below, draw_digit, draw_distractor, glyph, resized
-from ._samples import IGNORE, Sample, picture, target
-from .digits import MNIST5k, Transforms
+from ._samples import IGNORE, Sample, Transforms, picture, target, transformed
+from .digits import MNIST5k
 from .photographs import photographs
 
 _MAX_OBJECTS = 100
@@ -85,12 +86,12 @@ class DigitScenes(Dataset[Sample]):
         transforms: Transforms | None = None,
         seed: int = 0,
     ) -> None:
-        digits = MNIST5k(split)
+        check_split(split)
         self.size = pair(size, "size")
         self.n_objects = pair(n_objects, "n_objects")
         check_range(self.n_objects, "n_objects", 0, _MAX_OBJECTS)
         check_range(scale, "scale", 0, 1)
-        check_range((min_visible, 1), "min_visible", 0, 1)
+        check_number(min_visible, "min_visible", 0, 1)
         smallest = scale[0] * min(self.size)
         if smallest < _MIN_SIDE:
             raise ValueError(
@@ -110,8 +111,7 @@ class DigitScenes(Dataset[Sample]):
         self.class_map = class_map
         self.transforms = transforms
         self.seed = seed
-        self._labels = digits.labels + 1
-        self._glyphs = [glyph(image) for image in digits.images[:, 0].numpy()]
+        self._glyphs, self._labels = _digits(split)
         self._photographs = [Image.fromarray(part) for part in photographs(split).values()]
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class DigitScenes(Dataset[Sample]):
         placed = self._draw_digits(rng, canvas, owner)
         image = picture(np.asarray(canvas))
         annotation = self._annotation(image, index, owner, placed)
-        return (image, annotation) if self.transforms is None else self.transforms(image, annotation)
+        return transformed(self.transforms, image, annotation)
 
     def _draw_digits(self, rng: Generator, canvas: Image.Image, owner: np.ndarray) -> list[_Placed]:
         height, width = self.size
@@ -150,7 +150,7 @@ class DigitScenes(Dataset[Sample]):
             opacity = np.asarray(digit)
             ink = opacity > opacity.max() // 2
             np.copyto(owner[area.pixels], len(placed) + 1, where=ink)
-            placed.append(_Placed(area, int(self._labels[which]), int(np.count_nonzero(ink))))
+            placed.append(_Placed(area, self._labels[which], int(np.count_nonzero(ink))))
         return placed
 
     def _annotation(
@@ -174,6 +174,14 @@ class DigitScenes(Dataset[Sample]):
             others["class_map"] = torch.from_numpy(class_of[owner])
         corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         return target(image, index, corners, torch.from_numpy(class_of[numbers]), **others)
+
+
+@functools.cache
+def _digits(split: str) -> tuple[list[Image.Image], list[int]]:
+    """All digits of a split, cut to their ink, and their labels."""
+    digits = MNIST5k(split)
+    cut = [glyph(image) for image in digits.images[:, 0].numpy()]
+    return cut, (digits.labels + 1).tolist()
 
 
 class _Area(NamedTuple):
