@@ -98,10 +98,10 @@ def check_box(box: Sequence[float], image: Tensor, where: str) -> list[float]:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """[n, 4] float32 corners around the pixels of [n, H, W] masks, none of which is empty."""
+    """[n, 4] float32 corners around what is true in [n, H, W] masks, none of which is empty."""
     corners = []
     for axis in (1, 2):  # over rows for x, over columns for y
-        hit = (masks != 0).any(axis).to(torch.uint8)
+        hit = masks.any(axis).to(torch.uint8)
         corners += [hit.argmax(1), hit.shape[1] - hit.flip(1).argmax(1)]
     x1, x2, y1, y2 = corners
     return torch.stack([x1, y1, x2, y2], 1).to(torch.float32)

@@ -211,7 +211,7 @@ class KeepVisible:
         boxes = target["boxes"].as_subclass(Tensor)
         keep = self._is_large(boxes)
         if "masks" in target:
-            masks = target["masks"].as_subclass(Tensor)
+            masks = target["masks"].as_subclass(Tensor) != 0
             keep &= masks.flatten(1).any(1)
             boxes = boxes.clone()
             boxes[keep] = mask_boxes(masks[keep])
