@@ -20,4 +20,6 @@ napoleon_numpy_docstring = False
 
 # every cross-reference resolves, except those to torch, NumPy and Python, whose inventories are online
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(torch\.|nn\.|numpy\.|pathlib\.|Tensor|collections\.|list\[).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch\.|nn\.|numpy\.|pathlib\.|Tensor|collections\.|list\[).*")
+]

@@ -14,7 +14,7 @@ _FAINT = 32  # ink below does not count where a digit is cut out
 
 
 def below(rng: Generator, limit: int) -> int:
-    """A random integer from 0 to ``limit - 1``, in a tenth of the time of ``rng.integers``."""
+    """A random integer from 0 to ``limit - 1``, for less time than ``rng.integers`` takes."""
     return int(rng.random() * limit)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,13 +48,5 @@ def loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_seed_worker,
+        generator=torch.Generator().manual_seed(seed),  # workers seed all theirs from it
     )
-
-
-def _seed_worker(worker: int) -> None:
-    """Seeds the other generators as torch's is in this worker."""
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)

@@ -107,7 +107,9 @@ def test_detection_of_scenes() -> None:
         assert image.shape == (3, 64, 64) and image.min() >= 0 and image.max() <= 1
         assert len(boxes) == len(target["labels"]) == len(target["masks"])
         assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
-        assert (boxes >= 0).all() and (boxes <= 64).all() and target["masks"].flatten(1).any(1).all()
+        assert (
+            (boxes >= 0).all() and (boxes <= 64).all() and target["masks"].flatten(1).any(1).all()
+        )
     assert 0 in counts and max(counts) >= 4
 
 
