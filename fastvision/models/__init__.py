@@ -2,6 +2,17 @@
 
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
+from .inception_resnet_v2 import InceptionResNetV2, inception_resnet_v2
+from .lenet import LeNet5, lenet5
+from .mobilenet_v1 import (
+    MobileNetV1,
+    mobilenet_v1_x0_5,
+    mobilenet_v1_x0_25,
+    mobilenet_v1_x0_75,
+    mobilenet_v1_x1_0,
+)
+from .nin import NiN, nin_cifar10, nin_imagenet
+from .plain import PlainNet, plain18, plain34, plain50, plain101, plain152
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -17,23 +28,64 @@ from .resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from .resnet_cifar import CifarResNet, plain20, plain56, resnet20, resnet56
+from .shufflenet_v1 import (
+    ShuffleNetV1,
+    shufflenet_v1_g1,
+    shufflenet_v1_g2,
+    shufflenet_v1_g3,
+    shufflenet_v1_g4,
+    shufflenet_v1_g8,
+)
+from .xception import Xception, xception
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "CifarResNet",
+    "InceptionResNetV2",
+    "LeNet5",
+    "MobileNetV1",
+    "NiN",
+    "PlainNet",
     "ResNet",
+    "ShuffleNetV1",
     "Stages",
+    "Xception",
     "get_model",
     "get_model_builder",
+    "inception_resnet_v2",
+    "lenet5",
     "list_models",
+    "mobilenet_v1_x0_5",
+    "mobilenet_v1_x0_25",
+    "mobilenet_v1_x0_75",
+    "mobilenet_v1_x1_0",
+    "nin_cifar10",
+    "nin_imagenet",
+    "plain18",
+    "plain20",
+    "plain34",
+    "plain50",
+    "plain56",
+    "plain101",
+    "plain152",
     "resnet18",
+    "resnet20",
     "resnet34",
     "resnet50",
+    "resnet56",
     "resnet101",
     "resnet152",
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "shufflenet_v1_g1",
+    "shufflenet_v1_g2",
+    "shufflenet_v1_g3",
+    "shufflenet_v1_g4",
+    "shufflenet_v1_g8",
     "wide_resnet50_2",
     "wide_resnet101_2",
+    "xception",
 ]
