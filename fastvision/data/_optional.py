@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 
-def optional(name: str) -> Any:
-    """The module ``name``, or an error that says how to install its package."""
+def optional(name: str, extra: str = "models") -> Any:
+    """The module ``name``, or an error that says which extra of fastvision installs its package."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -15,5 +15,5 @@ def optional(name: str) -> Any:
         if error.name != package:
             raise  # it is there and lacks something itself
         raise ModuleNotFoundError(
-            f"{package} is not installed: pip install 'fastvision[models]'", name=error.name
+            f"{package} is not installed: pip install 'fastvision[{extra}]'", name=error.name
         ) from error
