@@ -1,9 +1,11 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
+from . import segmentation, sequence
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .inception_resnet_v2 import InceptionResNetV2, inception_resnet_v2
 from .lenet import LeNet5, lenet5
+from .localization import LocalizationLoss, Localizer, localization_loss, localizer
 from .mobilenet_v1 import (
     MobileNetV1,
     mobilenet_v1_x0_5,
@@ -45,6 +47,8 @@ __all__ = [
     "CifarResNet",
     "InceptionResNetV2",
     "LeNet5",
+    "LocalizationLoss",
+    "Localizer",
     "MobileNetV1",
     "NiN",
     "PlainNet",
@@ -57,6 +61,8 @@ __all__ = [
     "inception_resnet_v2",
     "lenet5",
     "list_models",
+    "localization_loss",
+    "localizer",
     "mobilenet_v1_x0_5",
     "mobilenet_v1_x0_25",
     "mobilenet_v1_x0_75",
@@ -80,6 +86,8 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "segmentation",
+    "sequence",
     "shufflenet_v1_g1",
     "shufflenet_v1_g2",
     "shufflenet_v1_g3",

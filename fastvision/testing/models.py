@@ -41,6 +41,9 @@ OTHERS = (
     *(Case(f"shufflenet_v1_g{groups}") for groups in (1, 3, 8)),
     Case("xception", 71),
     Case("inception_resnet_v2", 75),
+    Case("localizer", 32, {"backbone": "mobilenet_v1_x0_25"}),
+    Case("patch_classifier", 15),
+    Case("fcn_full_resolution", 16, {"width": 16}),
 )
 
 
