@@ -64,7 +64,7 @@ class FrozenBatchNorm2d(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)  # of a BatchNorm2d's checkpoint
+        state_dict.pop(prefix + "num_batches_tracked", None)  # in checkpoints of BatchNorm2d
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class ConvBNReLU2d(nn.Module):
     ``conv`` is a :class:`torch.nn.Conv2d` and ``bn`` a :class:`torch.nn.BatchNorm2d`, so state
     dicts have the keys ``conv.*`` and ``bn.*``. ``bn`` may be replaced by a SyncBatchNorm, whose
     statistics are then those of all its processes (on the CPU too), by a FrozenBatchNorm2d, or by
-    another module; hooks of the two are respected: then they run one after the other.
+    another module. If one of the two has hooks, they run as separate layers.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: of
@@ -208,7 +208,7 @@ class Conv2dNormActivation(_ConvNormActivation):
 class ConvTranspose2dNormActivation(_ConvNormActivation):
     """:class:`Conv2dNormActivation` of a transposed convolution.
 
-    The same arguments, ``output_padding`` besides, and the state dict of the plain Sequential.
+    The same arguments and ``output_padding``; the state dict of the plain Sequential.
     """
 
     def __init__(
