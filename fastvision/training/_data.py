@@ -191,7 +191,7 @@ class TrainingOrder:
         return self._shuffled[1]
 
 
-def test_order(length: int, batch_size: int, rank: int, count: int) -> Iterator[list[Key]]:
+def evaluation_order(length: int, batch_size: int, rank: int, count: int) -> Iterator[list[Key]]:
     """Every sample once, over all processes: none is repeated to make their shares equal."""
     samples = [(0, index) for index in range(rank, length, count)]
     for start in range(0, len(samples), batch_size):
@@ -204,7 +204,7 @@ def batches(
     """What ``collate`` makes of the samples in each list of ``order``."""
     loader: DataLoader[Any] = DataLoader(
         draws,
-        batch_sampler=order,  # type: ignore[arg-type] # any iterable is one
+        batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

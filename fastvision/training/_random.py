@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_memory: Any = torch.utils.deterministic  # untyped
+
 
 def seed_all(*seeds: int) -> None:
     """Seeds Python's, NumPy's and torch's generators, that of a GPU included."""
@@ -27,18 +29,18 @@ def reproducible(deterministic: bool) -> Iterator[None]:
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        _memory.fill_uninitialized_memory,
         torch.backends.cudnn.benchmark,
     )
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, changes nothing
+        _memory.fill_uninitialized_memory = False  # takes time, changes nothing
         torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        _memory.fill_uninitialized_memory = before[2]
         torch.backends.cudnn.benchmark = before[3]
         set_random_state(states)
 

@@ -32,7 +32,7 @@ class Task:
 
     def collate(self, samples: Sequence[Any]) -> tuple[Any, Any]:
         """Inputs of the model and targets of the loss."""
-        inputs, targets = default_collate(samples)
+        inputs, targets = default_collate(list(samples))
         return inputs, targets
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -58,13 +58,16 @@ class Task:
 
 
 class Segmentation(Task):
-    """A class for every pixel. Targets are class maps, in which 255 does not count."""
+    """A class for every pixel: scores [N, classes, H, W] in the model's "out".
+
+    Targets are class maps [N, H, W], in which 255 does not count.
+    """
 
     metric_names = ("miou", "accuracy")
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Cross entropy: the mean over an image's pixels that count, then over images."""
-        losses = F.cross_entropy(outputs, targets, ignore_index=IGNORE, reduction="none")
+        losses = F.cross_entropy(outputs["out"], targets, ignore_index=IGNORE, reduction="none")
         counts = (targets != IGNORE).sum((1, 2)).clamp(min=1)
         return (losses.sum((1, 2)) / counts).mean()
 
@@ -76,8 +79,11 @@ class Segmentation(Task):
             "accuracy": _accuracy(count, ignore_index=IGNORE),
         }
 
+    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        super().update(metrics, outputs["out"], targets)
+
     def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
-        answer = output.argmax(0).clone()
+        answer = output["out"].argmax(0)
         answer[target == IGNORE] = 0
         truth = torch.where(target == IGNORE, 0, target)
         _show(axes, image)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..data._optional import optional
 from ._checkpoint import BEST, LAST, load_checkpoint
-from ._data import Draws, batches, data_set, test_order
+from ._data import Draws, batches, data_set, evaluation_order
 from ._pictures import draw_samples
 from ._processes import Processes
 from ._run import Answers, model_of, trained_weights
@@ -75,7 +75,7 @@ def measure(
     for metric in metrics.values():
         metric.to(processes.device)
     loss = metrics.pop("loss")
-    order = test_order(
+    order = evaluation_order(
         len(draws),
         -(-recipe.batch_size // (recipe.accumulate * processes.count)),
         processes.rank,

@@ -252,7 +252,7 @@ def named(table: Mapping[str, Any], where: str, section: Mapping[str, Any]) -> A
         ValueError: there is none.
     """
     name = section.get("name")
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"{where}.name must be one of {', '.join(table)}, got {name!r}")
     return table[name]
 
