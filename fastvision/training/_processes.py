@@ -40,7 +40,9 @@ class Processes:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if self.count > 1 and error is None:
+            torch.distributed.barrier()  # what the first one wrote is there for all
         if self._owner:
             torch.distributed.destroy_process_group()
 
@@ -53,10 +55,11 @@ class Processes:
         """
         if self.count == 1 or not any(p.requires_grad for p in model.parameters()):
             return model
-        if sync_batch_norm:
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        if sync_batch_norm:  # afterwards, since on the CPU it refuses layers that the ops can run
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return wrapped
 
     def sums(self, *values: float | Tensor) -> list[float]:
         """Each of the numbers, added up over the processes."""

@@ -28,6 +28,7 @@ VARIANTS = {
         {
             "batch_size": 32,
             "steps": 3,
+            "optimizer.lr": 0.001,
             "model": {"name": "resnet20"},
             "data.rgb": True,
             "augmentation.size": 16,
@@ -61,7 +62,6 @@ for folder, tables in json.load(open(sys.argv[1])).items():
 
 def test_two_processes_are_one(small, tmp_path: Path) -> None:
     recipes = {name: small(*arguments) for name, arguments in VARIANTS.items()}
-    # no order of the learning rate depends on the length, so that a run can be made longer
     tables = {str(tmp_path / f"{name}-two"): r.as_dict() for name, r in recipes.items()}
     (tmp_path / "recipes.json").write_text(json.dumps(tables))
     (tmp_path / "worker.py").write_text(WORKER)
@@ -69,6 +69,7 @@ def test_two_processes_are_one(small, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path / "recipes.json")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
         capture_output=True,
         text=True,
     )

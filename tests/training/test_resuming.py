@@ -56,7 +56,7 @@ def losses(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in columns) for row in read_table(folder / "training.csv")]
 
 
-def values(state: object) -> list[object]:
+def contents(state: object) -> list[object]:
     """All numbers and texts in nested containers, to compare bit by bit."""
     leaves = tree_leaves(state)
     return [leaf.tolist() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -83,7 +83,7 @@ def test_losses_and_weights_are_those_without_a_break(
     assert resumed.metrics == expected.metrics and resumed.best == expected.best
     states = [load_checkpoint(folder / "last.pt") for folder in (whole, broken)]
     for part in ("model", "average", "optimizer", "schedule", "scaler", "random"):
-        assert values(states[0][part]) == values(states[1][part]), part
+        assert contents(states[0][part]) == contents(states[1][part]), part
 
 
 def test_every_part_of_the_state_matters(small, tmp_path) -> None:
@@ -94,7 +94,7 @@ def test_every_part_of_the_state_matters(small, tmp_path) -> None:
     run = Run(recipe, Processes("cpu"))
     fresh = run.state()
     for part in ("step", "metrics", "model", "average", "optimizer", "schedule", "random"):
-        assert values(state[part]) != values(fresh[part]), part
+        assert contents(state[part]) != contents(fresh[part]), part
 
 
 def test_workers_change_nothing(small, tmp_path) -> None:

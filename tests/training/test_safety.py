@@ -22,12 +22,11 @@ from fastvision.training._logs import Table, read_table
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-# the command, with a model that takes its time, so that there is some to stop it in
+# the command, with steps that take their time, so that there is some to stop it in
 COMMAND = """
 import sys, time
 import torch
 torch.set_num_threads(1)
-from fastvision.models import TransformerEncoder
 from fastvision.training import loop
 step = loop._step
 loop._step = lambda *arguments: (time.sleep(0.05), step(*arguments))[1]
