@@ -345,10 +345,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    library = _extension._C
-    assert library is not None, _extension.missing
-    supported = library.cpu_levels().index(library.cpu_capability_supported())
-    levels = library.cpu_levels()[: supported + 1]
+    assert _extension.missing is None, _extension.missing
+    levels = _extension.cpu_levels()
+    levels = levels[: levels.index(_extension.cpu_level_supported()) + 1]
     torch.set_num_threads(2)
 
     done = refused = 0
@@ -359,7 +358,7 @@ def main() -> None:
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:
-            library.set_cpu_capability(level)
+            _extension.set_cpu_level(level)
             results.append(outcome(fuzz, seed))
             assert_same(results[-1], results[0])
         refused += isinstance(results[0], str)
