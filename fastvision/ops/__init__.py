@@ -20,6 +20,7 @@ from .misc import (
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .roi_pool import RoIPool, roi_pool
 
 __all__ = [
     "Conv2dNormActivation",
@@ -28,6 +29,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "RoIPool",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "batch_norm_relu",
@@ -40,6 +42,7 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
 ]
