@@ -1,11 +1,10 @@
 // RoIPool on the GPU. A thread of the forward takes the maximum of a bin. The backward gathers: a
 // CTA owns a tile of the gradient, finds the rois that reach it, in their order, and each thread
 // adds the bins whose maximum is its pixel: no atomics, no zero fill, the same bits in every run.
-#include "ops/roi_pool.h"
-
 #include <cfloat>
 
 #include "cuda/roi_tiles.cuh"
+#include "ops/roi_pool.h"
 
 namespace fastvision {
 namespace {

@@ -60,7 +60,8 @@ def _run_reference(*args: Any) -> tuple[Tensor, Tensor]:
     return reference.roi_pool(*args[:-1])
 
 
-_NO_TRITON = {"triton": "RoIPool has no Triton kernel"}
+# a maximum over loops of varying length has nothing for blocks of a tensor language to gain
+_NO_TRITON = {"triton": "roi_pool has no Triton kernel"}
 _FORWARD = declare(
     "roi_pool", _SCHEMA, fake=_fake, reference=_run_reference, lacks=_NO_TRITON,
     serves=("roi_pool",),

@@ -33,20 +33,21 @@ _installed: _Installed | None = None
 def enable() -> None:
     """Makes torchvision.ops, and all code that uses it, run on fastvision's kernels.
 
-    Reaches nms, batched_nms, roi_align, RoIAlign and MultiScaleRoIAlign, forward and backward, in
-    eager mode, torch.jit.script, torch.compile and autocast; names bound and models built before
-    take part. sigmoid_focal_loss is reached as torchvision.ops.sigmoid_focal_loss and in
-    torchvision's models; torch.jit.script, and names that others bound before, keep torchvision's.
+    Reaches nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool and RoIPool, forward
+    and backward, in eager mode, torch.jit.script, torch.compile and autocast; names bound and
+    models built before take part. sigmoid_focal_loss is reached as
+    torchvision.ops.sigmoid_focal_loss and in torchvision's models; torch.jit.script, and names that
+    others bound before, keep torchvision's.
     The answers are torchvision's, with these differences:
 
-    - nms takes float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of lower
-      precision than the boxes, and autocast leaves them so instead of converting to float32 (except
-      in compiled and exported programs).
+    - nms and roi_pool take float16 and bfloat16 on the CPU, roi_align bfloat16; features may be of
+      lower precision than the boxes, and autocast leaves them so instead of converting to float32
+      (except in compiled and exported programs).
     - batched_nms is exact per class. The order of equal scores is torchvision's, in eager mode and
       in TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond;
       fastvision.ops.batched_nms always orders them by index.
-    - roi_align is deterministic and can be differentiated twice and in forward mode (by autograd;
-      for torch.func use fastvision.ops).
+    - roi_align and roi_pool are deterministic and can be differentiated twice and in forward mode
+      (by autograd; for torch.func use fastvision.ops).
     - torch.compile handles an nms that keeps 0 or 1 boxes.
     - sigmoid_focal_loss has the limits at infinite logits, where torchvision's gives NaN, and does
       its arithmetic in float32 for 16-bit logits.
