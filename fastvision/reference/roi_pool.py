@@ -103,9 +103,7 @@ def roi_pool(
     floor = torch.zeros(shape, dtype=input.dtype, device=input.device)
     usable = in_range & rois.isfinite().all(1) & (rois[:, 1:] * spatial_scale).isfinite().all(1)
     if argmax.numel() and input.numel() and bool(usable.any()):
-        found, empty = _positions(
-            input, rois[usable], spatial_scale, pooled_height, pooled_width
-        )
+        found, empty = _positions(input, rois[usable], spatial_scale, pooled_height, pooled_width)
         argmax[usable] = found
         lowest = torch.where(empty, 0.0, LOWEST).to(input.dtype)
         floor[usable] = lowest[:, None].expand_as(found)

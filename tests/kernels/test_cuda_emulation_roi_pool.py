@@ -96,9 +96,12 @@ class Kernel:
         assert result.returncode == 0, result.stderr
 
     def _bytes(self, x: Tensor) -> np.ndarray:
-        return (x.permute(0, 2, 3, 1) if self.channels_last else x).reshape(-1).view(
-            torch.uint8
-        ).numpy()
+        return (
+            (x.permute(0, 2, 3, 1) if self.channels_last else x)
+            .reshape(-1)
+            .view(torch.uint8)
+            .numpy()
+        )
 
     def _read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         data = torch.from_numpy(np.fromfile(self.folder / name, np.uint8)).view(dtype)
