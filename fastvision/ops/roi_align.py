@@ -28,7 +28,7 @@ _BACKWARD_SCHEMA = (
     "bool aligned, float canonical_scale, float canonical_level, int min_level, "
     "bool channels_last) -> Tensor[]"
 )
-MAX_LEVELS = 8  # kMaxLevels of csrc/ops/roi_align.h
+MAX_LEVELS = 8  # kMaxLevels of csrc/common/roi_args.h
 
 
 def _fake(
@@ -325,7 +325,7 @@ class RoIAlign(nn.Module):
         sampling_ratio: int,
         aligned: bool = False,
     ) -> None:
-        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
+        nn.Module.__init__(self)  # torchvision's class may stand between
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio

@@ -96,12 +96,10 @@ class _RoIPool(torch.autograd.Function):
         if grad is None:
             return (None,) * 4
         rois, argmax = ctx.saved_tensors
-        needs_grad = torch.is_grad_enabled() and grad.requires_grad
-        run = _RoIPoolBackward.apply if needs_grad else _BACKWARD.run[ctx.backend]
-        arguments = (rois, argmax, ctx.spatial_scale, ctx.sizes, ctx.channels_last)
-        if needs_grad:
-            return (None, None, None, run(ctx.backend, grad, *arguments))
-        return (None, None, None, run(grad, *arguments))
+        arguments = (grad, rois, argmax, ctx.spatial_scale, ctx.sizes, ctx.channels_last)
+        if torch.is_grad_enabled() and grad.requires_grad:
+            return (None, None, None, _RoIPoolBackward.apply(ctx.backend, *arguments))
+        return (None, None, None, _BACKWARD.run[ctx.backend](*arguments))
 
 
 class _RoIPoolEager(_RoIPool):
