@@ -21,6 +21,7 @@ from .misc import (
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .roi_pool import RoIPool, roi_pool
 
 __all__ = [
     "Conv2dNormActivation",
@@ -29,6 +30,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "RoIPool",
     "Sequential",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
@@ -44,6 +46,7 @@ __all__ = [
     "nms",
     "norm_act",
     "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
 ]

@@ -25,6 +25,7 @@ _TYPES: dict[str, list[tuple[type, str]]] = {
         (ops.Conv2dNormActivation, "Conv2dNormActivation"),
     ],
     "torchvision.ops.roi_align": [(ops.RoIAlign, "RoIAlign")],
+    "torchvision.ops.roi_pool": [(ops.RoIPool, "RoIPool")],
     "torchvision.ops.poolers": [(ops.MultiScaleRoIAlign, "MultiScaleRoIAlign")],
 }
 
