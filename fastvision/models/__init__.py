@@ -2,6 +2,7 @@
 
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
+from .alexnet import AlexNet, alexnet
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -17,12 +18,16 @@ from .resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from .vgg import VGG, vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
+    "VGG",
+    "AlexNet",
     "BasicBlock",
     "Bottleneck",
     "ResNet",
     "Stages",
+    "alexnet",
     "get_model",
     "get_model_builder",
     "list_models",
@@ -34,6 +39,14 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]

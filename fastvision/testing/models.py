@@ -17,6 +17,7 @@ class Case(NamedTuple):
 
 
 TORCHVISION = (
+    Case("alexnet", 63),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -25,6 +26,14 @@ TORCHVISION = (
     Case("resnext50_32x4d"),
     Case("resnext101_32x8d", 40),
     Case("resnext101_64x4d", 40),
+    Case("vgg11", 32),
+    Case("vgg11_bn", 32),
+    Case("vgg13", 32),
+    Case("vgg13_bn", 32),
+    Case("vgg16", 32),
+    Case("vgg16_bn", 32),
+    Case("vgg19", 32),
+    Case("vgg19_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
 )
