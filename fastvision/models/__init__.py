@@ -3,6 +3,7 @@
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
+from .densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -25,9 +26,14 @@ __all__ = [
     "AlexNet",
     "BasicBlock",
     "Bottleneck",
+    "DenseNet",
     "ResNet",
     "Stages",
     "alexnet",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
     "get_model",
     "get_model_builder",
     "list_models",

@@ -18,6 +18,11 @@ class Case(NamedTuple):
 
 TORCHVISION = (
     Case("alexnet", 63),
+    Case("densenet121", 64),
+    Case("densenet121", 64, {"memory_efficient": True, "drop_rate": 0.2}),
+    Case("densenet161", 64),
+    Case("densenet169", 64),
+    Case("densenet201", 64),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
