@@ -48,18 +48,21 @@ class DenseLayer(nn.Module):
         self.drop_rate = float(drop_rate)
         self.memory_efficient = memory_efficient
 
-    def _bottleneck(self, *maps: Tensor) -> Tensor:
+    def _activated(self, *maps: Tensor) -> Tensor:
         x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-        x = norm_act(x, self.norm1, self.relu1)
-        return conv_norm_act(x, self.conv1, self.norm2, self.relu2)
+        return norm_act(x, self.norm1, self.relu1)
+
+    def _bottleneck(self, *maps: Tensor) -> Tensor:
+        return conv_norm_act(self._activated(*maps), self.conv1)
 
     def forward(self, input: Tensor | Sequence[Tensor]) -> Tensor:
         """New features [N, growth_rate, H, W] of all before: one map, or those to concatenate."""
         maps = [input] if isinstance(input, Tensor) else input
         if self.memory_efficient and any(x.requires_grad for x in maps):
             x = checkpoint(self._bottleneck, *maps, use_reentrant=False)
+            x = norm_act(x, self.norm2, self.relu2)
         else:
-            x = self._bottleneck(*maps)
+            x = conv_norm_act(self._activated(*maps), self.conv1, self.norm2, self.relu2)
         x = conv_norm_act(x, self.conv2)
         return F.dropout(x, self.drop_rate, self.training) if self.drop_rate > 0 else x
 
@@ -135,7 +138,7 @@ class DenseNet(nn.Module):
         drop_rate: probability of dropout after each layer.
         num_classes: outputs of the classifier.
         memory_efficient: concatenates and normalizes again in the backward pass instead of keeping
-            the results; running statistics then move twice in a step, as in torchvision.
+            the results; the running statistics then move twice in a step, as in torchvision.
     """
 
     def __init__(
