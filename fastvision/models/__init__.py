@@ -4,6 +4,8 @@ from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
 from .densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from .googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
+from .inception import Inception3, InceptionOutputs, inception_v3
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -27,6 +29,10 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "DenseNet",
+    "GoogLeNet",
+    "GoogLeNetOutputs",
+    "Inception3",
+    "InceptionOutputs",
     "ResNet",
     "Stages",
     "alexnet",
@@ -36,6 +42,8 @@ __all__ = [
     "densenet201",
     "get_model",
     "get_model_builder",
+    "googlenet",
+    "inception_v3",
     "list_models",
     "resnet18",
     "resnet34",
