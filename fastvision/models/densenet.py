@@ -55,9 +55,9 @@ class DenseLayer(nn.Module):
     def _bottleneck(self, *maps: Tensor) -> Tensor:
         return conv_norm_act(self._activated(*maps), self.conv1)
 
-    def forward(self, input: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, input: Tensor | list[Tensor]) -> Tensor:
         """New features [N, growth_rate, H, W] of all before: one map, or those to concatenate."""
-        maps = [input] if isinstance(input, Tensor) else input
+        maps = input if isinstance(input, (list, tuple)) else [input]
         if self.memory_efficient and any(x.requires_grad for x in maps):
             x = checkpoint(self._bottleneck, *maps, use_reentrant=False)
             x = norm_act(x, self.norm2, self.relu2)
