@@ -20,8 +20,6 @@ TORCHVISION = (
     Case("alexnet", 63),
     Case("densenet121"),
     Case("densenet121", 64, {"memory_efficient": True}),
-    Case("densenet161"),
-    Case("densenet169"),
     Case("googlenet"),
     Case("googlenet", 64, {"aux_logits": False, "transform_input": True}),
     Case("inception_v3", 107, {"aux_logits": False}),

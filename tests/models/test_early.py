@@ -7,7 +7,8 @@ from fastvision import models
 from fastvision.models.densenet import Transition, _load
 from fastvision.testing.models import images, randomize
 
-DEEP = ["vgg11_bn", "vgg13", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "densenet201"]
+DEEP = ["vgg11_bn", "vgg13", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
+DEEP += ["densenet161", "densenet169", "densenet201"]
 
 
 @pytest.fixture(scope="module")
