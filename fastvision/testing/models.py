@@ -17,6 +17,12 @@ class Case(NamedTuple):
 
 
 TORCHVISION = (
+    Case("alexnet", 63),
+    Case("densenet121"),
+    Case("densenet121", 64, {"memory_efficient": True}),
+    Case("googlenet"),
+    Case("googlenet", 64, {"aux_logits": False, "transform_input": True}),
+    Case("inception_v3", 107, {"aux_logits": False}),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -25,6 +31,8 @@ TORCHVISION = (
     Case("resnext50_32x4d"),
     Case("resnext101_32x8d", 40),
     Case("resnext101_64x4d", 40),
+    Case("vgg11", 32),
+    Case("vgg13_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
 )
