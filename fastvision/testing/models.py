@@ -35,7 +35,7 @@ OTHERS = (
     Case("lenet5", 28, channels=1),
     Case("nin_cifar10", 32),
     Case("nin_imagenet", 95),
-    *(Case(name) for name in ("plain18", "plain50")),
+    Case("plain18"),
     *(Case(name, 32) for name in ("resnet20", "plain20")),
     *(Case(f"mobilenet_v1_x{width}") for width in ("1_0", "0_25")),
     *(Case(f"shufflenet_v1_g{groups}") for groups in (1, 3, 8)),
