@@ -14,6 +14,7 @@ class Case(NamedTuple):
     name: str
     size: int = 64
     options: dict[str, object] = {}  # noqa: RUF012  (never written to)
+    channels: int = 3
 
 
 TORCHVISION = (
@@ -35,6 +36,22 @@ TORCHVISION = (
     Case("vgg13_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
+)
+
+# models that torchvision does not have, of each architecture those that differ in more than size
+OTHERS = (
+    Case("lenet5", 28, channels=1),
+    Case("nin_cifar10", 32),
+    Case("nin_imagenet", 95),
+    Case("plain18"),
+    *(Case(name, 32) for name in ("resnet20", "plain20")),
+    *(Case(f"mobilenet_v1_x{width}") for width in ("1_0", "0_25")),
+    *(Case(f"shufflenet_v1_g{groups}") for groups in (1, 3, 8)),
+    Case("xception", 71),
+    Case("inception_resnet_v2", 75),
+    Case("localizer", 32, {"backbone": "mobilenet_v1_x0_25"}),
+    Case("patch_classifier", 15),
+    Case("fcn_full_resolution", 16, {"width": 16}),
 )
 
 
@@ -60,10 +77,10 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def images(size: int, batch: int = 2, seed: int = 0) -> Tensor:
-    """Normal noise [batch, 3, size, size]."""
+def images(size: int, batch: int = 2, seed: int = 0, channels: int = 3) -> Tensor:
+    """Normal noise [batch, channels, size, size]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, size, size, generator=generator)
+    return torch.randn(batch, channels, size, size, generator=generator)
 
 
 def tensors_of(result: object) -> list[Tensor]:

@@ -35,13 +35,13 @@ def enable() -> None:
 
     Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool and RoIPool, forward
     and backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound
-    and models built before the call. sigmoid_focal_loss is covered as torchvision.ops.sigmoid_focal_loss and in
-    torchvision's models, but not in torch.jit.script or under names bound elsewhere before. Results
-    are torchvision's, with these differences:
+    and models built before the call. sigmoid_focal_loss is covered as
+    torchvision.ops.sigmoid_focal_loss and in torchvision's models, but not in torch.jit.script or
+    under names bound elsewhere before. Results are torchvision's, with these differences:
 
     - nms and roi_pool support float16 and bfloat16 on the CPU, roi_align bfloat16. Features may
-      have lower precision than the boxes, and autocast does not convert them to float32, except in compiled
-      and exported programs.
+      have lower precision than the boxes, and autocast does not convert them to float32, except in
+      compiled and exported programs.
     - batched_nms is exact per class. Equal scores are ordered as in torchvision, in eager mode and
       TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond.
       fastvision.ops.batched_nms always orders them by index.
