@@ -2,6 +2,7 @@
 
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
+from .mobilenetv2 import MobileNetV2, mobilenet_v2
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -17,15 +18,25 @@ from .resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from .shufflenetv2 import (
+    ShuffleNetV2,
+    shufflenet_v2_x0_5,
+    shufflenet_v2_x1_0,
+    shufflenet_v2_x1_5,
+    shufflenet_v2_x2_0,
+)
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "MobileNetV2",
     "ResNet",
+    "ShuffleNetV2",
     "Stages",
     "get_model",
     "get_model_builder",
     "list_models",
+    "mobilenet_v2",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -34,6 +45,10 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]

@@ -17,6 +17,7 @@ class Case(NamedTuple):
 
 
 TORCHVISION = (
+    Case("mobilenet_v2", 32),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -27,6 +28,10 @@ TORCHVISION = (
     Case("resnext101_64x4d", 40),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
+    Case("shufflenet_v2_x0_5", 33),
+    Case("shufflenet_v2_x1_0", 33),
+    Case("shufflenet_v2_x1_5", 33),
+    Case("shufflenet_v2_x2_0", 33),
 )
 
 

@@ -57,5 +57,7 @@ def test_model(torchvision, name):
         loss_of(outputs).backward()
         gradients.append([*outputs, *(p.grad for p in model.parameters())])
         gradients[-1] += [b for b in model.buffers() if b.is_floating_point()]
+    # a parameter without effect, such as a bias before a normalization, has rounding errors only
+    floor = 1e-12 * max(b.abs().max() for b in gradients[1])
     for a, b in zip(*gradients, strict=True):
-        assert a.shape == b.shape and (a - b).abs().max() <= 1e-6 * b.abs().max() + 1e-12
+        assert a.shape == b.shape and (a - b).abs().max() <= 1e-6 * b.abs().max() + floor
