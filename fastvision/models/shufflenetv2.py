@@ -71,6 +71,8 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
             kept, changed = x.chunk(2, 1)
+            if isinstance(x, Tensor) and is_channels_last(x):  # which its half is no longer
+                changed = changed.contiguous(memory_format=torch.channels_last)
             return interleave(kept, self.branch2(changed))
         return interleave(self.branch1(x), self.branch2(x))
 
