@@ -21,6 +21,7 @@ from .misc import (
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 
 __all__ = [
     "Conv2dNormActivation",
@@ -32,6 +33,7 @@ __all__ = [
     "Sequential",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "SqueezeExcitation",
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
@@ -46,6 +48,7 @@ __all__ = [
     "roi_align",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]
 
 for _name in __all__:

@@ -13,6 +13,7 @@ from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
+from .squeeze_excitation import squeeze_excitation
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,4 +33,5 @@ __all__ = [
     "roi_align",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]
