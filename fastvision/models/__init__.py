@@ -3,6 +3,7 @@
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .mobilenetv2 import MobileNetV2, mobilenet_v2
+from .mobilenetv3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
 from .resnet import (
     BasicBlock,
     Bottleneck,
@@ -30,6 +31,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "ShuffleNetV2",
     "Stages",
@@ -37,6 +39,8 @@ __all__ = [
     "get_model_builder",
     "list_models",
     "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -18,6 +18,9 @@ class Case(NamedTuple):
 
 TORCHVISION = (
     Case("mobilenet_v2", 32),
+    Case("mobilenet_v3_large", 33),
+    Case("mobilenet_v3_small", 33),
+    Case("mobilenet_v3_small", 40, {"reduced_tail": True, "dilated": True}),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
