@@ -1,5 +1,6 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
+from . import segmentation
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .mobilenetv2 import MobileNetV2, mobilenet_v2
@@ -49,6 +50,7 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "segmentation",
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
     "shufflenet_v2_x1_5",

@@ -35,6 +35,18 @@ TORCHVISION = (
     Case("shufflenet_v2_x1_0", 33),
     Case("shufflenet_v2_x1_5", 33),
     Case("shufflenet_v2_x2_0", 33),
+    Case("fcn_resnet50", 33, {"weights_backbone": None}),
+    Case("fcn_resnet50", 24, {"weights_backbone": None, "aux_loss": True, "num_classes": 5}),
+    Case("fcn_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_resnet50", 33, {"weights_backbone": None, "aux_loss": True}),
+    Case("deeplabv3_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_mobilenet_v3_large", 33, {"weights_backbone": None}),
+    Case(
+        "deeplabv3_mobilenet_v3_large",
+        40,
+        {"weights_backbone": None, "aux_loss": True, "num_classes": 5},
+    ),
+    Case("lraspp_mobilenet_v3_large", 40, {"weights_backbone": None}),
 )
 
 
