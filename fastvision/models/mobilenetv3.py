@@ -173,12 +173,12 @@ class MobileNetV3(nn.Module):
 
 
 def _model(
-    rows: Sequence[tuple[Any, ...]],
+    rows: Sequence[Sequence[Any]],
     last_channel: int,
     width_mult: float = 1.0,
     **options: Any,
 ) -> MobileNetV3:
-    setting = [InvertedResidualConfig(*row, width_mult) for row in rows]
+    setting = [InvertedResidualConfig(*row, width_mult=width_mult) for row in rows]
     return MobileNetV3(
         setting, InvertedResidualConfig.adjust_channels(last_channel, width_mult), **options
     )

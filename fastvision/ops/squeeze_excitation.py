@@ -31,8 +31,7 @@ def _fake(input: Tensor, *_: Any) -> Tensor:
 
 
 def _reference(*args: Any) -> Tensor:
-    *tensors, activation, hard = args
-    return reference.squeeze_excitation(*tensors, ACTIVATIONS[activation], GATES[hard])
+    return reference.squeeze_excitation(*args[:5], ACTIVATIONS[args[5]], GATES[args[6]])
 
 
 # activation: index in ACTIVATIONS; hard: whether the gate is a hardsigmoid
@@ -162,22 +161,24 @@ class SqueezeExcitation(nn.Module):
         self.scale_activation = scale_activation()
 
     def forward(self, input: Tensor) -> Tensor:
-        names = _NAMES.get(own_class(self.activation)), _NAMES.get(own_class(self.scale_activation))
+        activation = _NAMES.get(own_class(self.activation), "")
+        gate = _NAMES.get(own_class(self.scale_activation), "")
         if (
             isinstance(input, Tensor)
             and input.dim() == 4
             and input.dtype in FLOATING
-            and names[0] in _ACTIVATIONS
-            and names[1] in GATES
-            and not torch.is_autocast_enabled(input.device.type)
+            and activation in _ACTIVATIONS
+            and gate in GATES
+            and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
             and not has_global_hooks()
             and all(map(is_plain, self.children()))
             and _is_linear(self.fc1)
             and _is_linear(self.fc2)
         ):
             return squeeze_excitation(
-                input, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, *names
-            )
+                input, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias,
+                activation, gate,
+            )  # fmt: skip
         scale = self.fc2(self.activation(self.fc1(self.avgpool(input))))
         return self.scale_activation(scale) * input
 

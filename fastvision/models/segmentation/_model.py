@@ -68,12 +68,11 @@ def mobilenet_stages(weights: Any, high: str, low: str | None) -> tuple[Stages, 
         high: the name of the result of 1/16 of the resolution.
         low: of that of 1/8; None for none.
     """
-    features = mobilenet_v3_large(weights=weights, dilated=True).features
+    features: Any = mobilenet_v3_large(weights=weights, dilated=True).features
     strided = [i for i, block in enumerate(features) if getattr(block, "is_strided", False)]
     at_low, at_high = strided[1], len(features) - 1  # the stem and two strided blocks: 1/8
     stages = {str(at_high): high, **({} if low is None else {str(at_low): low})}
-    channels = [features[i].out_channels for i in (at_high, at_low)]
-    return Stages(features, stages), *channels
+    return Stages(features, stages), features[at_high].out_channels, features[at_low].out_channels
 
 
 def build(

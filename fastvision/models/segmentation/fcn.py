@@ -50,7 +50,7 @@ def fcn_resnet50(
     aux_loss: bool | None = None,
     weights_backbone: Any = "IMAGENET1K_V1",
 ) -> FCN:
-    """FCN (Long et al. 2015) on ResNet-50 with dilated last stages: PARAMS_50 parameters, MACS_50 G
+    """FCN (Long et al. 2015) on ResNet-50 with dilated last stages: 32,957,013 parameters, 142.7 G
     multiply-adds at 520x520.
 
     Args:
@@ -76,7 +76,7 @@ def fcn_resnet101(
     aux_loss: bool | None = None,
     weights_backbone: Any = "IMAGENET1K_V1",
 ) -> FCN:
-    """FCN (Long et al. 2015) on ResNet-101 with dilated last stages: PARAMS_101 parameters,
-    MACS_101 G multiply-adds at 520x520. The arguments are those of :func:`fcn_resnet50`."""
+    """FCN (Long et al. 2015) on ResNet-101 with dilated last stages: 51,949,141 parameters,
+    222.7 G multiply-adds at 520x520. The arguments are those of :func:`fcn_resnet50`."""
     options = (weights, progress, num_classes, aux_loss, weights_backbone)
     return build("fcn_resnet101", partial(_make, resnet101), *options)

@@ -92,8 +92,8 @@ def lraspp_mobilenet_v3_large(
     aux_loss: bool | None = None,
     weights_backbone: Any = "IMAGENET1K_V1",
 ) -> LRASPP:
-    """LR-ASPP on MobileNetV3-Large (Howard et al. 2019): PARAMS parameters, MACS G multiply-adds at
-    520x520.
+    """LR-ASPP on MobileNetV3-Large (Howard et al. 2019): 3,221,538 parameters, 2.1 G multiply-adds
+    at 520x520.
 
     Args:
         weights: of the whole model; they replace ``weights_backbone``.
