@@ -21,6 +21,7 @@ from ._weights import load_weights
 
 Norm = Callable[..., nn.Module]
 
+Row = tuple[int, int, int, int, bool, str, int, int]  # of the paper's tables 1 and 2
 _GATE = partial(SqueezeExcitation, scale_activation=nn.Hardsigmoid)
 
 
@@ -173,12 +174,12 @@ class MobileNetV3(nn.Module):
 
 
 def _model(
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[Row],
     last_channel: int,
     width_mult: float = 1.0,
     **options: Any,
 ) -> MobileNetV3:
-    setting = [InvertedResidualConfig(*row, width_mult=width_mult) for row in rows]
+    setting = [InvertedResidualConfig(*row, width_mult) for row in rows]
     return MobileNetV3(
         setting, InvertedResidualConfig.adjust_channels(last_channel, width_mult), **options
     )

@@ -30,8 +30,11 @@ def _fake(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input, memory_format=format_of(input))
 
 
-def _reference(*args: Any) -> Tensor:
-    return reference.squeeze_excitation(*args[:5], ACTIVATIONS[args[5]], GATES[args[6]])
+def _reference(
+    input: Tensor, weight1: Tensor, bias1: Any, weight2: Tensor, bias2: Any, index: int, hard: bool
+) -> Tensor:
+    names = ACTIVATIONS[index], GATES[hard]
+    return reference.squeeze_excitation(input, weight1, bias1, weight2, bias2, *names)
 
 
 # activation: index in ACTIVATIONS; hard: whether the gate is a hardsigmoid
