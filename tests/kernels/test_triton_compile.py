@@ -268,8 +268,8 @@ def test_kernels_compile_without_spills(resources, arch):
         name: use for name, use in resources[arch].items() if use["STACK"] or use["LOCAL"]
     } == {}
     # without tensor cores of its kind, Triton's dot is not used on sm_75
-    expected = {ALL_VARIANTS: 67, "75": 23}
-    assert len(resources[arch]) == expected.get(arch, 25)
+    expected = {ALL_VARIANTS: 79, "75": 29}
+    assert len(resources[arch]) == expected.get(arch, 31)
 
 
 if __name__ == "__main__":
