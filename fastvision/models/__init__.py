@@ -17,6 +17,8 @@ from .mobilenet_v1 import (
     mobilenet_v1_x0_75,
     mobilenet_v1_x1_0,
 )
+from .mobilenetv2 import MobileNetV2, mobilenet_v2
+from .mobilenetv3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
 from .nin import NiN, nin_cifar10, nin_imagenet
 from .plain import PlainNet, plain18, plain34, plain50, plain101, plain152
 from .resnet import (
@@ -43,6 +45,13 @@ from .shufflenet_v1 import (
     shufflenet_v1_g4,
     shufflenet_v1_g8,
 )
+from .shufflenetv2 import (
+    ShuffleNetV2,
+    shufflenet_v2_x0_5,
+    shufflenet_v2_x1_0,
+    shufflenet_v2_x1_5,
+    shufflenet_v2_x2_0,
+)
 from .vgg import VGG, vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from .xception import Xception, xception
 
@@ -62,10 +71,13 @@ __all__ = [
     "LocalizationLoss",
     "Localizer",
     "MobileNetV1",
+    "MobileNetV2",
+    "MobileNetV3",
     "NiN",
     "PlainNet",
     "ResNet",
     "ShuffleNetV1",
+    "ShuffleNetV2",
     "Stages",
     "Xception",
     "alexnet",
@@ -86,6 +98,9 @@ __all__ = [
     "mobilenet_v1_x0_25",
     "mobilenet_v1_x0_75",
     "mobilenet_v1_x1_0",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
     "nin_cifar10",
     "nin_imagenet",
     "plain18",
@@ -112,6 +127,10 @@ __all__ = [
     "shufflenet_v1_g3",
     "shufflenet_v1_g4",
     "shufflenet_v1_g8",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
     "vgg11",
     "vgg11_bn",
     "vgg13",

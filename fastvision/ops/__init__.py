@@ -22,6 +22,7 @@ from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 from .roi_pool import RoIPool, roi_pool
+from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 
 __all__ = [
     "Conv2dNormActivation",
@@ -34,6 +35,7 @@ __all__ = [
     "Sequential",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "SqueezeExcitation",
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
@@ -49,6 +51,7 @@ __all__ = [
     "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]
 
 for _name in __all__:

@@ -14,6 +14,7 @@ from .linear_act import linear_act
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
+from .squeeze_excitation import squeeze_excitation
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,4 +36,5 @@ __all__ = [
     "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]

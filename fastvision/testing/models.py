@@ -24,6 +24,10 @@ TORCHVISION = (
     Case("googlenet"),
     Case("googlenet", 64, {"aux_logits": False, "transform_input": True}),
     Case("inception_v3", 107, {"aux_logits": False}),
+    Case("mobilenet_v2", 32),
+    Case("mobilenet_v3_large", 33),
+    Case("mobilenet_v3_small", 33),
+    Case("mobilenet_v3_small", 40, {"reduced_tail": True, "dilated": True}),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -36,6 +40,22 @@ TORCHVISION = (
     Case("vgg13_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
+    Case("shufflenet_v2_x0_5", 33),
+    Case("shufflenet_v2_x1_0", 33),
+    Case("shufflenet_v2_x1_5", 33),
+    Case("shufflenet_v2_x2_0", 33),
+    Case("fcn_resnet50", 33, {"weights_backbone": None}),
+    Case("fcn_resnet50", 24, {"weights_backbone": None, "aux_loss": True, "num_classes": 5}),
+    Case("fcn_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_resnet50", 33, {"weights_backbone": None, "aux_loss": True}),
+    Case("deeplabv3_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_mobilenet_v3_large", 33, {"weights_backbone": None}),
+    Case(
+        "deeplabv3_mobilenet_v3_large",
+        40,
+        {"weights_backbone": None, "aux_loss": True, "num_classes": 5},
+    ),
+    Case("lraspp_mobilenet_v3_large", 40, {"weights_backbone": None}),
 )
 
 # models that torchvision does not have, of each architecture those that differ in more than size
