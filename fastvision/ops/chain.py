@@ -142,7 +142,7 @@ def _linear_act(input: Any, linear: nn.Linear, activation: nn.Module | None) -> 
         end is not None
         and _is_floating_tensor(input)
         and _all_plain(linear, *others)
-        and not torch.is_autocast_enabled(input.device.type)
+        and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
     ):
         return linear_act(
             input, linear.weight, linear.bias, activation=end[0], negative_slope=end[1]

@@ -13,6 +13,8 @@ from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
+from .roi_pool import pixels_at, roi_pool
+from .squeeze_excitation import squeeze_excitation
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,7 +31,10 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "pixels_at",
     "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]

@@ -18,6 +18,16 @@ class Case(NamedTuple):
 
 
 TORCHVISION = (
+    Case("alexnet", 63),
+    Case("densenet121"),
+    Case("densenet121", 64, {"memory_efficient": True}),
+    Case("googlenet"),
+    Case("googlenet", 64, {"aux_logits": False, "transform_input": True}),
+    Case("inception_v3", 107, {"aux_logits": False}),
+    Case("mobilenet_v2", 32),
+    Case("mobilenet_v3_large", 33),
+    Case("mobilenet_v3_small", 33),
+    Case("mobilenet_v3_small", 40, {"reduced_tail": True, "dilated": True}),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -26,8 +36,26 @@ TORCHVISION = (
     Case("resnext50_32x4d"),
     Case("resnext101_32x8d", 40),
     Case("resnext101_64x4d", 40),
+    Case("vgg11", 32),
+    Case("vgg13_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
+    Case("shufflenet_v2_x0_5", 33),
+    Case("shufflenet_v2_x1_0", 33),
+    Case("shufflenet_v2_x1_5", 33),
+    Case("shufflenet_v2_x2_0", 33),
+    Case("fcn_resnet50", 33, {"weights_backbone": None}),
+    Case("fcn_resnet50", 24, {"weights_backbone": None, "aux_loss": True, "num_classes": 5}),
+    Case("fcn_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_resnet50", 33, {"weights_backbone": None, "aux_loss": True}),
+    Case("deeplabv3_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_mobilenet_v3_large", 33, {"weights_backbone": None}),
+    Case(
+        "deeplabv3_mobilenet_v3_large",
+        40,
+        {"weights_backbone": None, "aux_loss": True, "num_classes": 5},
+    ),
+    Case("lraspp_mobilenet_v3_large", 40, {"weights_backbone": None}),
 )
 
 # models that torchvision does not have, of each architecture those that differ in more than size
@@ -35,7 +63,7 @@ OTHERS = (
     Case("lenet5", 28, channels=1),
     Case("nin_cifar10", 32),
     Case("nin_imagenet", 95),
-    *(Case(name) for name in ("plain18", "plain50")),
+    Case("plain18"),
     *(Case(name, 32) for name in ("resnet20", "plain20")),
     *(Case(f"mobilenet_v1_x{width}") for width in ("1_0", "0_25")),
     *(Case(f"shufflenet_v1_g{groups}") for groups in (1, 3, 8)),

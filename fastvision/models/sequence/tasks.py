@@ -21,11 +21,11 @@ def reversal(
 
     Args:
         count, length: of the sequences.
-        symbols: size of the alphabet with :data:`START`, which sequences have none of.
+        symbols: size of the alphabet with ``START``, which sequences have none of.
 
     Returns:
-        (source, previous), targets: int64 [count, length] each. ``previous`` holds the target of
-        the step before, :data:`START` at first, for a decoder that is told the truth.
+        Source and previous as a pair, and targets, int64 [count, length] each. The previous ones
+        are the targets of the step before, ``START`` at first, for a decoder told the truth.
     """
     source = torch.randint(START + 1, symbols, (count, length), generator=generator)
     targets = source.flip(1)
@@ -44,7 +44,7 @@ def next_sample(
         levels: of the amplitude, see :func:`mu_law`.
 
     Returns:
-        inputs, targets: int64 [count, length] each.
+        Inputs and targets, int64 [count, length] each.
     """
     frequency = torch.empty(count, 2, 1).uniform_(0.02, 0.1, generator=generator)
     phase = torch.empty(count, 2, 1).uniform_(0, 2 * math.pi, generator=generator)
@@ -63,7 +63,7 @@ def sorting(
         symbols: size of the alphabet.
 
     Returns:
-        inputs, targets: int64 [count, length] each.
+        Inputs and targets, int64 [count, length] each.
     """
     inputs = torch.randint(symbols, (count, length), generator=generator)
     return inputs, inputs.sort(1).values
@@ -72,7 +72,7 @@ def sorting(
 def mu_law(wave: Tensor, levels: int) -> Tensor:
     """Quantizes numbers in [-1, 1] to int64 levels that are finest around zero.
 
-    f(x) = sign(x) ln(1 + mu |x|) / ln(1 + mu) with mu = levels - 1 (van den Oord et al. 2016,
+    ``f(x) = sign(x) ln(1 + mu |x|) / ln(1 + mu)`` with mu = levels - 1 (van den Oord et al. 2016,
     section 2.2), and [-1, 1] in ``levels`` equal steps.
     """
     mu = levels - 1

@@ -45,9 +45,9 @@ class SelfAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and a network of two linear layers, around each of which the input is added.
 
-    LayerNorm(x + Dropout(f(x))) for both (section 3.1); with ``pre_norm`` x + Dropout(f(LayerNorm(
-    x))), where the residual path has no normalization (Xiong et al., On layer normalization in the
-    transformer architecture, 2020).
+    ``LayerNorm(x + Dropout(f(x)))`` for both (section 3.1). With ``pre_norm`` it is
+    ``x + Dropout(f(LayerNorm(x)))``, so nothing normalizes the residual path (Xiong et al., On
+    layer normalization in the transformer architecture, 2020).
 
     Args:
         width: of the sequence's elements.
