@@ -62,7 +62,10 @@ def test_a_few_steps(task: str, tmp_path) -> None:
     assert all(0 <= outcome.metrics[name] <= 1 for name in TASKS[task].metric_names)
     for name in ("curves.png", "samples.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert training.evaluate(tmp_path, device="cpu") == outcome.metrics
+    last = training.evaluate(tmp_path / "last.pt", device="cpu")
+    assert last == outcome.metrics
+    best = training.evaluate(tmp_path, device="cpu")
+    assert best[TASKS[task].metric_names[0]] == outcome.best
 
 
 def metrics_of(task, outputs, targets) -> dict[str, float]:
