@@ -31,9 +31,9 @@ def evaluate(
         samples: PNG file for a page of samples and the model's answers.
 
     Returns:
-        "loss" and the task's metrics: "accuracy" for classification and sequences (a share of
-        samples or symbols), "miou" and "accuracy" (of pixels) for segmentation, "iou" of boxes and
-        "accuracy" for localization.
+        The loss and the task's metrics. Those are "accuracy" for classification and sequences (a
+        share of samples or symbols), "miou" and "accuracy" (of pixels) for segmentation, "iou" (of
+        boxes) and "accuracy" for localization.
 
     Under torchrun the processes share the data, and all of them return the same. The result is over
     each sample once, whatever their number.

@@ -67,11 +67,11 @@ class Recipe:
         description: one line.
         batch_size: samples per step, over all processes and parts.
         model: of :func:`fastvision.models.get_model`.
-        data: a data set of :mod:`fastvision.data` or a task of sequences; the tables "train" and
+        data: a data set of ``fastvision.data`` or a task of sequences; the tables "train" and
             "test" in it hold options of one split, and ``rgb = true`` makes grey images RGB.
         optimizer: a class of ``torch.optim``.
         schedule: of the learning rate: "constant", "cosine", "poly" or "step", each with "warmup".
-        augmentation: a function of :mod:`fastvision.data` that makes transforms, for training.
+        augmentation: a function of ``fastvision.data`` that makes transforms, for training.
         preparation: the same for testing, and for training without ``augmentation``.
         epochs: passes over the training data; alternatively
         steps: of the optimizer.
