@@ -16,7 +16,11 @@ def test_recipes_of_the_package(name: str) -> None:
     recipe = training.load_recipe(name)
     assert recipe.name == name
     assert recipe.bar is None or recipe.bar.metric in TASKS[recipe.task].metric_names
-    assert recipe.shortened().steps == recipe.short.steps
+    if recipe.short is None:
+        with pytest.raises(ValueError, match=f"{name} has no short run"):
+            recipe.shortened()
+    else:
+        assert recipe.shortened().steps == recipe.short.steps
     assert recipe_of(recipe.as_dict()) == recipe
     if recipe.model["name"] not in models.list_models():
         pytest.skip(f"there is no model {recipe.model['name']} yet")

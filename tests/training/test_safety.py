@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import math
 import os
 import resource
 import signal
@@ -118,10 +120,8 @@ def test_float16_goes_on_after_an_infinite_gradient(small, tmp_path, monkeypatch
 
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     training.train(recipe, tmp_path, device="cpu")
-    rows = read_table(tmp_path / "training.csv")
-    assert any(row["gradient_norm"] in (float("inf"),) for row in rows) or any(
-        row["gradient_norm"] != row["gradient_norm"] for row in rows
-    )
+    norms = [row["gradient_norm"] for row in read_table(tmp_path / "training.csv")]
+    assert not all(math.isfinite(norm) for norm in norms)
     assert load_checkpoint(tmp_path / "last.pt")["scaler"]["scale"] < 2.0**60
 
 
@@ -146,7 +146,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_full_disk_in_a_run(small, tmp_path, monkeypatch, capsys) -> None:
+def test_a_full_disk_in_a_run(small, tmp_path, monkeypatch) -> None:
     original = os.fsync
     calls = []
 
@@ -169,8 +169,6 @@ def test_a_full_disk_in_a_run(small, tmp_path, monkeypatch, capsys) -> None:
 def test_a_log_that_cannot_be_written_names_the_file(tmp_path) -> None:
     table = Table(tmp_path / "log.csv", ("step", "loss"), 0)
     table._file = open("/dev/full", "w")  # noqa: SIM115
-    import csv
-
     table._writer = csv.DictWriter(table._file, ("step", "loss"))
     with pytest.raises(OSError, match="/dev/full could not be written: No space left on device"):
         table.add({"step": 1, "loss": 2.0})
