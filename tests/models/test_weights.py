@@ -21,11 +21,8 @@ def test_files(tmp_path):
     torch.save(state, tmp_path / "a.pth")
     torch.save({"model": state, "step": 3}, tmp_path / "checkpoint.pt")
     sources = [state, tmp_path / "a.pth", str(tmp_path / "checkpoint.pt")]
-    if pytest.importorskip("safetensors"):
-        from safetensors.torch import save_file
-
-        save_file(state, tmp_path / "a.safetensors")
-        sources.append(tmp_path / "a.safetensors")
+    pytest.importorskip("safetensors.torch").save_file(state, tmp_path / "a.safetensors")
+    sources.append(tmp_path / "a.safetensors")
     for weights in sources:
         model = models.get_model("lenet5", weights=weights)
         for name, t in model.state_dict().items():
