@@ -20,7 +20,7 @@ __device__ inline int64_t place_of(const RoiArgs& args, int64_t k, int64_t c, in
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) roi_pool_kernel(
+__global__ void __launch_bounds__(kThreads, 3) roi_pool_kernel(
     const __grid_constant__ RoiArgs args, int slabs
 ) {
   using A = accumulate_t<T>;
