@@ -1,5 +1,6 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
+from . import segmentation
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .resnet import (
@@ -34,6 +35,7 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "segmentation",
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]
