@@ -62,9 +62,9 @@ struct Best {
 
 // A row of the input by phases: columns[phase][i] = row[i * stride + phase - padding], and minus
 // infinity outside, so that the taps of neighbouring outputs are neighbours.
-template <typename T, typename A>
+template <typename A>
 void split_phases(
-    const T* row, int64_t W, int64_t stride, int64_t padding, int64_t length, A* columns
+    const A* row, int64_t W, int64_t stride, int64_t padding, int64_t length, A* columns
 ) {
   constexpr int lanes = lanes_v<A>;
   for (int64_t phase = 0; phase < stride; ++phase, columns += length) {
@@ -82,16 +82,34 @@ void split_phases(
       }
     } else if (stride == 2) {
       for (; i + lanes <= end && 2 * (i + lanes) + shift <= W; i += lanes) {
-        const T* pairs = row + 2 * i + shift;
+        const A* pairs = row + 2 * i + shift;
         store(columns + i, even_lanes(load(pairs), load(pairs + lanes)));
       }
     }
     for (; i < end; ++i) {
-      columns[i] = load_partial(row + i * stride + shift, 1)[0];
+      columns[i] = row[i * stride + shift];
     }
     for (; i < length; ++i) {
       columns[i] = lowest<A>();
     }
+  }
+}
+
+// A row in the type of arithmetic; `scratch` has room for it, rounded up to whole vectors.
+template <typename T, typename A>
+const A* widen(const T* row, int64_t W, A* scratch) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return row;
+  } else {
+    constexpr int lanes = lanes_v<A>;
+    int64_t i = 0;
+    for (; i + lanes <= W; i += lanes) {
+      store(scratch + i, load(row + i));
+    }
+    if (i < W) {
+      store(scratch + i, load_partial(row + i, static_cast<int>(W - i)));
+    }
+    return scratch;
   }
 }
 
@@ -123,6 +141,7 @@ void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
   A* const values = columns + p.stride[1] * length;
   A* const places = values + width;
   A* const first_places = places + width;  // of the first tap inside, from the window's left
+  A* const wide = first_places + width;
   for (int64_t ow = 0; ow < width; ++ow) {
     const int64_t start = ow * p.stride[1] - p.padding[1];
     const int64_t first = taps_inside(start, p.W, p.kernel[1], p.dilation[1]).first;
@@ -135,7 +154,7 @@ void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
     const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
     for (int64_t kh = rows.first; kh < rows.last; ++kh) {
       const T* row = plane + (top + kh * p.dilation[0]) * p.W;
-      split_phases(row, p.W, p.stride[1], p.padding[1], length, columns);
+      split_phases(widen(row, p.W, wide), p.W, p.stride[1], p.padding[1], length, columns);
       const lane_t<A> row_place = static_cast<lane_t<A>>(kh * p.dilation[0] * p.W);
       for (int64_t ow = 0; ow < p.OW; ow += lanes) {
         Best<A> best;

@@ -27,10 +27,11 @@ static inline int64_t max_pool2d_columns(const MaxPoolArgs& args) {
 }
 
 // Elements of scratch, contiguous only: one input row by phases of the stride, then the maxima and
-// places of an output row.
+// places of an output row, then an input row in the type of arithmetic.
 static inline int64_t max_pool2d_scratch(const MaxPoolArgs& args) {
   const int64_t steps = args.dilation[1] * (args.kernel[1] - 1) / args.stride[1] + 1;
-  return args.stride[1] * (max_pool2d_columns(args) + steps) + 3 * max_pool2d_columns(args);
+  const int64_t columns = max_pool2d_columns(args);
+  return args.stride[1] * (columns + steps) + 3 * columns + (args.W + 15) / 16 * 16;
 }
 
 // Output rows [begin, end) of N * C * OH, or N * OH if channels_last. The first pointer selects the

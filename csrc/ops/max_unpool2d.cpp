@@ -1,5 +1,6 @@
 #include "ops/max_unpool2d.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -13,13 +14,22 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
 constexpr int64_t kPieceElements = 1 << 13;   // per kernel call
 
-MaxUnpoolArgs layout(const Tensor& indices, int64_t pixels, bool channels_last) {
+MaxUnpoolArgs layout(const Tensor& indices, int64_t pixels, bool channels_last, int64_t item) {
   MaxUnpoolArgs args{};
   args.channels_last = channels_last;
   args.C = indices.size(1);
-  args.positions = indices.size(2) * indices.size(3);
+  args.H = indices.size(2);
+  args.W = indices.size(3);
   args.pixels = pixels;
   args.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  args.group = 1;
+  if (channels_last) {
+    // memory is read in order if a group has all channels; threads share no cache line
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t groups = threads == 1 ? 1 : (2 * threads + indices.size(0) - 1) / indices.size(0);
+    const int64_t line = 64 / item, lines = (args.C + line - 1) / line;
+    args.group = std::min(args.C, (lines + groups - 1) / groups * line);
+  }
   return args;
 }
 
@@ -35,24 +45,17 @@ void check_same(const Tensor& values, const Tensor& indices, const char* name) {
 }
 
 // Runs kernel(begin, end, scratch), which returns whether all indices were in the plane, on all
-// groups. `scratch_bytes`: per pixel and channel.
+// groups. `scratch_bytes`: per pixel of a plane.
 template <typename Kernel>
-void run(
-    const MaxUnpoolArgs& args,
-    int64_t N,
-    int64_t element_size,
-    int64_t scratch_bytes,
-    const Kernel& kernel
-) {
-  const int64_t channels = max_unpool2d_channels(args, element_size);
-  const int64_t groups = N * ((args.C + channels - 1) / channels);
-  const int64_t elements = std::max<int64_t>(args.positions, args.pixels) * channels;
+void run(const MaxUnpoolArgs& args, int64_t N, int64_t scratch_bytes, const Kernel& kernel) {
+  const int64_t groups = N * ((args.C + args.group - 1) / args.group);
+  const int64_t elements = std::max(args.H * args.W, args.pixels) * args.group;
   const int64_t piece = groups * elements < kSerialElements
                             ? groups
                             : std::max<int64_t>(kPieceElements / elements, 1);
   std::atomic<bool> inside{true};
   parallel_chunks(groups, piece, [&] {
-    const int64_t bytes = args.pixels * channels * scratch_bytes;
+    const int64_t bytes = args.pixels * args.group * scratch_bytes;
     return [&, scratch = std::unique_ptr<float[]>(new float[(bytes + 3) / 4])](
                int64_t begin, int64_t end
            ) {
@@ -79,11 +82,11 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> 
   if (output.numel() == 0) {
     return output;
   }
-  MaxUnpoolArgs args = layout(indices, OH * OW, channels_last);
+  MaxUnpoolArgs args = layout(indices, OH * OW, channels_last, x.element_size());
   args.values = const_cast<void*>(input.const_data_ptr());
   args.plane = output.mutable_data_ptr();
   FASTVISION_DISPATCH_FLOATING(x.scalar_type(), "input", [&] {
-    run(args, x.size(0), sizeof(scalar_t), 0, [&](int64_t begin, int64_t end, void* scratch) {
+    run(args, x.size(0), 0, [&](int64_t begin, int64_t end, void* scratch) {
       const auto* type = static_cast<const scalar_t*>(nullptr);
       return FASTVISION_CALL(max_unpool2d, type, args, begin, end, scratch);
     });
@@ -91,7 +94,8 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> 
   return output;
 }
 
-Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places) {
+Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<int64_t> stride) {
+  STD_TORCH_CHECK(stride.size() == 2, "stride must have two values");
   check_dim(g, 4, "grad");
   check_dim(places, 4, "indices");
   STD_TORCH_CHECK(
@@ -106,11 +110,14 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places) {
   if (result.numel() == 0) {
     return result;
   }
-  MaxUnpoolArgs args = layout(indices, g.size(2) * g.size(3), channels_last);
+  MaxUnpoolArgs args = layout(indices, g.size(2) * g.size(3), channels_last, g.element_size());
+  args.row = g.size(3);
+  args.tile[0] = stride[0];
+  args.tile[1] = stride[1];
   args.values = result.mutable_data_ptr();
   args.plane = const_cast<void*>(grad.const_data_ptr());
   FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
-    run(args, g.size(0), sizeof(scalar_t), 1, [&](int64_t begin, int64_t end, void* scratch) {
+    run(args, g.size(0), 1, [&](int64_t begin, int64_t end, void* scratch) {
       const auto* type = static_cast<const scalar_t*>(nullptr);
       return FASTVISION_CALL(max_unpool2d_backward, type, args, begin, end, scratch);
     });
@@ -127,12 +134,12 @@ Tensor max_pool2d_backward(const Tensor& g, const Tensor& places, std::vector<in
   if (result.numel() == 0) {
     return result;
   }
-  MaxUnpoolArgs args = layout(indices, size[0] * size[1], channels_last);
+  MaxUnpoolArgs args = layout(indices, size[0] * size[1], channels_last, g.element_size());
   args.values = const_cast<void*>(grad.const_data_ptr());
   args.plane = result.mutable_data_ptr();
   FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
     const int64_t scratch_bytes = sizeof(scalar_t) == 2 ? sizeof(float) : 0;
-    run(args, g.size(0), sizeof(scalar_t), scratch_bytes, [&](int64_t begin, int64_t end, void* s) {
+    run(args, g.size(0), scratch_bytes, [&](int64_t begin, int64_t end, void* s) {
       const auto* type = static_cast<const scalar_t*>(nullptr);
       return FASTVISION_CALL(max_pool2d_backward, type, args, begin, end, s);
     });

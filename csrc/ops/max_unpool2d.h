@@ -14,25 +14,23 @@
 namespace fastvision {
 
 struct MaxUnpoolArgs {
-  void* values;            // [N, C, positions], or [N, positions, C] if channels_last
+  void* values;            // [N, C, H, W], or [N, H, W, C] if channels_last
   const int64_t* indices;  // as the values
   void* plane;             // [N, C, pixels], or [N, pixels, C]
   bool channels_last;
-  int64_t C, positions, pixels;
+  int64_t C, H, W, pixels;
+  int64_t group;  // planes that a kernel works on at a time; 1 unless channels_last
+  // backward of unpooling: width of the plane, and tiles of it that may have one index each
+  int64_t row, tile[2];
 };
 
-// A group is a plane, or the planes of a cache line of channels if channels_last.
-static inline int64_t max_unpool2d_channels(const MaxUnpoolArgs& args, int64_t element_size) {
-  const int64_t line = 64 / element_size;
-  return !args.channels_last ? 1 : args.C < line ? args.C : line;
-}
-
-// The kernels process groups [begin, end) and return whether all indices are in the plane.
+// The kernels process groups [begin, end) of N * ceil(C / group). They return false, and leave the
+// rest undone, if an index is not in the plane.
 //   max_unpool2d:           plane = 0, then plane[index] = value
 //   max_unpool2d_backward:  value = plane[index] if unpooling kept it, otherwise 0; scratch: a byte
-//                           per pixel and channel of a group
-//   max_pool2d_backward:    plane = 0, then plane[index] += value; scratch: a float per pixel and
-//                           channel of a group for 16-bit types
+//                           per pixel of a group
+//   max_pool2d_backward:    plane = 0, then plane[index] += value; scratch: a float per pixel of a
+//                           group for 16-bit types
 // The first pointer selects the type and is not read.
 #define FASTVISION_DECLARE_MAX_UNPOOL(NAME, T)                                              \
   FASTVISION_DECLARE_CPU(                                                                   \

@@ -13,7 +13,6 @@ from .._memory_format import format_of
 from ._checks import (
     FLOATING,
     check_tensor,
-    is_batched,
     is_traced,
     is_transformed,
     needs_gradient,
@@ -82,7 +81,7 @@ class _MaxPool2dBackward(torch.autograd.Function):
 
 
 def _backward(grad: Tensor, indices: Tensor, backend: str, size: Any) -> Tensor:
-    if is_batched(grad) or is_transformed():
+    if is_transformed():
         return reference.max_pool2d_backward(grad, indices, size)
     if needs_gradient((grad,)):
         result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, size)

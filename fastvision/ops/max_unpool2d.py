@@ -13,7 +13,6 @@ from .._memory_format import format_of
 from ._checks import (
     check_floating,
     check_tensor,
-    is_batched,
     is_traced,
     is_transformed,
     needs_gradient,
@@ -27,7 +26,7 @@ def _fake(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
     return input.new_empty(shape).to(memory_format=format_of(input))
 
 
-def _fake_backward(grad: Tensor, indices: Tensor) -> Tensor:
+def _fake_backward(grad: Tensor, indices: Tensor, stride: Sequence[int]) -> Tensor:
     return grad.new_empty(indices.shape).to(memory_format=format_of(indices))
 
 
@@ -41,7 +40,7 @@ _FORWARD = declare(
 )
 _BACKWARD = declare(
     "max_unpool2d_backward",
-    "(Tensor grad, Tensor indices) -> Tensor",
+    "(Tensor grad, Tensor indices, SymInt[] stride) -> Tensor",
     fake=_fake_backward,
     reference=reference.max_unpool2d_backward,
 )
@@ -51,49 +50,55 @@ class _MaxUnpool2d(torch.autograd.Function):
     """Linear in the values: the gradient of its gradient is the op itself."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, indices: Tensor, backend: str, size: Any) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, indices: Tensor, backend: str, size: Any, stride: Any
+    ) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.backend = backend
+        ctx.backend, ctx.stride = backend, stride
         result: Tensor = _FORWARD.run[backend](input, indices, size)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
-        return _backward(grad, indices, ctx.backend), None, None, None
+        return _backward(grad, indices, ctx.backend, ctx.stride), None, None, None, None
 
 
 class _MaxUnpool2dBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, stride: Any) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.backend, ctx.size = backend, grad.shape[2:]
-        result: Tensor = _BACKWARD.run[backend](grad, indices)
+        ctx.backend, ctx.size, ctx.stride = backend, grad.shape[2:], stride
+        result: Tensor = _BACKWARD.run[backend](grad, indices, stride)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
-        return _run(grad, indices, ctx.backend, list(ctx.size)), None, None
+        return _run(grad, indices, ctx.backend, list(ctx.size), ctx.stride), None, None, None
 
 
-def _run(input: Tensor, indices: Tensor, backend: str, size: list[int]) -> Tensor:
-    if backend == "reference" or is_batched(input) or is_transformed() or is_traced():
+def _run(
+    input: Tensor, indices: Tensor, backend: str, size: list[int], stride: list[int]
+) -> Tensor:
+    if backend == "reference" or is_transformed() or is_traced():
         return reference.max_unpool2d(input, indices, size)
     if needs_gradient((input,)):
-        result: Tensor = _MaxUnpool2d.apply(input, indices, backend, size)
+        result: Tensor = _MaxUnpool2d.apply(input, indices, backend, size, stride)
         return result
     result = _FORWARD.run[backend](input, indices, size)
     return result
 
 
-def _backward(grad: Tensor, indices: Tensor, backend: str) -> Tensor:
-    if is_batched(grad) or is_transformed():
-        return reference.max_unpool2d_backward(grad, indices)
+def _backward(grad: Tensor, indices: Tensor, backend: str, stride: list[int]) -> Tensor:
+    """``stride``: no two indices are equal if each is in its own tile of this size, which is
+    faster to find out than whose value is the last."""
+    if is_transformed():
+        return reference.max_unpool2d_backward(grad, indices, stride)
     if needs_gradient((grad,)):
-        result: Tensor = _MaxUnpool2dBackward.apply(grad, indices, backend)
+        result: Tensor = _MaxUnpool2dBackward.apply(grad, indices, backend, stride)
         return result
-    result = _BACKWARD.run[backend](grad, indices)
+    result = _BACKWARD.run[backend](grad, indices, stride)
     return result
 
 
@@ -163,7 +168,7 @@ def max_unpool2d(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
         RuntimeError: an index is outside of the result, on the CPU. On a GPU the value is left out,
-            since a check would synchronize with the device.
+            since a check would synchronize with the device, and under the transforms of torch.func.
         NotImplementedError: a sparse or nested tensor.
     """
     check_tensor(input, "input")
@@ -177,9 +182,10 @@ def max_unpool2d(
             f"{input.device}, got {list(indices.shape)} on {indices.device}"
         )
     if input.dim() == 3:
-        args = (kernel_size, stride, padding, output_size)
         batch = input.unsqueeze(0), indices.unsqueeze(0)
-        return max_unpool2d(*batch, *args, backend=backend).squeeze(0)
+        return max_unpool2d(
+            *batch, kernel_size, stride, padding, output_size, backend=backend
+        ).squeeze(0)
     if input.dim() != 4:
         raise ValueError(
             f"input must have shape [N, C, H, W] or [C, H, W], got {list(input.shape)}"
@@ -187,7 +193,7 @@ def max_unpool2d(
     kernel = pair(kernel_size, "kernel_size")
     steps = kernel if stride is None or stride == [] else pair(stride, "stride")
     size = _output_size(input, kernel, steps, pair(padding, "padding"), output_size)
-    return _run(input, indices, _FORWARD.choose(input, backend), size)
+    return _run(input, indices, _FORWARD.choose(input, backend), size, list(steps))
 
 
 class MaxUnpool2d(nn.MaxUnpool2d):

@@ -13,7 +13,8 @@ from .._memory_format import format_of
 def _winners(indices: Tensor, pixels: int) -> Tensor:
     """The last position that names a pixel, or -1: [N, C, pixels] of [N, C, positions]."""
     inside = (indices >= 0) & (indices < pixels)
-    if not indices.is_cuda:
+    # vmap has no rule for the check
+    if not (indices.is_cuda or torch._C._are_functorch_transforms_active()):
         torch._assert_async(inside.all(), f"indices must be at least 0 and below {pixels}")
     last = torch.full((*indices.shape[:2], pixels + 1), -1, device=indices.device)
     positions = torch.arange(indices.shape[2], device=indices.device).expand_as(indices)
@@ -34,7 +35,7 @@ def max_unpool2d(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> 
     return result.contiguous(memory_format=format_of(input))
 
 
-def max_unpool2d_backward(grad: Tensor, indices: Tensor) -> Tensor:
+def max_unpool2d_backward(grad: Tensor, indices: Tensor, _stride: Sequence[int]) -> Tensor:
     """The gradient of each value: that of its pixel, or 0 if a later value took the pixel."""
     flat = indices.flatten(2)
     winners = _winners(flat, grad.shape[2] * grad.shape[3])

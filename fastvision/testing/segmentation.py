@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ from fastvision.models import segmentation
 
 from .models import randomize
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "fcn32s_vgg16": {"base_width": 4},
     "fcn16s_vgg16": {"base_width": 4},
     "fcn8s_vgg16": {"base_width": 4},

@@ -74,7 +74,13 @@ def test_hand_checked(backend):
 def test_ties_and_special_values(backend, channels_last):
     """The first of equal maxima, the last NaN, and the first pixel where all are -inf."""
     rows = torch.tensor(
-        [[1.0, 3, 3, 2], [nan, 5, nan, 7], [-inf, -inf, -inf, -inf], [-inf, inf, inf, 0], [0, -0.0, 0, 0]]
+        [
+            [1.0, 3, 3, 2],
+            [nan, 5, nan, 7],
+            [-inf, -inf, -inf, -inf],
+            [-inf, inf, inf, 0],
+            [0, -0.0, 0, 0],
+        ]
     )
     x = rows.expand(1, 21, 5, 4).contiguous(memory_format=format_of(channels_last))
     args = (x.to(backend.device), (1, 4))
@@ -97,18 +103,17 @@ def test_empty(backend, shape):
     assert x.grad.shape == shape
 
 
+# torch sums in the type of the gradient, and Triton's interpreter is slow
+@pytest.mark.only(lambda backend: backend.name == "cpp")
 def test_sums_in_float32(backend):
-    """A pixel that is the maximum of 900 windows: in float16 a sum of ones would end at 2048, and
-    in bfloat16 at 256."""
-    x = torch.zeros(1, 1, 40, 40, device=backend.device)
-    x[0, 0, 20, 20] = 1
+    """A pixel is the maximum of 2500 windows: in float16 a sum of ones would end at 2048, in
+    bfloat16 at 256."""
     for dtype in (torch.float16, torch.bfloat16):
-        image = leaf(x.to(dtype))
-        args = (image, 30, 1, 15)
-        if backend.name == "reference":
-            continue
-        ops.max_pool2d_with_indices(*args, backend=backend.name)[0].sum().backward()
-        assert image.grad[0, 0, 20, 20] == torch.tensor(600.0).to(dtype) or image.grad.sum() > 0
+        x = torch.zeros(1, 1, 80, 80, dtype=dtype)
+        x[0, 0, 40, 40] = 1
+        x.requires_grad_()
+        ops.max_pool2d_with_indices(x, 50, 1, 25, backend=backend.name)[0].sum().backward()
+        assert x.grad[0, 0, 40, 40] == torch.tensor(2500.0).to(dtype)
 
 
 def test_second_derivatives(backend):
@@ -159,11 +164,11 @@ def test_programs():
 
 def test_module():
     x = cases.feature_map(2, 3, 9, 9)
-    for ours, theirs in ((ops.MaxPool2d, nn.MaxPool2d),):
-        assert isinstance(ours(2), theirs) and repr(ours(2, 1)) == repr(theirs(2, 1))
-        assert torch.equal(ours(3, 2)(x), theirs(3, 2)(x))
-        for a, b in zip(*(m(3, 2, 1, return_indices=True)(x) for m in (ours, theirs)), strict=True):
-            assert torch.equal(a, b)
+    ours, theirs = ops.MaxPool2d, nn.MaxPool2d
+    assert isinstance(ours(2), theirs) and repr(ours(2, 1)) == repr(theirs(2, 1))
+    assert torch.equal(ours(3, 2)(x), theirs(3, 2)(x))
+    for a, b in zip(*(m(3, 2, 1, return_indices=True)(x) for m in (ours, theirs)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_other_types_and_layouts(backend):
@@ -180,7 +185,9 @@ def test_other_types_and_layouts(backend):
 def test_windows_of_every_geometry():
     """Output sizes and indices as torch's, unless torch's windows leave the input."""
     x = ties(1, 1, 5, 6)
-    for kernel, stride, padding, dilation in itertools.product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2)):
+    for kernel, stride, padding, dilation in itertools.product(
+        (1, 2, 3), (1, 2, 3), (0, 1), (1, 2)
+    ):
         for ceil_mode in (False, True):
             window = (kernel, stride, padding, dilation, ceil_mode)
             try:

@@ -113,8 +113,8 @@ def _centre(x: Tensor, like: Tensor) -> Tensor:
 
 @register("segmentation")
 def unet(*, weights: Any = None, progress: bool = True, **options: Any) -> UNet:
-    """U-Net (Ronneberger et al. 2015): 31,033,045 parameters with 21 classes, 48.25 G multiply-adds at
-    256x256.
+    """U-Net (Ronneberger et al. 2015): 31,033,045 parameters with 21 classes, 48.25 G
+    multiply-adds at 256x256.
 
     The paper's takes ``in_channels=1, num_classes=2, padded=False``. By default convolutions are
     padded, so that the result has the images' size.
