@@ -125,7 +125,16 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
   return result;
 }
 
-Tensor max_pool2d_backward(const Tensor& g, const Tensor& places, std::vector<int64_t> size) {
+// The indices say all that the windows would.
+Tensor max_pool2d_backward(
+    const Tensor& g,
+    const Tensor& places,
+    std::vector<int64_t> size,
+    std::vector<int64_t>,
+    std::vector<int64_t>,
+    std::vector<int64_t>,
+    std::vector<int64_t>
+) {
   check_same(g, places, "grad");
   STD_TORCH_CHECK(size.size() == 2, "size must have two values");
   const bool channels_last = is_channels_last(places);

@@ -37,14 +37,16 @@ _FORWARD = declare(
     "max_pool2d_with_indices",
     f"(Tensor input, {_WINDOW}, SymInt[] output_size) -> (Tensor, Tensor)",
     fake=_fake,
+    triton="kernels.max_pool2d.launch_max_pool2d",
     reference=reference.max_pool2d_with_indices,
-    lacks={"cuda": "torch's own op is the reference there"},
+    lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("max_pool2d_with_indices",),
 )
 _BACKWARD = declare(
     "max_pool2d_with_indices_backward",
-    "(Tensor grad, Tensor indices, SymInt[] size) -> Tensor",
+    f"(Tensor grad, Tensor indices, SymInt[] size, {_WINDOW}) -> Tensor",
     fake=_fake_backward,
+    triton="kernels.max_pool2d.launch_max_pool2d_backward",
     reference=reference.max_pool2d_backward,
 )
 
@@ -55,38 +57,39 @@ class _MaxPool2d(torch.autograd.Function):
         output, indices = _FORWARD.run[backend](input, *window)
         ctx.save_for_backward(indices)
         ctx.mark_non_differentiable(indices)
-        ctx.backend, ctx.size = backend, input.shape[2:]
+        ctx.backend, ctx.size, ctx.window = backend, list(input.shape[2:]), window[:-1]
         return output, indices
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
-        return _backward(grad, indices, ctx.backend, ctx.size), None, None
+        return _backward(grad, indices, ctx.backend, ctx.size, *ctx.window), None, None
 
 
 class _MaxPool2dBackward(torch.autograd.Function):
     """Linear in the gradient: its own gradient gathers where it adds."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, size: Any) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
         ctx.save_for_backward(indices)
-        result: Tensor = _BACKWARD.run[backend](grad, indices, list(size))
+        ctx.geometry = geometry
+        result: Tensor = _BACKWARD.run[backend](grad, indices, *geometry)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
         gathered = grad.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
-        return gathered, None, None, None
+        return gathered, None, None, *(None for _ in ctx.geometry)
 
 
-def _backward(grad: Tensor, indices: Tensor, backend: str, size: Any) -> Tensor:
+def _backward(grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
     if is_transformed():
-        return reference.max_pool2d_backward(grad, indices, size)
+        return reference.max_pool2d_backward(grad, indices, *geometry)
     if needs_gradient((grad,)):
-        result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, size)
+        result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, *geometry)
         return result
-    result = _BACKWARD.run[backend](grad, indices, list(size))
+    result = _BACKWARD.run[backend](grad, indices, *geometry)
     return result
 
 

@@ -34,6 +34,7 @@ _FORWARD = declare(
     "max_unpool2d",
     "(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
     fake=_fake,
+    triton="kernels.max_unpool2d.launch_max_unpool2d",
     reference=reference.max_unpool2d,
     lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("max_unpool2d",),
@@ -42,6 +43,7 @@ _BACKWARD = declare(
     "max_unpool2d_backward",
     "(Tensor grad, Tensor indices, SymInt[] stride) -> Tensor",
     fake=_fake_backward,
+    triton="kernels.max_unpool2d.launch_max_unpool2d_backward",
     reference=reference.max_unpool2d_backward,
 )
 

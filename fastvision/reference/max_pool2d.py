@@ -35,7 +35,9 @@ def max_pool2d_with_indices(
     return F.max_pool2d_with_indices(input, *args)
 
 
-def max_pool2d_backward(grad: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+def max_pool2d_backward(
+    grad: Tensor, indices: Tensor, size: Sequence[int], *_window: Sequence[int]
+) -> Tensor:
     """The sum of ``grad`` over the windows whose maximum a pixel is: [N, C, *size]."""
     zeros = grad.new_zeros(*grad.shape[:2], size[0] * size[1])
     sums = zeros.scatter_add(2, indices.flatten(2), grad.flatten(2))

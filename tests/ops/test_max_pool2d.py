@@ -159,7 +159,8 @@ def test_programs():
     operator = torch.ops.fastvision.max_pool2d_with_indices.default
     torch.library.opcheck(operator, (x, [3, 3], [2, 2], [1, 1], [1, 1], [5, 5]))
     backward = torch.ops.fastvision.max_pool2d_with_indices_backward.default
-    torch.library.opcheck(backward, (*ops.max_pool2d_with_indices(x, 2), [9, 9]))
+    window = ([2, 2], [2, 2], [0, 0], [1, 1])
+    torch.library.opcheck(backward, (*ops.max_pool2d_with_indices(x, 2), [9, 9], *window))
 
 
 def test_module():
