@@ -23,10 +23,10 @@ void set_pair(int64_t (&target)[2], const std::vector<int64_t>& values, const ch
 void check_windows(const MaxPoolArgs& args) {
   const int64_t sizes[2] = {args.H, args.W}, outputs[2] = {args.OH, args.OW};
   for (int axis = 0; axis < 2; ++axis) {
-    const int64_t span = args.dilation[axis] * (args.kernel[axis] - 1) + 1;
     STD_TORCH_CHECK(
         args.kernel[axis] > 0 && args.stride[axis] > 0 && args.dilation[axis] > 0 &&
-            args.padding[axis] >= 0 && args.padding[axis] <= span / 2 && outputs[axis] > 0 &&
+            args.padding[axis] >= 0 && args.padding[axis] <= args.kernel[axis] / 2 &&
+            outputs[axis] > 0 &&
             (outputs[axis] - 1) * args.stride[axis] - args.padding[axis] < sizes[axis],
         "kernel_size, stride, padding, dilation and output_size do not belong together"
     );

@@ -97,10 +97,10 @@ def _output_extent(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> int:
     extent = dilation * (kernel - 1) + 1
-    if not 0 <= padding <= extent // 2:
+    if not 0 <= padding <= kernel // 2:
         raise ValueError(
-            f"padding must be at least 0 and at most half of the {extent} pixels that the kernel "
-            f"spans, got {padding}"
+            f"padding must be at least 0 and at most half of the kernel's size {kernel}, "
+            f"got {padding}"
         )
     output = (size + 2 * padding - extent + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (output - 1) * stride >= size + padding:

@@ -207,7 +207,7 @@ def test_windows_of_every_geometry():
         ({"kernel_size": 0}, ValueError, r"kernel_size must be at least 1, got \(0, 0\)"),
         ({"stride": (1, 0)}, ValueError, r"stride must be at least 1, got \(1, 0\)"),
         ({"dilation": 0}, ValueError, r"dilation must be at least 1, got \(0, 0\)"),
-        ({"padding": 2}, ValueError, "padding must be .* half of the 2 pixels .*, got 2"),
+        ({"padding": 2}, ValueError, "padding must be .* half of the kernel's size 2, got 2"),
         ({"padding": -1}, ValueError, "padding must be at least 0 .*, got -1"),
         ({"kernel_size": 5}, ValueError, "input: a kernel that spans 5 pixels .* into 4"),
         ({"kernel_size": 1.5}, TypeError, r"kernel_size must be one or two integers, got 1\.5"),
