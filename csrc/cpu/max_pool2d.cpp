@@ -61,19 +61,20 @@ struct Best {
 };
 
 // A row of the input by phases: columns[phase][i] = row[i * stride + phase - padding], and minus
-// infinity outside, so that the taps of neighbouring outputs are neighbours.
+// infinity outside, so that the taps of neighbouring outputs are neighbours. Phases are `length`
+// apart.
 template <typename A>
-void split_phases(
-    const A* row, int64_t W, int64_t stride, int64_t padding, int64_t length, A* columns
-) {
+void split_phases(const MaxPoolArgs& p, const A* row, int64_t length, A* columns) {
   constexpr int lanes = lanes_v<A>;
-  for (int64_t phase = 0; phase < stride; ++phase, columns += length) {
+  const int64_t stride = p.stride[1], padding = p.padding[1], W = p.W;
+  const int64_t count = p.OW + max_pool2d_steps(p);
+  for (int64_t phase = 0; phase < max_pool2d_phases(p); ++phase, columns += length) {
     const int64_t before = padding > phase ? (padding - phase + stride - 1) / stride : 0;
     const int64_t shift = phase - padding;
     int64_t end = W > shift ? (W - 1 - shift) / stride + 1 : 0;
-    end = end < length ? end : length;
+    end = end < count ? end : count;
     int64_t i = 0;
-    for (; i < before && i < length; ++i) {
+    for (; i < before && i < count; ++i) {
       columns[i] = lowest<A>();
     }
     if (stride == 1) {
@@ -89,7 +90,7 @@ void split_phases(
     for (; i < end; ++i) {
       columns[i] = row[i * stride + shift];
     }
-    for (; i < length; ++i) {
+    for (; i < count; ++i) {
       columns[i] = lowest<A>();
     }
   }
@@ -136,9 +137,9 @@ template <typename T, typename A>
 void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
   constexpr int lanes = lanes_v<A>;
   const int64_t width = max_pool2d_columns(p);
-  const int64_t length = width + p.dilation[1] * (p.kernel[1] - 1) / p.stride[1] + 1;
+  const int64_t length = width + max_pool2d_steps(p);
   A* const columns = scratch;
-  A* const values = columns + p.stride[1] * length;
+  A* const values = columns + max_pool2d_phases(p) * length;
   A* const places = values + width;
   A* const first_places = places + width;  // of the first tap inside, from the window's left
   A* const wide = first_places + width;
@@ -154,7 +155,7 @@ void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
     const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
     for (int64_t kh = rows.first; kh < rows.last; ++kh) {
       const T* row = plane + (top + kh * p.dilation[0]) * p.W;
-      split_phases(widen(row, p.W, wide), p.W, p.stride[1], p.padding[1], length, columns);
+      split_phases(p, widen(row, p.W, wide), length, columns);
       const lane_t<A> row_place = static_cast<lane_t<A>>(kh * p.dilation[0] * p.W);
       for (int64_t ow = 0; ow < p.OW; ow += lanes) {
         Best<A> best;

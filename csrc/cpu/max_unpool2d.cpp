@@ -92,22 +92,22 @@ bool unpool(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
 template <int kRows, typename T, typename Channels>
 bool in_tiles(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& channels) {
   const int64_t rows = kRows == 0 ? args.tile[0] : kRows;
-  const int64_t last = args.tile[1] - 1;
+  const uint64_t last = args.tile[1] - 1;
   for (int64_t h = 0; h < args.H; ++h) {
-    int64_t outside = 0;  // its sign
+    uint64_t outside = 0;  // the highest bit
     for (int64_t w = 0; w < args.W; ++w) {
       const int64_t* indices = group.indices + (h * args.W + w) * group.step;
       const int64_t corner = h * args.tile[0] * args.row + w * args.tile[1];
       for (int64_t c = 0; c < channels(); ++c) {
-        int64_t in_no_row = -1;
+        uint64_t in_no_row = ~uint64_t(0);
         for (int64_t dy = 0; dy < rows; ++dy) {
-          const int64_t column = indices[c] - corner - dy * args.row;
+          const uint64_t column = static_cast<uint64_t>(indices[c]) - corner - dy * args.row;
           in_no_row &= column | (last - column);
         }
         outside |= in_no_row;
       }
     }
-    if (outside < 0) {
+    if (outside >> 63 != 0) {
       return false;
     }
   }
@@ -117,8 +117,8 @@ bool in_tiles(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& 
 // Whether no two indices are equal and all are in the plane, if the tiles can tell.
 template <typename T, typename Channels>
 bool are_distinct(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& channels) {
-  const bool fits = args.tile[0] > 0 && args.tile[1] > 0 && args.tile[1] * args.W <= args.row &&
-                    args.tile[0] * args.H * args.row <= args.pixels;
+  const bool fits = args.tile[0] > 0 && args.tile[1] > 0 && args.tile[1] <= args.row / args.W &&
+                    args.tile[0] <= args.pixels / args.row / args.H;
   if (!fits) {
     return false;
   }

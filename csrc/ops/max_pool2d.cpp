@@ -1,5 +1,6 @@
 #include "ops/max_pool2d.h"
 
+#include <algorithm>
 #include <limits>
 #include <memory>
 
@@ -20,16 +21,21 @@ void set_pair(int64_t (&target)[2], const std::vector<int64_t>& values, const ch
   }
 }
 
-void check_windows(const MaxPoolArgs& args) {
+// Also drops taps that no window has inside, and a stride that no window follows, which bounds the
+// scratch memory and all products of these numbers.
+void check_windows(MaxPoolArgs& args) {
   const int64_t sizes[2] = {args.H, args.W}, outputs[2] = {args.OH, args.OW};
   for (int axis = 0; axis < 2; ++axis) {
+    int64_t &kernel = args.kernel[axis], &stride = args.stride[axis];
+    const int64_t padding = args.padding[axis], dilation = args.dilation[axis];
     STD_TORCH_CHECK(
-        args.kernel[axis] > 0 && args.stride[axis] > 0 && args.dilation[axis] > 0 &&
-            args.padding[axis] >= 0 && args.padding[axis] <= args.kernel[axis] / 2 &&
-            outputs[axis] > 0 &&
-            (outputs[axis] - 1) * args.stride[axis] - args.padding[axis] < sizes[axis],
+        sizes[axis] > 0 && kernel > 0 && stride > 0 && dilation > 0 && padding >= 0 &&
+            padding <= kernel / 2 && outputs[axis] > 0 &&
+            (outputs[axis] - 1) <= (sizes[axis] + padding - 1) / stride,
         "kernel_size, stride, padding, dilation and output_size do not belong together"
     );
+    kernel = std::min(kernel, (sizes[axis] + padding - 1) / dilation + 1);
+    stride = outputs[axis] == 1 ? 1 : stride;
   }
   const int64_t last =
       args.dilation[0] * (args.kernel[0] - 1) * args.W + args.dilation[1] * (args.kernel[1] - 1);

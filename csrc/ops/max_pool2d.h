@@ -26,12 +26,23 @@ static inline int64_t max_pool2d_columns(const MaxPoolArgs& args) {
   return (args.OW + 15) / 16 * 16;
 }
 
+// Phases of the stride in which there are taps.
+static inline int64_t max_pool2d_phases(const MaxPoolArgs& args) {
+  const int64_t span = args.dilation[1] * (args.kernel[1] - 1) + 1;
+  return span < args.stride[1] ? span : args.stride[1];
+}
+
+// Columns of a phase that precede those of the last tap.
+static inline int64_t max_pool2d_steps(const MaxPoolArgs& args) {
+  return args.dilation[1] * (args.kernel[1] - 1) / args.stride[1];
+}
+
 // Elements of scratch, contiguous only: one input row by phases of the stride, then the maxima and
 // places of an output row, then an input row in the type of arithmetic.
 static inline int64_t max_pool2d_scratch(const MaxPoolArgs& args) {
-  const int64_t steps = args.dilation[1] * (args.kernel[1] - 1) / args.stride[1] + 1;
   const int64_t columns = max_pool2d_columns(args);
-  return args.stride[1] * (columns + steps) + 3 * columns + (args.W + 15) / 16 * 16;
+  return max_pool2d_phases(args) * (columns + max_pool2d_steps(args)) + 3 * columns +
+         (args.W + 15) / 16 * 16;
 }
 
 // Output rows [begin, end) of N * C * OH, or N * OH if channels_last. The first pointer selects the

@@ -110,6 +110,7 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
   if (result.numel() == 0) {
     return result;
   }
+  STD_TORCH_CHECK(g.size(2) > 0 && g.size(3) > 0, "grad must have pixels");
   MaxUnpoolArgs args = layout(indices, g.size(2) * g.size(3), channels_last, g.element_size());
   args.row = g.size(3);
   args.tile[0] = stride[0];

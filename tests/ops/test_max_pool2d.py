@@ -27,6 +27,8 @@ CASES = [
     ((1, 5, 17, 41), ((2, 5), (1, 3), (1, 2), (2, 1), True)),
     ((1, 3, 3, 70), ((1, 3), (1, 2), 0, (1, 3), False)),
     ((2, 4, 6, 6), (6, 1, 3, 1, True)),
+    ((2, 3, 9, 37), ((9, 37), None, 0, 1, False)),
+    ((1, 2, 20, 50), (2, (7, 9), 1, (1, 3), False)),
 ]
 IDS = [f"{shape}-{window}" for shape, window in CASES]
 # Triton's interpreter is slow
@@ -92,6 +94,22 @@ def test_ties_and_special_values(backend, channels_last):
     theirs = F.max_pool2d(x, 3, 1, 1, return_indices=True)
     assert_matches(padded[0].cpu(), theirs[0])
     assert torch.equal(padded[1].cpu(), theirs[1])
+
+
+@LAYOUTS
+@pytest.mark.only(lambda backend: backend.name == "cpp")
+def test_huge_windows(backend, channels_last):
+    x = leaf(ties(1, 5, 6, 7, channels_last=channels_last))
+    for window in ((2**40, 2**61, 2**39), (3, 2**61, 1), (2**31, 2**31, 2**30), (2, 1, 1, 2**61)):
+        try:
+            values, indices = ops.max_pool2d_with_indices(x, *window, backend=backend.name)
+        except ValueError:
+            assert window[-1] == 2**61
+            continue
+        places = indices.flatten(2)
+        assert torch.equal(x.flatten(2).gather(2, places), values.flatten(2))
+        corner = x[:, :, :2, :2] if window[0] == 3 else x
+        assert torch.equal(values[:, :, 0, 0], corner.amax((2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)], ids=str)

@@ -129,8 +129,10 @@ def test_operators_check_indices():
         operators.max_unpool2d(x, indices, [4, 4])
     with pytest.raises(RuntimeError, match="indices must be at least 0 and below 16"):
         operators.max_pool2d_with_indices_backward(x, indices, [4, 4], *window)
-    with pytest.raises(RuntimeError, match="indices must be at least 0 and below 4"):
-        operators.max_unpool2d_backward(x, indices, [2, 2])
+    for stride in ([2, 2], [1, 1], [2**62, 2**62], [0, -1]):
+        for bad in (99, -1, -(2**63), 2**63 - 1):
+            with pytest.raises(RuntimeError, match="indices must be at least 0 and below 4"):
+                operators.max_unpool2d_backward(x, torch.full_like(indices, bad), stride)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2, 2), (2, 0, 2, 2)], ids=str)
