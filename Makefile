@@ -36,7 +36,7 @@ $(VENV)/.tools: constraints.txt
 
 # no isolation: an isolated build would download a torch of its own for its headers
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)
-	$(VENV_PYTHON) -m pip install -c constraints.txt --no-build-isolation -e ".[test,bench,dev]"
+	$(VENV_PYTHON) -m pip install -c constraints.txt --no-build-isolation -e ".[test,bench,dev,train]"
 	touch $@
 
 build: $(VENV)/.built

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -31,6 +31,17 @@ def torch_include() -> Path:
     return Path(spec.origin).parent / "include"
 
 
+def python_module() -> dict[str, str]:
+    """What CMake needs for fastvision._C, which is tied to one Python: in-place builds only."""
+    import pybind11
+
+    return {
+        "FASTVISION_PYTHON_MODULE": "ON",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         in_place = self.editable_mode or self.inplace
@@ -43,11 +54,10 @@ class CMakeBuild(build_ext):
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_INSTALL_PREFIX": prefix,
-            "Python_EXECUTABLE": sys.executable,
             # an isolated build's tools are gone the next time: never take them from CMake's cache
             "CMAKE_MAKE_PROGRAM": ninja,
-            "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTVISION_TORCH_INCLUDE": torch_include(),
+            **(python_module() if in_place else {}),
             **{name: os.environ[name] for name in OPTIONS if name in os.environ},
         }
         flags = [f"-D{name}={value}" for name, value in options.items()]
@@ -63,4 +73,13 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("fastvision._C", [])], cmdclass={"build_ext": CMakeBuild})
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        """For any Python 3: the library has nothing of Python in it."""
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(
+    ext_modules=[Extension("fastvision.libfastvision", [])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+)

@@ -21,7 +21,14 @@ BASELINE = "torchvision"
 EAGER, EAGER_CHANNELS_LAST = "eager", "eager, channels_last"
 BASELINES = (BASELINE, EAGER, EAGER_CHANNELS_LAST)  # the fastest of a case's is what counts
 COMPILED = "torch.compile"  # of the baseline's function
-PEERS = (*BASELINES, COMPILED)  # the other providers are fastvision's backends
+# inference engines, part of a case where they are installed
+ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
+PEERS = (
+    *BASELINES,
+    COMPILED,
+    ONNX_RUNTIME,
+    OPENVINO,
+)  # the other providers are fastvision's backends
 
 Inputs = tuple[Any, ...]
 Providers = dict[str, Callable[..., Any]]

@@ -33,8 +33,8 @@ def _cpu_model() -> str:
 
 
 def _isa_level() -> str:
-    if _extension._C is not None:
-        return _extension._C.cpu_capability()
+    if _extension.missing is None:
+        return _extension.cpu_level()
     return torch.backends.cpu.get_cpu_capability().lower()
 
 
@@ -65,10 +65,10 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    if _extension._C is not None:
-        facts["compiler"] = _extension._C.compiler()
+    if _extension.missing is None:
+        facts["compiler"] = _extension.compiler()
         if device.type == "cuda":
-            facts["cuda"] = f"{torch.version.cuda}, kernels by {_extension._C.cuda_version()}"
+            facts["cuda"] = f"{torch.version.cuda}, kernels by {_extension.cuda_version()}"
     for name in _backend.ORDER[device.type]:
         reason = _backend.unsupported(name, device.type, device.index)
         if reason is not None:

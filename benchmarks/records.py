@@ -35,6 +35,7 @@ GROUPS = {
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",
+    "roi_pool": r"^([^,]+), .* bins, (\w+)",
 }
 
 

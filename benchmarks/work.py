@@ -82,6 +82,46 @@ def roi_align(
     return Work(moved, 2 * fmas * channels * (forward + backward))
 
 
+def roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    scale: float,
+    bins: int,
+    *,
+    forward: bool = True,
+    backward: bool = False,
+) -> Work:
+    """Touched pixels read once and compared once per box, the result and positions written once.
+
+    The backward reads the gradient and the positions and writes the gradient of the features; a
+    forward alone needs no positions.
+
+    Args:
+        input: [N, C, H, W].
+        rois: [K, 5] in image coordinates.
+        scale: from those to pixels.
+        bins: per axis.
+        forward, backward: which of them the case runs.
+    """
+    N, C, H, W = input.shape
+    touched = np.zeros((N, H, W), dtype=bool)
+    compared = 0
+    for image, *corners in rois.tolist():
+        x1, y1, x2, y2 = (math.floor(corner * scale + 0.5) for corner in corners)
+        rows = slice(max(y1, 0), max(max(y2, y1) + 1, 0))
+        columns = slice(max(x1, 0), max(max(x2, x1) + 1, 0))
+        touched[int(image), rows, columns] = True
+        compared += touched[int(image), rows, columns].size
+    element = input.element_size()
+    results = len(rois) * C * bins * bins
+    moved = rois.numel() * rois.element_size()
+    if forward:
+        moved += int(touched.sum()) * C * element + results * (element + 4 * backward)
+    if backward:
+        moved += results * (element + 4) + input.numel() * element
+    return Work(moved, (compared * forward + len(rois) * bins * bins * backward) * C)
+
+
 def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool = False) -> Work:
     """Input, weight and residual read once, output written once; two operations per tap and output.
     A linear layer is a convolution of one tap per feature.

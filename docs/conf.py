@@ -18,6 +18,8 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 
-# every cross-reference resolves, except those to torch and Python, whose inventories are online
+# every cross-reference resolves, except those to other packages, whose inventories are online
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(torch\.|nn\.|Tensor|collections\.|list\[).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch\.|nn\.|numpy\.|pathlib\.|Tensor|collections\.|list\[|dict\[).*"),
+]

@@ -23,17 +23,16 @@ def _installed(distribution: str) -> str | None:
 
 
 def _library() -> dict[str, Any]:
-    library = _extension._C
-    if library is None:
+    if _extension.missing is not None:
         return {"missing": _extension.missing}
     return {
         "missing": None,
-        "compiler": library.compiler(),
-        "cpu_levels": library.cpu_levels(),
-        "cpu_level_supported": library.cpu_capability_supported(),
-        "cpu_level": library.cpu_capability(),
-        "cuda": library.cuda_version() or None,
-        "cuda_architectures": library.cuda_architectures(),
+        "compiler": _extension.compiler(),
+        "cpu_levels": _extension.cpu_levels(),
+        "cpu_level_supported": _extension.cpu_level_supported(),
+        "cpu_level": _extension.cpu_level(),
+        "cuda": _extension.cuda_version() or None,
+        "cuda_architectures": _extension.cuda_architectures(),
     }
 
 

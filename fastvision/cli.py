@@ -50,13 +50,45 @@ def _report(facts: dict[str, Any]) -> Iterator[str]:
                 yield f"  no {backend}: {reason}"
 
 
+def _add_training(commands: Any) -> None:
+    command = commands.add_parser("train", help="train a model by a recipe")
+    command.add_argument("recipe", nargs="?", help="name of a recipe, or a .toml file")
+    command.add_argument("--list", action="store_true", help="list the recipes")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace values of the recipe, such as optimizer.lr=0.1",
+    )
+    command.add_argument("--output", metavar="DIR", help="folder of the run (runs/RECIPE)")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    kind.add_argument(
+        "--short", action="store_true", help="a few steps; exit code 1 unless the loss falls"
+    )
+    command.add_argument("--device", help="cpu or cuda; a GPU if there is one")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    command = commands.add_parser("evaluate", help="test a trained model")
+    command.add_argument("path", help="folder of a run, or a checkpoint")
+    command.add_argument("--device", help="cpu or cuda; a GPU if there is one")
+    command.add_argument("--samples", metavar="PNG", help="draw samples and answers here")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastvision", description="Vision kernels for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("info", help="versions, hardware, backends")
     command.add_argument("--json", action="store_true", help="print fastvision.info() as JSON")
+    _add_training(commands)
     options = parser.parse_args(arguments)
 
+    if options.command != "info":
+        from .training import command as training  # it needs packages that the ops do not
+
+        return training.run(options)
     facts = info()
     print(json.dumps(facts, indent=2) if options.json else "\n".join(_report(facts)))
     return 0

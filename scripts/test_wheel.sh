@@ -11,6 +11,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 wheel=$(realpath "$1")
 torch=$2
 shift 2
+case $(basename "$wheel") in
+  *-py3-none-*) ;;
+  *) echo "$wheel is not for every Python 3"; exit 1 ;;
+esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 environment=${ENVIRONMENT:-$work/venv}
@@ -29,11 +33,13 @@ cp "$root/pyproject.toml" "$work/"  # pytest's settings
 cd "$work"
 "$python" -m fastvision info
 "$python" - "$environment" <<'PYTHON'
+import importlib.util
 import sys
 from pathlib import Path
 import fastvision
 from fastvision import _extension
 assert _extension.missing is None, _extension.missing
+assert importlib.util.find_spec("fastvision._C") is None, "it is tied to one Python"
 assert Path(fastvision.__file__).is_relative_to(Path(sys.argv[1]).resolve()), fastvision.__file__
 PYTHON
 "$python" -m pytest -q tests "$@"

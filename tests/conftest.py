@@ -61,7 +61,7 @@ def cpu_level() -> Iterator[None]:
     if _extension.missing is not None:
         pytest.skip(_extension.missing)
     yield
-    _extension._C.set_cpu_capability(_extension._C.cpu_capability_supported())
+    _extension.set_cpu_level(_extension.cpu_level_supported())
 
 
 @pytest.fixture(
@@ -75,7 +75,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     """Each implementation of an op that this machine has."""
     if request.param.level is not None:
         request.getfixturevalue("cpu_level")
-        _extension._C.set_cpu_capability(request.param.level)
+        _extension.set_cpu_level(request.param.level)
     return request.param
 
 

@@ -5,10 +5,10 @@
 namespace fastvision {
 
 // levels in ascending order: 0 baseline, 1 avx2 (with FMA and F16C), 2 avx512 (F, BW, CD, DQ, VL)
-__attribute__((visibility("default"))) int cpu_level();
-__attribute__((visibility("default"))) int cpu_level_supported();
+int cpu_level();
+int cpu_level_supported();
 // Lowers (or restores) the level; a level above what this CPU has is clamped to it.
-__attribute__((visibility("default"))) void set_cpu_level(int level);
+void set_cpu_level(int level);
 
 }  // namespace fastvision
 

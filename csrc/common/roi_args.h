@@ -29,6 +29,8 @@ struct RoiArgs {
   int num_levels;
   const void* rois;  // [K, 5] (batch, x1, y1, x2, y2), float, or double for double features
   void* pooled;      // [K, C, PH, PW], or [K, PH, PW, C] if channels_last; output or its gradient
+  int32_t* argmax;  // as pooled: where the maximum is, y * W + x, or -1; of an op that has one, and
+                    // null in a forward that nobody differentiates
   int64_t N;
   int64_t C;
   int64_t K;

@@ -190,4 +190,92 @@ struct BilinearAxis {
   }
 };
 
+// RoIPool: the whole pixels that a bin touches (Fast R-CNN, section 2.1), in the order of
+// operations of torchvision. Their weights are 1.
+template <typename A>
+struct CellAxis {
+  using Value = A;
+
+  A start;  // first pixel
+  A bin_size;
+  int bins;
+  int extent;  // pixels of the map
+  bool none;   // the roi gives zeros
+
+  FASTVISION_HOST_DEVICE static CellAxis make(
+      const RoiArgs&, A low, A high, double spatial_scale, int64_t bins, int64_t extent
+  ) {
+    const A scale = static_cast<A>(spatial_scale);
+    const A first = round(rounded_multiply(low, scale));
+    const A last = round(rounded_multiply(high, scale));
+    CellAxis axis;
+    axis.start = in_32_bits(first);
+    const int64_t size =
+        static_cast<int64_t>(in_32_bits(last)) - static_cast<int64_t>(axis.start) + 1;
+    axis.bin_size = static_cast<A>(size > 1 ? size : 1) / static_cast<A>(bins);
+    axis.bins = static_cast<int>(bins);
+    axis.extent = static_cast<int>(extent);
+    axis.none = extent == 0 || !isfinite(first) || !isfinite(last);
+    return axis;
+  }
+
+  FASTVISION_HOST_DEVICE bool too_fine() const { return false; }
+  FASTVISION_HOST_DEVICE bool empty() const { return none; }
+  FASTVISION_HOST_DEVICE void clear() { none = true; }
+  FASTVISION_HOST_DEVICE A divisor(int) const { return A(1); }
+
+  // The pixels of a bin, [begin, end), clipped to the map.
+  FASTVISION_HOST_DEVICE int begin(int bin) const {
+    return clipped(static_cast<A>(floor(rounded_multiply(static_cast<A>(bin), bin_size))));
+  }
+  FASTVISION_HOST_DEVICE int end(int bin) const {
+    const A next = static_cast<A>(static_cast<int64_t>(bin) + 1);
+    return clipped(static_cast<A>(ceil(rounded_multiply(next, bin_size))));
+  }
+
+  FASTVISION_HOST_DEVICE bool reaches(int low, int high) const {
+    return begin(0) <= high && end(bins - 1) > low;
+  }
+
+  // A bin that no bin with that pixel comes before; those with it are close behind.
+  FASTVISION_HOST_DEVICE int first_bin(int pixel) const {
+    const A guess = (static_cast<A>(pixel) - start) / bin_size - 2;
+    int bin = static_cast<int>(at_most(at_least(guess, A(0)), static_cast<A>(bins - 1)));
+    bin = bin < bins ? bin : bins - 1;  // where rounding took bins - 1 up
+    while (bin > 0 && end(bin - 1) > pixel) {
+      --bin;
+    }
+    return bin;
+  }
+
+  template <typename F>
+  FASTVISION_DEVICE void for_each_tap(int bin, int low, int high, F f) const {
+    const int first = begin(bin) > low ? begin(bin) : low;
+    const int last = end(bin) - 1 < high ? end(bin) - 1 : high;
+    for (int pixel = first; pixel <= last; ++pixel) {
+      f(pixel, A(1));
+    }
+  }
+
+  FASTVISION_HOST_DEVICE int64_t most_per_bin() const {
+    // a bin of less than two pixels touches three at most
+    const int64_t span = static_cast<int64_t>(bin_size) + 3;
+    return extent < span ? extent : span;
+  }
+  int64_t most() const { return bins * most_per_bin(); }
+  static int64_t most(const RoiArgs&, int64_t bins, int64_t extent) { return extent + bins; }
+  FASTVISION_HOST_DEVICE int overlap() const { return 1; }
+  FASTVISION_HOST_DEVICE int rank(int bin) const { return bin; }
+
+ private:
+  // A coordinate further out than 2**31 pixels counts as that.
+  FASTVISION_HOST_DEVICE static A in_32_bits(A x) {
+    return at_most(at_least(x, A(-2147483648.0)), A(2147483648.0));
+  }
+  FASTVISION_HOST_DEVICE int clipped(A offset) const {
+    const int64_t pixel = static_cast<int64_t>(start) + static_cast<int64_t>(offset);
+    return static_cast<int>(none || pixel < 0 ? 0 : pixel > extent ? extent : pixel);
+  }
+};
+
 }  // namespace fastvision

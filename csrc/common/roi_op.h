@@ -11,6 +11,11 @@ namespace fastvision {
 // Accumulator<WeightedSum, ...>.
 struct WeightedSum {};
 
+// The largest of a bin's pixels, and where it is: the first such in a row-major order. As in
+// torchvision, pixels count that are more than the lowest finite float, so never a NaN; without one
+// that is the result, and the gradient goes nowhere. A bin without pixels gives 0.
+struct Maximum {};
+
 // Output channel c is pooled from channel c of the features in every bin.
 struct AllChannels {
   // every bin reads the same channels, so a kernel may share their pixels among bins

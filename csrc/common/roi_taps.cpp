@@ -86,5 +86,7 @@ RoiTaps<Axis>::RoiTaps(const RoiArgs& args) : rois_(args.K) {
 
 template class RoiTaps<BilinearAxis<float>>;
 template class RoiTaps<BilinearAxis<double>>;
+template class RoiTaps<CellAxis<float>>;
+template class RoiTaps<CellAxis<double>>;
 
 }  // namespace fastvision

@@ -114,27 +114,6 @@ inline void scatter_planar(
   }
 }
 
-template <typename A>
-inline bool touches(const RoiFootprint& roi, const RoiBackwardTask& task) {
-  return roi.y_begin < task.y_end && roi.y_end > task.y_begin && roi.x_begin < task.x_end &&
-         roi.x_end > task.x_begin;
-}
-
-// Writes n finished sums in the gradient's type.
-template <typename T, typename A>
-inline void write(const A* sums, T* out, int64_t n) {
-  constexpr int lanes = lanes_v<A>;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    store(out + i, load(sums + i));
-  }
-  if (i < n) {
-    store_partial(
-        out + i, load_partial(sums + i, static_cast<int>(n - i)), static_cast<int>(n - i)
-    );
-  }
-}
-
 template <typename Channels, typename T, typename A>
 void backward(
     const RoiArgs& args, const RoiTapsView<A>& view, const RoiBackwardTask& task, A* scratch
@@ -161,7 +140,7 @@ void backward(
   for (int64_t i = 0; i < task.count; ++i) {
     const int64_t k = task.rois[i];
     const RoiFootprint& roi = view.rois[k];
-    if (!touches<A>(roi, task)) {
+    if (!touches(roi, task)) {
       continue;
     }
     const RoiBins<A> bins(args, view, k);

@@ -60,17 +60,18 @@ inline void store_lanes(T* p, V v, int count) {
 }
 
 // Runs f<vectors, partial>(channel, lanes of the last vector) over [begin, end) in the widest
-// pieces.
-template <typename A, typename F>
+// pieces, of at most kMost vectors: 8, or 4 where each has more than one accumulator.
+template <typename A, int kMost = 8, typename F>
 inline void for_channel_pieces(int64_t begin, int64_t end, const F& f) {
   constexpr int lanes = lanes_v<A>;
   int64_t c = begin;
-  for (; c + 8 * lanes <= end; c += 8 * lanes) {
-    f.template operator()<8, false>(c, lanes);
+  if constexpr (kMost == 8) {
+    for (; c + 8 * lanes <= end; c += 8 * lanes) {
+      f.template operator()<8, false>(c, lanes);
+    }
   }
-  if (c + 4 * lanes <= end) {
+  for (; c + 4 * lanes <= end; c += 4 * lanes) {
     f.template operator()<4, false>(c, lanes);
-    c += 4 * lanes;
   }
   if (c + 2 * lanes <= end) {
     f.template operator()<2, false>(c, lanes);
@@ -82,6 +83,26 @@ inline void for_channel_pieces(int64_t begin, int64_t end, const F& f) {
   }
   if (c < end) {
     f.template operator()<1, true>(c, static_cast<int>(end - c));
+  }
+}
+
+inline bool touches(const RoiFootprint& roi, const RoiBackwardTask& task) {
+  return roi.y_begin < task.y_end && roi.y_end > task.y_begin && roi.x_begin < task.x_end &&
+         roi.x_end > task.x_begin;
+}
+
+// Writes n finished sums in the gradient's type.
+template <typename T, typename A>
+inline void write(const A* sums, T* out, int64_t n) {
+  constexpr int lanes = lanes_v<A>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    store(out + i, load(sums + i));
+  }
+  if (i < n) {
+    store_partial(
+        out + i, load_partial(sums + i, static_cast<int>(n - i)), static_cast<int>(n - i)
+    );
   }
 }
 

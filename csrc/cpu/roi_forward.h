@@ -134,33 +134,23 @@ void forward(
 ) {
   static_assert(Channels::kSharedByBins, "the kernels take all bins from one pixel or plane");
   constexpr int lanes = lanes_v<A>;
-  const int64_t pooled_plane = args.PH * args.PW;
-  for (int64_t i = task.begin; i < task.end; ++i) {
-    const int64_t k = task.order[i];
-    const RoiFootprint& roi = view.rois[k];
-    const RoiLevel& level = args.levels[roi.level];
-    const RoiBins<A> bins(args, view, k);
-    const int64_t plane = level.H * level.W;
-    const T* features = static_cast<const T*>(level.features);
-    const T* image = features + roi.image * args.C * plane;
-    T* pooled = static_cast<T*>(args.pooled) + k * args.C * pooled_plane;
+  for_each_roi<T>(args, view, task, [&](const RoiOfTask<T, A>& own) {
     if (args.channels_last) {
       for_channel_pieces<A>(
           task.c_begin,
           task.c_end,
-          PoolChannelsLast<Reduction, T, A>{args, bins, image, level.W, pooled}
+          PoolChannelsLast<Reduction, T, A>{args, own.bins, own.image, own.W, own.pooled}
       );
-      continue;
+      return;
     }
     for (int64_t c = task.c_begin; c < task.c_end; c += lanes) {
-      const int64_t count = task.c_end - c;
-      const Planes<const T, lanes> maps(image + c * plane, plane, count);
-      const Planes<T, lanes> out(pooled + c * pooled_plane, pooled_plane, count);
+      const auto maps = own.template maps<lanes>(c, task.c_end);
+      const auto out = own.template pooled_planes<lanes>(c, task.c_end);
       pool_planar<Reduction, T, A>(
-          args, bins, roi, maps, features + args.N * args.C * plane, level.W, out, scratch
+          args, own.bins, own.roi, maps, own.maps_end, own.W, out, scratch
       );
     }
-  }
+  });
 }
 
 }  // namespace

@@ -95,5 +95,59 @@ inline bool has_taps(uint64_t mask, int64_t column) {
   return mask >> least(column / lanes_v<A>, 63) & 1;
 }
 
+// A roi of a forward task: its bins, the image that it is pooled from, and where the bins go.
+template <typename T, typename A>
+struct RoiOfTask {
+  const RoiFootprint& roi;
+  RoiBins<A> bins;
+  const T* image;     // [C, H, W] or [H, W, C]
+  const T* maps_end;  // of all images
+  int64_t W;
+  int64_t plane;
+  T* pooled;        // [C, PH, PW] or [PH, PW, C]
+  int32_t* argmax;  // likewise, or null
+  int64_t pooled_plane;
+
+  // The planes of a vector's worth of channels from c on, in NCHW.
+  template <int kLanes>
+  Planes<const T, kLanes> maps(int64_t c, int64_t c_end) const {
+    return {image + c * plane, plane, c_end - c};
+  }
+  template <int kLanes>
+  Planes<T, kLanes> pooled_planes(int64_t c, int64_t c_end) const {
+    return {pooled + c * pooled_plane, pooled_plane, c_end - c};
+  }
+  template <int kLanes>
+  Planes<int32_t, kLanes> argmax_planes(int64_t c, int64_t c_end) const {
+    return {argmax + c * pooled_plane, pooled_plane, c_end - c};
+  }
+};
+
+template <typename T, typename A, typename F>
+inline void for_each_roi(
+    const RoiArgs& args, const RoiTapsView<A>& view, const RoiForwardTask& task, const F& f
+) {
+  const int64_t pooled_plane = args.PH * args.PW;
+  for (int64_t i = task.begin; i < task.end; ++i) {
+    const int64_t k = task.order[i];
+    const RoiFootprint& roi = view.rois[k];
+    const RoiLevel& level = args.levels[roi.level];
+    const int64_t plane = level.H * level.W;
+    const T* features = static_cast<const T*>(level.features);
+    const int64_t first = k * args.C * pooled_plane;
+    f(RoiOfTask<T, A>{
+        roi,
+        RoiBins<A>(args, view, k),
+        features + roi.image * args.C * plane,
+        features + args.N * args.C * plane,
+        level.W,
+        plane,
+        static_cast<T*>(args.pooled) + first,
+        args.argmax == nullptr ? nullptr : args.argmax + first,
+        pooled_plane
+    });
+  }
+}
+
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA

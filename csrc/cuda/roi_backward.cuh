@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cuda/roi_common.cuh"
+#include "cuda/roi_tiles.cuh"
 
 namespace fastvision {
 namespace {
@@ -16,43 +16,11 @@ constexpr int kBatchBytes = 16 << 10;
 constexpr int kTileWidth = 8;       // channels_last: pixels of a thread
 constexpr int kPlanesPerTile = 16;  // NCHW: channels of a thread
 
-// How the gradient maps are cut into tiles, one block each.
-struct BackwardPlan {
-  int64_t first_block[kMaxLevels + 1];
-  int tile_height;
-  int tile_width;
-  int slices;    // pieces of the channels
+struct BackwardPlan : TilePlan {
   int window_y;  // bins
   int window_x;
   int batch;
 };
-
-struct Tile {
-  int level;
-  int image;
-  int y;
-  int x;
-  int slice;
-};
-
-__device__ inline Tile tile_of(const RoiArgs& args, const BackwardPlan& plan, int64_t block) {
-  Tile tile;
-  tile.level = 0;
-  while (block >= plan.first_block[tile.level + 1]) {
-    ++tile.level;
-  }
-  block -= plan.first_block[tile.level];
-  const int64_t columns = ceil_div(args.levels[tile.level].W, plan.tile_width);
-  const int64_t rows = ceil_div(args.levels[tile.level].H, plan.tile_height);
-  // neighbours in the order of blocks read the same rois' gradients
-  tile.slice = static_cast<int>(block % plan.slices);
-  block /= plan.slices;
-  tile.x = static_cast<int>(block % columns) * plan.tile_width;
-  block /= columns;
-  tile.y = static_cast<int>(block % rows) * plan.tile_height;
-  tile.image = static_cast<int>(block / rows);
-  return tile;
-}
 
 // Of one axis of a roi, for a window of bins and the pixels of a tile, in shared memory.
 template <typename Axis>
@@ -121,28 +89,6 @@ struct BatchWeights {
     };
   }
 };
-
-// Lists the threads whose `hit` is true, in their order; gives their number.
-__device__ inline int compact(bool hit, int* list) {
-  __shared__ int warp_hits[kWarps];
-  const int warp = threadIdx.x / 32;
-  const unsigned hits = __ballot_sync(0xffffffffu, hit);
-  if (threadIdx.x % 32 == 0) {
-    warp_hits[warp] = __popc(hits);
-  }
-  __syncthreads();
-  int before = 0;
-  int total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? warp_hits[w] : 0;
-    total += warp_hits[w];
-  }
-  if (hit) {
-    list[before + __popc(hits & ((1u << threadIdx.x % 32) - 1))] = threadIdx.x;
-  }
-  __syncthreads();
-  return total;
-}
 
 // A thread's part of a tile in channels_last: kTileWidth pixels of a row, and some channels.
 template <typename Op, typename T, bool kVector>
@@ -357,12 +303,7 @@ __global__ void __launch_bounds__(kThreads, TileSum::kMinBlocks) roi_backward_ke
 
 template <typename Op, typename T, typename TileSum>
 void launch_tiles(const RoiArgs& args, BackwardPlan plan, cudaStream_t stream) {
-  for (int level = 0; level < args.num_levels; ++level) {
-    const RoiLevel& map = args.levels[level];
-    plan.first_block[level + 1] =
-        plan.first_block[level] +
-        args.N * ceil_div(map.H, plan.tile_height) * ceil_div(map.W, plan.tile_width) * plan.slices;
-  }
+  plan.count_blocks(args);
   if (plan.first_block[args.num_levels] == 0) {
     return;
   }

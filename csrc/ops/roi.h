@@ -49,7 +49,9 @@ static inline int64_t roi_batch_rows(const RoiArgs& args) {
 }
 static inline int64_t roi_padded(int64_t n) { return (n + 31) / 16 * 16; }
 static inline int64_t roi_scratch(const RoiArgs& args, int64_t width) {
-  return (roi_padded(width) + roi_padded(roi_batch_rows(args) * args.PW)) * kChannelsPlanar;
+  const int64_t planes = args.argmax == nullptr ? 1 : 2;  // of values, of positions
+  return (roi_padded(width) + roi_padded(roi_batch_rows(args) * args.PW)) * kChannelsPlanar *
+         planes;
 }
 
 // The CPU kernels, for a reduction and a channel map; T is what the maps and the output are of, A
@@ -77,6 +79,10 @@ FASTVISION_DECLARE_ROI(WeightedSum, AllChannels, float, float)
 FASTVISION_DECLARE_ROI(WeightedSum, AllChannels, double, double)
 FASTVISION_DECLARE_ROI(WeightedSum, AllChannels, half_t, float)
 FASTVISION_DECLARE_ROI(WeightedSum, AllChannels, bfloat16_t, float)
+FASTVISION_DECLARE_ROI(Maximum, AllChannels, float, float)
+FASTVISION_DECLARE_ROI(Maximum, AllChannels, double, double)
+FASTVISION_DECLARE_ROI(Maximum, AllChannels, half_t, float)
+FASTVISION_DECLARE_ROI(Maximum, AllChannels, bfloat16_t, float)
 #undef FASTVISION_DECLARE_ROI
 
 // CUDA, of an op as ops/roi_align.h describes one, and of float, double, half_t and bfloat16_t. All

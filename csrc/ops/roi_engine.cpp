@@ -29,7 +29,7 @@ void check_levels(size_t levels, size_t scales) {
 }
 
 // Taps count the pixels and bins of an axis in int, and float rounds the largest ints up.
-void check_axes(const RoiArgs& args) {
+void check_axes(const RoiArgs& args, bool has_argmax) {
   constexpr int64_t kMaxExtent = INT32_MAX - 128;
   check_fits_int(args.PH, "an output height");
   check_fits_int(args.PW, "an output width");
@@ -42,6 +42,41 @@ void check_axes(const RoiArgs& args) {
         " x ",
         map.W,
         " pixels"
+    );
+    STD_TORCH_CHECK(
+        !has_argmax || map.H * map.W <= INT32_MAX,
+        "the position of a maximum is int32, and cannot tell the pixels of a map of ",
+        map.H,
+        " x ",
+        map.W
+    );
+  }
+}
+
+Tensor empty_positions(const Tensor& pooled) {
+  std::vector<int64_t> sizes, strides;
+  for (int64_t dim = 0; dim < pooled.dim(); ++dim) {
+    sizes.push_back(pooled.size(dim));
+    strides.push_back(pooled.stride(dim));
+  }
+  return empty_strided(sizes, strides, ScalarType::Int, sizeof(int32_t), pooled.device());
+}
+
+void check_positions(const Tensor& argmax, const Tensor& grad) {
+  check_dim(argmax, 4, "argmax");
+  STD_TORCH_CHECK(
+      argmax.scalar_type() == ScalarType::Int && argmax.device() == grad.device(),
+      "argmax must be int32, and on the device of grad"
+  );
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(
+        argmax.size(dim) == grad.size(dim),
+        "argmax must have the shape of grad, got ",
+        argmax.size(dim),
+        " and ",
+        grad.size(dim),
+        " in dimension ",
+        dim
     );
   }
 }
@@ -57,7 +92,8 @@ Tensor roi_pooled(
     RoiArgs args,
     std::vector<Tensor> features,
     const Tensor& rois,
-    const std::vector<double>& spatial_scales
+    const std::vector<double>& spatial_scales,
+    Tensor* argmax
 ) {
   check_levels(features.size(), spatial_scales.size());
   const ScalarType dtype = features[0].scalar_type();
@@ -89,8 +125,12 @@ Tensor roi_pooled(
   Tensor pooled =
       empty_in_format(features[0], args.K, channels, args.PH, args.PW, args.channels_last);
   args.pooled = pooled.mutable_data_ptr();
+  if (argmax != nullptr) {
+    *argmax = empty_positions(pooled);
+    args.argmax = static_cast<int32_t*>(argmax->mutable_data_ptr());
+  }
   if (pooled.numel() > 0) {
-    check_axes(args);
+    check_axes(args, argmax != nullptr);
     op.forward(args, features[0]);
   }
   return pooled;
@@ -102,7 +142,8 @@ std::vector<Tensor> roi_gradients(
     const Tensor& grad,
     const Tensor& rois,
     const std::vector<int64_t>& sizes,
-    const std::vector<double>& spatial_scales
+    const std::vector<double>& spatial_scales,
+    const Tensor* argmax
 ) {
   check_dim(grad, 4, "grad");
   STD_TORCH_CHECK(sizes.size() % 2 == 1, "sizes must be N, then H and W of each level");
@@ -114,6 +155,12 @@ std::vector<Tensor> roi_gradients(
       grad.size(0) == rois.size(0), "grad must be of ", rois.size(0), " rois, got ", grad.size(0)
   );
   const Tensor pooled = in_format(grad, args.channels_last);
+  Tensor positions;  // as long as the kernels read it
+  if (argmax != nullptr) {
+    check_positions(*argmax, grad);
+    positions = in_format(*argmax, args.channels_last);
+    args.argmax = const_cast<int32_t*>(static_cast<const int32_t*>(positions.const_data_ptr()));
+  }
   args.num_levels = static_cast<int>(sizes.size() / 2);
   args.rois = rois_dense.const_data_ptr();
   args.pooled = const_cast<void*>(pooled.const_data_ptr());
@@ -134,7 +181,7 @@ std::vector<Tensor> roi_gradients(
       torch::stable::zero_(g);
     }
   } else if (args.N > 0 && args.C > 0) {
-    check_axes(args);
+    check_axes(args, argmax != nullptr);
     op.backward(args, grad);
   }
   return grads;

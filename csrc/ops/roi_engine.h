@@ -19,23 +19,26 @@ struct RoiKernels {
 
 // Pools rois [K, 5] from the levels of a pyramid, [N, C, H, W] each, to [K, pooled channels, PH,
 // PW], in the memory format of the first level. `args` has PH, PW and the options of the op.
+// `argmax`, of an op with a maximum, gets where each is, int32 and in the same format.
 Tensor roi_pooled(
     const RoiKernels& op,
     RoiArgs args,
     std::vector<Tensor> features,
     const Tensor& rois,
-    const std::vector<double>& spatial_scales
+    const std::vector<double>& spatial_scales,
+    Tensor* argmax = nullptr
 );
 
 // The gradients of the levels, from the one of the output. `args` has channels_last and the options
-// of the op, `sizes` are N, then H and W of each level.
+// of the op, `sizes` are N, then H and W of each level; `argmax` is the one of the forward.
 std::vector<Tensor> roi_gradients(
     const RoiKernels& op,
     RoiArgs args,
     const Tensor& grad,
     const Tensor& rois,
     const std::vector<int64_t>& sizes,
-    const std::vector<double>& spatial_scales
+    const std::vector<double>& spatial_scales,
+    const Tensor* argmax = nullptr
 );
 
 // Refuses a size that kernels cannot count in int; `name` has its article.

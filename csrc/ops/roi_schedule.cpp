@@ -10,8 +10,14 @@ namespace {
 
 constexpr int64_t kChannelsLast = 64;  // channels of a task: four cache lines of floats per pixel
 constexpr int64_t kRoisPerTask = 16;
-constexpr int64_t kSerialWork = 1 << 18;   // multiply-adds below which waking threads does not pay
-constexpr int64_t kTileBytes = 128 << 10;  // a gradient tile stays in the second-level cache
+constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking threads does not pay
+
+// How gradient maps are cut into tiles, which stay in the second-level cache.
+struct Tiling {
+  int64_t channels;
+  int64_t width;
+  int64_t bytes;
+};
 
 // channels of a task; in NCHW one vector
 int64_t channel_step_of(const RoiArgs& args) {
@@ -19,6 +25,16 @@ int64_t channel_step_of(const RoiArgs& args) {
     return kChannelsLast;
   }
   return cpu_level() == 2 ? kChannelsPlanar : kChannelsPlanar / 2;
+}
+
+Tiling tiling_of(const RoiArgs& args, int64_t W) {
+  if (args.argmax != nullptr) {
+    // of whole rows: the place of a position y * W + x in the tile is then a difference. A cache
+    // line of channels, or a few planes, leave bytes for many rows
+    return {args.channels_last ? 16 : 4, W, 256 << 10};
+  }
+  // channels_last: squarish tiles; NCHW: whole rows, whose lines are contiguous
+  return {channel_step_of(args), args.channels_last ? std::min<int64_t>(W, 32) : W, 128 << 10};
 }
 
 int64_t work_of(const RoiArgs& args) {
@@ -117,11 +133,11 @@ void RoiBackwardSchedule::cut_into_tiles(const RoiArgs& args, int level, int64_t
   if (H == 0 || W == 0) {
     return;
   }
-  const int64_t c_step = channel_step_of(args);
-  // channels_last: squarish tiles; NCHW: whole rows, whose lines are contiguous
-  const int64_t x_step = args.channels_last ? std::min<int64_t>(W, 32) : W;
+  const Tiling tiling = tiling_of(args, W);
+  const int64_t c_step = tiling.channels;
+  const int64_t x_step = tiling.width;
   const int64_t row_bytes = roi_padded(x_step) * std::min(c_step, roi_padded(args.C)) * element;
-  const int64_t y_step = std::clamp<int64_t>(kTileBytes / row_bytes, 1, H);
+  const int64_t y_step = std::clamp<int64_t>(tiling.bytes / row_bytes, 1, H);
   scratch =
       std::max(scratch, y_step * roi_padded(x_step) * roi_padded(c_step) + roi_scratch(args, W));
   for (int64_t image = 0; image < args.N; ++image) {

@@ -1,4 +1,5 @@
-// fastvision._C: what the library was built with, and the CPU level its kernels run at.
+// fastvision._C: the functions of library.h as a Python module. It is tied to one version of
+// Python, so wheels leave it out, and the package itself does without.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,54 +7,38 @@
 #include <string>
 #include <vector>
 
-#include "build_info.h"
-#include "common/isa.h"
+#include "python/library.h"
 
 namespace py = pybind11;
 
 namespace {
 
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, ';');) {
-    parts.push_back(part);
+std::vector<std::string> split(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> words;
+  for (std::string word; stream >> word;) {
+    words.push_back(word);
   }
-  return parts;
+  return words;
 }
 
-const std::vector<std::string>& levels() {
-  static const std::vector<std::string> names = split(FASTVISION_ISA_LEVELS);
-  return names;
-}
+std::vector<std::string> cpu_levels() { return split(fastvision_cpu_levels()); }
 
-void set_cpu_capability(const std::string& name) {
-  for (size_t level = 0; level < levels().size(); ++level) {
-    if (levels()[level] == name) {
-      if (static_cast<int>(level) > fastvision::cpu_level_supported()) {
-        throw py::value_error("this CPU does not support the level '" + name + "'");
-      }
-      fastvision::set_cpu_level(static_cast<int>(level));
-      return;
-    }
+void set_cpu_level(const std::string& level) {
+  if (const char* reason = fastvision_set_cpu_level(level.c_str())) {
+    throw py::value_error("CPU level '" + level + "': " + reason);
   }
-  throw py::value_error("unknown CPU level '" + name + "'");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and CPU capability of fastvision's compiled library.";
-  m.def("cuda_architectures", [] { return split(FASTVISION_CUDA_ARCHS); });
-  m.def("cuda_version", [] { return std::string(FASTVISION_CUDA_VERSION); });
-  m.def("compiler", [] { return std::string(FASTVISION_CXX_COMPILER); });
-  m.def("cpu_levels", [] { return levels(); }, "Levels compiled in, lowest first.");
-  m.def("cpu_capability", [] { return levels()[fastvision::cpu_level()]; }, "The level in use.");
-  m.def("cpu_capability_supported", [] { return levels()[fastvision::cpu_level_supported()]; });
-  m.def(
-      "set_cpu_capability",
-      &set_cpu_capability,
-      py::arg("level"),
-      "Run the CPU kernels at a given level; ValueError where this CPU lacks it."
-  );
+  m.doc() = "Build information and CPU level of fastvision's compiled library.";
+  m.def("compiler", &fastvision_compiler);
+  m.def("cuda_version", &fastvision_cuda_version);
+  m.def("cuda_architectures", [] { return split(fastvision_cuda_architectures()); });
+  m.def("cpu_levels", &cpu_levels);
+  m.def("cpu_level", [] { return cpu_levels()[fastvision_cpu_level()]; });
+  m.def("cpu_level_supported", [] { return cpu_levels()[fastvision_cpu_level_supported()]; });
+  m.def("set_cpu_level", &set_cpu_level, py::arg("level"));
 }

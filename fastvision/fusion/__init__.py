@@ -34,7 +34,7 @@ def fuse(
     dtype: torch.dtype | None = None,
     example_inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
-    """Returns a copy of ``model`` for inference that runs chains of layers as single ops.
+    """Returns a copy of ``model`` that runs chains of layers as single ops.
 
     A chain is a convolution (also transposed), a batch normalization with running statistics, the
     addition of a residual and an activation, or a linear layer and an activation. Batch
@@ -59,11 +59,14 @@ def fuse(
     to the weight of a convolution between its call and the first use of its result is an error.
 
     With ``training=True``, the copy is for training. It shares the parameters and buffers of
-    ``model``, so an optimizer may hold either's, and keeps its hooks and state dict. Batch
-    normalization, addition and activation run as one differentiable op, and 3x3 convolutions in
-    channels_last use Winograd's algorithm where that is faster. The result of a normalization is
-    computed at its first use: writing to its input, or to a residual added to it, before that is an
-    error. ``fuse(copy)`` makes an inference copy.
+    ``model``, so an optimizer may hold either's, and keeps its hooks and state dict; convert the
+    model (``to()``, ``double()``) before, not after. Batch normalization, addition and activation
+    run as one differentiable op, and on the CPU 3x3 convolutions in channels_last use Winograd's
+    algorithm where that is faster. The result of a normalization is computed at its first use:
+    writing in place to its input, its parameters or a residual added to it before that is an error,
+    if torch counts the write (``.data`` is not counted). Once an activation has used it, asking for
+    its gradient by a hook or ``retain_grad()`` is an error. Results are ordinary tensors, in lists,
+    tuples and dicts too. ``fuse(copy)`` makes an inference copy.
 
     Args:
         model: any module; it is not changed.
@@ -81,11 +84,13 @@ def fuse(
 
     Raises:
         TypeError: ``model`` is not an nn.Module, or an option has the wrong type.
-        ValueError: ``dtype`` is not a floating-point dtype, or an option cannot be combined with
-            ``training``.
+        ValueError: ``dtype`` is not a floating-point dtype, or an option or an inference copy is
+            combined with ``training``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(training, bool):
+        raise TypeError(f"training must be True or False, got {training!r}")
     if channels_last is not None and not isinstance(channels_last, bool):
         raise TypeError(f"channels_last must be True, False or None, got {channels_last!r}")
     if dtype is not None and not isinstance(dtype, torch.dtype):

@@ -1,8 +1,9 @@
-"""The result of a normalization in training that is computed with what follows it.
+"""A normalization's result in training, computed together with the addition and the activation
+that follow.
 
 A Pending is a tensor with the gradient of a normalization and no memory. An addition or an
 activation, as torch calls it, continues it as one op; any other function of torch gets the computed
-result. Compiled code that torch does not tell of (a scripted function, an extension) takes it as an
+result. Code that bypasses __torch_function__ (a scripted function, an extension) takes it as an
 ordinary tensor: operators compute it, and its own node in autograd's graph has its gradient.
 """
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from .._memory_format import format_of
 from ..ops._normalization import BatchNormReLU, Normalization
 from ..reference.activations import DEFAULT_SLOPE
-from .trees import map_tree
+from .trees import map_tree, tensors_in
 
 _plain = torch._C.DisableTorchFunctionSubclass
 
@@ -29,22 +30,23 @@ class Pending(Tensor):
     _normalization: Normalization
     _residual: Tensor | None
     _versions: tuple[int, ...]
-    _value: Tensor | None  # what it has become
-    _value_version: int  # with which the value equals what the node in the graph computes; or -1
+    _value: Tensor | None  # the tensor it has become
+    _value_version: int  # of the value while it is the node's result; -1 after a write in place
+    _continued: bool  # as part of another op, which has no gradient for this result
 
     def read(self) -> tuple[Normalization, Tensor | None]:
         """What is to be computed; an error if a tensor that it is made of was written to."""
         if _versions(self._normalization, self._residual) != self._versions:
             raise RuntimeError(
-                "a tensor was modified in place between a batch normalization that takes it, or an "
-                "addition to its result, and the use of the result; fuse(training=True) computes "
-                "it when it is used"
+                "an input or a parameter of a batch normalization, or a residual added to its "
+                "result, was modified in place before the result was used, which is when "
+                "fuse(training=True) computes it"
             )
         return self._normalization, self._residual
 
     def activate(self, activation: str, negative_slope: float) -> Tensor:
         normalization, residual = self.read()
-        with _plain(), torch.set_grad_enabled(self.requires_grad):
+        with _plain(), torch.inference_mode(False), torch.set_grad_enabled(self.requires_grad):
             return normalization.run(residual, activation, negative_slope)
 
     def resolve(self) -> Tensor:
@@ -73,7 +75,10 @@ class Pending(Tensor):
             result = step(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        args, kwargs = _resolved(args), _resolved(kwargs)
+        if func in _OF_THE_GRAPH:
+            _refuse_continued(args[1:] if func is torch.autograd.grad else args)
+            _refuse_continued(kwargs.get("inputs"))
+        args, kwargs = resolved(args), resolved(kwargs)
         with _plain():
             return func(*args, **kwargs)
 
@@ -83,8 +88,8 @@ class Pending(Tensor):
     ) -> Any:
         if func._schema.is_mutable:
             raise RuntimeError(
-                f"{func} writes to the result of a batch normalization in code that torch does not "
-                "tell of, which fuse(training=True) cannot follow"
+                f"{func} writes to the result of a batch normalization in code that bypasses "
+                "__torch_function__, which fuse(training=True) cannot follow"
             )
         return func(*_memory(args), **_memory(kwargs or {}))
 
@@ -110,7 +115,7 @@ def pend(normalization: Normalization, residual: Tensor | None = None) -> Pendin
         pending: Any = normalization.apply(_Pend, residual, 0, DEFAULT_SLOPE)
     pending._normalization, pending._residual = normalization, residual
     pending._versions = _versions(normalization, residual)
-    pending._value, pending._value_version = None, -1
+    pending._value, pending._value_version, pending._continued = None, -1, False
     return pending
 
 
@@ -119,8 +124,9 @@ def _versions(normalization: Normalization, residual: Tensor | None) -> tuple[in
     return tuple(t._version for t in tensors if t is not None)
 
 
-def _resolved(value: Any) -> Any:
-    return value.resolve() if type(value) is Pending else map_tree(_resolved, value)
+def resolved(value: Any) -> Any:
+    """With the computed tensors in place of all Pendings in lists, tuples and dicts."""
+    return value.resolve() if type(value) is Pending else map_tree(resolved, value)
 
 
 def _memory(value: Any) -> Any:
@@ -128,47 +134,70 @@ def _memory(value: Any) -> Any:
     if type(value) is not Pending:
         return map_tree(_memory, value)
     memory = value.resolve()
-    if value._value_version != memory._version:
+    with _plain():
+        same_node = (
+            value._value_version == memory._version
+            and value.requires_grad == memory.requires_grad
+            and not memory._backward_hooks
+            and not memory.retains_grad
+        )
+    if not same_node:
         raise RuntimeError(
-            "the result of a batch normalization was modified in place and is then used by code "
-            "that torch does not tell of; fuse(training=True) cannot give it the right gradient"
+            "the result of a batch normalization was written to, detached or given a hook, and is "
+            "then used by code that bypasses __torch_function__; fuse(training=True) cannot give "
+            "it the right gradient"
         )
     return memory.detach()
 
 
+def _refuse_continued(value: Any) -> None:
+    for tensor in tensors_in(value):
+        if type(tensor) is Pending and tensor._continued and tensor._value is None:
+            raise RuntimeError(
+                "the result of this batch normalization is part of one op with the activation "
+                "after it and has no gradient of its own: register hooks before the activation, "
+                "or train the model without fuse(training=True)"
+            )
+
+
 def _ends(activation: str) -> Callable[..., Any]:
-    def step(input: Any, inplace: bool = False) -> Any:
-        if not _waits(input):
-            return NotImplemented
-        result = input.activate(activation, DEFAULT_SLOPE)
-        return input.become(result) if inplace else result
+    def step(input: Any, inplace: bool = False, **others: Any) -> Any:
+        return _end(input, activation, DEFAULT_SLOPE, inplace, others)
 
     return step
 
 
 def _ends_in_place(activation: str) -> Callable[..., Any]:
-    return lambda input: _ends(activation)(input, inplace=True)
+    return lambda input: _end(input, activation, DEFAULT_SLOPE, True, {})
 
 
-def _leaky_relu(input: Any, negative_slope: float = DEFAULT_SLOPE, inplace: bool = False) -> Any:
-    if not _waits(input):
+def _leaky_relu(
+    input: Any, negative_slope: float = DEFAULT_SLOPE, inplace: bool = False, **others: Any
+) -> Any:
+    return _end(input, "leaky_relu", negative_slope, inplace, others)
+
+
+def _end(input: Any, activation: str, negative_slope: float, inplace: bool, others: Any) -> Any:
+    if others or not _waits(input):
         return NotImplemented
-    result = input.activate("leaky_relu", negative_slope)
+    input._continued = True
+    result = input.activate(activation, negative_slope)
     return input.become(result) if inplace else result
 
 
-def _add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+def _add(input: Any, other: Any = None, *rest: Any, alpha: Any = 1, **others: Any) -> Any:
     if not _takes(input, other):
         input, other = other, input
-    if alpha != 1 or not _takes(input, other):
+    if rest or others or alpha != 1 or not _takes(input, other):
         return NotImplemented
-    return pend(input.read()[0], _resolved(other))
+    input._continued = True
+    return pend(input.read()[0], resolved(other))
 
 
-def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
-    if alpha != 1 or not _takes(input, other):
+def _add_in_place(input: Any, other: Any = None, *rest: Any, alpha: Any = 1) -> Any:
+    if rest or alpha != 1 or not _takes(input, other):
         return NotImplemented
-    return input.become(pend(input.read()[0], _resolved(other)))
+    return input.become(pend(input.read()[0], resolved(other)))
 
 
 def _waits(input: Any) -> bool:
@@ -182,7 +211,9 @@ def _takes(input: Any, other: Any) -> bool:
         and input._residual is None
         and type(other) in (Tensor, Pending)
         and input is not other
+        and not other.is_inference()
         and (input.shape, input.dtype, input.device) == (other.shape, other.dtype, other.device)
+        and input.stride() == other.stride()  # which decide the strides of the sum
     )
 
 
@@ -208,13 +239,22 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
 }
+# that concern the node of a result in autograd's graph
+_OF_THE_GRAPH = (
+    Tensor.register_hook,
+    Tensor.retain_grad,
+    Tensor.backward,
+    torch.autograd.grad,
+    torch.autograd.backward,
+)
 # that a wrapper answers like the tensor it stands for
 _FACTS = frozenset(
     getattr(Tensor, name).__get__
     for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf",
-                 "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mkldnn", "is_nested")
+                 "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_mkldnn",
+                 "is_nested")
 ) | {
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous,
     Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex,
-    Tensor.__len__, Tensor.element_size,
+    Tensor.__len__, Tensor.element_size, Tensor.is_inference,
 }  # fmt: skip

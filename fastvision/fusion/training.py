@@ -7,18 +7,18 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from .._memory_format import is_channels_last
 from ..ops._checks import FLOATING, is_eager, is_transformed, needs_gradient
 from ..ops._layers import is_frozen_batch_norm
 from ..ops._normalization import normalization_of
-from ..ops.chain import process_group_of, statistics_of
+from ..ops.chain import count_batch, has_dtype_for, process_group_of, statistics_of
 from ..ops.conv.conv2d import convolution_in_training
 from ..ops.conv.spec import parse
-from .classes import Mixed, become
+from .classes import Fused, Mixed, become
 from .eligible import is_norm
-from .pending import Pending, pend
-from .trees import map_tree
+from .pending import Pending, pend, resolved
 
 
 class TrainedNorm(Mixed):
@@ -30,14 +30,24 @@ class TrainedNorm(Mixed):
     eps: float
 
     def forward(self, input: Any) -> Any:
-        if not isinstance(input, Tensor) or input.dim() < 2 or not _can_wait(input, self.weight):
+        if not _can_wait(input, self.weight) or not has_dtype_for(self, input):
             return super().forward(input)
+        if is_frozen_batch_norm(self):  # of any shape and dtype otherwise
+            if input.dim() != 4 or any(b.dtype != input.dtype for b in self.buffers()):
+                return super().forward(input)
+        else:
+            self._check_input_dim(input)  # type: ignore[operator]
         input = input.resolve() if type(input) is Pending else input
+        if not (input.is_contiguous() or is_channels_last(input)):
+            return super().forward(input)
         (running_mean, running_var), training, momentum = statistics_of(self)
+        if not training and running_mean is not None:
+            running_mean = running_mean.clone()  # read when the result is used
         normalization = normalization_of(
             input, running_mean, running_var, self.weight, self.bias, training, momentum, self.eps,
-            process_group_of(self) if training else None,
+            process_group_of(self),
         )  # fmt: skip
+        count_batch(self)
         return pend(normalization)
 
 
@@ -53,10 +63,10 @@ class TrainedConv2d(Mixed):
 
     def forward(self, input: Any) -> Any:
         if (
-            not isinstance(input, Tensor)
+            not _can_wait(input, self.weight)
             or input.dim() != 4
+            or input.dtype != self.weight.dtype
             or torch.is_autocast_enabled(input.device.type)
-            or not _can_wait(input, self.weight)
         ):
             return super().forward(input)
         input = input.resolve() if type(input) is Pending else input
@@ -74,33 +84,35 @@ class TrainedModel(Mixed):
     def body_for(cls, base: Any) -> dict[str, Any]:
         @functools.wraps(base.forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _resolved(base.forward(self, *args, **kwargs))
+            return resolved(base.forward(self, *args, **kwargs))
 
         return {"forward": forward}
 
 
-def _resolved(result: Any) -> Any:
-    return result.resolve() if type(result) is Pending else map_tree(_resolved, result)
-
-
-def _can_wait(input: Tensor, weight: Tensor | None) -> bool:
-    """Whether autograd alone records the call, of what the ops take."""
+def _can_wait(input: Any, weight: Tensor | None) -> bool:
+    """Whether autograd alone records the call, and the ops take its tensors."""
     return (
-        needs_gradient((input, weight))
-        and input.dtype in FLOATING
+        is_eager()
         and type(input) in (Tensor, nn.Parameter, Pending)
-        and is_eager()
+        and (weight is None or type(weight.data) is Tensor)
+        and needs_gradient((input, weight))
+        and input.dtype in FLOATING
+        and not input.is_inference()
         and not is_transformed()
     )
 
 
 def fuse_for_training(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with its parameters and buffers, see :func:`fastvision.fuse`."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    if any(isinstance(module, Fused) for module in model.modules()):
+        raise ValueError("model must not be a copy that fuse() made for inference")
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        shared |= {id(hook): hook for hooks in _hooks_of(module) for hook in hooks.values()}
     trained = copy.deepcopy(model, shared)
-    for module in list(trained.modules()):
-        if isinstance(module, (Mixed, torch.jit.ScriptModule)):
-            continue
+    for module in trained.modules():
+        if module is trained or isinstance(module, (Mixed, torch.jit.ScriptModule)):
+            continue  # the whole model gives ordinary tensors
         if is_norm(module) and (is_frozen_batch_norm(module) or _is_torchs(module)):
             become(module, TrainedNorm)
         elif (
@@ -109,9 +121,25 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
             and "forward" not in vars(module)
         ):
             become(module, TrainedConv2d)
-    if "forward" not in vars(trained) and not isinstance(trained, (Mixed, torch.jit.ScriptModule)):
+    if isinstance(trained, fx.GraphModule):
+        _resolve_output(trained)
+    elif "forward" not in vars(trained) and not isinstance(
+        trained, (Mixed, torch.jit.ScriptModule)
+    ):
         become(trained, TrainedModel)
     return trained
+
+
+def _hooks_of(module: nn.Module) -> list[dict[Any, Any]]:
+    return [value for name, value in vars(module).items() if name.endswith("_hooks") and value]
+
+
+def _resolve_output(module: fx.GraphModule) -> None:
+    """As TrainedModel, for a graph, whose code is its own."""
+    output = next(iter(reversed(module.graph.nodes)))
+    with module.graph.inserting_before(output):
+        output.args = (module.graph.call_function(resolved, (output.args[0],)),)
+    module.recompile()
 
 
 def _is_torchs(module: nn.Module) -> bool:

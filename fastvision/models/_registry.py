@@ -23,6 +23,8 @@ def register(task: str) -> Callable[[Builder], Builder]:
     """Lists the decorated builder under its name."""
 
     def add(builder: Builder) -> Builder:
+        if builder.__name__ in _ENTRIES:
+            raise ValueError(f"there is a model {builder.__name__!r} already")
         _ENTRIES[builder.__name__] = _Entry(builder, task)
         return builder
 
@@ -70,7 +72,7 @@ def get_model_builder(name: str) -> Callable[..., nn.Module]:
     """
     entry = _ENTRIES.get(name)
     if entry is None:
-        raise ValueError(f"unknown model {name!r}, see fastvision.models.list_models()")
+        raise ValueError(f"name must be one of fastvision.models.list_models(), got {name!r}")
     return entry.builder
 
 

@@ -24,7 +24,8 @@ class Stages(nn.ModuleDict):
         stages: the name of a child, and the name of its result.
 
     Raises:
-        ValueError: the model has no child of such a name.
+        ValueError: there are no stages, the model has no child of such a name, or two stages have
+            results of one name.
 
     Example:
         >>> backbone = Stages(fastvision.models.resnet50(), {"layer3": "aux", "layer4": "out"})
@@ -34,12 +35,14 @@ class Stages(nn.ModuleDict):
 
     def __init__(self, model: nn.Module, stages: Mapping[str, str]) -> None:
         children = dict(model.named_children())
+        if not stages or len(set(stages.values())) < len(stages):
+            raise ValueError(f"stages must be names of children and distinct results, got {stages}")
         missing = [name for name in stages if name not in children]
         if missing:
             raise ValueError(f"stages: the model has no child {missing}, but {list(children)}")
         last = max(map(list(children).index, stages))
         super().__init__(dict(list(children.items())[: last + 1]))
-        self.stages = dict(stages)
+        self._results = dict(stages)
 
     def forward(self, images: Any) -> dict[str, Tensor]:
         """The results by name, in the order of the layers."""
@@ -47,8 +50,8 @@ class Stages(nn.ModuleDict):
         value, waiting = enter(images), []
         for name, layer in self.items():
             waiting.append(layer)
-            if name in self.stages:
+            if name in self._results:
                 value = run_layers(waiting, value)
                 waiting = []
-                results[self.stages[name]] = value
+                results[self._results[name]] = value
         return results

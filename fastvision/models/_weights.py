@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +27,12 @@ def load_weights(model: Model, name: str, weights: Any, progress: bool = True) -
 
     Raises:
         ValueError: there are no weights of this name for the model.
-        FileNotFoundError: a path of a file that is not there.
+        TypeError: weights is of another type.
+        FileNotFoundError: there is no file at the path.
+        ValueError: the file does not hold a state dict that can be read without running code.
+        ImportError: a .safetensors file, and the package safetensors is not installed.
         ConnectionError: the download failed; the message says where to put the file.
-        RuntimeError: the weights do not fit the model.
+        RuntimeError: the weights do not fit the model, or a download has another checksum.
     """
     if weights is not None:
         model.load_state_dict(read_weights(name, weights, progress))
@@ -44,10 +48,11 @@ def read_weights(name: str, weights: Any, progress: bool = True) -> Mapping[str,
         if isinstance(weights, str) and weights in known:
             return _download(known[weights], progress)
         if not isinstance(weights, str) or os.sep in weights or Path(weights).suffix:
-            return read_file(Path(weights))
+            return read_file(Path(weights).expanduser())
         names = ", ".join(known) if known else "none"
         raise ValueError(
-            f"weights must be a file or one of the names that {name} has ({names}), got {weights!r}"
+            f"weights must be a path with a folder or suffix, or one of the names that {name} has "
+            f"({names}), got {weights!r}"
         )
     if isinstance(getattr(weights, "url", None), str):
         return _download(weights.url, progress)
@@ -66,13 +71,23 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(f"reading {path} needs the package safetensors") from error
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+        load: Callable[[Path], Any] = load_file
+    else:
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True)
+    try:
+        content = load(path)
+    except Exception as error:  # of the library that reads the format
+        raise ValueError(
+            f"weights: {path} does not hold a state dict that can be read without running code "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
     for key in ("model", "state_dict"):  # of a checkpoint with the optimizer's state
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise ValueError(f"weights: {path} holds a {type(content).__name__}, not a state dict")
+        raise ValueError(
+            f"weights: {path} holds an object of type {type(content).__name__}, not a state dict"
+        )
     return content
 
 

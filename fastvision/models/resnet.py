@@ -253,7 +253,7 @@ def resnet152(*, weights: Any = None, progress: bool = True, **options: Any) -> 
 def wide_resnet50_2(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
     """ResNet-50 with 3x3 convolutions of twice the width (Zagoruyko and Komodakis 2016):
     68,883,240 parameters, 11.40 G multiply-adds at 224x224."""
-    options.setdefault("width_per_group", 128)
+    options = {"width_per_group": 128, **options}
     model = ResNet(Bottleneck, (3, 4, 6, 3), **options)
     return load_weights(model, "wide_resnet50_2", weights, progress)
 
@@ -262,7 +262,7 @@ def wide_resnet50_2(*, weights: Any = None, progress: bool = True, **options: An
 def wide_resnet101_2(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
     """ResNet-101 with 3x3 convolutions of twice the width (Zagoruyko and Komodakis 2016):
     126,886,696 parameters, 22.75 G multiply-adds at 224x224."""
-    options.setdefault("width_per_group", 128)
+    options = {"width_per_group": 128, **options}
     model = ResNet(Bottleneck, (3, 4, 23, 3), **options)
     return load_weights(model, "wide_resnet101_2", weights, progress)
 

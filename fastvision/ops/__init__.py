@@ -23,6 +23,8 @@ from .misc import (
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .roi_pool import RoIPool, roi_pool
+from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 
 __all__ = [
     "Conv2dNormActivation",
@@ -33,9 +35,11 @@ __all__ = [
     "MaxUnpool2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "RoIPool",
     "Sequential",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "SqueezeExcitation",
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
@@ -50,8 +54,10 @@ __all__ = [
     "nms",
     "norm_act",
     "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]
 
 for _name in __all__:

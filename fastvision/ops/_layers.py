@@ -22,12 +22,12 @@ _FROZEN_BATCH_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops
 
 def activation_of(module: nn.Module | None) -> tuple[str, float] | None:
     """Name and negative slope of an activation layer; None if it is not one of the ops'."""
-    name = _ACTIVATIONS.get(_own_class(module))
+    name = _ACTIVATIONS.get(own_class(module))
     slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else DEFAULT_SLOPE
     return None if name is None else (name, float(slope))
 
 
-def _own_class(module: nn.Module | None) -> Any:
+def own_class(module: nn.Module | None) -> Any:
     """The class of a layer, also in a fused model, where it is a sub-class of it."""
     return getattr(type(module), "_fused_from", (None, type(module)))[1]
 

@@ -278,7 +278,10 @@ def check_residual(input: Tensor, residual: Tensor | None) -> None:
 
 
 def _as(dtype: torch.dtype, values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.to(dtype).contiguous()
+    # each call of torch takes about a microsecond
+    if values is None or (values.dtype is dtype and values.is_contiguous()):
+        return values
+    return values.to(dtype).contiguous()
 
 
 def fixed_statistics(
@@ -291,9 +294,11 @@ def fixed_statistics(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """mean, invstd, weight and bias for the kernels, from fixed (eval mode) statistics."""
     dtype = torch.promote_types(dtype, torch.float32)
-    mean = running_mean.detach().to(dtype).contiguous()
-    invstd = (running_var.detach().to(dtype) + eps).rsqrt().contiguous()
-    return mean, invstd, _as(dtype, weight), _as(dtype, bias)
+    mean, var = (
+        _as(dtype, t.detach() if t.requires_grad else t) for t in (running_mean, running_var)
+    )
+    assert mean is not None and var is not None
+    return mean, (var + eps).rsqrt_(), _as(dtype, weight), _as(dtype, bias)
 
 
 class Normalization(NamedTuple):

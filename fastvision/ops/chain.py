@@ -32,7 +32,7 @@ def conv_norm_act(
     ConvTranspose2d with zero padding, a BatchNorm2d, SyncBatchNorm or FrozenBatchNorm2d, and a
     ReLU, ReLU6, LeakyReLU, SiLU, Hardswish or Sigmoid, in training and in evaluation. Any other
     layer, a subclass, or a layer with hooks is called as it is, so the result is the same up to
-    rounding whatever the layers are.
+    rounding. Images without a batch, [C, H, W], are an extension.
 
     Args:
         input: [N, C, H, W] or [C, H, W].
@@ -82,15 +82,18 @@ def norm_act(
         end is not None
         and _is_floating_tensor(input)
         and input.dim() == 4
-        and _is_batch_norm(norm)
+        and _serves(norm, input)
+        and has_dtype_for(norm, input)
         and _all_plain(norm, *others)
     ):
         statistics, training, momentum = statistics_of(norm)
-        return batch_norm_relu(
+        output = batch_norm_relu(
             input, *statistics, norm.weight, norm.bias, training, momentum, norm.eps,
             residual=residual, activation=end[0], negative_slope=end[1],
-            process_group=process_group_of(norm) if training else None,
+            process_group=process_group_of(norm),
         )  # fmt: skip
+        count_batch(norm)
+        return output
     z = norm(input)
     z = z if residual is None else z + residual
     return z if activation is None else activation(z)
@@ -142,7 +145,7 @@ def _linear_act(input: Any, linear: nn.Linear, activation: nn.Module | None) -> 
         end is not None
         and _is_floating_tensor(input)
         and _all_plain(linear, *others)
-        and not torch.is_autocast_enabled(input.device.type)
+        and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
     ):
         return linear_act(
             input, linear.weight, linear.bias, activation=end[0], negative_slope=end[1]
@@ -167,7 +170,7 @@ def can_call_conv(input: Any, conv: nn.Module, norm: nn.Module | None, *others: 
     ):
         return False
     layers = (conv, *others) if norm is None else (conv, norm, *others)
-    return (norm is None or _is_batch_norm(norm)) and _all_plain(*layers)
+    return (norm is None or _serves(norm, input)) and _all_plain(*layers)
 
 
 def call_conv(
@@ -197,17 +200,20 @@ def call_conv(
     if norm is None:
         return op(input, conv.weight, conv.bias, **geometry, **end)
     (running_mean, running_var), training, momentum = statistics_of(norm)
-    group = process_group_of(norm) if training and norm.training else None
+    group = process_group_of(norm)
     if group is not None:
-        return batch_norm_relu(
+        output = batch_norm_relu(
             conv(input), running_mean, running_var, norm.weight, norm.bias, True, momentum,
             norm.eps, process_group=group, **end,
         )  # fmt: skip
-    return op(
-        input, conv.weight, conv.bias, bn_weight=norm.weight, bn_bias=norm.bias,
-        running_mean=running_mean, running_var=running_var, training=training, momentum=momentum,
-        eps=norm.eps, **geometry, **end,
-    )  # fmt: skip
+    else:
+        output = op(
+            input, conv.weight, conv.bias, bn_weight=norm.weight, bn_bias=norm.bias,
+            running_mean=running_mean, running_var=running_var, training=training,
+            momentum=momentum, eps=norm.eps, **geometry, **end,
+        )  # fmt: skip
+    count_batch(norm)
+    return output
 
 
 def _is_floating_tensor(input: Any) -> bool:
@@ -220,30 +226,59 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) or is_frozen_batch_norm(module)
 
 
+def _serves(norm: Any, input: Tensor) -> bool:
+    """Whether the ops compute what ``norm`` does: a frozen one promotes dtypes and broadcasts."""
+    if not is_frozen_batch_norm(norm):
+        return _is_batch_norm(norm)
+    return (
+        input.dim() == 4
+        and all(buffer.dtype == input.dtype for buffer in norm.buffers())
+        and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
+    )
+
+
+def has_dtype_for(norm: Any, input: Tensor) -> bool:
+    """Whether torch takes this input in this normalization."""
+    values = norm.running_mean if norm.weight is None else norm.weight
+    if values is None or values.dtype == input.dtype:
+        return True
+    return values.dtype == torch.float32 and input.element_size() == 2
+
+
 def _all_plain(*layers: nn.Module) -> bool:
     return all(map(is_plain, layers)) and not has_global_hooks()
 
 
 def statistics_of(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
-    """Running statistics, whether the batch's replace them, and the momentum; a call in training
-    is counted, as in torch.nn.BatchNorm2d.forward."""
+    """Running statistics, whether the batch's replace them, and the momentum, as in
+    torch.nn.BatchNorm2d.forward; :func:`count_batch` belongs after the call."""
     running_mean, running_var = norm.running_mean, norm.running_var
     if is_frozen_batch_norm(norm):
         return (running_mean, running_var), False, 0.0
     training = norm.training or (running_mean is None and running_var is None)
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    if norm.momentum is None and _counts(norm):
+        momentum = 1.0 / float(norm.num_batches_tracked + 1)
     if norm.training and not norm.track_running_stats:
         running_mean = running_var = None
     return (running_mean, running_var), training, momentum
 
 
+def count_batch(norm: Any) -> None:
+    """Counts a batch that the statistics of ``norm`` have taken in."""
+    if not is_frozen_batch_norm(norm) and _counts(norm):
+        norm.num_batches_tracked.add_(1)
+
+
+def _counts(norm: Any) -> bool:
+    return bool(norm.training and norm.track_running_stats and norm.num_batches_tracked is not None)
+
+
 def process_group_of(norm: nn.Module) -> Any:
-    """Over whose processes the statistics go; None for this one alone."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_available():
+    """The processes that share the statistics of a batch; None for this one alone."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return None
+    if not torch.distributed.is_available():
         return None
     if not torch.distributed.is_initialized():
         return None

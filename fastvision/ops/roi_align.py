@@ -12,17 +12,9 @@ from torch.autograd import forward_ad
 
 from .. import reference
 from .._memory_format import is_channels_last
-from ._checks import (
-    FLOATING,
-    check_floating,
-    check_number,
-    check_tensor,
-    is_traced,
-    needs_gradient,
-    of_torchvision,
-    pair,
-)
+from ._checks import check_number, is_traced, needs_gradient, of_torchvision
 from ._library import declare
+from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale, memory_format
 from ._torchscript import traced_op
 
 _SCHEMA = (
@@ -36,11 +28,7 @@ _BACKWARD_SCHEMA = (
     "bool aligned, float canonical_scale, float canonical_level, int min_level, "
     "bool channels_last) -> Tensor[]"
 )
-MAX_LEVELS = 8  # kMaxLevels of csrc/ops/roi_align.h
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+MAX_LEVELS = 8  # kMaxLevels of csrc/common/roi_args.h
 
 
 def _fake(
@@ -53,7 +41,7 @@ def _fake(
 ) -> Tensor:
     shape = (rois.shape[0], features[0].shape[1], pooled_height, pooled_width)
     return (
-        features[0].new_empty(shape).to(memory_format=_memory_format(is_channels_last(features[0])))
+        features[0].new_empty(shape).to(memory_format=memory_format(is_channels_last(features[0])))
     )
 
 
@@ -61,7 +49,7 @@ def _fake_backward(grad: Tensor, rois: Tensor, sizes: list[int], *rest: Any) -> 
     channels_last = rest[-1]
     N, C = sizes[0], grad.shape[1]
     return [
-        grad.new_empty((N, C, H, W)).to(memory_format=_memory_format(channels_last))
+        grad.new_empty((N, C, H, W)).to(memory_format=memory_format(channels_last))
         for H, W in zip(sizes[1::2], sizes[2::2], strict=True)
     ]
 
@@ -168,64 +156,11 @@ def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Te
     return _FORWARD.run[backend](features, rois, *options)
 
 
-def _check_feature(feature: object, name: str) -> None:
-    check_tensor(feature, name)
-    assert isinstance(feature, Tensor)
-    if feature.dim() != 4:
-        raise ValueError(f"{name} must have shape [N, C, H, W], got {list(feature.shape)}")
-    check_floating(feature, name)
-
-
-def _stacked(boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype) -> Tensor:
-    # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
-    parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
-    return torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
-
-
-def _as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
-    """[K, 5] in float32; in float64 if the features are."""
-    dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
-    if isinstance(boxes, Tensor):
-        # torchvision raises AssertionError for the shape of boxes
-        if boxes.dim() != 2 or boxes.shape[1] != 5:
-            raise AssertionError(f"boxes must have shape [K, 5], got {list(boxes.shape)}")
-        rois = boxes
-    elif isinstance(boxes, (list, tuple)) and all(isinstance(box, Tensor) for box in boxes):
-        for i, box in enumerate(boxes):
-            if box.dim() != 2 or box.shape[1] != 4:
-                raise AssertionError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
-        if len(boxes) > feature.shape[0]:
-            raise ValueError(
-                f"boxes must be one Tensor per image, {feature.shape[0]} at most, got {len(boxes)}"
-            )
-        rois = _stacked(boxes, feature, dtype)
-    else:
-        raise AssertionError(
-            f"boxes must be a Tensor or a list of them, got {type(boxes).__name__}"
-        )
-    if rois.dtype not in FLOATING:
-        raise TypeError(f"boxes must be of a floating-point type, got {rois.dtype}")
-    if rois.device != feature.device:
-        raise ValueError(f"boxes must be on {feature.device} as the features, got {rois.device}")
-    return rois if rois.dtype == dtype else rois.to(dtype)
-
-
-def _output_size(value: int | Sequence[int]) -> tuple[int, int]:
-    bins = pair(value, "output_size")
-    for size in bins:
-        if not 0 <= size < 2**63:
-            raise ValueError(f"output_size must be at least 0 and fit 64 bits, got {value!r}")
-    return bins
-
-
 def _traced_call(
     features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor], *options: Any
 ) -> Tensor:
-    """What torch.jit.trace records: no checks, for which sizes would become constants."""
-    if not isinstance(boxes, Tensor):
-        dtype = torch.promote_types(features[0].dtype, torch.float32)
-        boxes = _stacked(boxes, features[0], dtype)
-    return _TRACED(features, boxes, *options)
+    """What torch.jit.trace records."""
+    return _TRACED(features, as_recorded(boxes, features[0]), *options)
 
 
 def _traced(features: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
@@ -300,16 +235,14 @@ def roi_align(
     if isinstance(input, Tensor) and input.is_quantized:
         quantized = of_torchvision("roi_align", "input")
         return quantized(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-    pooled = _output_size(output_size)
-    check_number(spatial_scale, "spatial_scale")
-    if not -math.inf < spatial_scale < math.inf:
-        raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
+    pooled = bins_of(output_size)
+    check_scale(spatial_scale)
     if is_traced():
         level_rule = (0.0, 0.0, 0)
         numbers = ([spatial_scale], *pooled, sampling_ratio, aligned, *level_rule)
         return _traced_call([input], boxes, *numbers, backend)
-    _check_feature(input, "input")
-    rois = _as_rois(boxes, input)
+    check_feature(input, "input")
+    rois = as_rois(boxes, input)
     options = ([spatial_scale], *pooled, sampling_ratio, aligned, 0.0, 0.0, 0)
     return _run(_FORWARD.choose(input, backend), rois, options, [input])
 
@@ -361,9 +294,9 @@ def multiscale_roi_align(
             f"spatial_scales must be one per level, {len(features)}, got {len(spatial_scales)}"
         )
     first = features[0]
-    pooled = _output_size(output_size)
+    pooled = bins_of(output_size)
     for level, feature in enumerate(features if not is_traced() else ()):
-        _check_feature(feature, f"features[{level}]")
+        check_feature(feature, f"features[{level}]")
         if feature.shape[:2] != first.shape[:2] or feature.device != first.device:
             raise ValueError(
                 f"features[{level}] must be [{first.shape[0]}, {first.shape[1]}, H, W] on "
@@ -388,7 +321,7 @@ def multiscale_roi_align(
     )
     if is_traced():
         return _traced_call(maps, boxes, *options, backend)
-    return _run(_FORWARD.choose(first, backend), _as_rois(boxes, first), options, maps)
+    return _run(_FORWARD.choose(first, backend), as_rois(boxes, first), options, maps)
 
 
 class RoIAlign(nn.Module):

@@ -15,6 +15,8 @@ from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
+from .roi_pool import pixels_at, roi_pool
+from .squeeze_excitation import squeeze_excitation
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,7 +37,10 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "pixels_at",
     "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "squeeze_excitation",
 ]

@@ -36,14 +36,14 @@ class Backend:
 
 
 def _level_missing(level: str) -> str | None:
-    module, before = _extension._C, _extension.cpu_level()
-    if module is None:
+    if _extension.missing is not None:
         return _extension.missing
+    before = _extension.cpu_level()
     try:
-        module.set_cpu_capability(level)
+        _extension.set_cpu_level(level)
     except ValueError as error:
         return str(error)
-    module.set_cpu_capability(before)
+    _extension.set_cpu_level(before)
     return None
 
 

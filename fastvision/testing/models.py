@@ -14,9 +14,20 @@ class Case(NamedTuple):
     name: str
     size: int = 64
     options: dict[str, object] = {}  # noqa: RUF012  (never written to)
+    channels: int = 3
 
 
 TORCHVISION = (
+    Case("alexnet", 63),
+    Case("densenet121"),
+    Case("densenet121", 64, {"memory_efficient": True}),
+    Case("googlenet"),
+    Case("googlenet", 64, {"aux_logits": False, "transform_input": True}),
+    Case("inception_v3", 107, {"aux_logits": False}),
+    Case("mobilenet_v2", 32),
+    Case("mobilenet_v3_large", 33),
+    Case("mobilenet_v3_small", 33),
+    Case("mobilenet_v3_small", 40, {"reduced_tail": True, "dilated": True}),
     Case("resnet18"),
     Case("resnet34"),
     Case("resnet50"),
@@ -25,8 +36,42 @@ TORCHVISION = (
     Case("resnext50_32x4d"),
     Case("resnext101_32x8d", 40),
     Case("resnext101_64x4d", 40),
+    Case("vgg11", 32),
+    Case("vgg13_bn", 32),
     Case("wide_resnet50_2"),
     Case("wide_resnet101_2", 40),
+    Case("shufflenet_v2_x0_5", 33),
+    Case("shufflenet_v2_x1_0", 33),
+    Case("shufflenet_v2_x1_5", 33),
+    Case("shufflenet_v2_x2_0", 33),
+    Case("fcn_resnet50", 33, {"weights_backbone": None}),
+    Case("fcn_resnet50", 24, {"weights_backbone": None, "aux_loss": True, "num_classes": 5}),
+    Case("fcn_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_resnet50", 33, {"weights_backbone": None, "aux_loss": True}),
+    Case("deeplabv3_resnet101", 17, {"weights_backbone": None}),
+    Case("deeplabv3_mobilenet_v3_large", 33, {"weights_backbone": None}),
+    Case(
+        "deeplabv3_mobilenet_v3_large",
+        40,
+        {"weights_backbone": None, "aux_loss": True, "num_classes": 5},
+    ),
+    Case("lraspp_mobilenet_v3_large", 40, {"weights_backbone": None}),
+)
+
+# models that torchvision does not have, of each architecture those that differ in more than size
+OTHERS = (
+    Case("lenet5", 28, channels=1),
+    Case("nin_cifar10", 32),
+    Case("nin_imagenet", 95),
+    Case("plain18"),
+    *(Case(name, 32) for name in ("resnet20", "plain20")),
+    *(Case(f"mobilenet_v1_x{width}") for width in ("1_0", "0_25")),
+    *(Case(f"shufflenet_v1_g{groups}") for groups in (1, 3, 8)),
+    Case("xception", 71),
+    Case("inception_resnet_v2", 75),
+    Case("localizer", 32, {"backbone": "mobilenet_v1_x0_25"}),
+    Case("patch_classifier", 15),
+    Case("fcn_full_resolution", 16, {"width": 16}),
 )
 
 
@@ -52,10 +97,10 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def images(size: int, batch: int = 2, seed: int = 0) -> Tensor:
-    """Normal noise [batch, 3, size, size]."""
+def images(size: int, batch: int = 2, seed: int = 0, channels: int = 3) -> Tensor:
+    """Normal noise [batch, channels, size, size]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, size, size, generator=generator)
+    return torch.randn(batch, channels, size, size, generator=generator)
 
 
 def tensors_of(result: object) -> list[Tensor]:

@@ -273,17 +273,18 @@ def test_second_derivatives():
 def test_copies_and_files():
     trained = fastvision.fuse(Uses(add_in_place).double(), training=True)
     x = images()
-    expected = train_once(copy.deepcopy(trained), x)
     file = io.BytesIO()
     torch.save(trained, file)
     file.seek(0)
-    for other in (
+    copies = [
         copy.deepcopy(trained),
         pickle.loads(pickle.dumps(trained)),
         torch.load(file, weights_only=False),
-    ):
+    ]
+    expected = train_once(trained, x)
+    for other in copies:
         assert type(other.norm) is type(trained.norm)
-    assert len(expected) == len(train_once(trained, x))
+        assert_same(train_once(other, x), expected)
 
 
 def test_compiles():
@@ -344,3 +345,127 @@ def test_seeded_steps_of_torchvisions_resnet():
             optimizer.step()
             losses[-1].append(loss.item())
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-6, atol=0)
+
+
+def test_constant_statistics_are_those_of_the_call():
+    def update_in_between(m, y, x):
+        with torch.no_grad():
+            m.norm.running_mean.add_(3)
+            m.norm.running_var.mul_(2)
+        return F.relu(y)
+
+    for norm in (nn.BatchNorm2d, FrozenBatchNorm2d):
+        model = Uses(update_in_between, norm)
+        if norm is nn.BatchNorm2d:
+            model.norm.eval()
+        trained = fastvision.fuse(copy.deepcopy(model), training=True)
+        torch.testing.assert_close(trained(images().float()), model(images().float()))
+
+
+def test_frozen_normalization_of_other_shapes_and_types():
+    frozen = Uses(USES["relu"], FrozenBatchNorm2d)
+    trained = fastvision.fuse(copy.deepcopy(frozen), training=True)
+    x = torch.randn(4, 4, 5)  # without a batch
+    assert trained(x).shape == frozen(x).shape == (1, 4, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = trained(images().float()), frozen(images().float())
+    assert y.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(y, expected)
+
+
+def test_torchs_errors_stay():
+    model = fastvision.fuse(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), training=True)
+    with pytest.raises(ValueError, match="4D input"):
+        model(torch.randn(4, 4))
+    for module in (nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)):
+        model = fastvision.fuse(nn.Sequential(module.double()), training=True)
+        with pytest.raises(RuntimeError):
+            model(images().float())
+
+
+def test_gradients_of_a_continued_result_are_refused():
+    def late_hook(m, y, x):
+        z = F.relu(y)
+        y.register_hook(lambda grad: grad)
+        return z
+
+    def late_gradient(m, y, x):
+        z = F.relu(y)
+        torch.autograd.grad(z.sum(), y, allow_unused=True)
+        return z
+
+    for use in (late_hook, late_gradient):
+        with pytest.raises(RuntimeError, match="no gradient of its own"):
+            fastvision.fuse(Uses(use), training=True)(images().float())
+
+
+def test_hooks_are_not_lost_in_opaque_code():
+    def hook_then_opaque(m, y, x):
+        y.register_hook(lambda grad: grad * 2)
+        return scripted(y)
+
+    with pytest.raises(RuntimeError):
+        fastvision.fuse(Uses(hook_then_opaque), training=True)(images().float())
+
+
+def test_results_written_to_a_given_tensor_and_inference_mode():
+    def out(m, y, x):
+        with torch.no_grad():
+            b = torch.empty_like(x)
+            torch.add(y, x, out=b)
+            torch.sigmoid(y, out=b)
+        with torch.inference_mode():
+            y.abs()
+        return F.relu(y) + b
+
+    model = Uses(out).double()
+    expected = copy.deepcopy(model)
+    trained = fastvision.fuse(model, training=True)
+    assert_same(train_once(trained, images()), train_once(expected, images()))
+
+
+def test_graph_modules():
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).double())
+    expected = copy.deepcopy(graph)
+    trained = fastvision.fuse(graph, training=True)
+    trained.recompile()
+    copied = copy.deepcopy(trained)
+    theirs = train_once(expected, images())
+    assert_same(train_once(copied, images()), theirs)
+
+
+def test_hooks_are_the_models_own():
+    class Recorder:
+        n = 0
+
+        def hook(self, module, args, output):
+            self.n += 1
+
+    recorder, model = Recorder(), Uses(USES["relu"])
+    model.norm.register_forward_hook(recorder.hook)
+    fastvision.fuse(model, training=True)(images().float())
+    assert recorder.n == 1
+
+
+def test_refuses_copies_for_inference():
+    fused = fastvision.fuse(Uses(USES["relu"]))
+    with pytest.raises(ValueError, match="inference"):
+        fastvision.fuse(fused, training=True)
+    with pytest.raises(TypeError, match="training must be True or False"):
+        fastvision.fuse(nn.Conv2d(1, 1, 1), training="no")
+
+
+def test_a_failed_call_is_not_counted():
+    model = fastvision.ops.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with pytest.raises(ValueError):
+        model(torch.rand(1, 5, 8, 8))
+    assert model[1].num_batches_tracked == 0
+
+
+def test_sequential_with_frozen_normalization():
+    model = fastvision.ops.Sequential(nn.Conv2d(4, 4, 3), FrozenBatchNorm2d(4), nn.ReLU())
+    x = torch.rand(4, 8, 8)
+    torch.testing.assert_close(model(x), nn.Sequential.forward(model, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = model(x[None]), nn.Sequential.forward(model, x[None])
+    assert y.dtype == expected.dtype

@@ -37,7 +37,6 @@ def sanitized_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in ("g++", "cmake", "ninja"):
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not installed")
-    pybind11 = pytest.importorskip("pybind11")
     folder = tmp_path_factory.mktemp("sanitized")
     shutil.copytree(PACKAGE, folder / "fastvision", ignore=shutil.ignore_patterns("__pycache__"))
     # kept between runs, so only what changed is compiled again
@@ -52,7 +51,6 @@ def sanitized_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "FASTVISION_SANITIZE": "address,undefined",
         "FASTVISION_EMULATE_AVX512": "ON",
         "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", build]
     configure += [f"-D{name}={value}" for name, value in options.items()]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import fastvision
 from fastvision import models
@@ -49,13 +50,21 @@ def test_model(torchvision, name):
         assert_same(ours.eval()(x), expected, 1e-4)
         assert_same(fastvision.fuse(ours)(x), expected, 1e-4)
 
+    # which draws in the order of memory, and so differently for maps in another format
+    dropouts = [
+        [m for m in model.modules() if isinstance(m, nn.Dropout)] for model in (ours, theirs)
+    ]
+    assert [m.p for m in dropouts[0]] == [m.p for m in dropouts[1]]
+    for module in sum(dropouts, []):
+        module.p = 0.0
     gradients = []
     for model in (ours, theirs):
         model.double().train()
-        torch.manual_seed(1)  # of dropout
         outputs = tensors_of(model(x.double()))
         loss_of(outputs).backward()
         gradients.append([*outputs, *(p.grad for p in model.parameters())])
         gradients[-1] += [b for b in model.buffers() if b.is_floating_point()]
+    # a parameter without effect, such as a bias before a normalization, has rounding errors only
+    floor = 1e-12 * max(b.abs().max() for b in gradients[1])
     for a, b in zip(*gradients, strict=True):
-        assert a.shape == b.shape and (a - b).abs().max() <= 1e-6 * b.abs().max() + 1e-12
+        assert a.shape == b.shape and (a - b).abs().max() <= 1e-6 * b.abs().max() + floor

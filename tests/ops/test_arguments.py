@@ -157,6 +157,7 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "batched_nms": ("boxes", BOXES, lambda b: ops.batched_nms(b, SCORES, SCORES, 0.5)),
     "batched_nms, idxs": ("idxs", SCORES, lambda i: ops.batched_nms(BOXES, SCORES, i, 0.5)),
     "roi_align": ("input", X, lambda x: ops.roi_align(x, ROIS, 2)),
+    "roi_pool": ("input", X, lambda x: ops.roi_pool(x, ROIS, 2)),
     "multiscale_roi_align": (
         r"features\[0\]",
         X,

@@ -93,23 +93,23 @@ def test_a_repeated_call_is_checked_as_the_first(layer, change):
 @pytest.mark.parametrize("op", [ops.conv_bn_relu, ops.conv_transpose2d_bn_relu])
 def test_a_repeated_call_at_another_cpu_level(op):
     """Whose packed weights are as many, in another order."""
-    module, before = _extension._C, _extension.cpu_level()
+    before = _extension.cpu_level()
     x, weight = cases.feature_map(1, 64, 5, 5), cases.feature_map(64, 64, 3, 3)
     expected = op(x.double(), weight.double())
     try:
-        for level in module.cpu_levels():
-            if not can_set(module, level):
+        for level in _extension.cpu_levels():
+            if not can_set(level):
                 continue
-            module.set_cpu_capability(level)
+            _extension.set_cpu_level(level)
             for _ in range(2):
                 assert_matches(op(x, weight), expected, scale=8)
     finally:
-        module.set_cpu_capability(before)
+        _extension.set_cpu_level(before)
 
 
-def can_set(module, level: str) -> bool:
-    levels = module.cpu_levels()
-    return levels.index(level) <= levels.index(module.cpu_capability_supported())
+def can_set(level: str) -> bool:
+    levels = _extension.cpu_levels()
+    return levels.index(level) <= levels.index(_extension.cpu_level_supported())
 
 
 def test_a_repeated_call_lets_gradients_through(layer):

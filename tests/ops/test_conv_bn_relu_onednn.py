@@ -116,3 +116,28 @@ def test_trials_do_not_depend_on_the_default_dtype():
                 assert run().dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def inside_by_hand(length, taps, stride, before, dilation, outputs):
+    reads = [o * stride - before + t * dilation for o in range(outputs) for t in range(taps)]
+    return sum(0 <= at < length for at in reads) / len(reads)
+
+
+@pytest.mark.parametrize("window", [(1, 12, 12), (2, 3, 6), (1, 2, 2), (3, 7, 5), (2, 40, 36)])
+def test_dilation_into_the_padding(monkeypatch, window):
+    """oneDNN runs it where few of the taps' reads are of the map."""
+    if _extension.missing or not onednn.is_available():
+        pytest.skip("needs the compiled library and a torch with oneDNN")
+    calls = []
+    convolution = onednn.convolution
+    monkeypatch.setattr(onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
+    monkeypatch.setattr(onednn, "_fast_dtypes", lambda level: ())
+    stride, padding, dilation = window
+    sample = Sample(16, 20, (3, 3))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "activation": "relu"}
+    y = sample(**options)
+    assert_matches(y, sample.expected(**options), scale=2)
+    share = 1.0
+    for length, outputs in zip(sample.input.shape[2:], y.shape[2:], strict=True):
+        share *= inside_by_hand(length, 3, stride, padding, dilation, outputs)
+    assert len(calls) == (share < cpu._MIN_INSIDE)

@@ -215,15 +215,15 @@ def test_fuzz(boxes, copies, threshold, dtype, seed):
     count = len(boxes)
     scores = torch.randint(0, 2 * count, (count,), generator=g).to(dtype)
     idxs = torch.randint(0, 2, (count,), generator=g) * -(2**62)
-    supported = _extension._C.cpu_capability_supported()
-    levels = _extension._C.cpu_levels()
+    supported = _extension.cpu_level_supported()
+    levels = _extension.cpu_levels()
     try:
         for level in levels[: levels.index(supported) + 1]:
-            _extension._C.set_cpu_capability(level)
+            _extension.set_cpu_level(level)
             for classes in (None, idxs):
                 expect(
                     OP(boxes, scores, classes, threshold),
                     reference.nms(boxes, scores, classes, threshold),
                 )
     finally:
-        _extension._C.set_cpu_capability(supported)
+        _extension.set_cpu_level(supported)

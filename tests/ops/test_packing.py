@@ -172,7 +172,7 @@ def test_fingerprint_is_the_same_at_every_level_and_number_of_threads():
     threads = torch.get_num_threads()
     for level in ("baseline", "avx2", "avx512"):
         try:
-            _extension._C.set_cpu_capability(level)
+            _extension.set_cpu_level(level)
         except ValueError:
             continue
         for count in (1, 2, 3):

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     ),
     "RoIAlign": (lambda: Call(ops.RoIAlign(3, 1.0, 2)), ROIS),
     "MultiScaleRoIAlign": (Pyramid, ROIS),
+    "RoIPool": (lambda: Call(ops.RoIPool(3, 1.0)), ROIS),
     "SigmoidFocalLoss": (
         lambda: Call(ops.SigmoidFocalLoss()),
         ((image(), image().sigmoid()), (image(3), image(3).sigmoid())),
@@ -205,6 +206,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(8),
     "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 7, 2),
     "RoIAlign": lambda: ops.RoIAlign(7, 1.0, 2),
+    "RoIPool": lambda: ops.RoIPool(7, 1.0),
     "SigmoidFocalLoss": ops.SigmoidFocalLoss,
     "SoftmaxFocalLoss": ops.SoftmaxFocalLoss,
 }

@@ -57,8 +57,18 @@ def test_library_facts() -> None:
     assert bool(library["cuda"]) == bool(library["cuda_architectures"])
 
 
+def test_a_cpu_level_that_cannot_run_is_explained(cpu_level) -> None:
+    levels = _extension.cpu_levels()
+    supported = levels.index(_extension.cpu_level_supported())
+    for level in levels[supported + 1 :]:
+        with pytest.raises(ValueError, match=f"CPU level '{level}': this CPU does not support it"):
+            _extension.set_cpu_level(level)
+    with pytest.raises(ValueError, match="CPU level '': the library is built for baseline"):
+        _extension.set_cpu_level("")
+    assert _extension.cpu_level() == levels[supported]
+
+
 def test_a_missing_library_is_explained(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(_extension, "_C", None)
     monkeypatch.setattr(_extension, "missing", "it was left at home")
     assert fastvision.info()["library"] == {"missing": "it was left at home"}
     assert fastvision.info()["ops"]["nms"]["cpu"]["cpp"] == "it was left at home"

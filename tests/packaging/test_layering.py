@@ -20,7 +20,8 @@ LAYERS = (
     {"ops"},
     {"fusion"},  # and what is not named here
     {"models"},
-    {"data", "training"},
+    {"data"},
+    {"training"},
     {"cli"},
     {"__init__", "__main__"},
     {"testing"},  # for tests and benchmarks: nothing in the package needs it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fastvision
+from fastvision import _extension
 from fastvision.testing.marks import needs_library
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +77,96 @@ def test_library_uses_the_stable_interface_of_torch_only() -> None:
     assert "torch_library_impl" in undefined
     assert not re.search(r"\b(c10|at|torch)::", undefined), "a C++ symbol of torch"
     assert not re.search(r"\b_?Py[A-Z]", undefined), "a symbol of Python"
+
+
+@needs_library
+def test_library_exports_what_its_header_declares() -> None:
+    header = (ROOT / "csrc/python/library.h").read_text()
+    declared = set(re.findall(r"^FASTVISION_EXPORT .*?(fastvision_\w+)\(", header, re.MULTILINE))
+    defined = tool("nm", "-D", "--defined-only", LIBRARY)
+    assert set(re.findall(r" T (\w+)", defined)) == declared
+
+
+TAG = """
+from distutils.core import run_setup
+wheel = run_setup("setup.py", stop_after="init").get_command_obj("bdist_wheel")
+wheel.ensure_finalized()
+print(*wheel.get_tag())
+"""
+
+
+def test_one_wheel_serves_every_python() -> None:
+    for module in ("setuptools", "setuptools.command.bdist_wheel"):
+        pytest.importorskip(module)
+    # setuptools first: it brings distutils to Pythons that have none
+    run = [sys.executable, "-c", "import setuptools\n" + TAG]
+    tag = subprocess.run(run, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    python, abi, platform = tag.split("\n")[-2].split()
+    assert (python, abi) == ("py3", "none")
+    assert platform.startswith("linux_")  # auditwheel makes it manylinux
+
+
+INFO = """
+import importlib.util, json, sys
+import torch
+import fastvision
+assert fastvision.__file__.startswith(sys.argv[1]), fastvision.__file__
+facts = fastvision.info()
+boxes, scores = torch.tensor([[0, 0, 10, 10.0], [1, 1, 10, 10]]), torch.tensor([0.5, 0.9])
+facts["nms"] = fastvision.ops.nms(boxes, scores, 0.5, backend="cpp").tolist()
+assert "fastvision._C" not in sys.modules
+print(json.dumps(facts))
+"""
+
+
+@needs_library
+def test_python_module_is_not_needed(tmp_path: Path) -> None:
+    without = shutil.ignore_patterns("_C*.so", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "fastvision", ignore=without)
+    facts = []
+    for folder in (tmp_path, PACKAGE.parent):
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        run = [sys.executable, "-c", INFO, str(folder)]
+        text = subprocess.run(
+            run, check=True, cwd=tmp_path.parent, env=environment, capture_output=True, text=True
+        ).stdout
+        facts.append(json.loads(text))
+    assert facts[0] == facts[1]
+    assert facts[0]["library"]["missing"] is None
+    assert facts[0]["nms"] == [1]
+
+
+def test_python_module_is_a_view_of_the_library(cpu_level) -> None:
+    module = pytest.importorskip("fastvision._C", reason="not in wheels")
+    questions = ("compiler", "cuda_version", "cuda_architectures", "cpu_levels")
+    for question in (*questions, "cpu_level", "cpu_level_supported"):
+        assert getattr(module, question)() == getattr(_extension, question)(), question
+    module.set_cpu_level("baseline")
+    assert _extension.cpu_level() == "baseline"
+    _extension.set_cpu_level(_extension.cpu_level_supported())
+    assert module.cpu_level() == _extension.cpu_level_supported()
+    errors = []
+    for view in (module, _extension):
+        with pytest.raises(ValueError, match="CPU level 'mmx': the library is built for") as error:
+            view.set_cpu_level("mmx")
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+def test_library_of_another_version_is_explained(tmp_path: Path) -> None:
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "fastvision", ignore=without)
+    tool("g++", "-shared", "-x", "c++", "/dev/null", "-o", tmp_path / "fastvision/libfastvision.so")
+    code = "from fastvision import _extension; print(_extension.missing)"
+    text = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert re.match("the compiled library does not load: .*fastvision_compiler", text), text
 
 
 @needs_library

@@ -83,6 +83,29 @@ def fuzz_roi_align(rng: random.Random) -> list[Tensor]:
     return [pooled.detach(), *(f.grad for f in features if f.grad is not None)]
 
 
+def fuzz_roi_pool(rng: random.Random) -> list[Tensor]:
+    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33, 64, 150))
+    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
+    dtype = rng.choice(DTYPES)
+    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
+    if x.numel() and rng.random() < 0.3:
+        x.flatten()[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+    x.requires_grad_(rng.random() < 0.8)
+    count = rng.choice((0, 1, 2, 9, 30))
+    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
+    image = torch.randint(0, max(images, 1), (count, 1)).float()
+    if count and rng.random() < 0.2:
+        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
+    size = (rng.choice((0, 1, 2, 7, 14, 40)), rng.choice((1, 3, 7, 300)))
+    pooled = ops.roi_pool(x, torch.cat([image, boxes], 1), size, rng.choice((1, 1 / 8, -0.5, 1e30)))
+    assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
+    if not pooled.requires_grad:
+        return [pooled]
+    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
+    assert x.grad is not None and x.grad.shape == x.shape
+    return [pooled.detach(), x.grad]
+
+
 def fuzz_nms(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
     count = rng.choice((0, 1, 2, 15, 16, 17, 65, 400, 1500))
@@ -342,6 +365,7 @@ def fuzz_max_pool2d(rng: random.Random) -> list[Tensor]:
 
 FUZZERS = (
     fuzz_roi_align,
+    fuzz_roi_pool,
     fuzz_nms,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
@@ -390,10 +414,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    library = _extension._C
-    assert library is not None, _extension.missing
-    supported = library.cpu_levels().index(library.cpu_capability_supported())
-    levels = library.cpu_levels()[: supported + 1]
+    assert _extension.missing is None, _extension.missing
+    levels = _extension.cpu_levels()
+    levels = levels[: levels.index(_extension.cpu_level_supported()) + 1]
     torch.set_num_threads(2)
 
     done = refused = 0
@@ -404,7 +427,7 @@ def main() -> None:
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:
-            library.set_cpu_capability(level)
+            _extension.set_cpu_level(level)
             results.append(outcome(fuzz, seed))
             assert_same(results[-1], results[0])
         refused += isinstance(results[0], str)

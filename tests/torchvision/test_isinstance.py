@@ -31,17 +31,19 @@ def layers() -> list[nn.Module]:
         ops.ConvTranspose2dNormActivation(3, 4),
         ops.RoIAlign(2, 1.0, 2),
         ops.MultiScaleRoIAlign(["0"], 2, 2),
+        ops.RoIPool(2, 1.0),
     ]
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid = layers()
+    frozen, conv, transposed, pool, pyramid, maxima = layers()
     assert isinstance(frozen, theirs.misc.FrozenBatchNorm2d)
     assert isinstance(conv, theirs.misc.Conv2dNormActivation)
     assert isinstance(conv, theirs.misc.ConvNormActivation) and isinstance(conv, nn.Sequential)
     assert isinstance(transposed, theirs.misc.ConvNormActivation)
     assert not isinstance(transposed, theirs.misc.Conv2dNormActivation)
     assert isinstance(pool, theirs.RoIAlign) and isinstance(pyramid, theirs.MultiScaleRoIAlign)
+    assert isinstance(maxima, theirs.RoIPool)
     assert not isinstance(theirs.FrozenBatchNorm2d(3), ops.FrozenBatchNorm2d)
 
 

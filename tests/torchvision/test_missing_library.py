@@ -49,8 +49,10 @@ USE_WITHOUT_LIBRARY = """
     features = torch.rand(1, 2, 8, 8, requires_grad=True)
     torchvision.ops.roi_align(features, [boxes], 2).sum().backward()
     torch.testing.assert_close(features.grad.sum(), torch.tensor(24.0))
+    torchvision.ops.roi_pool(features, [boxes], 2).sum().backward()
+    torch.testing.assert_close(features.grad.sum(), torch.tensor(48.0))
     for call in (
-        lambda: torchvision.ops.roi_pool(features, [boxes], 2),
+        lambda: torchvision.ops.ps_roi_pool(features, [boxes], 1),
         lambda: fastvision.disable() or torchvision.ops.nms(boxes, scores, 0.5),
     ):
         try:

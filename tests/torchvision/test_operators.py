@@ -86,6 +86,76 @@ def test_roi_align_options(on, aligned, sampling_ratio, stock, pool_with_gradien
     assert pooled.shape == (0, 6, 5, 5) and not grad.any()
 
 
+def pool_maxima(features: Tensor, rois: Tensor) -> Tensor:
+    return ops.roi_pool(features, rois, 5, 0.25)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_roi_pool(on, dtype, layout, stock, our_ops, pool_with_gradient):
+    features, rois = FEATURES.to(dtype), ROIS.to(dtype)
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    elif layout == "permuted":
+        features = features.permute(0, 1, 3, 2)
+    expected, expected_grad = stock(pool_with_gradient, pool_maxima, features, rois)
+    pooled, grad = pool_with_gradient(pool_maxima, features, rois)
+    assert torch.equal(pooled, expected) and pooled.stride() == expected.stride()
+    assert_matches(grad, expected_grad, scale=10)
+    ran = our_ops(pool_with_gradient, pool_maxima, features, rois)
+    assert ran == {"fastvision::roi_pool", "fastvision::roi_pool_backward"}
+    module = ops.RoIPool((3, 4), 0.2)
+    assert torch.equal(module(features, rois), stock(module, features, rois))
+    raw = torch.ops.torchvision.roi_pool
+    for ours, theirs in zip(
+        raw(features, rois, 0.2, 3, 4), stock(raw, features, rois, 0.2, 3, 4), strict=True
+    ):
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+
+
+@needs_kernels
+def test_roi_pool_recorded(on, stock, our_ops):
+    features = FEATURES[:, :2, :8, :8].double().requires_grad_()
+    rois = cases.rois(4, 2, height=30, width=30, max_size=30).double()
+    assert torch.autograd.gradcheck(
+        lambda x: pool_maxima(x, rois), features, check_forward_ad=True, fast_mode=True
+    )
+    torch.library.opcheck(torch.ops.torchvision.roi_pool, (features, rois, 0.25, 5, 5))
+    compiled = torch.compile(pool_maxima, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = stock(pool_maxima, features, rois)
+        assert torch.equal(compiled(features, rois), expected)
+        assert our_ops(compiled, features, rois) == {"fastvision::roi_pool"}
+    (grad,) = torch.autograd.grad(compiled(features, rois).square().sum(), features)
+    (wanted,) = torch.autograd.grad(stock(pool_maxima, features, rois).square().sum(), features)
+    assert_matches(grad, wanted)
+
+
+@needs_kernels
+def test_roi_pool_recorded_before(our_ops):
+    """torchvision's autograd has recorded the forward, our kernel runs the backward."""
+    features = FEATURES.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(pool_maxima(features, ROIS).square().sum(), features)
+    loss = pool_maxima(features, ROIS).square().sum()
+    with fastvision.enabled():
+        assert our_ops(lambda: loss.backward()) == {"fastvision::roi_pool_backward"}
+    assert_matches(features.grad, expected, scale=10)
+
+
+@needs_kernels
+def test_errors_of_roi_pool_are_torchvisions(on):
+    for features, rois in [
+        (FEATURES, torch.rand(4, 6)),
+        (FEATURES, torch.rand(5)),
+        (FEATURES[0], ROIS),
+        (FEATURES.int(), ROIS),
+        (FEATURES, ROIS + 5),
+    ]:
+        with pytest.raises(RuntimeError):
+            torch.ops.torchvision.roi_pool(features, rois, 1.0, 2, 2)
+
+
 def pool_in_script(features: Tensor, rois: Tensor) -> Tensor:
     return ops.roi_align(features, rois, [5, 5], 0.25, 2)
 

@@ -23,8 +23,10 @@ _TYPES: dict[str, list[tuple[type, str]]] = {
         (ops.FrozenBatchNorm2d, "FrozenBatchNorm2d"),
         (_ConvNormActivation, "ConvNormActivation"),
         (ops.Conv2dNormActivation, "Conv2dNormActivation"),
+        (ops.SqueezeExcitation, "SqueezeExcitation"),
     ],
     "torchvision.ops.roi_align": [(ops.RoIAlign, "RoIAlign")],
+    "torchvision.ops.roi_pool": [(ops.RoIPool, "RoIPool")],
     "torchvision.ops.poolers": [(ops.MultiScaleRoIAlign, "MultiScaleRoIAlign")],
 }
 

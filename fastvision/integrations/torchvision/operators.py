@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from . import devices, nms, roi_align
+from . import devices, nms, roi_align, roi_pool
 from .recording import tag_compiled
 
 _Kernel = Callable[..., Any]
@@ -76,6 +76,20 @@ OPERATORS = (
         "int sampling_ratio, bool aligned) -> Tensor",
         kernel=roi_align.backward,
         fake=roi_align.fake_backward,
+    ),
+    Operator(
+        "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width) -> (Tensor, Tensor)",
+        kernel=roi_pool.forward,
+        fake=roi_pool.fake,
+        recorded=roi_pool.Recorded,
+    ),
+    Operator(
+        "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, "
+        "SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, "
+        "SymInt height, SymInt width) -> Tensor",
+        kernel=roi_pool.backward,
+        fake=roi_pool.fake_backward,
     ),
 )
 

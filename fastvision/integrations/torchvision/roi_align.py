@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...ops.roi_align import _BACKWARD, MAX_LEVELS, _as_rois, _run_backward
+from ...ops._rois import as_rois
+from ...ops.roi_align import _BACKWARD, MAX_LEVELS, _run_backward
 from . import devices
 from .recording import is_exporting, keeping_torchscript
 
@@ -52,7 +53,7 @@ def backward(
         raise RuntimeError(f"no kernel for the backward of torchvision::roi_align on {grad.device}")
     options = ([spatial_scale], pooled_height, pooled_width, sampling_ratio, aligned, 0.0, 0.0, 0)
     sizes = [batch_size, height, width]
-    return _run_backward(backend, _as_rois(rois, grad), options, sizes, False, grad)[0]
+    return _run_backward(backend, as_rois(rois, grad), options, sizes, False, grad)[0]
 
 
 def fake(

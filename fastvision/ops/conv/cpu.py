@@ -43,6 +43,7 @@ for _name, _schema in {
 _OPS = torch.ops.fastvision
 _PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
 _MIN_WINOGRAD_PIXELS = 96
+_MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
 
 
@@ -100,6 +101,22 @@ def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
     )
 
 
+def sees_padding(size: Sequence[int], taps: Sequence[int], spec: ConvSpec) -> bool:
+    """Whether the taps of a convolution with dilation miss the map so often that oneDNN, which
+    skips them there, beats the engine, which does not."""
+    left, _, top, _ = spec.padding
+    share = 1.0
+    axes = zip(size, taps, spec.output_size(size, taps), spec.stride, (top, left), spec.dilation)  # noqa: B905
+    for length, count, outputs, stride, before, dilation in axes:
+        inside = 0
+        for shift in range(-before, count * dilation - before, dilation):
+            first = max(-(shift // stride), 0)  # output that reads at 0 or behind
+            last = min((length - 1 - shift) // stride, outputs - 1)
+            inside += max(last - first + 1, 0)
+        share *= inside / max(count * outputs, 1)
+    return share < _MIN_INSIDE
+
+
 @functools.cache
 def _onednn_wins_trial(kind: str, threads: int) -> bool:
     """Times both once per thread count on a typical convolution, for some 10 milliseconds."""
@@ -152,6 +169,9 @@ class Layer:
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32  # to compute in
         dense = not spec.transposed
         self.may_use_onednn = dense and dtype in onednn.fast_dtypes()
+        self.may_skip_padding = (
+            dense and spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
+        )
         self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
 
     @property
@@ -167,10 +187,12 @@ class Layer:
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input)
-        if (
-            self.may_use_onednn
-            and onednn.preferred(input, self.shape, residual, self.spec)
-            and onednn_wins(input, self.shape, winograd=winograd)
+        if (self.may_use_onednn or self.may_skip_padding) and (
+            onednn.supports(input, self.shape, residual, self.spec)
+            and (
+                (self.may_skip_padding and sees_padding(input.shape[2:], self.shape[2:], self.spec))
+                or (self.may_use_onednn and onednn_wins(input, self.shape, winograd=winograd))
+            )
         ):
             # oneDNN's weight layout depends on the input's shape
             packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))

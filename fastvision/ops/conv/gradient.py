@@ -46,7 +46,8 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
         and not (
-            onednn.preferred(input, weight.shape, None, spec._replace(activation=0))
+            input.dtype in onednn.fast_dtypes()
+            and onednn.supports(input, weight.shape, None, spec._replace(activation=0))
             and onednn_wins(input, weight.shape, winograd=True)
         )
     )

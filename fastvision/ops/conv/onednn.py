@@ -1,7 +1,8 @@
 """oneDNN convolutions with packed weights and fused post-ops, as exposed by torch.
 
-On AVX2 our own engine is at least as fast. With AVX-512, oneDNN may be faster for dense
-convolutions (cpu.py measures that), and only oneDNN uses the 16-bit instructions of newer CPUs.
+On AVX2 our own engine is at least as fast, unless dilated taps read much padding. With AVX-512,
+oneDNN may be faster for dense convolutions (cpu.py measures that), and only oneDNN uses the 16-bit
+instructions of newer CPUs.
 """
 
 from __future__ import annotations
@@ -35,22 +36,25 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
 
 @functools.cache
 def _fast_dtypes(level: str) -> tuple[torch.dtype, ...]:
-    has_op = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    if level != "avx512" or not torch.backends.mkldnn.is_available() or not has_op:
+    if level != "avx512" or not is_available():
         return ()
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return (torch.float32, torch.bfloat16) if supports and supports() else (torch.float32,)
 
 
-def preferred(
+@functools.cache
+def is_available() -> bool:
+    has_op = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return torch.backends.mkldnn.is_available() and has_op
+
+
+def supports(
     input: Tensor,
     shape: Sequence[int],  # the weight's
     residual: Tensor | None,
     spec: ConvSpec,
 ) -> bool:
-    """Whether oneDNN supports this convolution and may be faster."""
-    if input.dtype not in fast_dtypes():
-        return False
+    """Whether oneDNN supports this convolution."""
     left, right, top, bottom = spec.padding
     name = spec.activation_name
     return (
@@ -86,7 +90,7 @@ def convolution(
     residual: Tensor | None,
     spec: ConvSpec,
 ) -> Tensor:
-    """activation(convolution + residual); requires that :func:`preferred` is true."""
+    """activation(convolution + residual); requires that :func:`supports` is true."""
     weight, bias = packed
     name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise

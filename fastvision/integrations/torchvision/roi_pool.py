@@ -1,0 +1,99 @@
+"""RoIPool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops._rois import as_rois, bins_of, check_feature
+from ...ops.roi_pool import _BACKWARD, _FORWARD, _run
+
+
+def forward(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Tensor, Tensor]:
+    try:
+        check_feature(input, "input")
+        rois = as_rois(rois, input)
+        options = (spatial_scale, *bins_of((pooled_height, pooled_width)))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise RuntimeError(str(error)) from error  # as torchvision's operator
+    backend = _FORWARD.choose(input, None)
+    pooled, argmax = _run(backend, rois, options, input, with_argmax=True)
+    # torchvision's results are contiguous, and callers view() them
+    return pooled.contiguous(), argmax.contiguous()
+
+
+def backward(
+    grad: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    """For graphs that torchvision's own autograd has recorded, before enable()."""
+    backend = _BACKWARD.choose(grad, None)
+    if backend == "reference":
+        raise RuntimeError(f"no kernel for the backward of torchvision::roi_pool on {grad.device}")
+    sizes = [batch_size, height, width]
+    gradient: Tensor = _BACKWARD.run[backend](
+        grad, as_rois(rois, grad), argmax, spatial_scale, sizes, False
+    )
+    return gradient
+
+
+def fake(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Tensor, Tensor]:
+    shape = (rois.shape[0], input.shape[1], pooled_height, pooled_width)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int32)
+
+
+def fake_backward(
+    grad: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    return grad.new_empty((batch_size, channels, height, width))
+
+
+class Recorded(torch.autograd.Function):
+    """torchvision's operators in both directions.
+
+    torchvision's own formula is the same, but refuses CUDA in deterministic mode.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, keyset: Any, input: Tensor, rois: Tensor, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            pooled, argmax = torch.ops.torchvision.roi_pool.default.redispatch(
+                keyset, input, rois, *options
+            )
+        ctx.mark_non_differentiable(argmax)
+        ctx.save_for_backward(rois, argmax)
+        ctx.shape, ctx.options = input.shape, options
+        return pooled, argmax
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        rois, argmax = ctx.saved_tensors
+        grad_input = torch.ops.torchvision._roi_pool_backward(
+            grad, rois, argmax, *ctx.options, *ctx.shape
+        )
+        return (None, grad_input, *(None,) * 4)

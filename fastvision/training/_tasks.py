@@ -1,0 +1,197 @@
+"""What the loop has to know about a task: batches, loss, metrics and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from ..data import IGNORE
+from ..data._optional import optional
+from ..models import localization_loss
+from ..models.sequence import tasks as sequence_tasks
+
+
+class Task:
+    """Classification, and what other tasks have in common with it.
+
+    Args:
+        classes: names of the labels.
+
+    A loss is a mean over the samples of a batch, so that parts of a batch weigh alike.
+    """
+
+    metric_names: tuple[str, ...] = ("accuracy",)
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def collate(self, samples: Sequence[Any]) -> tuple[Any, Any]:
+        """Inputs of the model and targets of the loss."""
+        inputs, targets = default_collate(list(samples))
+        return inputs, targets
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Cross entropy; with auxiliary classifiers, as GoogLeNet's, 0.3 of theirs each."""
+        if isinstance(outputs, Tensor):
+            return F.cross_entropy(outputs, targets)
+        scores, *auxiliary = outputs
+        losses = [F.cross_entropy(part, targets) for part in auxiliary if part is not None]
+        return F.cross_entropy(scores, targets) + 0.3 * sum(losses)
+
+    def metrics(self) -> dict[str, Any]:
+        """New metrics of torchmetrics; all are the better the higher."""
+        return {"accuracy": _accuracy(len(self.classes))}
+
+    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        for metric in metrics.values():
+            metric.update(outputs.argmax(1), targets)
+
+    def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
+        """One sample, its target and the model's answer, into matplotlib's axes."""
+        _show(axes, image)
+        label, answer = int(target), int(output.argmax())
+        axes.set_title(
+            f"{self.classes[answer]} (is {self.classes[label]})",
+            color="black" if label == answer else "red",
+            fontsize=8,
+        )
+
+
+class Segmentation(Task):
+    """A class for every pixel: scores [N, classes, H, W] in the model's "out".
+
+    Targets are class maps [N, H, W], in which 255 does not count.
+    """
+
+    metric_names = ("miou", "accuracy")
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Cross entropy: the mean over an image's pixels that count, then over images.
+
+        With an auxiliary head "aux", as torchvision's models have, half of its loss is added.
+        """
+        loss = _pixel_loss(outputs["out"], targets)
+        return loss + 0.5 * _pixel_loss(outputs["aux"], targets) if "aux" in outputs else loss
+
+    def metrics(self) -> dict[str, Any]:
+        kinds = optional("torchmetrics.classification", "train")
+        count = len(self.classes)
+        return {
+            "miou": kinds.MulticlassJaccardIndex(count, ignore_index=IGNORE),
+            "accuracy": _accuracy(count, ignore_index=IGNORE),
+        }
+
+    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        super().update(metrics, outputs["out"], targets)
+
+    def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
+        answer = output["out"].argmax(0)
+        answer[target == IGNORE] = 0
+        truth = torch.where(target == IGNORE, 0, target)
+        _show(axes, image)
+        height, width = truth.shape
+        maps = torch.cat((truth, answer), 1).numpy()
+        axes.imshow(
+            maps,
+            cmap="tab20",
+            vmin=0,
+            vmax=19,
+            interpolation="nearest",
+            extent=(width, 3 * width, height, 0),
+        )
+        axes.set_xlim(0, 3 * width)
+        axes.set_title("image, truth, answer", fontsize=8)
+
+
+class Localization(Task):
+    """The class and the box of the one object in each image."""
+
+    metric_names = ("iou", "accuracy")
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__(classes[1:])  # there is always an object, so no background
+
+    def collate(self, samples: Sequence[Any]) -> tuple[Any, Any]:
+        """Images, and boxes [N, 4] in units of the image with labels [N] from 0.
+
+        Raises:
+            ValueError: a sample has not exactly one object.
+        """
+        images, boxes, labels = [], [], []
+        for image, target in samples:
+            if len(target["labels"]) != 1:
+                raise ValueError(
+                    f"localization needs one object per image, image {target['image_id']} has "
+                    f"{len(target['labels'])}"
+                )
+            height, width = image.shape[-2:]
+            boxes.append(target["boxes"][0] / torch.tensor((width, height, width, height)))
+            labels.append(target["labels"][0] - 1)
+            images.append(image)
+        return torch.stack(images), (torch.stack(boxes), torch.stack(labels))
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        return localization_loss(*outputs, *targets).total
+
+    def metrics(self) -> dict[str, Any]:
+        mean = optional("torchmetrics", "train").MeanMetric()
+        return {"iou": mean, "accuracy": _accuracy(len(self.classes))}
+
+    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        iou = optional("torchmetrics.functional.detection", "train").intersection_over_union
+        pairs = iou(outputs[0].float(), targets[0], aggregate=False)
+        metrics["iou"].update(pairs.diagonal())
+        metrics["accuracy"].update(outputs[1].argmax(1), targets[1])
+
+    def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
+        super().draw(axes, image, target[1], output[1])
+        height, width = image.shape[-2:]
+        for box, color in ((target[0], "lime"), (output[0], "red")):
+            x1, y1, x2, y2 = (box * torch.tensor((width, height, width, height))).tolist()
+            axes.plot((x1, x2, x2, x1, x1), (y1, y1, y2, y2, y1), color=color, linewidth=1)
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+
+
+class SequenceTask(Task):
+    """A symbol for every element of a sequence."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return sequence_tasks.loss(outputs, targets)
+
+    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        metrics["accuracy"].update(outputs.argmax(-1).flatten(), targets.flatten())
+
+    def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
+        axes.plot(target.numpy(), "o", color="lime", markersize=5)
+        axes.plot(output.argmax(-1).numpy(), ".", color="black", markersize=3)
+
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Task,
+    "segmentation": Segmentation,
+    "localization": Localization,
+    "sequence": SequenceTask,
+}
+
+
+def _pixel_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    losses = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="none")
+    counts = (targets != IGNORE).sum((1, 2)).clamp(min=1)
+    return (losses.sum((1, 2)) / counts).mean()
+
+
+def _accuracy(classes: int, **options: Any) -> Any:
+    kind = optional("torchmetrics.classification", "train").MulticlassAccuracy
+    return kind(classes, average="micro", **options)
+
+
+def _show(axes: Any, image: Tensor) -> None:
+    low, high = image.min(), image.max()
+    pixels = ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
+    axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray")

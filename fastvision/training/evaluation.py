@@ -1,0 +1,97 @@
+"""Metrics of a model over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..data._optional import optional
+from ._checkpoint import BEST, LAST, load_checkpoint
+from ._data import Draws, batches, data_set, evaluation_order
+from ._pictures import draw_samples
+from ._processes import Processes
+from ._run import Answers, model_of, trained_weights
+from ._tasks import TASKS, Task
+from .recipe import Recipe, named, recipe_of
+
+
+def evaluate(
+    path: str | Path, *, device: str | None = None, samples: str | Path | None = None
+) -> dict[str, float]:
+    """Tests a trained model on the test data of its recipe.
+
+    Args:
+        path: folder of a run, of which the best weights are taken; or a checkpoint.
+        device: "cpu" or "cuda"; None for a GPU if torch sees one.
+        samples: PNG file for a page of samples and the model's answers.
+
+    Returns:
+        The loss and the task's metrics. Those are "accuracy" for classification and sequences (a
+        share of samples or symbols), "miou" and "accuracy" (of pixels) for segmentation, "iou" (of
+        boxes) and "accuracy" for localization.
+
+    Under torchrun the processes share the data, and all of them return the same. The result is over
+    each sample once, whatever their number.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is damaged, or of a recipe that this version cannot read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / BEST if (path / BEST).exists() else path / LAST
+    checkpoint = load_checkpoint(path)
+    recipe = recipe_of(checkpoint["recipe"])
+    with Processes(device) as processes:
+        test = data_set(recipe, "test")
+        task = named(TASKS, "task", {"name": recipe.task})(test.classes)
+        model = model_of(recipe)
+        model.load_state_dict(trained_weights(checkpoint))
+        model.to(processes.device)
+        draws, answers = Draws(test, recipe.seed), Answers(recipe, processes.device)
+        metrics = measure(task, model, draws, recipe, processes, answers)
+        if samples is not None and processes.is_first:
+            draw_samples(Path(samples), task, model, draws, answers)
+    return metrics
+
+
+@torch.no_grad()
+def measure(
+    task: Task,
+    model: nn.Module,
+    draws: Draws,
+    recipe: Recipe,
+    processes: Processes,
+    answers: Answers,
+) -> dict[str, float]:
+    """Loss and metrics of ``model`` over ``draws``, which the processes share."""
+    metrics = task.metrics()
+    metrics["loss"] = optional("torchmetrics", "train").MeanMetric()
+    for metric in metrics.values():
+        metric.to(processes.device)
+    loss = metrics.pop("loss")
+    order = evaluation_order(
+        len(draws),
+        -(-recipe.batch_size // (recipe.accumulate * processes.count)),
+        processes.rank,
+        processes.count,
+    )
+    was_training = model.training
+    model.eval()
+    for inputs, targets in batches(draws, order, task.collate, recipe.workers):
+        outputs, targets = answers(model, inputs), answers.moved(targets)
+        loss.update(task.loss(outputs, targets), _count(targets))
+        task.update(metrics, outputs, targets)
+    model.train(was_training)
+    return {name: float(metric.compute()) for name, metric in {"loss": loss, **metrics}.items()}
+
+
+def _count(targets: Any) -> int:
+    """Number of samples in a batch."""
+    leaves: Iterable[Tensor] = tree_leaves(targets)
+    return len(next(iter(leaves)))
