@@ -103,8 +103,8 @@ def test_huge_windows(backend, channels_last):
     for window in ((2**40, 2**61, 2**39), (3, 2**61, 1), (2**31, 2**31, 2**30), (2, 1, 1, 2**61)):
         try:
             values, indices = ops.max_pool2d_with_indices(x, *window, backend=backend.name)
-        except ValueError:
-            assert window[-1] == 2**61
+        except (ValueError, RuntimeError) as error:
+            assert window[-1] == 2**61 or "less than 2^31 pixels" in str(error)
             continue
         places = indices.flatten(2)
         assert torch.equal(x.flatten(2).gather(2, places), values.flatten(2))
