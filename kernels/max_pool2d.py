@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 512
+BLOCK = 256
 NUM_WARPS = 4
 _LAST = 2**31
 
