@@ -80,7 +80,7 @@ def test_bad_values_of_a_recipe(small, key: str, value: object, message: str) ->
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.name", "lenet6", r"unknown model 'lenet6'"),
+        ("model.name", "lenet6", r"name must be one of .*, got 'lenet6'"),
         ("model.widht", 8, r"model: transformer_encoder: .*'widht'"),
         ("model.heads", 3, r"model: transformer_encoder: width must be a multiple of heads"),
         ("data.name", "MNIST", r"data\.name must be one of MNIST5k, .*, got 'MNIST'"),

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,16 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
     pytest.fail(f"step {step} did not come: {process.communicate()}")
 
 
-def test_killed_and_interrupted(tmp_path) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in COMMAND: the number of threads decides the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_and_interrupted(tmp_path, one_thread) -> None:
     """kill -9, then Ctrl-C in the resumed run, then the rest: the losses of a run without them."""
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE)
