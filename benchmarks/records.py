@@ -31,6 +31,7 @@ GROUPS = {
     "detection": r"^(\w+)",
     "focal_loss": r"^([^,]+, [^,]+), .*, (\w+), \w+$",
     "linear_act": r"^([^,]+)",
+    "max_pool2d": r"^(\w+(?:, gradient)?), .*, (\w+), \w+$",
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",

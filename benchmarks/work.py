@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.harness import Work
@@ -175,3 +176,17 @@ def transposed_convolution(
     stretched = input[..., 0].numel() * output.shape[3]
     flops = 2 * (taps[0] * output.numel() + taps[1] * stretched)
     return Work(moved + (R + S) * element, int(flops))
+
+
+def max_pooling(
+    shape: tuple[int, ...], kernel: int, stride: int, padding: int, dtype: torch.dtype
+) -> Work:
+    """The map and the maxima in memory once, and 8 bytes per index: pooling reads the former and
+    writes the others; unpooling and the gradients move the same bytes in other directions.
+
+    A comparison per tap, which only pooling needs, counts for all of them.
+    """
+    pixels = math.prod(shape)
+    sides = [(side + 2 * padding - kernel) // stride + 1 for side in shape[2:]]
+    maxima = shape[0] * shape[1] * math.prod(sides)
+    return Work((pixels + maxima) * dtype.itemsize + 8 * maxima, maxima * kernel**2)

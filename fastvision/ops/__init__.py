@@ -12,6 +12,8 @@ from .focal_loss import (
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
+from .max_pool2d import MaxPool2d, max_pool2d_with_indices
+from .max_unpool2d import MaxUnpool2d, max_unpool2d
 from .misc import (
     Conv2dNormActivation,
     ConvBNReLU2d,
@@ -29,6 +31,8 @@ __all__ = [
     "ConvBNReLU2d",
     "ConvTranspose2dNormActivation",
     "FrozenBatchNorm2d",
+    "MaxPool2d",
+    "MaxUnpool2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
     "RoIPool",
@@ -44,6 +48,8 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
     "linear_act",
+    "max_pool2d_with_indices",
+    "max_unpool2d",
     "multiscale_roi_align",
     "nms",
     "norm_act",

@@ -11,6 +11,8 @@ from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
+from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
+from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
@@ -28,6 +30,10 @@ __all__ = [
     "conv_transpose2d",
     "fold_batch_norm",
     "linear_act",
+    "max_pool2d_backward",
+    "max_pool2d_with_indices",
+    "max_unpool2d",
+    "max_unpool2d_backward",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

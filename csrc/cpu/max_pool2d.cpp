@@ -1,0 +1,276 @@
+// Max pooling with indices: vectors of output columns (contiguous) or of channels (channels_last).
+#include "ops/max_pool2d.h"
+
+#include "common/simd.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+// Taps [first, last) of a window that begins at `start`, which are inside of the input.
+struct Taps {
+  int64_t first, last;
+};
+
+inline Taps taps_inside(int64_t start, int64_t size, int64_t kernel, int64_t dilation) {
+  const int64_t first = start < 0 ? (-start + dilation - 1) / dilation : 0;
+  const int64_t last = start < size ? (size - 1 - start) / dilation + 1 : 0;
+  return {first, last < kernel ? last : kernel};
+}
+
+template <typename A>
+inline A lowest() {
+  return -static_cast<A>(__builtin_inf());
+}
+
+template <typename A>
+using places_t = typename simd<A>::mask;
+template <typename A>
+struct lane {
+  using type = int32_t;
+};
+template <>
+struct lane<double> {
+  using type = int64_t;
+};
+template <typename A>
+using lane_t = typename lane<A>::type;
+
+// lanes 0, 2, 4, ... of two vectors in a row
+template <typename V, int... I>
+inline V even_lanes(V a, V b, lane_list<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+inline float_v even_lanes(float_v a, float_v b) {
+  return even_lanes(a, b, make_lanes<lanes_v<float>>::type{});
+}
+inline double_v even_lanes(double_v a, double_v b) {
+  return even_lanes(a, b, make_lanes<lanes_v<double>>::type{});
+}
+
+// A maximum and its place in pixels from the window's corner, per lane.
+template <typename A>
+struct Best {
+  vector_t<A> value;
+  places_t<A> place;
+
+  void take(vector_t<A> x, places_t<A> at) {
+    const places_t<A> better = (x > value) | (x != x);
+    value = better ? x : value;
+    place = better ? at : place;
+  }
+};
+
+// A row of the input by phases: columns[phase][i] = row[i * stride + phase - padding], and minus
+// infinity outside, so that the taps of neighbouring outputs are neighbours. Phases are `length`
+// apart.
+template <typename A>
+void split_phases(const MaxPoolArgs& p, const A* row, int64_t length, A* columns) {
+  constexpr int lanes = lanes_v<A>;
+  const int64_t stride = p.stride[1], padding = p.padding[1], W = p.W;
+  const int64_t count = p.OW + max_pool2d_steps(p);
+  for (int64_t phase = 0; phase < max_pool2d_phases(p); ++phase, columns += length) {
+    const int64_t before = padding > phase ? (padding - phase + stride - 1) / stride : 0;
+    const int64_t shift = phase - padding;
+    int64_t end = W > shift ? (W - 1 - shift) / stride + 1 : 0;
+    end = end < count ? end : count;
+    int64_t i = 0;
+    for (; i < before && i < count; ++i) {
+      columns[i] = lowest<A>();
+    }
+    if (stride == 1) {
+      for (; i + lanes <= end; i += lanes) {
+        store(columns + i, load(row + i + shift));
+      }
+    } else if (stride == 2) {
+      for (; i + lanes <= end && 2 * (i + lanes) + shift <= W; i += lanes) {
+        const A* pairs = row + 2 * i + shift;
+        store(columns + i, even_lanes(load(pairs), load(pairs + lanes)));
+      }
+    }
+    for (; i < end; ++i) {
+      columns[i] = row[i * stride + shift];
+    }
+    for (; i < count; ++i) {
+      columns[i] = lowest<A>();
+    }
+  }
+}
+
+// A row in the type of arithmetic; `scratch` has room for it, rounded up to whole vectors.
+template <typename T, typename A>
+const A* widen(const T* row, int64_t W, A* scratch) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return row;
+  } else {
+    constexpr int lanes = lanes_v<A>;
+    int64_t i = 0;
+    for (; i + lanes <= W; i += lanes) {
+      store(scratch + i, load(row + i));
+    }
+    if (i < W) {
+      store(scratch + i, load_partial(row + i, static_cast<int>(W - i)));
+    }
+    return scratch;
+  }
+}
+
+// Values of one output row, and their places as indices from that of the first window's corner.
+template <typename T, typename A>
+void store_row(const MaxPoolArgs& p, const A* values, const A* places, int64_t corner, int64_t at) {
+  constexpr int lanes = lanes_v<A>;
+  T* output = static_cast<T*>(p.output) + at;
+  int64_t i = 0;
+  for (; i + lanes <= p.OW; i += lanes) {
+    store(output + i, load(values + i));
+  }
+  if (i < p.OW) {
+    store_partial(output + i, load(values + i), static_cast<int>(p.OW - i));
+  }
+  const auto* relative = reinterpret_cast<const lane_t<A>*>(places);
+  int64_t* indices = p.indices + at;
+  for (int64_t k = 0; k < p.OW; ++k) {
+    indices[k] = corner + k * p.stride[1] + relative[k];
+  }
+}
+
+template <typename T, typename A>
+void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
+  constexpr int lanes = lanes_v<A>;
+  const int64_t width = max_pool2d_columns(p);
+  const int64_t length = width + max_pool2d_steps(p);
+  A* const columns = scratch;
+  A* const values = columns + max_pool2d_phases(p) * length;
+  A* const places = values + width;
+  A* const first_places = places + width;  // of the first tap inside, from the window's left
+  A* const wide = first_places + width;
+  for (int64_t ow = 0; ow < width; ++ow) {
+    const int64_t start = ow * p.stride[1] - p.padding[1];
+    const int64_t first = taps_inside(start, p.W, p.kernel[1], p.dilation[1]).first;
+    const lane_t<A> place = static_cast<lane_t<A>>(first * p.dilation[1]);
+    memcpy(first_places + ow, &place, sizeof place);
+  }
+  for (int64_t item = begin; item < end; ++item) {
+    const T* plane = static_cast<const T*>(p.input) + item / p.OH * p.H * p.W;
+    const int64_t top = item % p.OH * p.stride[0] - p.padding[0];
+    const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
+    for (int64_t kh = rows.first; kh < rows.last; ++kh) {
+      const T* row = plane + (top + kh * p.dilation[0]) * p.W;
+      split_phases(p, widen(row, p.W, wide), length, columns);
+      const lane_t<A> row_place = static_cast<lane_t<A>>(kh * p.dilation[0] * p.W);
+      for (int64_t ow = 0; ow < p.OW; ow += lanes) {
+        Best<A> best;
+        if (kh == rows.first) {
+          best.value = vector_t<A>{} + lowest<A>();
+          best.place = (places_t<A>)load(first_places + ow) + row_place;
+        } else {
+          best.value = load(values + ow);
+          best.place = (places_t<A>)load(places + ow);
+        }
+        for (int64_t kw = 0; kw < p.kernel[1]; ++kw) {
+          const int64_t offset = kw * p.dilation[1];
+          const A* tap = columns + offset % p.stride[1] * length + offset / p.stride[1];
+          best.take(load(tap + ow), places_t<A>{} + row_place + static_cast<lane_t<A>>(offset));
+        }
+        store(values + ow, best.value);
+        store(places + ow, (vector_t<A>)best.place);
+      }
+    }
+    store_row<T>(p, values, places, top * p.W - p.padding[1], item * p.OW);
+  }
+}
+
+// One window for kVectors vectors of channels, or for the first `count` channels of one vector.
+template <int kVectors, bool kPartial, typename T, typename A>
+inline void pool_channels(
+    const MaxPoolArgs& p,
+    const T* input,  // first channel of the first tap inside
+    Taps rows,
+    Taps columns,
+    int count,
+    T* output,
+    int64_t* indices,
+    int64_t corner
+) {
+  constexpr int lanes = lanes_v<A>;
+  const int64_t first = rows.first * p.dilation[0] * p.W + columns.first * p.dilation[1];
+  Best<A> best[kVectors];
+  for (auto& b : best) {
+    b.value = vector_t<A>{} + lowest<A>();
+    b.place = places_t<A>{} + static_cast<lane_t<A>>(first);
+  }
+  for (int64_t kh = rows.first; kh < rows.last; ++kh) {
+    for (int64_t kw = columns.first; kw < columns.last; ++kw) {
+      const int64_t place = kh * p.dilation[0] * p.W + kw * p.dilation[1];
+      const T* tap = input + (place - first) * p.C;
+      const places_t<A> at = places_t<A>{} + static_cast<lane_t<A>>(place);
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kPartial) {
+          best[v].take(load_partial(tap, count), at);
+        } else {
+          best[v].take(load(tap + v * lanes), at);
+        }
+      }
+    }
+  }
+  lane_t<A> places[kVectors * lanes];
+  for (int v = 0; v < kVectors; ++v) {
+    memcpy(places + v * lanes, &best[v].place, sizeof best[v].place);
+    if constexpr (kPartial) {
+      store_partial(output, best[v].value, count);
+    } else {
+      store(output + v * lanes, best[v].value);
+    }
+  }
+  for (int i = 0; i < (kPartial ? count : kVectors * lanes); ++i) {
+    indices[i] = corner + places[i];
+  }
+}
+
+template <typename T, typename A>
+void pool_pixels(const MaxPoolArgs& p, int64_t begin, int64_t end) {
+  constexpr int lanes = lanes_v<A>;
+  constexpr int kVectors = 4;
+  for (int64_t item = begin; item < end; ++item) {
+    const T* image = static_cast<const T*>(p.input) + item / p.OH * p.H * p.W * p.C;
+    const int64_t top = item % p.OH * p.stride[0] - p.padding[0];
+    const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
+    for (int64_t ow = 0; ow < p.OW; ++ow) {
+      const int64_t left = ow * p.stride[1] - p.padding[1];
+      const Taps columns = taps_inside(left, p.W, p.kernel[1], p.dilation[1]);
+      const int64_t corner = top * p.W + left;
+      const int64_t first = rows.first * p.dilation[0] * p.W + columns.first * p.dilation[1];
+      const T* x = image + (corner + first) * p.C;
+      T* y = static_cast<T*>(p.output) + (item * p.OW + ow) * p.C;
+      int64_t* at = p.indices + (item * p.OW + ow) * p.C;
+      int64_t c = 0;
+      for (; c + kVectors * lanes <= p.C; c += kVectors * lanes) {
+        pool_channels<kVectors, false, T, A>(p, x + c, rows, columns, 0, y + c, at + c, corner);
+      }
+      for (; c + lanes <= p.C; c += lanes) {
+        pool_channels<1, false, T, A>(p, x + c, rows, columns, 0, y + c, at + c, corner);
+      }
+      if (c < p.C) {
+        const int count = static_cast<int>(p.C - c);
+        pool_channels<1, true, T, A>(p, x + c, rows, columns, count, y + c, at + c, corner);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#define FASTVISION_DEFINE_MAX_POOL(T, A)                                                       \
+  void max_pool2d(const T*, const MaxPoolArgs& args, int64_t begin, int64_t end, A* scratch) { \
+    if (args.channels_last) {                                                                  \
+      pool_pixels<T, A>(args, begin, end);                                                     \
+    } else {                                                                                   \
+      pool_planes<T, A>(args, begin, end, scratch);                                            \
+    }                                                                                          \
+  }
+FASTVISION_DEFINE_MAX_POOL(float, float)
+FASTVISION_DEFINE_MAX_POOL(double, double)
+FASTVISION_DEFINE_MAX_POOL(half_t, float)
+FASTVISION_DEFINE_MAX_POOL(bfloat16_t, float)
+#undef FASTVISION_DEFINE_MAX_POOL
+
+}  // namespace fastvision::FASTVISION_ISA

@@ -1,0 +1,104 @@
+#include "ops/max_pool2d.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+
+#include "common/memory_format.h"
+#include "common/parallel.h"
+#include "common/torch.h"
+
+namespace fastvision {
+namespace {
+
+constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
+constexpr int64_t kPieceElements = 1 << 12;   // per kernel call
+
+void set_pair(int64_t (&target)[2], const std::vector<int64_t>& values, const char* name) {
+  STD_TORCH_CHECK(values.size() == 2, name, " must have two values");
+  for (int axis = 0; axis < 2; ++axis) {
+    target[axis] = values[axis];
+  }
+}
+
+// Also drops taps that no window has inside, and a stride that no window follows, which bounds the
+// scratch memory and all products of these numbers.
+void check_windows(MaxPoolArgs& args) {
+  const int64_t sizes[2] = {args.H, args.W}, outputs[2] = {args.OH, args.OW};
+  for (int axis = 0; axis < 2; ++axis) {
+    int64_t &kernel = args.kernel[axis], &stride = args.stride[axis];
+    const int64_t padding = args.padding[axis], dilation = args.dilation[axis];
+    STD_TORCH_CHECK(
+        sizes[axis] > 0 && kernel > 0 && stride > 0 && dilation > 0 && padding >= 0 &&
+            padding <= kernel / 2 && outputs[axis] > 0 &&
+            (outputs[axis] - 1) <= (sizes[axis] + padding - 1) / stride,
+        "kernel_size, stride, padding, dilation and output_size do not belong together"
+    );
+    kernel = std::min(kernel, (sizes[axis] + padding - 1) / dilation + 1);
+    stride = outputs[axis] == 1 ? 1 : stride;
+  }
+  const int64_t last =
+      args.dilation[0] * (args.kernel[0] - 1) * args.W + args.dilation[1] * (args.kernel[1] - 1);
+  STD_TORCH_CHECK(
+      last < std::numeric_limits<int32_t>::max(), "a window must span less than 2^31 pixels"
+  );
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_indices(
+    const Tensor& x,
+    std::vector<int64_t> kernel_size,
+    std::vector<int64_t> stride,
+    std::vector<int64_t> padding,
+    std::vector<int64_t> dilation,
+    std::vector<int64_t> output_size
+) {
+  check_dim(x, 4, "input");
+  STD_TORCH_CHECK(output_size.size() == 2, "output_size must have two values");
+  MaxPoolArgs args{};
+  args.channels_last = is_channels_last(x);
+  args.C = x.size(1);
+  args.H = x.size(2);
+  args.W = x.size(3);
+  args.OH = output_size[0];
+  args.OW = output_size[1];
+  set_pair(args.kernel, kernel_size, "kernel_size");
+  set_pair(args.stride, stride, "stride");
+  set_pair(args.padding, padding, "padding");
+  set_pair(args.dilation, dilation, "dilation");
+  check_windows(args);
+  const Tensor input = in_format(x, args.channels_last);
+  Tensor output = empty_in_format(x, x.size(0), args.C, args.OH, args.OW, args.channels_last);
+  const std::vector<int64_t> sizes(output.sizes().begin(), output.sizes().end());
+  const std::vector<int64_t> strides(output.strides().begin(), output.strides().end());
+  Tensor indices = empty_strided(sizes, strides, ScalarType::Long, 8, x.device());
+  if (output.numel() == 0) {
+    return {output, indices};
+  }
+  args.input = input.const_data_ptr();
+  args.output = output.mutable_data_ptr();
+  args.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+  const int64_t rows = x.size(0) * args.OH * (args.channels_last ? 1 : args.C);
+  const int64_t row_elements = output.numel() / rows;
+  const int64_t piece =
+      output.numel() < kSerialElements ? rows : std::max<int64_t>(kPieceElements / row_elements, 1);
+  FASTVISION_DISPATCH_FLOATING(x.scalar_type(), "input", [&] {
+    using A = accumulate_t<scalar_t>;
+    const int64_t scratch_elements = args.channels_last ? 0 : max_pool2d_scratch(args);
+    parallel_chunks(rows, piece, [&] {
+      return
+          [&, scratch = std::unique_ptr<A[]>(new A[scratch_elements])](int64_t begin, int64_t end) {
+            const auto* type = static_cast<const scalar_t*>(nullptr);
+            FASTVISION_CALL(max_pool2d, type, args, begin, end, scratch.get());
+          };
+    });
+  });
+  return {output, indices};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("max_pool2d_with_indices", FASTVISION_BOX(&max_pool2d_with_indices));
+}
+
+}  // namespace fastvision

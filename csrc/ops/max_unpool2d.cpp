@@ -1,0 +1,168 @@
+#include "ops/max_unpool2d.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+#include "common/memory_format.h"
+#include "common/parallel.h"
+#include "common/torch.h"
+
+namespace fastvision {
+namespace {
+
+constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
+constexpr int64_t kPieceElements = 1 << 13;   // per kernel call
+
+MaxUnpoolArgs layout(const Tensor& indices, int64_t pixels, bool channels_last, int64_t item) {
+  MaxUnpoolArgs args{};
+  args.channels_last = channels_last;
+  args.C = indices.size(1);
+  args.H = indices.size(2);
+  args.W = indices.size(3);
+  args.pixels = pixels;
+  args.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  args.group = 1;
+  if (channels_last) {
+    // memory is read in order if a group has all channels; threads share no cache line
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t groups = threads == 1 ? 1 : (2 * threads + indices.size(0) - 1) / indices.size(0);
+    const int64_t line = 64 / item, lines = (args.C + line - 1) / line;
+    args.group = std::min(args.C, (lines + groups - 1) / groups * line);
+  }
+  return args;
+}
+
+void check_same(const Tensor& values, const Tensor& indices, const char* name) {
+  check_dim(values, 4, name);
+  check_dim(indices, 4, "indices");
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, "indices must be int64");
+  for (int dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(
+        values.size(dim) == indices.size(dim), name, " and indices must have the same shape"
+    );
+  }
+}
+
+// Runs kernel(begin, end, scratch), which returns whether all indices were in the plane, on all
+// groups. `scratch_bytes`: per pixel of a plane.
+template <typename Kernel>
+void run(const MaxUnpoolArgs& args, int64_t N, int64_t scratch_bytes, const Kernel& kernel) {
+  const int64_t groups = N * ((args.C + args.group - 1) / args.group);
+  const int64_t elements = std::max(args.H * args.W, args.pixels) * args.group;
+  const int64_t piece = groups * elements < kSerialElements
+                            ? groups
+                            : std::max<int64_t>(kPieceElements / elements, 1);
+  std::atomic<bool> inside{true};
+  parallel_chunks(groups, piece, [&] {
+    const int64_t bytes = args.pixels * args.group * scratch_bytes;
+    return [&, scratch = std::unique_ptr<float[]>(new float[(bytes + 3) / 4])](
+               int64_t begin, int64_t end
+           ) {
+      if (!kernel(begin, end, scratch.get())) {
+        inside.store(false, std::memory_order_relaxed);
+      }
+    };
+  });
+  STD_TORCH_CHECK(
+      inside.load(), "indices must be at least 0 and below ", args.pixels, ", the pixels of a plane"
+  );
+}
+
+Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> output_size) {
+  check_same(x, places, "input");
+  STD_TORCH_CHECK(
+      output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
+      "output_size must be two positive values"
+  );
+  const bool channels_last = is_channels_last(x);
+  const Tensor input = in_format(x, channels_last), indices = in_format(places, channels_last);
+  const int64_t OH = output_size[0], OW = output_size[1];
+  Tensor output = empty_in_format(x, x.size(0), x.size(1), OH, OW, channels_last);
+  if (output.numel() == 0) {
+    return output;
+  }
+  MaxUnpoolArgs args = layout(indices, OH * OW, channels_last, x.element_size());
+  args.values = const_cast<void*>(input.const_data_ptr());
+  args.plane = output.mutable_data_ptr();
+  FASTVISION_DISPATCH_FLOATING(x.scalar_type(), "input", [&] {
+    run(args, x.size(0), 0, [&](int64_t begin, int64_t end, void* scratch) {
+      const auto* type = static_cast<const scalar_t*>(nullptr);
+      return FASTVISION_CALL(max_unpool2d, type, args, begin, end, scratch);
+    });
+  });
+  return output;
+}
+
+Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<int64_t> stride) {
+  STD_TORCH_CHECK(stride.size() == 2, "stride must have two values");
+  check_dim(g, 4, "grad");
+  check_dim(places, 4, "indices");
+  STD_TORCH_CHECK(
+      places.scalar_type() == ScalarType::Long && g.size(0) == places.size(0) &&
+          g.size(1) == places.size(1),
+      "indices must be int64, of the images and channels of grad"
+  );
+  const bool channels_last = is_channels_last(places);
+  const Tensor grad = in_format(g, channels_last), indices = in_format(places, channels_last);
+  const int64_t H = indices.size(2), W = indices.size(3);
+  Tensor result = empty_in_format(g, g.size(0), g.size(1), H, W, channels_last);
+  if (result.numel() == 0) {
+    return result;
+  }
+  STD_TORCH_CHECK(g.size(2) > 0 && g.size(3) > 0, "grad must have pixels");
+  MaxUnpoolArgs args = layout(indices, g.size(2) * g.size(3), channels_last, g.element_size());
+  args.row = g.size(3);
+  args.tile[0] = stride[0];
+  args.tile[1] = stride[1];
+  args.values = result.mutable_data_ptr();
+  args.plane = const_cast<void*>(grad.const_data_ptr());
+  FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
+    run(args, g.size(0), 1, [&](int64_t begin, int64_t end, void* scratch) {
+      const auto* type = static_cast<const scalar_t*>(nullptr);
+      return FASTVISION_CALL(max_unpool2d_backward, type, args, begin, end, scratch);
+    });
+  });
+  return result;
+}
+
+// The indices say all that the windows would.
+Tensor max_pool2d_backward(
+    const Tensor& g,
+    const Tensor& places,
+    std::vector<int64_t> size,
+    std::vector<int64_t>,
+    std::vector<int64_t>,
+    std::vector<int64_t>,
+    std::vector<int64_t>
+) {
+  check_same(g, places, "grad");
+  STD_TORCH_CHECK(size.size() == 2, "size must have two values");
+  const bool channels_last = is_channels_last(places);
+  const Tensor grad = in_format(g, channels_last), indices = in_format(places, channels_last);
+  Tensor result = empty_in_format(g, g.size(0), g.size(1), size[0], size[1], channels_last);
+  if (result.numel() == 0) {
+    return result;
+  }
+  MaxUnpoolArgs args = layout(indices, size[0] * size[1], channels_last, g.element_size());
+  args.values = const_cast<void*>(grad.const_data_ptr());
+  args.plane = result.mutable_data_ptr();
+  FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
+    const int64_t scratch_bytes = sizeof(scalar_t) == 2 ? sizeof(float) : 0;
+    run(args, g.size(0), scratch_bytes, [&](int64_t begin, int64_t end, void* s) {
+      const auto* type = static_cast<const scalar_t*>(nullptr);
+      return FASTVISION_CALL(max_pool2d_backward, type, args, begin, end, s);
+    });
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("max_unpool2d", FASTVISION_BOX(&max_unpool2d));
+  m.impl("max_unpool2d_backward", FASTVISION_BOX(&max_unpool2d_backward));
+  m.impl("max_pool2d_with_indices_backward", FASTVISION_BOX(&max_pool2d_backward));
+}
+
+}  // namespace fastvision

@@ -1,0 +1,189 @@
+"""Fully convolutional networks on VGG-16: FCN-32s, FCN-16s and FCN-8s.
+
+Long, Shelhamer and Darrell, Fully convolutional networks for semantic segmentation, 2015. Layers
+are named as in the authors' Caffe models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import conv_norm_act
+from .._images import enter, leave
+from .._registry import register
+from .._weights import load_weights
+
+_DEPTHS = (2, 2, 3, 3, 3)  # convolutions in each of VGG-16's blocks
+_BORDER = 100  # around the image: the map is then never smaller than the 7x7 filter of fc6
+
+
+def bilinear_filter(size: int) -> Tensor:
+    """[size, size] weights with which a transposed convolution of half the stride interpolates."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    line = 1 - (torch.arange(size) - centre).abs() / factor
+    return line[:, None] * line
+
+
+class _FCN(nn.Module):
+    """VGG-16 whose linear layers are convolutions, and a score for each class.
+
+    Args:
+        num_classes: scores per pixel, background included.
+        base_width: channels of the first block; the others are multiples of it, as in VGG-16,
+            which has 64.
+        dropout: probability after fc6 and fc7.
+    """
+
+    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__()
+        inputs = 3
+        for block, depth in enumerate(_DEPTHS, 1):
+            outputs = base_width * min(2 ** (block - 1), 8)
+            for i in range(1, depth + 1):
+                padding = _BORDER if (block, i) == (1, 1) else 1
+                self.add_module(f"conv{block}_{i}", nn.Conv2d(inputs, outputs, 3, padding=padding))
+                inputs = outputs
+        wide = 64 * base_width
+        self.fc6 = nn.Conv2d(inputs, wide, 7)
+        self.fc7 = nn.Conv2d(wide, wide, 1)
+        self.score_fr = nn.Conv2d(wide, num_classes, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.drop = nn.Dropout(dropout)
+        self.num_classes = num_classes
+
+    def _upsampling(self, factor: int) -> nn.ConvTranspose2d:
+        kernel = 2 * factor
+        return nn.ConvTranspose2d(
+            self.num_classes, self.num_classes, kernel, stride=factor, bias=False
+        )
+
+    def _initialize(self) -> None:
+        """The filters are He's, scores begin as zero and upsampling is bilinear."""
+        for name, module in self.named_children():
+            if isinstance(module, nn.ConvTranspose2d):
+                nn.init.zeros_(module.weight)
+                classes = range(self.num_classes)
+                with torch.no_grad():
+                    module.weight[classes, classes] = bilinear_filter(module.kernel_size[0])
+            elif isinstance(module, nn.Conv2d):
+                if name.startswith("score"):
+                    nn.init.zeros_(module.weight)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def _pools(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pool3, pool4 and the scores of fc7: strides of 8, 16 and 32 pixels."""
+        x, pools = enter(images), []
+        for block, depth in enumerate(_DEPTHS, 1):
+            for i in range(1, depth + 1):
+                x = conv_norm_act(x, getattr(self, f"conv{block}_{i}"), None, self.relu)
+            x = self.pool(x)
+            pools.append(x)
+        x = self.drop(conv_norm_act(x, self.fc6, None, self.relu))
+        x = self.drop(conv_norm_act(x, self.fc7, None, self.relu))
+        return pools[2], pools[3], conv_norm_act(x, self.score_fr)
+
+
+def _crop(x: Tensor, offset: int, like: Tensor) -> Tensor:
+    """The part of ``x`` of the height and width of ``like``, ``offset`` pixels from the corner."""
+    height, width = like.shape[-2:]
+    return x[:, :, offset : offset + height, offset : offset + width]
+
+
+def _result(x: Tensor, offset: int, images: Tensor) -> dict[str, Tensor]:
+    return {"out": leave(_crop(x, offset, images), images)}
+
+
+class FCN32s(_FCN):
+    """Scores at a stride of 32 pixels, upsampled at once.
+
+    Args:
+        num_classes: scores per pixel, background included.
+        base_width: channels of the first block (VGG-16: 64), of which the others are multiples.
+        dropout: probability after fc6 and fc7.
+    """
+
+    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__(num_classes, base_width, dropout)
+        self.upscore = self._upsampling(32)
+        self._initialize()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
+        _, _, scores = self._pools(images)
+        return _result(conv_norm_act(scores, self.upscore), 19, images)
+
+
+class FCN16s(_FCN):
+    """The scores of :class:`FCN32s` refined by those of pool4, at a stride of 16 pixels.
+
+    Args:
+        num_classes, base_width, dropout: see :class:`FCN32s`.
+    """
+
+    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__(num_classes, base_width, dropout)
+        self.score_pool4 = nn.Conv2d(8 * base_width, num_classes, 1)
+        self.upscore2 = self._upsampling(2)
+        self.upscore16 = self._upsampling(16)
+        self._initialize()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
+        _, pool4, scores = self._pools(images)
+        scores = conv_norm_act(scores, self.upscore2)
+        scores = scores + _crop(conv_norm_act(pool4, self.score_pool4), 5, scores)
+        return _result(conv_norm_act(scores, self.upscore16), 27, images)
+
+
+class FCN8s(_FCN):
+    """The scores of :class:`FCN16s` refined by those of pool3, at a stride of 8 pixels.
+
+    Args:
+        num_classes, base_width, dropout: see :class:`FCN32s`.
+    """
+
+    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__(num_classes, base_width, dropout)
+        self.score_pool3 = nn.Conv2d(4 * base_width, num_classes, 1)
+        self.score_pool4 = nn.Conv2d(8 * base_width, num_classes, 1)
+        self.upscore2 = self._upsampling(2)
+        self.upscore_pool4 = self._upsampling(2)
+        self.upscore8 = self._upsampling(8)
+        self._initialize()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
+        pool3, pool4, scores = self._pools(images)
+        scores = conv_norm_act(scores, self.upscore2)
+        scores = scores + _crop(conv_norm_act(pool4, self.score_pool4), 5, scores)
+        scores = conv_norm_act(scores, self.upscore_pool4)
+        scores = scores + _crop(conv_norm_act(pool3, self.score_pool3), 9, scores)
+        return _result(conv_norm_act(scores, self.upscore8), 31, images)
+
+
+@register("segmentation")
+def fcn32s_vgg16(*, weights: Any = None, progress: bool = True, **options: Any) -> FCN32s:
+    """FCN-32s (Long et al. 2015): 136,152,917 parameters with 21 classes, 73.47 G multiply-adds at
+    256x256."""
+    return load_weights(FCN32s(**options), "fcn32s_vgg16", weights, progress)
+
+
+@register("segmentation")
+def fcn16s_vgg16(*, weights: Any = None, progress: bool = True, **options: Any) -> FCN16s:
+    """FCN-16s (Long et al. 2015): 134,815,994 parameters with 21 classes, 73.51 G multiply-adds at
+    256x256."""
+    return load_weights(FCN16s(**options), "fcn16s_vgg16", weights, progress)
+
+
+@register("segmentation")
+def fcn8s_vgg16(*, weights: Any = None, progress: bool = True, **options: Any) -> FCN8s:
+    """FCN-8s (Long et al. 2015): 134,489,759 parameters with 21 classes, 73.55 G multiply-adds at
+    256x256."""
+    return load_weights(FCN8s(**options), "fcn8s_vgg16", weights, progress)

@@ -1,0 +1,195 @@
+"""Max pooling that also says where each maximum was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from .._memory_format import format_of
+from ._checks import (
+    FLOATING,
+    check_tensor,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+    pair,
+)
+from ._library import declare
+
+_WINDOW = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+
+
+def _fake(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
+    shape = (*input.shape[:2], *window[-1])
+    output = input.new_empty(shape).to(memory_format=format_of(input))
+    return output, torch.empty_like(output, dtype=torch.int64)
+
+
+def _fake_backward(grad: Tensor, indices: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+    return grad.new_empty((*grad.shape[:2], *size)).to(memory_format=format_of(indices))
+
+
+_FORWARD = declare(
+    "max_pool2d_with_indices",
+    f"(Tensor input, {_WINDOW}, SymInt[] output_size) -> (Tensor, Tensor)",
+    fake=_fake,
+    triton="kernels.max_pool2d.launch_max_pool2d",
+    reference=reference.max_pool2d_with_indices,
+    lacks={"cuda": "the Triton kernel serves GPUs"},
+    serves=("max_pool2d_with_indices",),
+)
+_BACKWARD = declare(
+    "max_pool2d_with_indices_backward",
+    f"(Tensor grad, Tensor indices, SymInt[] size, {_WINDOW}) -> Tensor",
+    fake=_fake_backward,
+    triton="kernels.max_pool2d.launch_max_pool2d_backward",
+    reference=reference.max_pool2d_backward,
+)
+
+
+class _MaxPool2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, backend: str, window: Any) -> tuple[Tensor, Tensor]:
+        output, indices = _FORWARD.run[backend](input, *window)
+        ctx.save_for_backward(indices)
+        ctx.mark_non_differentiable(indices)
+        ctx.backend, ctx.size, ctx.window = backend, list(input.shape[2:]), window[:-1]
+        return output, indices
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        (indices,) = ctx.saved_tensors
+        return _backward(grad, indices, ctx.backend, ctx.size, *ctx.window), None, None
+
+
+class _MaxPool2dBackward(torch.autograd.Function):
+    """Linear in the gradient: its own gradient gathers where it adds."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.geometry = geometry
+        result: Tensor = _BACKWARD.run[backend](grad, indices, *geometry)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (indices,) = ctx.saved_tensors
+        gathered = grad.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+        return gathered, None, None, *(None for _ in ctx.geometry)
+
+
+def _backward(grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
+    if is_transformed():
+        return reference.max_pool2d_backward(grad, indices, *geometry)
+    if needs_gradient((grad,)):
+        result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, *geometry)
+        return result
+    result = _BACKWARD.run[backend](grad, indices, *geometry)
+    return result
+
+
+def _output_extent(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> int:
+    extent = dilation * (kernel - 1) + 1
+    if not 0 <= padding <= kernel // 2:
+        raise ValueError(
+            f"padding must be at least 0 and at most half of the kernel's size {kernel}, "
+            f"got {padding}"
+        )
+    output = (size + 2 * padding - extent + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (output - 1) * stride >= size + padding:
+        output -= 1  # the last window would lie in the padding
+    if output < 1:
+        raise ValueError(f"input: a kernel that spans {extent} pixels does not fit into {size}")
+    # windows that begin in the padding: their first tap behind it
+    if padding > 0 and dilation > 1 and dilation > size:
+        for start in range(-padding, 0, stride):
+            if start % dilation >= size:
+                raise ValueError(f"dilation {dilation}: a window has none of the {size} pixels")
+    return output
+
+
+@torch.fx.wrap
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Maximum of each window, and its place: as torch.nn.functional.max_pool2d_with_indices.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], contiguous or channels_last. Kernels take float16,
+            bfloat16, float32 and float64; torch's op pools other types.
+        kernel_size, stride, padding, dilation: one or two integers; the stride is the kernel's size
+            if None. Padding counts as minus infinity.
+        ceil_mode: whether a last window that the border cuts off has a result too.
+        return_indices: has no effect, as in torch: indices are always returned.
+        backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
+
+    Returns:
+        Values [N, C, OH, OW] in the dtype and memory format of ``input``, and int64 indices of the
+        same shape and format: the maximum's row * W + column. Of equal maxima the first in
+        row-major order counts, and a NaN is larger than any number (the last NaN of a window
+        counts).
+
+    Differentiable any number of times; sums of the gradient are in a fixed order, and in float32
+    for 16-bit types.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has the wrong shape or value; a window has no pixel of the input,
+            for which torch returns an index outside of it; ``backend`` cannot run here.
+        NotImplementedError: a sparse or nested tensor.
+    """
+    check_tensor(input, "input")
+    if input.dim() == 3:
+        values, indices = max_pool2d_with_indices(
+            input.unsqueeze(0), kernel_size, stride, padding, dilation, ceil_mode, backend=backend
+        )
+        return values.squeeze(0), indices.squeeze(0)
+    if input.dim() != 4:
+        raise ValueError(
+            f"input must have shape [N, C, H, W] or [C, H, W], got {list(input.shape)}"
+        )
+    kernel = pair(kernel_size, "kernel_size")
+    steps = kernel if stride is None or stride == [] else pair(stride, "stride")
+    pads, gaps = pair(padding, "padding"), pair(dilation, "dilation")
+    for name, sizes in (("kernel_size", kernel), ("stride", steps), ("dilation", gaps)):
+        if min(sizes) < 1:
+            raise ValueError(f"{name} must be at least 1, got {sizes}")
+    size = [
+        _output_extent(*axis, ceil_mode)
+        for axis in zip(input.shape[2:], kernel, steps, pads, gaps, strict=True)
+    ]
+    window = (list(kernel), list(steps), list(pads), list(gaps), size)
+    chosen = _FORWARD.choose(input, backend)
+    if chosen == "reference" or is_transformed() or is_traced() or input.dtype not in FLOATING:
+        return reference.max_pool2d_with_indices(input, *window)
+    if needs_gradient((input,)):
+        result: tuple[Tensor, Tensor] = _MaxPool2d.apply(input, chosen, window)
+        return result
+    result = _FORWARD.run[chosen](input, *window)
+    return result
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """:class:`torch.nn.MaxPool2d`, on :func:`max_pool2d_with_indices` if ``return_indices``."""
+
+    def forward(self, input: Tensor) -> Any:
+        if not self.return_indices:
+            return super().forward(input)
+        return max_pool2d_with_indices(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
