@@ -19,7 +19,7 @@ def max_pool2d_with_indices(
     dilation: Sequence[int],
     output_size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices, both [N, C, *output_size]; see fastvision.ops."""
+    """Values and indices, both [N, C, OH, OW]; see fastvision.ops."""
     if input.numel() == 0:
         shape = (*input.shape[:2], *output_size)
         empty = input.new_empty(shape) + input.sum()  # in the graph of derivatives
@@ -38,7 +38,7 @@ def max_pool2d_with_indices(
 def max_pool2d_backward(
     grad: Tensor, indices: Tensor, size: Sequence[int], *_window: Sequence[int]
 ) -> Tensor:
-    """The sum of ``grad`` over the windows whose maximum a pixel is: [N, C, *size]."""
+    """The sum of ``grad`` over the windows whose maximum a pixel is: [N, C, H, W]."""
     zeros = grad.new_zeros(*grad.shape[:2], size[0] * size[1])
     sums = zeros.scatter_add(2, indices.flatten(2), grad.flatten(2))
     return sums.unflatten(2, tuple(size)).contiguous(memory_format=format_of(grad))

@@ -24,7 +24,7 @@ def _winners(indices: Tensor, pixels: int) -> Tensor:
 
 
 def max_unpool2d(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
-    """[N, C, *output_size] of values and indices [N, C, H, W]; see fastvision.ops."""
+    """[N, C, OH, OW] of values and indices [N, C, H, W]; see fastvision.ops."""
     winners = _winners(indices.flatten(2), output_size[0] * output_size[1])
     if input.numel() == 0:
         result = input.new_zeros(winners.shape) + input.sum()  # in the graph of derivatives
