@@ -35,6 +35,8 @@ FAMILIES = {
     "triton": "triton",
     "conv_transpose2d": "conv_transpose2d",
     "batch_norm": "batch_norm",
+    "squeeze_excitation": "squeeze_excitation",
+    "max_pool2d": "max_",
 }
 # the steps in order, each with its share of the time; what a step leaves unused is passed on
 ORDER = [
@@ -51,6 +53,8 @@ ORDER = [
     ("test", "conv_transpose2d", 4),
     ("test", "batch_norm", 3),
     ("test", "roi_pool", 3),
+    ("test", "squeeze_excitation", 2),
+    ("test", "max_pool2d", 2),
     ("sanitize", "", 8),
     ("bench", "batched_nms_padded", 2),
     ("bench", "conv_transpose2d", 3),

@@ -172,6 +172,18 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
         lambda x: ops.batch_norm_relu(x, torch.zeros(4), torch.ones(4)),
     ),
     "FrozenBatchNorm2d": ("x", X, ops.FrozenBatchNorm2d(4)),
+    "linear_act": ("input", X, lambda x: ops.linear_act(x, torch.ones(2, X.shape[-1]))),
+    "squeeze_excitation": (
+        "input",
+        X,
+        lambda x: ops.squeeze_excitation(x, torch.ones(2, 4), None, torch.ones(4, 2), None),
+    ),
+    "max_pool2d_with_indices": ("input", X, lambda x: ops.max_pool2d_with_indices(x, 2)),
+    "max_unpool2d": (
+        "input",
+        X,
+        lambda x: ops.max_unpool2d(x, torch.zeros(X.shape, dtype=torch.int64), 2),
+    ),
     "sigmoid_focal_loss": ("inputs", X, lambda x: ops.sigmoid_focal_loss(x, X)),
     "sigmoid_focal_loss, targets": ("targets", X, lambda t: ops.sigmoid_focal_loss(X, t)),
     "softmax_focal_loss": ("inputs", X, lambda x: ops.softmax_focal_loss(x, X)),

@@ -106,6 +106,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         IMAGES,
     ),
     "batch_norm_relu": (lambda: Call(lambda x: ops.batch_norm_relu(x, C, C, C, C)), IMAGES),
+    "squeeze_excitation": (
+        lambda: Call(lambda x: ops.squeeze_excitation(x, W[:, :, 0, 0], None, W[:, :, 0, 0], C)),
+        IMAGES,
+    ),
+    "SqueezeExcitation": (lambda: ops.SqueezeExcitation(8, 4), IMAGES),
+    "max_pool2d_with_indices": (
+        lambda: Call(lambda x: ops.max_pool2d_with_indices(x, 2)[0]),
+        IMAGES,
+    ),
+    "max_unpool2d": (
+        lambda: Call(lambda x: ops.max_unpool2d(*ops.max_pool2d_with_indices(x, 2), 2)),
+        IMAGES,
+    ),
     "linear_act": (lambda: Call(lambda x: ops.linear_act(x, torch.eye(16, 16))), IMAGES),
     "softmax_focal_loss": (
         lambda: Call(lambda x, t: ops.softmax_focal_loss(x, t.softmax(-1), reduction="mean")),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastvision import _extension, ops
 from fastvision.reference import ACTIVATIONS
+from fastvision.reference.activations import activate
 from fastvision.testing.numerics import assert_matches
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -363,6 +364,49 @@ def fuzz_max_pool2d(rng: random.Random) -> list[Tensor]:
     return [values, indices, x.grad, plane, grad]
 
 
+def fuzz_linear_act(rng: random.Random) -> list[Tensor]:
+    rows, features = rng.choice((0, 1, 2, 5, 17)), rng.choice((1, 7, 512, 520, 1024))
+    dtype = rng.choice(DTYPES)
+    x = torch.randn(rng.choice((1, 3)), rows, features).to(dtype)
+    # large enough to be packed, at times
+    weight = (torch.randn(rng.choice((1, 9, 300, 520)), features) / features**0.5).to(dtype)
+    bias = torch.randn(weight.shape[0]).to(dtype) if rng.random() < 0.5 else None
+    hostile = rng.random() < 0.3
+    if hostile and x.numel():
+        x.view(-1)[rng.randrange(x.numel())] = rng.choice(HOSTILE)
+    activation = rng.choice(ACTIVATIONS)
+    y = ops.linear_act(x, weight, bias, activation=activation)
+    if not hostile:
+        z = torch.nn.functional.linear(
+            x.double(), weight.double(), None if bias is None else bias.double()
+        )
+        assert_matches(y, activate(z, activation, 0.01), scale=20)
+    return [y]
+
+
+def fuzz_squeeze_excitation(rng: random.Random) -> list[Tensor]:
+    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 70))
+    height, width = rng.choice((0, 1, 2, 7)), rng.choice((1, 2, 5, 16))
+    dtype, squeeze = rng.choice(DTYPES), rng.choice((1, 2, 9, 33))
+    x = torch.randn(images, channels, height, width).to(dtype)
+    weights = [
+        torch.randn(squeeze, channels).to(dtype),
+        torch.randn(squeeze).to(dtype) if rng.random() < 0.5 else None,
+        torch.randn(channels, squeeze, 1, 1).to(dtype),
+        torch.randn(channels).to(dtype) if rng.random() < 0.5 else None,
+    ]
+    hostile = rng.random() < 0.3
+    if hostile and x.numel():
+        for t in (x, weights[0], weights[2]):
+            t.view(-1)[rng.randrange(t.numel())] = rng.choice(HOSTILE)
+    names = rng.choice(("relu", "silu")), rng.choice(("sigmoid", "hardsigmoid"))
+    y = ops.squeeze_excitation(random_format(rng, x), *weights, *names)
+    if not hostile and y.numel():
+        expected = ops.squeeze_excitation(x, *weights, *names, backend="reference")
+        assert_matches(y, expected, scale=10)
+    return [y]
+
+
 FUZZERS = (
     fuzz_roi_align,
     fuzz_roi_pool,
@@ -372,6 +416,8 @@ FUZZERS = (
     fuzz_batch_norm_relu,
     fuzz_conv_transpose2d,
     fuzz_max_pool2d,
+    fuzz_linear_act,
+    fuzz_squeeze_excitation,
 )
 
 

@@ -32,12 +32,14 @@ def layers() -> list[nn.Module]:
         ops.RoIAlign(2, 1.0, 2),
         ops.MultiScaleRoIAlign(["0"], 2, 2),
         ops.RoIPool(2, 1.0),
+        ops.SqueezeExcitation(4, 2),
     ]
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid, maxima = layers()
+    frozen, conv, transposed, pool, pyramid, maxima, gate = layers()
     assert isinstance(frozen, theirs.misc.FrozenBatchNorm2d)
+    assert isinstance(gate, theirs.misc.SqueezeExcitation)
     assert isinstance(conv, theirs.misc.Conv2dNormActivation)
     assert isinstance(conv, theirs.misc.ConvNormActivation) and isinstance(conv, nn.Sequential)
     assert isinstance(transposed, theirs.misc.ConvNormActivation)
