@@ -102,8 +102,8 @@ def norm_act(
 class Sequential(nn.Sequential):
     """A :class:`torch.nn.Sequential` that runs chains of its layers as one op each.
 
-    A chain is a convolution with the normalization and activation behind it, a normalization with
-    the activation behind it, or a linear layer with the activation behind it; see
+    A chain is a convolution with the normalization and activation after it, a normalization with
+    the activation after it, or a linear layer with the activation after it; see
     :func:`conv_norm_act`. Constructor, indexing and state dict are torch's. An in-place activation
     writes to a result that nobody else sees, so ``inplace`` makes no difference.
     """
