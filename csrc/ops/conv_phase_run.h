@@ -134,7 +134,7 @@ struct PhaseRun {
     const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
     chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
     chunks = ceil_div(pixels, chunk);
-    splits = depthwise_rows ? 1 : std::clamp<int64_t>(wanted / chunks, 1, all_blocks());
+    splits = depthwise_rows ? 1 : std::clamp<int64_t>(ceil_div(wanted, chunks), 1, all_blocks());
   }
 };
 

@@ -1,4 +1,4 @@
-"""conv_bn_relu by oneDNN, which the CPU takes where it wins a trial: AVX-512."""
+"""conv_bn_relu by oneDNN, which large convolutions take on CPUs with AVX-512."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 @pytest.fixture
 def onednn_calls(monkeypatch) -> list[int]:
-    """What runs on CPUs with AVX-512, wherever torch has oneDNN; an item for each convolution."""
+    """What large ones do on CPUs with AVX-512, for all of them and wherever torch has oneDNN; an
+    item for each convolution."""
     if _extension.missing or not torch.backends.mkldnn.is_available():
         pytest.skip("needs the compiled library and a torch with oneDNN")
     monkeypatch.setattr(onednn, "_fast_dtypes", lambda level: (torch.float32,))
-    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    monkeypatch.setattr(cpu, "_MIN_ONEDNN_TERMS", 0)
+    monkeypatch.setattr(cpu, "_MIN_ONEDNN_WORK", 0)
     calls: list[int] = []
     convolution = onednn.convolution
     monkeypatch.setattr(onednn, "convolution", lambda *a: calls.append(0) or convolution(*a))
@@ -67,23 +68,30 @@ def test_onednn_keeps_nan(onednn_calls, activation, kernel):
     assert len(onednn_calls) == (0 if activation == "leaky_relu" else 1 + with_residual)
 
 
-@pytest.mark.parametrize("kind", ["pointwise", "window", "winograd"])
-def test_trial_of_onednn_and_the_engine(onednn_calls, monkeypatch, kind):
-    """Both do the same; the faster one is taken, or always the engine where that is asked for."""
-    ours, theirs = cpu._trial(kind)
-    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
-    kinds = []
-    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, _: kinds.append(kind))
-    size, taps = (14, 3) if kind == "winograd" else (5, 1 if kind == "pointwise" else 3)
-    x = cases.feature_map(1, 32, size, size, channels_last=True)
-    weight = cases.feature_map(32, 32, taps, taps)
-    onednn_calls.clear()
-    ops.conv_bn_relu(x, weight, padding=taps // 2)
-    assert kinds == [kind] and not onednn_calls
-    monkeypatch.setattr(cpu, "_onednn_wins_trial", lambda kind, threads: True)
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    ops.conv_bn_relu(x, weight, padding=taps // 2)
-    assert not onednn_calls
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("channels", "size", "window", "by_onednn"),
+    [
+        ((512, 512), 20, {}, True),
+        ((512, 512), 19, {}, False),  # fewer multiply-adds
+        ((508, 512), 24, {}, False),  # fewer terms
+        ((64, 512), 40, {"kernel": 3, "stride": 2, "padding": 1}, True),
+        ((512, 512), 20, {"kernel": 3, "padding": 1}, False),  # Winograd
+    ],
+)
+def test_large_convolutions(onednn_calls, monkeypatch, channels, size, window, by_onednn):
+    monkeypatch.undo()
+    monkeypatch.setattr(onednn, "_fast_dtypes", lambda level: (torch.float32,))
+    convolution = onednn.convolution
+    monkeypatch.setattr(onednn, "convolution", lambda *a: onednn_calls.append(0) or convolution(*a))
+    kernel = window.pop("kernel", 1)
+    C, K = channels
+    x = cases.feature_map(1, C, size, size, channels_last=True)
+    weight = cases.feature_map(K, C, kernel, kernel)
+    y = ops.conv_bn_relu(x, weight, **window)
+    assert bool(onednn_calls) == by_onednn
+    expected = torch.relu(torch.conv2d(x.double(), weight.double(), **window))
+    assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_onednn_with_strided_bias(onednn_calls):
@@ -103,19 +111,6 @@ def test_a_repeated_call_by_onednn_checks_the_residual(onednn_calls, shape):
         with pytest.raises(ValueError, match="residual"):
             ops.conv_bn_relu(images, weight, residual=torch.zeros(shape))
     assert onednn_calls
-
-
-@torch.no_grad()
-def test_trials_do_not_depend_on_the_default_dtype():
-    if _extension.missing or not torch.backends.mkldnn.is_available():
-        pytest.skip("needs the compiled library and a torch with oneDNN")
-    torch.set_default_dtype(torch.float64)
-    try:
-        for kind in ("pointwise", "window", "winograd"):
-            for run in cpu._trial(kind):
-                assert run().dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def inside_by_hand(length, taps, stride, before, dilation, outputs):

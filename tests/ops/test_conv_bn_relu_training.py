@@ -96,11 +96,13 @@ def test_activations(backend, dtype, activation, training):
     doubles = [t.double() for t in tensors]
     expected = results(layers, doubles, training, activation, geometry)
     eager = results(layers, tensors, training, activation, geometry)
+    truncates = backend.name == "triton" and tensors[0].is_cpu  # Triton's interpreter, to bfloat16
+    factor = 4 if truncates and dtype == torch.bfloat16 else 2
     for a, b, c in zip(actual, expected, eager, strict=True):
         assert a.dtype == dtype
         # no worse than the layers one by one: in bfloat16 z near a kink may fall on either side.
         # The gradient of the bias is zero in training, and the layers' may happen to be smaller
-        budget = 2 * (c.double() - b).norm() + 1e-5 * b.norm() + TOLERANCES[dtype]
+        budget = factor * (c.double() - b).norm() + 1e-5 * b.norm() + TOLERANCES[dtype]
         assert (a.double() - b).norm() <= budget
 
 

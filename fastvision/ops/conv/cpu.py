@@ -4,10 +4,9 @@ oneDNN."""
 from __future__ import annotations
 
 import functools
+import math
 import struct
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +44,8 @@ _PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
 _MIN_WINOGRAD_PIXELS = 96
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
+# with AVX-512, oneDNN is faster on convolutions with many terms per sum and many multiply-adds
+_MIN_ONEDNN_TERMS, _MIN_ONEDNN_WORK = 512, 100e6
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,15 +91,15 @@ def has_tiles(input: Tensor) -> bool:
     )
 
 
-def onednn_wins(input: Tensor, shape: Sequence[int], *, winograd: bool) -> bool:
-    """Whether oneDNN beats our own kernel for the convolution."""
-    if input.dtype != torch.float32:  # oneDNN uses 16-bit instructions, the engine does not
-        return True
-    pointwise = tuple(shape[2:]) == (1, 1)
-    kind = "winograd" if winograd else "pointwise" if pointwise else "window"
-    return not torch.are_deterministic_algorithms_enabled() and _onednn_wins_trial(
-        kind, torch.get_num_threads()
-    )
+def least_onednn_pixels(shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> float:
+    """The number of output pixels from which on oneDNN beats the engine, where it is fast."""
+    if spec.transposed or dtype not in onednn.fast_dtypes():
+        return math.inf
+    if dtype != torch.float32:  # oneDNN uses 16-bit instructions, the engine does not
+        return 0
+    K, *depth = shape
+    terms = math.prod(depth)
+    return _MIN_ONEDNN_WORK / (K * terms) if terms >= _MIN_ONEDNN_TERMS else math.inf
 
 
 def sees_padding(size: Sequence[int], taps: Sequence[int], spec: ConvSpec) -> bool:
@@ -117,42 +118,6 @@ def sees_padding(size: Sequence[int], taps: Sequence[int], spec: ConvSpec) -> bo
     return share < _MIN_INSIDE
 
 
-@functools.cache
-def _onednn_wins_trial(kind: str, threads: int) -> bool:
-    """Times both once per thread count on a typical convolution, for some 10 milliseconds."""
-    ours, theirs = _trial(kind)
-    best = [float("inf"), float("inf")]
-    for _ in range(6):
-        for i, run in enumerate((ours, theirs)):
-            start = time.perf_counter()
-            run()
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best[1] < 0.98 * best[0]
-
-
-@torch.inference_mode(False)
-def _trial(kind: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The same convolution by our engine (or Winograd kernel) and by oneDNN."""
-    C, taps = (256, 1) if kind == "pointwise" else (128, 3)
-    like: Any = {"dtype": torch.float32, "device": "cpu"}
-    x = torch.full((1, C, 28, 28), 0.5, **like)
-    x = x.contiguous(memory_format=torch.channels_last)
-    weight = torch.full((C, C, taps, taps), 0.01, **like)
-    padding = (taps // 2, taps // 2, taps // 2, taps // 2)
-    spec = ConvSpec((1, 1), padding, (1, 1), 1, 0.0, 0, 0.0)
-    options = engine_options(weight.shape, spec)
-    reordered = onednn.pack(weight, None, x.shape, torch.float32, spec)
-
-    def theirs() -> Tensor:
-        return onednn.convolution(x, reordered, weight.shape, None, spec)
-
-    if kind == "winograd":
-        packed = _OPS.conv_winograd_pack.default(weight, None)
-        return lambda: _OPS.conv_winograd.default(x, packed, None, options), theirs
-    packed = _OPS.conv_pack.default(weight, None, 1)
-    return lambda: _OPS.conv_packed.default(x, packed, None, options), theirs
-
-
 class Layer:
     """A convolution with packed weights and options, for inputs of one dtype.
 
@@ -168,7 +133,7 @@ class Layer:
         self.options = engine_options(self.shape, spec)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32  # to compute in
         dense = not spec.transposed
-        self.may_use_onednn = dense and dtype in onednn.fast_dtypes()
+        self.onednn_pixels = least_onednn_pixels(self.shape, dtype, spec)
         self.may_skip_padding = (
             dense and spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
         )
@@ -187,12 +152,10 @@ class Layer:
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input)
-        if (self.may_use_onednn or self.may_skip_padding) and (
-            onednn.supports(input, self.shape, residual, self.spec)
-            and (
-                (self.may_skip_padding and sees_padding(input.shape[2:], self.shape[2:], self.spec))
-                or (self.may_use_onednn and onednn_wins(input, self.shape, winograd=winograd))
-            )
+        if (
+            (self.onednn_pixels < math.inf or self.may_skip_padding)
+            and self._onednn_wins(input, winograd)
+            and onednn.supports(input, self.shape, residual, self.spec)
         ):
             # oneDNN's weight layout depends on the input's shape
             packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))
@@ -204,6 +167,13 @@ class Layer:
             packed = self.packs.get(form, weights, lambda: make(weights))
         run = _WINOGRAD if winograd else _PACKED
         return run(input, packed, residual, self.options)
+
+    def _onednn_wins(self, input: Tensor, winograd: bool) -> bool:
+        N, _, H, W = input.shape
+        (down, across), taps = self.spec.stride, self.shape[2:]
+        if not winograd and N * (H // down) * (W // across) >= self.onednn_pixels:
+            return True
+        return self.may_skip_padding and sees_padding((H, W), taps, self.spec)
 
     def _folded(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
         weight, bias = reference.fold_batch_norm(*weights, self.spec.eps)

@@ -15,8 +15,7 @@ from ...reference.activations import activate
 from ...reference.batch_norm_relu import activation_gradient
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
-from . import onednn
-from .cpu import engine_options, onednn_wins, winograd_wins
+from .cpu import engine_options, winograd_wins
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
 
@@ -45,11 +44,6 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
         and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
-        and not (
-            input.dtype in onednn.fast_dtypes()
-            and onednn.supports(input, weight.shape, None, spec._replace(activation=0))
-            and onednn_wins(input, weight.shape, winograd=True)
-        )
     )
 
 

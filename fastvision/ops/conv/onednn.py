@@ -1,8 +1,8 @@
 """oneDNN convolutions with packed weights and fused post-ops, as exposed by torch.
 
 On AVX2 our own engine is at least as fast, unless dilated taps read much padding. With AVX-512,
-oneDNN may be faster for dense convolutions (cpu.py measures that), and only oneDNN uses the 16-bit
-instructions of newer CPUs.
+oneDNN is faster on large convolutions with many terms per sum (cpu.py), and only oneDNN uses the
+16-bit instructions of newer CPUs.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ def convolution(
     weight, bias = packed
     name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise
+    last = input.is_contiguous(memory_format=torch.channels_last)
+    format = torch.channels_last if last else torch.contiguous_format
     if residual is None:
         post = _POST_OPS.get(name, "none")
         y = run(input, weight, bias, *_window(spec), 1, post, [], "")
     else:
         if spec.output_shape(input.shape, shape) != residual.shape or residual.dtype != input.dtype:
             raise RuntimeError("residual must have the shape and dtype of the result")
-        last = input.is_contiguous(memory_format=torch.channels_last)
-        format = torch.channels_last if last else torch.contiguous_format
         residual = residual.contiguous(memory_format=format)
         y = run.binary(input, residual, weight, bias, *_window(spec), 1, "add", None, None, [], "")
-        y = y.contiguous(memory_format=format)
+    y = y.contiguous(memory_format=format)  # of bfloat16 it may be channels_last in any case
     return _IN_PLACE[name](y) if name in _IN_PLACE else y
