@@ -16,13 +16,9 @@ from ._images import enter
 from ._registry import register
 from ._weights import load_weights
 
-# channels of the 3x3 convolutions between poolings, by the letters of table 1
-_STAGES: dict[str, Sequence[Sequence[int]]] = {
-    "A": ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
-    "B": ((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2),
-    "D": ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
-    "E": ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
-}
+_WIDTHS = (1, 2, 4, 8, 8)  # of the stages, in units of the first
+# 3x3 convolutions between poolings, by the letters of table 1
+_DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
 
 
 class VGG(nn.Module):
@@ -31,10 +27,12 @@ class VGG(nn.Module):
     torchvision's constructor, initialization and state dict.
 
     Args:
-        features: gives maps of 512 channels.
+        features: gives maps of 8 · base_width channels.
         num_classes: outputs of the classifier.
         init_weights: whether convolutions start with He's initialization; torch's otherwise.
         dropout: probability behind the first two linear layers.
+        base_width: channels of the first stage, of which all widths are multiples; torchvision's
+            is 64.
     """
 
     def __init__(
@@ -43,18 +41,21 @@ class VGG(nn.Module):
         num_classes: int = 1000,
         init_weights: bool = True,
         dropout: float = 0.5,
+        *,
+        base_width: int = 64,
     ) -> None:
         super().__init__()
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+        wide = 64 * base_width
         self.classifier = Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
+            nn.Linear(8 * base_width * 7 * 7, wide),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
+            nn.Linear(wide, wide),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(wide, num_classes),
         )
         if init_weights:
             self._initialize()
@@ -78,11 +79,12 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
-def _features(stages: Sequence[Sequence[int]], batch_norm: bool) -> Sequential:
+def _features(depths: Sequence[int], base_width: int, batch_norm: bool) -> Sequential:
     layers: list[nn.Module] = []
     inputs = 3
-    for stage in stages:
-        for outputs in stage:
+    for depth, width in zip(depths, _WIDTHS, strict=True):
+        outputs = width * base_width
+        for _ in range(depth):
             layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))
@@ -97,7 +99,8 @@ def _vgg(
 ) -> VGG:
     if weights is not None:
         options["init_weights"] = False
-    model = VGG(_features(_STAGES[letter], batch_norm), **options)
+    features = _features(_DEPTHS[letter], options.get("base_width", 64), batch_norm)
+    model = VGG(features, **options)
     return load_weights(model, name, weights, progress)
 
 

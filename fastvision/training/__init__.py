@@ -3,7 +3,7 @@
 from ._interruption import Interrupted
 from .evaluation import evaluate
 from .loop import NonFiniteError, Outcome, train
-from .recipe import Bar, Checkpoints, Log, Recipe, Short, list_recipes, load_recipe
+from .recipe import Bar, Checkpoints, Log, Recipe, Short, Start, list_recipes, load_recipe
 
 __all__ = [
     "Bar",
@@ -14,6 +14,7 @@ __all__ = [
     "Outcome",
     "Recipe",
     "Short",
+    "Start",
     "evaluate",
     "list_recipes",
     "load_recipe",

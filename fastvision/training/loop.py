@@ -22,6 +22,7 @@ from ._pictures import draw_curves, draw_samples
 from ._processes import Processes
 from ._random import reproducible
 from ._run import Run
+from ._start import start_from
 from .evaluation import measure
 from .recipe import Recipe
 
@@ -84,7 +85,7 @@ def train(
 
     Raises:
         ValueError: the recipe names something unknown, or ``folder`` has another run.
-        FileNotFoundError: there is nothing to resume.
+        FileNotFoundError: there is nothing to resume, or to start from.
         NonFiniteError: a loss, gradient or parameter is NaN or infinite.
         OSError: a file cannot be written. The last checkpoint remains.
         Interrupted: a signal came.
@@ -99,7 +100,9 @@ def train(
         run = Run(recipe, processes)
         if checkpoint is not None:
             run.restore(checkpoint)
-        elif processes.is_first:
+        elif recipe.start is not None:
+            start_from(run.model, recipe.start)
+        if checkpoint is None and processes.is_first:
             write_whole(folder / "recipe.json", json.dumps(recipe.as_dict(), indent=2).encode())
         with Logs(folder, run, progress) as logs:
             losses = _loop(run, folder, logs, interruption)

@@ -37,6 +37,14 @@ class Log:
 
 
 @dataclasses.dataclass
+class Start:
+    """Layers to take from another run."""
+
+    run: str  # its folder, or a checkpoint
+    layers: dict[str, str]  # from the names there to the names here
+
+
+@dataclasses.dataclass
 class Bar:
     """What the trained model should reach on the test data."""
 
@@ -84,6 +92,8 @@ class Recipe:
         deterministic: whether torch prefers deterministic algorithms.
         workers: processes that read data, for each training process.
         evaluate_epochs: epochs between evaluations; the end is always evaluated.
+        start: layers that begin with the best weights of another run, by their names there:
+            ``run`` is its folder or a checkpoint, ``layers`` maps names there to names here.
         checkpoint, log: how often.
         bar: what to reach.
         short: the run of ``--short``.
@@ -110,6 +120,7 @@ class Recipe:
     deterministic: bool = True
     workers: int = 0
     evaluate_epochs: int = 1
+    start: Start | None = None
     checkpoint: Checkpoints = dataclasses.field(default_factory=Checkpoints)
     log: Log = dataclasses.field(default_factory=Log)
     bar: Bar | None = None
