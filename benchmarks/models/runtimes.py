@@ -43,6 +43,10 @@ def _openvino(model: nn.Module, images: Tensor) -> Callable[..., Tensor]:
 
     core = openvino.Core()
     converted = openvino.convert_model(model, example_input=images, input=list(images.shape))
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 otherwise, on CPUs that are fast at it
+    }
     compiled = core.compile_model(converted, "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])

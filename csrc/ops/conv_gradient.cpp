@@ -41,7 +41,8 @@ class Worker {
         packed_(new T[plan.chunk * ceil_div(plan.K, plan.groups * plan.unit) * plan.unit]) {}
 
   void operator()(int64_t task) {
-    const int64_t split = task / plan_.groups, group = task % plan_.groups;
+    // threads that run at the same time write to sums of their own, not to their neighbours' lines
+    const int64_t split = task % plan_.splits, group = task / plan_.splits;
     const int64_t units = ceil_div(plan_.K, plan_.unit), size = plan_.taps() * plan_.C;
     const int64_t k_begin = group * units / plan_.groups * plan_.unit;
     const int64_t k_end = std::min((group + 1) * units / plan_.groups * plan_.unit, plan_.K);

@@ -177,6 +177,15 @@ def _leaky_relu(
     return _end(input, "leaky_relu", negative_slope, inplace, others)
 
 
+def _hardtanh(
+    input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False, **others: Any
+) -> Any:
+    """torch.nn.ReLU6 is one of these."""
+    if (min_val, max_val) != (0.0, 6.0):
+        return NotImplemented
+    return _end(input, "relu6", DEFAULT_SLOPE, inplace, others)
+
+
 def _end(input: Any, activation: str, negative_slope: float, inplace: bool, others: Any) -> Any:
     if others or not _waits(input):
         return NotImplemented
@@ -225,6 +234,7 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     Tensor.relu_: _ends_in_place("relu"),
     F.relu_: _ends_in_place("relu"),
     F.relu6: _ends("relu6"),
+    F.hardtanh: _hardtanh,
     F.silu: _ends("silu"),
     F.hardswish: _ends("hardswish"),
     F.leaky_relu: _leaky_relu,

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvision
 from fastvision.fusion.pending import Pending
 from fastvision.ops import FrozenBatchNorm2d, _normalization
+from fastvision.reference.activations import ACTIVATIONS
 
 
 class Uses(nn.Module):
@@ -82,6 +83,9 @@ USES = {
     "method": lambda m, y, x: y.relu(),
     "leaky_relu": lambda m, y, x: F.leaky_relu(y, 0.3),
     "leaky_relu_in_place": lambda m, y, x: F.leaky_relu_(y, 0.3) * y,
+    "relu6": lambda m, y, x: F.relu6(y + 5 * x),
+    "relu6_module": lambda m, y, x: nn.ReLU6(inplace=True)(y),
+    "hardtanh": lambda m, y, x: nn.Hardtanh()(y),
     "silu": lambda m, y, x: nn.SiLU(inplace=True)(y),
     "hardswish": lambda m, y, x: nn.Hardswish()(y),
     "sigmoid": lambda m, y, x: torch.sigmoid(y) * y,
@@ -165,17 +169,29 @@ def test_other_normalizations(norm):
     assert_same(train_once(trained, images()), train_once(expected, images()))
 
 
-def test_runs_as_one_op(monkeypatch):
+@pytest.mark.parametrize(
+    ("use", "activation"),
+    [
+        ("residual", "relu"),
+        ("relu6", "relu6"),
+        ("relu6_module", "relu6"),
+        ("hardtanh", "none"),
+        ("silu", "silu"),
+        ("hardswish", "hardswish"),
+        ("leaky_relu", "leaky_relu"),
+    ],
+)
+def test_runs_as_one_op(monkeypatch, use, activation):
     calls = []
     forward = _normalization.BatchNormReLU.forward
 
     def counted(ctx, *args):
-        calls.append((args[3] is not None, args[-1][1]))
+        calls.append((args[3] is not None, ACTIVATIONS[args[-1][1]]))
         return forward(ctx, *args)
 
     monkeypatch.setattr(_normalization.BatchNormReLU, "forward", staticmethod(counted))
-    fastvision.fuse(Uses(USES["residual"]), training=True)(images().float().requires_grad_())
-    assert calls == [(True, 1)]  # once, with a residual, relu
+    fastvision.fuse(Uses(USES[use]), training=True)(images().float().requires_grad_())
+    assert calls == [(use in ("residual", "relu6"), activation)]  # once, with what is added
 
 
 def test_shares_parameters_and_keeps_the_model():

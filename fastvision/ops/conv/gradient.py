@@ -15,6 +15,7 @@ from ...reference.activations import activate
 from ...reference.batch_norm_relu import activation_gradient
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
+from . import onednn
 from .cpu import engine_options, winograd_wins
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
@@ -41,17 +42,23 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= 1024
+        and input.shape[0] * input.shape[2] * input.shape[3] >= _least_pixels()
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
 
 
+def _least_pixels() -> int:
+    return 3000 if torch.float32 in onednn.fast_dtypes() else 1024
+
+
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether we have a CPU kernel for the weight gradient. With 1x1 windows torch is as fast."""
+    """Whether we have the fastest CPU kernel for the weight gradient. With 1x1 windows torch is as
+    fast, with AVX-512 oneDNN is faster."""
     K, C, R, S = weight.shape
     return (
         _has_own_kernels(grad)
+        and torch.float32 not in onednn.fast_dtypes()
         and _has_own_kernels(input)
         and groups == 1
         and R * S > 1
