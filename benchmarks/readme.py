@@ -1,7 +1,7 @@
-"""README's tables, written from a device's records between markers such as
+"""README's tables, written between markers that name a table and the folder of a device's records:
 
-<!-- table: ops begin -->
-<!-- table: ops end -->
+<!-- table: ops of amd-epyc-2-cores-avx2 begin -->
+<!-- table: ops of amd-epyc-2-cores-avx2 end -->
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import statistics
 from dataclasses import dataclass
 
 from benchmarks.document import Table, markdown_table
-from benchmarks.records import Record, our_speedup
+from benchmarks.records import Record, our_speedup, speedup
 
+_MARK = r"table: (\w+) of ([\w-]+)"  # table, folder
 Figure = tuple[str, str]  # op, and a regular expression that finds its cases
 
 
@@ -120,19 +121,34 @@ CONVOLUTIONS = [
     ),
 ]
 MODELS = [
-    Line("ResNet-50, batch 1 / 8", [("fuse", f"^resnet50, batch {batch}$") for batch in (1, 8)]),
-    Line(
-        "MobileNetV2 / VGG-16 / GoogLeNet, batch 1",
-        [("fuse", f"^{name}, batch 1$") for name in ("mobilenet_v2", "vgg16_bn", "googlenet")],
-    ),
-    Line(
-        "DenseNet-121 / ShuffleNetV2 / ResNeXt-50, batch 1",
-        [
-            ("fuse", f"^{name}, batch 1$")
-            for name in ("densenet121", "shufflenet_v2_x1_0", "resnext50_32x4d")
-        ],
-    ),
-    Line("Faster R-CNN, also under `enable()`, 480x640", [("fuse", "^fasterrcnn_resnet50_fpn")]),
+    Line(f"{text}: batch 1 / 8", [("models", f"^{name}, batch {batch}$") for batch in (1, 8)])
+    for name, text in (
+        ("alexnet", "AlexNet"),
+        ("vgg11", "VGG-11"),
+        ("vgg16_bn", "VGG-16"),
+        ("googlenet", "GoogLeNet"),
+        ("inception_v3", "Inception-v3"),
+        ("resnet18", "ResNet-18"),
+        ("resnet50", "ResNet-50"),
+        ("resnext50_32x4d", "ResNeXt-50"),
+        ("wide_resnet50_2", "Wide ResNet-50"),
+        ("densenet121", "DenseNet-121"),
+        ("mobilenet_v2", "MobileNetV2"),
+        ("mobilenet_v3_large", "MobileNetV3, large"),
+        ("shufflenet_v2_x1_0", "ShuffleNetV2"),
+        ("fcn_resnet50", "FCN"),
+        ("deeplabv3_mobilenet_v3_large", "DeepLabv3 on MobileNetV3"),
+        ("lraspp_mobilenet_v3_large", "LR-ASPP"),
+    )
+]
+STEPS = [
+    Line(text, [("models", f"^{name}, training step, batch 8$")])
+    for name, text in (
+        ("resnet18", "ResNet-18"),
+        ("resnet50", "ResNet-50"),
+        ("vgg11_bn", "VGG-11 with batch normalization"),
+        ("mobilenet_v2", "MobileNetV2"),
+    )
 ]
 DETECTORS = [
     Line(
@@ -141,15 +157,27 @@ DETECTORS = [
     ),
     Line("SSD300 / RetinaNet", [("detection", "^ssd300_vgg16"), ("detection", "^retinanet")]),
 ]
-TABLES: dict[str, tuple[str, str, list[Line]]] = {
-    "ops": ("case", "times as fast as torchvision", OPS),
-    "convolutions": ("case", "times as fast as torch's layers", CONVOLUTIONS),
+# name: head of the lines, then the providers with the heads of their columns; None is the default
+# backend
+Columns = dict[str, str | None]
+TABLES: dict[str, tuple[str, Columns, list[Line]]] = {
+    "ops": ("case", {"times as fast as torchvision": None}, OPS),
+    "convolutions": ("case", {"times as fast as torch's layers": None}, CONVOLUTIONS),
     "models": (
-        "model after `fuse(model)`, 224x224",
-        "times as fast as the model, in the faster memory format",
+        "inference, 224x224",
+        {"as built": "fastvision", "after `fuse(model)`": "fastvision, fused"},
         MODELS,
     ),
-    "detectors": ("model under `enable()`", "times as fast as before", DETECTORS),
+    "steps": (
+        "training step, batch 8, 224x224",
+        {
+            "as built": "fastvision",
+            "in channels_last": "fastvision, channels_last",
+            "torchvision's after `fuse(model, training=True)`": "torchvision's, fused",
+        },
+        STEPS,
+    ),
+    "detectors": ("model under `enable()`", {"times as fast as before": None}, DETECTORS),
 }
 
 
@@ -157,10 +185,14 @@ def _format(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 2 else f"{ratio:.2f}"
 
 
-def _figure(figure: Figure, records: dict[str, Record]) -> float | None:
+def _figure(
+    figure: Figure, records: dict[str, Record], provider: str | None = None
+) -> float | None:
     op, pattern = figure
-    rows = records[op]["rows"] if op in records else []
-    ratios = [our_speedup(row) for row in rows if re.search(pattern, row["case"])]
+    rows = (
+        [r for r in records[op]["rows"] if re.search(pattern, r["case"])] if op in records else []
+    )
+    ratios = [our_speedup(row) if provider is None else speedup(row, provider) for row in rows]
     measured = [ratio for ratio in ratios if ratio is not None]
     return statistics.geometric_mean(measured) if measured else None
 
@@ -182,23 +214,33 @@ def table(name: str, records: dict[str, Record]) -> str:
     """
     if name == "slower":
         return markdown_table(Table(_slower(records)))
-    *head, specification = TABLES[name]
+    head, columns, specification = TABLES[name]
     for op in sorted({op for line in specification for op, _ in line.figures} & set(records)):
         if "remark" in records[op]:
             return f"The record of `{op}` is {records[op]['remark']}: no table before the next run."
-    lines = [head]
+    lines = [[head, *columns]]
     for line in specification:
-        figures = [_figure(figure, records) for figure in line.figures]
-        if None not in figures:
-            lines.append([line.text, " / ".join(_format(f) for f in figures if f is not None)])
+        cells = [line.text]
+        for provider in columns.values():
+            figures = [_figure(figure, records, provider) for figure in line.figures]
+            if None not in figures:
+                cells.append(" / ".join(_format(f) for f in figures if f is not None))
+        if len(cells) == len(lines[0]):
+            lines.append(cells)
     return markdown_table(Table(lines))
 
 
-def rewrite(text: str, records: dict[str, Record]) -> str:
-    """README with its tables written from ``records``; text outside the markers stays."""
+def folders(text: str) -> set[str]:
+    """The folders of records that README's markers name."""
+    return {match[2] for match in re.finditer(rf"<!-- {_MARK} begin -->", text)}
+
+
+def rewrite(text: str, records: dict[str, dict[str, Record]]) -> str:
+    """README with its tables written from the records of each folder; other text stays."""
 
     def replace(match: re.Match[str]) -> str:
-        return f"{match[1]}{table(match[2], records)}\n{match[3]}"
+        begin, name, folder, end = match[1], match[2], match[3], match[4]
+        return f"{begin}{table(name, records[folder])}\n{end}"
 
-    pattern = r"(<!-- table: (\w+) begin -->\n).*?(<!-- table: \2 end -->)"
+    pattern = rf"(<!-- {_MARK} begin -->\n).*?(<!-- table: \2 of \3 end -->)"
     return re.sub(pattern, replace, text, flags=re.DOTALL)

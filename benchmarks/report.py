@@ -1,6 +1,6 @@
 """Writes the report of a device's records: report.md, report.html and pictures.
 
-python -m benchmarks.report [FOLDER] [--readme]
+python -m benchmarks.report [FOLDER ...] [--readme]
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from benchmarks.records import Record, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-# the device whose records README shows
-README_RECORDS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores-avx2"
+RESULTS = ROOT / "benchmarks" / "results"
 
 EXPLANATION = """\
 Every provider of a case runs on the same inputs, and its result is checked before anything is \
@@ -137,15 +136,18 @@ def write_report(folder: Path) -> Path:
 
 
 def write_readme() -> None:
-    README.write_text(readme.rewrite(README.read_text(), records.load(README_RECORDS)))
+    text = README.read_text()
+    found = {name: records.load(RESULTS / name) for name in readme.folders(text)}
+    README.write_text(readme.rewrite(text, found))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=README_RECORDS)
+    parser.add_argument("folder", type=Path, nargs="*", help="default: all of benchmarks/results")
     parser.add_argument("--readme", action="store_true", help="write README's tables, too")
     options = parser.parse_args(arguments)
-    print(write_report(options.folder))
+    for folder in options.folder or sorted(p for p in RESULTS.iterdir() if p.is_dir()):
+        print(write_report(folder))
     if options.readme:
         write_readme()
 

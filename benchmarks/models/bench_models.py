@@ -50,6 +50,7 @@ TRAINED_BATCH, TRAINED_SIZE, RATE = 8, 224, 1e-4
 QUICK = [("mobilenet_v2", 1)]
 # before and after fuse(), of a model of this package and of torchvision's
 BUILT, FUSED, TORCHVISIONS = "fastvision", "fastvision, fused", "torchvision's, fused"
+BUILT_CHANNELS_LAST = "fastvision, channels_last"
 
 
 @functools.cache
@@ -142,7 +143,10 @@ def training_case(name: str) -> Case:
         return {
             EAGER: Step(baseline, torch.contiguous_format),
             EAGER_CHANNELS_LAST: Step(last, torch.channels_last),
-            BUILT: Step(model, torch.contiguous_format),
+            BUILT: Step(copy.deepcopy(model), torch.contiguous_format),
+            BUILT_CHANNELS_LAST: Step(
+                model.to(memory_format=torch.channels_last), torch.channels_last
+            ),
             TORCHVISIONS: Step(fused, torch.channels_last),
         }
 

@@ -36,9 +36,17 @@ class _FCN(nn.Module):
         base_width: channels of the first block; the others are multiples of it, as in VGG-16,
             which has 64.
         dropout: probability after fc6 and fc7.
+        batch_norm: whether a batch normalization follows each convolution but the scores; the
+            paper has none, and begins with VGG-16 trained on ImageNet.
     """
 
-    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int = 21,
+        base_width: int = 64,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         inputs = 3
         for block, depth in enumerate(_DEPTHS, 1):
@@ -50,11 +58,19 @@ class _FCN(nn.Module):
         wide = 64 * base_width
         self.fc6 = nn.Conv2d(inputs, wide, 7)
         self.fc7 = nn.Conv2d(wide, wide, 1)
+        if batch_norm:
+            for name, layer in list(self.named_children()):
+                assert isinstance(layer, nn.Conv2d)
+                self.add_module(f"{name}_bn", nn.BatchNorm2d(layer.out_channels))
         self.score_fr = nn.Conv2d(wide, num_classes, 1)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.drop = nn.Dropout(dropout)
         self.num_classes = num_classes
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        norm = getattr(self, f"{name}_bn", None)
+        return conv_norm_act(x, getattr(self, name), norm, self.relu)
 
     def _upsampling(self, factor: int) -> nn.ConvTranspose2d:
         kernel = 2 * factor
@@ -82,11 +98,11 @@ class _FCN(nn.Module):
         x, pools = enter(images), []
         for block, depth in enumerate(_DEPTHS, 1):
             for i in range(1, depth + 1):
-                x = conv_norm_act(x, getattr(self, f"conv{block}_{i}"), None, self.relu)
+                x = self._layer(f"conv{block}_{i}", x)
             x = self.pool(x)
             pools.append(x)
-        x = self.drop(conv_norm_act(x, self.fc6, None, self.relu))
-        x = self.drop(conv_norm_act(x, self.fc7, None, self.relu))
+        x = self.drop(self._layer("fc6", x))
+        x = self.drop(self._layer("fc7", x))
         return pools[2], pools[3], conv_norm_act(x, self.score_fr)
 
 
@@ -107,10 +123,11 @@ class FCN32s(_FCN):
         num_classes: scores per pixel, background included.
         base_width: channels of the first block (VGG-16: 64), of which the others are multiples.
         dropout: probability after fc6 and fc7.
+        batch_norm: whether a batch normalization follows each convolution but the scores.
     """
 
-    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
-        super().__init__(num_classes, base_width, dropout)
+    def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
+        super().__init__(num_classes, base_width, **options)
         self.upscore = self._upsampling(32)
         self._initialize()
 
@@ -124,11 +141,11 @@ class FCN16s(_FCN):
     """The scores of :class:`FCN32s` refined by those of pool4, at a stride of 16 pixels.
 
     Args:
-        num_classes, base_width, dropout: see :class:`FCN32s`.
+        num_classes, base_width, dropout, batch_norm: see :class:`FCN32s`.
     """
 
-    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
-        super().__init__(num_classes, base_width, dropout)
+    def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
+        super().__init__(num_classes, base_width, **options)
         self.score_pool4 = nn.Conv2d(8 * base_width, num_classes, 1)
         self.upscore2 = self._upsampling(2)
         self.upscore16 = self._upsampling(16)
@@ -146,11 +163,11 @@ class FCN8s(_FCN):
     """The scores of :class:`FCN16s` refined by those of pool3, at a stride of 8 pixels.
 
     Args:
-        num_classes, base_width, dropout: see :class:`FCN32s`.
+        num_classes, base_width, dropout, batch_norm: see :class:`FCN32s`.
     """
 
-    def __init__(self, num_classes: int = 21, base_width: int = 64, dropout: float = 0.5) -> None:
-        super().__init__(num_classes, base_width, dropout)
+    def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
+        super().__init__(num_classes, base_width, **options)
         self.score_pool3 = nn.Conv2d(4 * base_width, num_classes, 1)
         self.score_pool4 = nn.Conv2d(8 * base_width, num_classes, 1)
         self.upscore2 = self._upsampling(2)

@@ -6,7 +6,6 @@ Ronneberger, Fischer and Brox, U-Net: convolutional networks for biomedical imag
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +33,7 @@ class UNet(nn.Module):
             be joined, and each map to be pooled must have an even height and width: sides of 16 n
             + 60 pixels, from 188 on.
         dropout: probability at the last two resolutions of the way down.
-        norm_layer: called with a number of channels, between convolution and ReLU, such as
-            torch.nn.BatchNorm2d; None for none, as in the paper.
+        batch_norm: whether a batch normalization follows each 3x3 convolution; the paper has none.
     """
 
     def __init__(
@@ -45,7 +43,7 @@ class UNet(nn.Module):
         in_channels: int = 3,
         padded: bool = True,
         dropout: float = 0.5,
-        norm_layer: Callable[..., nn.Module] | None = None,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         widths = [base_width * 2**level for level in range(_LEVELS)]
@@ -54,13 +52,13 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             drop = dropout if level >= _LEVELS - 2 else 0.0
-            self.down.append(_pair(inputs, width, padded, norm_layer, drop))
+            self.down.append(_pair(inputs, width, padded, batch_norm, drop))
             inputs = width
         self.pool = nn.MaxPool2d(2, ceil_mode=padded)
         self.expand, self.up = nn.ModuleList(), nn.ModuleList()
         for width in reversed(widths[:-1]):
             self.expand.append(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-            self.up.append(_pair(2 * width, width, padded, norm_layer, 0.0))
+            self.up.append(_pair(2 * width, width, padded, batch_norm, 0.0))
         self.head = nn.Conv2d(base_width, num_classes, 1)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -89,15 +87,15 @@ def _pair(
     inputs: int,
     outputs: int,
     padded: bool,
-    norm_layer: Callable[..., nn.Module] | None,
+    batch_norm: bool,
     dropout: float,
 ) -> Sequential:
     """Two 3x3 convolutions, each with its ReLU."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=int(padded), bias=norm_layer is None))
-        if norm_layer is not None:
-            layers.append(norm_layer(outputs))
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=int(padded), bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(outputs))
         layers.append(nn.ReLU(inplace=True))
     if dropout > 0:
         layers.append(nn.Dropout(dropout))
