@@ -169,14 +169,14 @@ class Recipe:
         return recipe_of(tables)
 
     def shortened(self) -> Recipe:
-        """The run of ``--short``.
+        """The run of ``--short``, which does not wait for the run that it would start from.
 
         Raises:
             ValueError: the recipe has none.
         """
         if self.short is None:
             raise ValueError(f"the recipe {self.name} has no short run")
-        return self.replaced({"steps": self.short.steps, **self.short.set})
+        return self.replaced({"steps": self.short.steps, "start": None, **self.short.set})
 
 
 def recipe_of(tables: Mapping[str, Any]) -> Recipe:
