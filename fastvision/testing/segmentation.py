@@ -17,15 +17,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "fcn8s_vgg16": {"base_width": 4},
     "segnet": {"base_width": 4},
     "unet": {"base_width": 4},
-    "unet-norm": {"base_width": 4, "norm_layer": nn.BatchNorm2d},
+    "unet-norm": {"base_width": 4, "batch_norm": True},
+    "fcn8s_vgg16-norm": {"base_width": 4, "batch_norm": True, "border": False},
 }
 
 
-def small(name: str, num_classes: int = 3) -> nn.Module:
+def small(name: str, num_classes: int = 3, **options: Any) -> nn.Module:
     """The model in evaluation, with biases, statistics and scores that are not zero."""
     torch.manual_seed(0)
     builder = getattr(segmentation, name.partition("-")[0])
-    model: nn.Module = builder(num_classes=num_classes, **SMALL[name])
+    model: nn.Module = builder(num_classes=num_classes, **SMALL[name], **options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1 or not parameter.any():

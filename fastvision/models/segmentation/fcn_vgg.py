@@ -38,6 +38,8 @@ class _FCN(nn.Module):
         dropout: probability after fc6 and fc7.
         batch_norm: whether a batch normalization follows each convolution but the scores; the
             paper has none, and begins with VGG-16 trained on ImageNet.
+        border: whether images get the paper's border of 100 pixels, which small images mostly
+            consist of then. Without it, fc6 is padded.
     """
 
     def __init__(
@@ -46,17 +48,19 @@ class _FCN(nn.Module):
         base_width: int = 64,
         dropout: float = 0.5,
         batch_norm: bool = False,
+        border: bool = True,
     ) -> None:
         super().__init__()
+        self.border = border
         inputs = 3
         for block, depth in enumerate(_DEPTHS, 1):
             outputs = base_width * min(2 ** (block - 1), 8)
             for i in range(1, depth + 1):
-                padding = _BORDER if (block, i) == (1, 1) else 1
+                padding = _BORDER if border and (block, i) == (1, 1) else 1
                 self.add_module(f"conv{block}_{i}", nn.Conv2d(inputs, outputs, 3, padding=padding))
                 inputs = outputs
         wide = 64 * base_width
-        self.fc6 = nn.Conv2d(inputs, wide, 7)
+        self.fc6 = nn.Conv2d(inputs, wide, 7, padding=0 if border else 3)
         self.fc7 = nn.Conv2d(wide, wide, 1)
         if batch_norm:
             for name, layer in list(self.named_children()):
@@ -105,15 +109,22 @@ class _FCN(nn.Module):
         x = self.drop(self._layer("fc7", x))
         return pools[2], pools[3], conv_norm_act(x, self.score_fr)
 
+    def _joined(self, scores: Tensor, skipped: Tensor, offset: int) -> Tensor:
+        """The sum of two maps; with a border, ``skipped`` is the larger one by ``offset``."""
+        if self.border:
+            return scores + _crop(skipped, offset, scores)
+        return _crop(scores, 1, skipped) + skipped
+
+    def _result(self, x: Tensor, offset: int, stride: int, images: Tensor) -> dict[str, Tensor]:
+        """Upsampled scores; ``offset`` is that with a border."""
+        x = _crop(x, offset if self.border else stride // 2, images)
+        return {"out": leave(x, images)}
+
 
 def _crop(x: Tensor, offset: int, like: Tensor) -> Tensor:
     """The part of ``x`` of the height and width of ``like``, ``offset`` pixels from the corner."""
     height, width = like.shape[-2:]
     return x[:, :, offset : offset + height, offset : offset + width]
-
-
-def _result(x: Tensor, offset: int, images: Tensor) -> dict[str, Tensor]:
-    return {"out": leave(_crop(x, offset, images), images)}
 
 
 class FCN32s(_FCN):
@@ -124,6 +135,7 @@ class FCN32s(_FCN):
         base_width: channels of the first block (VGG-16: 64), of which the others are multiples.
         dropout: probability after fc6 and fc7.
         batch_norm: whether a batch normalization follows each convolution but the scores.
+        border: whether images get the paper's border of 100 pixels.
     """
 
     def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
@@ -134,14 +146,14 @@ class FCN32s(_FCN):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
         _, _, scores = self._pools(images)
-        return _result(conv_norm_act(scores, self.upscore), 19, images)
+        return self._result(conv_norm_act(scores, self.upscore), 19, 32, images)
 
 
 class FCN16s(_FCN):
     """The scores of :class:`FCN32s` refined by those of pool4, at a stride of 16 pixels.
 
     Args:
-        num_classes, base_width, dropout, batch_norm: see :class:`FCN32s`.
+        num_classes, base_width, dropout, batch_norm, border: see :class:`FCN32s`.
     """
 
     def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
@@ -155,15 +167,15 @@ class FCN16s(_FCN):
         """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
         _, pool4, scores = self._pools(images)
         scores = conv_norm_act(scores, self.upscore2)
-        scores = scores + _crop(conv_norm_act(pool4, self.score_pool4), 5, scores)
-        return _result(conv_norm_act(scores, self.upscore16), 27, images)
+        scores = self._joined(scores, conv_norm_act(pool4, self.score_pool4), 5)
+        return self._result(conv_norm_act(scores, self.upscore16), 27, 16, images)
 
 
 class FCN8s(_FCN):
     """The scores of :class:`FCN16s` refined by those of pool3, at a stride of 8 pixels.
 
     Args:
-        num_classes, base_width, dropout, batch_norm: see :class:`FCN32s`.
+        num_classes, base_width, dropout, batch_norm, border: see :class:`FCN32s`.
     """
 
     def __init__(self, num_classes: int = 21, base_width: int = 64, **options: Any) -> None:
@@ -179,10 +191,10 @@ class FCN8s(_FCN):
         """{"out": scores [N, num_classes, H, W]} of images [N, 3, H, W]."""
         pool3, pool4, scores = self._pools(images)
         scores = conv_norm_act(scores, self.upscore2)
-        scores = scores + _crop(conv_norm_act(pool4, self.score_pool4), 5, scores)
+        scores = self._joined(scores, conv_norm_act(pool4, self.score_pool4), 5)
         scores = conv_norm_act(scores, self.upscore_pool4)
-        scores = scores + _crop(conv_norm_act(pool3, self.score_pool3), 9, scores)
-        return _result(conv_norm_act(scores, self.upscore8), 31, images)
+        scores = self._joined(scores, conv_norm_act(pool3, self.score_pool3), 9)
+        return self._result(conv_norm_act(scores, self.upscore8), 31, 8, images)
 
 
 @register("segmentation")
