@@ -19,5 +19,9 @@ def is_channels_last(x: Tensor) -> bool:
     return dim in (3, 4) and x.is_contiguous(memory_format=_CHANNELS_LAST)
 
 
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return _CHANNELS_LAST if channels_last else torch.contiguous_format
+
+
 def format_of(x: Tensor) -> torch.memory_format:
-    return _CHANNELS_LAST if is_channels_last(x) else torch.contiguous_format
+    return memory_format(is_channels_last(x))

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._memory_format import is_channels_last, memory_format
 from .common.activation import (
     HARDSWISH,
     LEAKY_RELU,
@@ -325,14 +326,9 @@ class _Layout:
     def __init__(self, input: Tensor) -> None:
         self.N, self.C = input.shape[:2]
         self.S = input.numel() // max(self.N * self.C, 1)
-        self.format = torch.contiguous_format
-        self.channels_last = self.S == 1
-        if (
-            input.dim() == 4
-            and not input.is_contiguous()
-            and input.is_contiguous(memory_format=torch.channels_last)
-        ):
-            self.format, self.channels_last = torch.channels_last, True
+        last = input.dim() == 4 and is_channels_last(input)
+        self.format = memory_format(last)
+        self.channels_last = last or self.S == 1
         if self.channels_last:
             self.N, self.S = 1, self.N * self.S
         block_s, block_c = tile(max(self.C, 1), max(self.S, 1), self.channels_last)

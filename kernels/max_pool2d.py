@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._memory_format import format_of
+
 BLOCK = 256
 NUM_WARPS = 4
 _LAST = 2**31
@@ -122,11 +124,6 @@ def _max_pool2d_backward_kernel(
     tl.store(result_ptr + element, total.to(result_ptr.dtype.element_ty), mask=mask)
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _launch(
     kernel: triton.JITFunction,
     tensors: Sequence[Tensor],
@@ -156,7 +153,7 @@ def launch_max_pool2d(
     output_size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Values and indices [N, C, *output_size] in the memory format of ``input``."""
-    format = _format(input)
+    format = format_of(input)
     shape = (*input.shape[:2], *output_size)
     output = input.new_empty(shape).to(memory_format=format)
     indices = torch.empty_like(output, dtype=torch.int64)
@@ -178,7 +175,7 @@ def launch_max_pool2d_backward(
     dilation: Sequence[int],
 ) -> Tensor:
     """[N, C, *size] in the memory format of ``indices``."""
-    format = _format(indices)
+    format = format_of(indices)
     result = grad.new_empty((*grad.shape[:2], *size)).to(memory_format=format)
     if result.numel() > 0:
         dense = (t.contiguous(memory_format=format) for t in (grad, indices))

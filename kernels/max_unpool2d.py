@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._memory_format import is_channels_last, memory_format
+
 BLOCK = 1024
 NUM_WARPS = 4
 _LAST = 2**31
@@ -120,8 +122,8 @@ class _Layout:
     """Sizes and memory format of the indices and the planes they point into."""
 
     def __init__(self, like: Tensor, indices: Tensor, size: Sequence[int]) -> None:
-        last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-        self.format = torch.channels_last if last else torch.contiguous_format
+        last = is_channels_last(like)
+        self.format = memory_format(last)
         self.indices = self.dense(indices)
         self.shape = (*indices.shape[:2], *size)
         self.count = indices.numel()

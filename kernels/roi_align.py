@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._memory_format import is_channels_last, memory_format
 from .common.geometry import (
     bilinear_taps,
     is_usable,
@@ -313,10 +314,6 @@ def _roi_align_backward_kernel(
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
 
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 def _exceeds_int32(C: int, heights: Sequence[int], widths: Sequence[int]) -> bool:
     """Whether offsets within one image exceed 32 bits."""
     return any(C * H * W >= 2**31 for H, W in zip(heights, widths, strict=True))
@@ -341,15 +338,13 @@ def launch_roi_align(
     first = features[0]
     N, C = first.shape[:2]
     K, bins = rois.shape[0], pooled_height * pooled_width
-    channels_last = not first.is_contiguous() and first.is_contiguous(
-        memory_format=torch.channels_last
-    )
-    memory_format = _memory_format(channels_last)
+    channels_last = is_channels_last(first)
+    format = memory_format(channels_last)
     output = torch.empty(
         (K, C, pooled_height, pooled_width),
         dtype=first.dtype,
         device=first.device,
-        memory_format=memory_format,
+        memory_format=format,
     )
     if output.numel() == 0:
         return output
@@ -359,7 +354,7 @@ def launch_roi_align(
     grid = (K * triton.cdiv(bins, block_bins) * triton.cdiv(C, block_c),)
     with torch.cuda.device_of(first):
         _roi_align_forward_kernel[grid](
-            tuple(feature.contiguous(memory_format=memory_format) for feature in features),
+            tuple(feature.contiguous(memory_format=format) for feature in features),
             rois.contiguous(),
             output,
             heights,
@@ -399,9 +394,9 @@ def launch_roi_align_backward(
     """Gradient of each map, [N, C, H, W], in ``grad``'s dtype."""
     N, heights, widths = sizes[0], tuple(sizes[1::2]), tuple(sizes[2::2])
     K, C, pooled_height, pooled_width = grad.shape
-    memory_format = _memory_format(channels_last)
+    format = memory_format(channels_last)
     grads = tuple(
-        torch.empty((N, C, H, W), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+        torch.empty((N, C, H, W), dtype=grad.dtype, device=grad.device, memory_format=format)
         for H, W in zip(heights, widths, strict=True)
     )
     if grad.numel() == 0:
@@ -415,7 +410,7 @@ def launch_roi_align_backward(
         return list(grads)
     with torch.cuda.device_of(grad):
         _roi_align_backward_kernel[(tiles * triton.cdiv(C, block_c),)](
-            grad.contiguous(memory_format=memory_format),
+            grad.contiguous(memory_format=format),
             rois.contiguous(),
             grads,
             heights,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._memory_format import format_of
 from .common.activation import activate
 from .configs.squeeze_excitation import LINEAR_BLOCK, NUM_WARPS, tile
 
@@ -137,9 +138,7 @@ def launch_squeeze_excitation(
     hard: bool,
 ) -> Tensor:
     """input * gate, in the shape of ``input`` [N, C, H, W]."""
-    format = torch.contiguous_format
-    if not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last):
-        format = torch.channels_last
+    format = format_of(input)
     output = torch.empty_like(input, memory_format=format)
     if input.numel() == 0:
         return output

@@ -20,7 +20,7 @@ from typing import Any
 
 NOT_REACHED, RUNNING, STOPPED = "not reached", "running", "stopped"
 PASSED, FAILED, OUT_OF_TIME = "passed", "failed", "out of time"
-LEAST_SECONDS = 3.0  # with less, a step would only start Python
+MIN_SECONDS = 3.0  # with less, a step would only start Python
 GRACE_SECONDS = 2.0  # between asking a step to end and killing it
 
 
@@ -133,7 +133,7 @@ def run(
     end = clock() + seconds
     for index, step in enumerate(steps):
         left = end - clock()
-        if left < LEAST_SECONDS:
+        if left < MIN_SECONDS:
             break
         limit = time_limit(steps, index, left)
         log = record.path.parent / f"gpu_{step.name}.txt"

@@ -21,9 +21,9 @@ from benchmarks.harness import (
     backends,
     compiled,
 )
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.numerics import TOLERANCES, assert_matches
-from fastvision.testing.tensors import format_of
 
 FORWARD, STEP = "forward", "forward and backward"
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
@@ -165,7 +165,7 @@ def conv_case(C: int, size: int, batch: int, *, quick: bool) -> Case:
             def call(*tensors: Tensor) -> list[Tensor]:
                 for t in tensors:
                     if t.dim() == 4 and (id(t), channels_last) not in converted:
-                        other = t.detach().contiguous(memory_format=format_of(channels_last))
+                        other = t.detach().contiguous(memory_format=memory_format(channels_last))
                         converted[id(t), channels_last] = other.requires_grad_(t.requires_grad)
                 return run(*(converted.get((id(t), channels_last), t) for t in tensors))
 

@@ -23,7 +23,7 @@ __all__ = ["Fusion", "Report", "fuse"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # with fewer convolutions, format conversions at the borders cost more than channels_last gains
-_LEAST_CONVOLUTIONS = 2
+_MIN_CONVOLUTIONS = 2
 
 
 def fuse(
@@ -142,7 +142,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
     if channels_last is None:
         # on GPUs only 16-bit dtypes gain, by tensor cores
         wide_on_gpu = any(m.weight.is_cuda and m.weight.dtype.itemsize > 2 for m in convolutions)
-        channels_last = len(convolutions) >= _LEAST_CONVOLUTIONS and not wide_on_gpu
+        channels_last = len(convolutions) >= _MIN_CONVOLUTIONS and not wide_on_gpu
     for module in modules:
         if isinstance(module, Fused):  # fused already
             continue

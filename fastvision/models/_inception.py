@@ -28,8 +28,11 @@ class BasicConv2d(ConvBNReLU2d):
         super().__init__(in_channels, out_channels, eps=0.001, **options)
 
 
-def initialize(model: nn.Module, std: float) -> None:
-    """Draws weights from a normal distribution; ``std``: where a layer has no ``stddev``."""
+def initialize_truncated(model: nn.Module, std: float) -> None:
+    """Draws weights from a truncated normal distribution.
+
+    ``std``: where a layer has no ``stddev``.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.trunc_normal_(module.weight, std=float(getattr(module, "stddev", std)))

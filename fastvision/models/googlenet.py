@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._images import enter
-from ._inception import BasicConv2d, initialize, load_without, options_for, to_unit_range
+from ._inception import BasicConv2d, initialize_truncated, load_without, options_for, to_unit_range
 from ._registry import register
 
 Block = Callable[..., nn.Module]
@@ -146,7 +146,7 @@ class GoogLeNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, num_classes)
         if init_weights is None or init_weights:
-            initialize(self, 0.01)
+            initialize_truncated(self, 0.01)
 
     def forward(self, images: Tensor) -> Tensor | GoogLeNetOutputs:
         """Scores [N, num_classes] of images [N, 3, H, W]; in training with ``aux_logits`` those of

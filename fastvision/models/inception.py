@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._images import enter
-from ._inception import BasicConv2d, initialize, load_without, options_for, to_unit_range
+from ._inception import BasicConv2d, initialize_truncated, load_without, options_for, to_unit_range
 from ._registry import register
 
 Block = Callable[..., nn.Module]
@@ -239,7 +239,7 @@ class Inception3(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, num_classes)
         if init_weights is None or init_weights:
-            initialize(self, 0.1)
+            initialize_truncated(self, 0.1)
 
     def forward(self, images: Tensor) -> Tensor | InceptionOutputs:
         """Scores [N, num_classes] of images [N, 3, H, W]; in training with ``aux_logits`` those of

@@ -73,7 +73,3 @@ def check_scale(spatial_scale: float) -> None:
     check_number(spatial_scale, "spatial_scale")
     if not -math.inf < spatial_scale < math.inf:
         raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
-
-
-def memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import reference
-from .._memory_format import is_channels_last
+from .._memory_format import format_of, is_channels_last, memory_format
 from ._checks import check_number, is_traced, needs_gradient, of_torchvision
 from ._library import declare
-from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale, memory_format
+from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
 
 _SCHEMA = (
@@ -40,9 +40,7 @@ def _fake(
     *_: Any,
 ) -> Tensor:
     shape = (rois.shape[0], features[0].shape[1], pooled_height, pooled_width)
-    return (
-        features[0].new_empty(shape).to(memory_format=memory_format(is_channels_last(features[0])))
-    )
+    return features[0].new_empty(shape).to(memory_format=format_of(features[0]))
 
 
 def _fake_backward(grad: Tensor, rois: Tensor, sizes: list[int], *rest: Any) -> list[Tensor]:

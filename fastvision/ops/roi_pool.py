@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import reference
-from .._memory_format import is_channels_last
+from .._memory_format import format_of, is_channels_last, memory_format
 from ._checks import is_traced, needs_gradient
 from ._library import declare
-from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale, memory_format
+from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
 
 _ARGUMENTS = (
@@ -37,7 +37,7 @@ def _fake(
     with_argmax: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (rois.shape[0], input.shape[1], pooled_height, pooled_width)
-    pooled = input.new_empty(shape).to(memory_format=memory_format(is_channels_last(input)))
+    pooled = input.new_empty(shape).to(memory_format=format_of(input))
     if not with_argmax:
         return pooled, input.new_empty((0,), dtype=torch.int32)
     return pooled, torch.empty_like(pooled, dtype=torch.int32)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fastvision
+from fastvision.testing import cases, models
+from fastvision.testing.models import randomize, tensors_of
 
 # of the largest value: folding moves roundings, and a deep model adds them up
 BUDGETS = {torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float64: 1e-12}
@@ -17,41 +19,22 @@ BUDGETS = {torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float64: 1e-12}
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """``model`` in eval mode, with statistics and affine parameters that show in the results."""
-    g = torch.Generator().manual_seed(seed)
-    module: Any
-    for module in model.modules():
-        if getattr(module, "running_mean", None) is None:
-            continue
-        with torch.no_grad():
-            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=g) * 0.2)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=g) + 0.5)
-            if module.weight is not None:
-                module.weight.copy_(torch.rand(module.weight.shape, generator=g) + 0.5)
-                module.bias.copy_(torch.randn(module.bias.shape, generator=g) * 0.2)
-    return model.eval()
-
-
-def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value
-    return [t for item in items for t in tensors(item)] if not isinstance(value, str) else []
+    return randomize(model, seed, frozen=True).eval()
 
 
 def assert_same(actual: Any, expected: Any, computed_in: torch.dtype = torch.float64) -> None:
-    """``computed_in``: a coarser dtype than that of the results, if they come from one."""
-    actual, expected = tensors(actual), tensors(expected)
+    """Within the budget of each result's dtype, in whatever memory format.
+
+    ``computed_in``: a coarser dtype than that of the results, if they come from one.
+    """
+    actual, expected = tensors_of(actual), tensors_of(expected)
     assert len(actual) == len(expected) > 0
     for a, e in zip(actual, expected, strict=True):
-        assert a.shape == e.shape
-        assert a.dtype == e.dtype
-        budget = max(BUDGETS[e.dtype], BUDGETS[computed_in])
-        tolerance = budget * e.abs().max().item()
-        torch.testing.assert_close(a, e, rtol=0, atol=tolerance)
+        models.assert_same(a, e, max(BUDGETS[e.dtype], BUDGETS[computed_in]), strides=False)
 
 
 def image(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*(size or (2, 3, 12, 14)), generator=torch.Generator().manual_seed(seed))
+    return cases.feature_map(*(size or (2, 3, 12, 14)), seed=seed)
 
 
 @torch.no_grad()
@@ -66,7 +49,7 @@ def check(model: nn.Module, *inputs: Any, **options: Any) -> nn.Module:
     actual = fused(*copy.deepcopy(inputs))
     dtype = next((p.dtype for p in model.parameters()), torch.float64)
     assert_same(actual, expected, dtype)
-    for a, e in zip(tensors(actual), tensors(expected), strict=True):
+    for a, e in zip(tensors_of(actual), tensors_of(expected), strict=True):
         assert a.stride() == e.stride(), "the memory format of results is the model's"
     again = fused(*copy.deepcopy(inputs))  # knows by now which values are used twice
     assert_same(again, expected, dtype)

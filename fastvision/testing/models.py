@@ -1,11 +1,13 @@
-"""Models that torchvision has too, and random weights to compare them with."""
+"""Models to test, and what tests of whole models share: weights, images, comparisons."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fastvision.testing import cases
 
 
 class Case(NamedTuple):
@@ -17,6 +19,7 @@ class Case(NamedTuple):
     channels: int = 3
 
 
+# models that torchvision has too
 TORCHVISION = (
     Case("alexnet", 63),
     Case("densenet121"),
@@ -75,17 +78,22 @@ OTHERS = (
 )
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0, *, frozen: bool = False) -> nn.Module:
     """Gives the normalizations random statistics and affine parameters, so that none of them is
-    the identity; activations keep their magnitude."""
-    generator = torch.Generator().manual_seed(seed)
+    the identity; activations keep their magnitude.
+
+    ``frozen``: those whose statistics are constants too, which some models scale residuals with.
+    """
+    generator = cases.generator(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
         return torch.rand(like.shape, generator=generator).mul_(high - low).add_(low)
 
+    module: Any
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            others = frozen and getattr(module, "running_mean", None) is not None
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) or others:
                 for values, low, high in (
                     (module.weight, 0.5, 1.0),
                     (module.bias, -0.2, 0.2),
@@ -99,14 +107,27 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def images(size: int, batch: int = 2, seed: int = 0, channels: int = 3) -> Tensor:
     """Normal noise [batch, channels, size, size]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, channels, size, size, generator=generator)
+    return cases.feature_map(batch, channels, size, size, seed=seed)
 
 
-def tensors_of(result: object) -> list[Tensor]:
-    """The tensors in a model's result, in order."""
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors in a model's result, in order, leaving out None and text."""
     if isinstance(result, Tensor):
         return [result]
     items = result.values() if isinstance(result, dict) else result
-    assert isinstance(items, (tuple, list, type({}.values())))
-    return [t for item in items if item is not None for t in tensors_of(item)]
+    return [t for x in items if not (x is None or isinstance(x, str)) for t in tensors_of(x)]
+
+
+def assert_same(
+    actual: Any, expected: Any, tolerance: float = 1e-4, *, strides: bool = True
+) -> None:
+    """Each tensor to within ``tolerance`` of its largest value.
+
+    ``strides``: whether they have to be equal too.
+    """
+    actual, expected = tensors_of(actual), tensors_of(expected)
+    assert len(actual) == len(expected) > 0
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.isfinite(e).all()
+        limit = tolerance * e.abs().max().item()
+        torch.testing.assert_close(a, e, rtol=0, atol=limit, check_stride=strides)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastvision._memory_format import memory_format
+
 
 def leaf(x: Tensor) -> Tensor:
     """``x``'s values, to be differentiated by."""
     return x.detach().requires_grad_()
 
 
-def format_of(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 def in_format(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=format_of(channels_last))
+    return x.contiguous(memory_format=memory_format(channels_last))
 
 
 def dtype_id(value: object) -> str | None:

@@ -14,7 +14,7 @@ POINTWISE_WARPS = 4
 FOLD_BLOCK = 256  # channels; a normalization needs only a few programs
 # bytes of shared memory per program, by compute capability; the minimum for unknown ones
 _SHARED_MEMORY = {(8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
-_LEAST_SHARED_MEMORY = 99 << 10
+_MIN_SHARED_MEMORY = 99 << 10
 _MAX_SPLITS = 32
 _STEPS_PER_SPLIT = 4  # fewer would not fill the load pipeline
 
@@ -54,10 +54,10 @@ def is_flat(channels: int) -> bool:
 def _device_limits(device: torch.device) -> tuple[int, int]:
     """Number of multiprocessors, and shared memory per program."""
     if device.type != "cuda":  # the interpreter runs one program at a time
-        return 1, _LEAST_SHARED_MEMORY
+        return 1, _MIN_SHARED_MEMORY
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
-    shared = _SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY)
+    shared = _SHARED_MEMORY.get(capability, _MIN_SHARED_MEMORY)
     return properties.multi_processor_count, shared
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvision
+from fastvision._memory_format import memory_format
 from fastvision.testing.fusion import BN, assert_same, check, conv, image, kinds, net, randomized
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_weights_are_packed")
@@ -103,7 +104,7 @@ def pyramid(**options: Any) -> nn.Module:
 
 
 def levels(*sizes: tuple[int, int], channels_last: bool = False) -> dict[str, Tensor]:
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     maps = zip((4, 6, 8), sizes, strict=True)
     return {str(c): image(2, c, *size).contiguous(memory_format=format) for c, size in maps}
 

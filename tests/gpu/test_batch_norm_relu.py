@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(8, 64, 56, 56), (4, 300, 7, 7), (2, 3, 224, 224), (64, 1000)])
 @pytest.mark.only(lambda shape, channels_last: not channels_last or len(shape) == 4)
 def test_training_step(shape, dtype, channels_last):
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     x, residual, grad = (
         torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=format)
         for _ in range(3)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fastvision.ops as ops
 from fastvision import _device, reference
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
@@ -47,9 +48,7 @@ def test_matches_the_reference(
     wide = x.detach().double().requires_grad_()
     expected = reference.roi_align(wide, rois, 1 / 16, 7, 7, sampling_ratio, True)
     assert_matches(actual, expected, scale=4)
-    assert actual.is_contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    assert actual.is_contiguous(memory_format=memory_format(channels_last))
     grad = torch.randn_like(actual)
     (actual_grad,) = torch.autograd.grad(actual, x, grad)
     (expected_grad,) = torch.autograd.grad(expected, wide, grad.double())
@@ -162,9 +161,9 @@ def test_more_than_2_31_elements(channels_last: bool) -> None:
 
     # and of a map
     height = (1 << 31) // (256 * 76) + 50
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     shape = (1, 256, height, 76)
-    tall = torch.empty(shape, dtype=x.dtype, device="cuda", memory_format=memory_format).zero_()
+    tall = torch.empty(shape, dtype=x.dtype, device="cuda", memory_format=format).zero_()
     tall[:, :, -50:] = x[:1]
     # all positions are exact in float32, with and without the shift
     boxes = torch.tensor([[0, 168, 328, 392, 552.0]], device="cuda")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,10 +17,9 @@ from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.roi_align import ODD_ROIS, UNUSABLE_ROIS, USABLE
 
-sys.path.append(str(Path(__file__).parents[1]))
-import cuda_emulation
+from .roi_emulation import NEEDS_COMPILER, RoiKernel, build, random_rois
 
-pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
+pytestmark = NEEDS_COMPILER
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,6 @@ class Case:
     min_level: int = 2
     offset: int = 0  # of the arrays, in elements from an aligned address
     usable: Tensor | None = None  # [K] whether the reference takes the roi; others give zeros
-
-
-def random_rois(count: int, *, seed: int = 0, max_size: float = 48) -> Tensor:
-    """Of 13 x 18 pixels at a scale of 1/4; some reach over the right and lower borders."""
-    return cases.rois(count, 2, seed=seed, height=52, width=72, min_size=2, max_size=max_size)
 
 
 PYRAMID = {"sizes": ((20, 28), (10, 14), (5, 7)), "scales": (0.25, 0.125, 0.0625)}
@@ -87,73 +79,40 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kernels = cuda_emulation.ROOT / "csrc" / "cuda"
-    return cuda_emulation.build(
-        tmp_path_factory.mktemp("roi_align") / "roi_align",
-        cuda_emulation.HERE / "driver_roi_align.cpp",
-        kernels / "roi_align.cu",
-        kernels / "roi_align_backward.cu",
-        options=("-O0",),  # the cases are small: compiling takes longer
-    )
+    folder = tmp_path_factory.mktemp("roi_align")
+    return build(folder, "roi_align", "roi_align", "roi_align_backward")
 
 
-def to_bytes(x: Tensor, channels_last: bool) -> np.ndarray:
-    return (x.permute(0, 2, 3, 1) if channels_last else x).reshape(-1).view(torch.uint8).numpy()
-
-
-def from_file(
-    path: Path, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
-) -> Tensor:
-    N, C, H, W = shape
-    data = torch.empty(math.prod(shape), dtype=dtype)
-    data.view(torch.uint8).copy_(torch.from_numpy(np.fromfile(path, np.uint8)))
-    return data.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else data.view(shape)
-
-
-class Kernel:
+class Kernel(RoiKernel):
     """Both directions of the kernels on one case."""
 
     def __init__(self, program: Path, folder: Path, case: Case, dtype: torch.dtype, last: bool):
-        self.program, self.folder, self.case = program, folder, case
-        self.dtype, self.channels_last = dtype, last
-        self.rois = case.rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        super().__init__(program, folder, case.rois, dtype, last)
+        self.case = case
 
-    def _run(self, direction: str, inputs: dict[str, np.ndarray], reverse: bool) -> None:
+    def _run(self, direction: str, reverse: bool, **maps: Tensor) -> None:
         case = self.case
-        maps = [
+        levels = [
             x for size, scale in zip(case.sizes, case.scales, strict=True) for x in (*size, scale)
         ]
-        result = cuda_emulation.run(
-            self.program,
-            self.folder,
+        self.run(
             direction,
-            str(self.dtype).removeprefix("torch."),
             *(case.N, case.C, len(case.rois), case.PH, case.PW, case.sampling_ratio),
             *(int(case.aligned), int(self.channels_last), case.offset),
             *(case.canonical_scale, case.canonical_level, case.min_level),
-            *maps,
-            inputs={"rois": self.rois.numpy(), **inputs},
+            *levels,
             reverse=reverse,
+            **maps,
         )
-        assert result.returncode == 0, result.stderr
 
     def forward(self, features: list[Tensor], *, reverse: bool = False) -> Tensor:
-        inputs = {
-            f"features{level}": to_bytes(x, self.channels_last) for level, x in enumerate(features)
-        }
-        self._run("forward", inputs, reverse)
-        shape = (len(self.rois), self.case.C, self.case.PH, self.case.PW)
-        return from_file(self.folder / "pooled", shape, self.dtype, self.channels_last)
+        self._run("forward", reverse, **{f"features{i}": x for i, x in enumerate(features)})
+        return self.read("pooled", (len(self.rois), self.case.C, self.case.PH, self.case.PW))
 
     def backward(self, grad: Tensor, *, reverse: bool = False) -> list[Tensor]:
-        self._run("backward", {"pooled": to_bytes(grad, self.channels_last)}, reverse)
+        self._run("backward", reverse, pooled=grad)
         return [
-            from_file(
-                self.folder / f"features{level}",
-                (self.case.N, self.case.C, *size),
-                self.dtype,
-                self.channels_last,
-            )
+            self.read(f"features{level}", (self.case.N, self.case.C, *size))
             for level, size in enumerate(self.case.sizes)
         ]
 

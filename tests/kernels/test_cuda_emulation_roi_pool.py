@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,15 +14,10 @@ from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 
-sys.path.append(str(Path(__file__).parents[1]))
-import cuda_emulation
+from .roi_emulation import NEEDS_COMPILER, RoiKernel, build, random_rois
 
-pytestmark = pytest.mark.skipif(cuda_emulation.COMPILER is None, reason="needs a C++ compiler")
+pytestmark = NEEDS_COMPILER
 INF, NAN = float("inf"), float("nan")
-
-
-def random_rois(count: int, **options: float) -> Tensor:
-    return cases.rois(count, 2, height=52, width=72, **{"min_size": 2, "max_size": 48, **options})
 
 
 @dataclass(frozen=True)
@@ -66,56 +59,29 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_emulation.build(
-        tmp_path_factory.mktemp("roi_pool") / "roi_pool",
-        cuda_emulation.HERE / "driver_roi_pool.cpp",
-        cuda_emulation.ROOT / "csrc" / "cuda" / "roi_pool.cu",
-        options=("-O0",),  # the cases are small: compiling takes longer
-    )
+    return build(tmp_path_factory.mktemp("roi_pool"), "roi_pool", "roi_pool")
 
 
-class Kernel:
+class Kernel(RoiKernel):
     """Both directions of the kernels on one case."""
 
     def __init__(self, program: Path, folder: Path, case: Case, dtype: torch.dtype, last: bool):
-        self.program, self.folder, self.case = program, folder, case
-        self.dtype, self.channels_last = dtype, last
-        self.rois = case.rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        super().__init__(program, folder, case.rois, dtype, last)
+        self.case = case
 
-    def _run(self, direction: str, reverse: bool, **inputs: Tensor) -> None:
+    def _run(self, direction: str, reverse: bool, **maps: Tensor) -> None:
         case = self.case
-        result = cuda_emulation.run(
-            self.program,
-            self.folder,
-            direction,
-            str(self.dtype).removeprefix("torch."),
-            *(2, case.C, len(case.rois), *case.size, *case.bins, 0.25, int(self.channels_last)),
-            inputs={"rois": self.rois.numpy(), **{k: self._bytes(v) for k, v in inputs.items()}},
-            reverse=reverse,
-        )
-        assert result.returncode == 0, result.stderr
-
-    def _bytes(self, x: Tensor) -> np.ndarray:
-        return (
-            (x.permute(0, 2, 3, 1) if self.channels_last else x)
-            .reshape(-1)
-            .view(torch.uint8)
-            .numpy()
-        )
-
-    def _read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        data = torch.from_numpy(np.fromfile(self.folder / name, np.uint8)).view(dtype)
-        N, C, H, W = shape
-        return data.view(N, H, W, C).permute(0, 3, 1, 2) if self.channels_last else data.view(shape)
+        sizes = (2, case.C, len(case.rois), *case.size, *case.bins)
+        self.run(direction, *sizes, 0.25, int(self.channels_last), reverse=reverse, **maps)
 
     def forward(self, features: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
         self._run("forward", reverse, features=features)
         shape = (len(self.rois), self.case.C, *self.case.bins)
-        return self._read("pooled", shape, self.dtype), self._read("argmax", shape, torch.int32)
+        return self.read("pooled", shape), self.read("argmax", shape, torch.int32)
 
     def backward(self, grad: Tensor, argmax: Tensor, *, reverse: bool = False) -> Tensor:
         self._run("backward", reverse, pooled=grad, argmax=argmax)
-        return self._read("features", (2, self.case.C, *self.case.size), self.dtype)
+        return self.read("features", (2, self.case.C, *self.case.size))
 
 
 def check(program: Path, folder: Path, case: Case, dtype: torch.dtype, last: bool) -> None:

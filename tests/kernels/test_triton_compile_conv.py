@@ -21,7 +21,7 @@ from test_triton_compile import (
 
 RELU, SILU = 1, 4
 SHARED_MEMORY = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}
-LEAST_SHARED_MEMORY = 99 << 10  # from compute capability 8.0 on
+MIN_SHARED_MEMORY = 99 << 10  # from compute capability 8.0 on
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # 3x3 of 64 channels, 1x1, the first layer of a network, groups of 8 channels
 SHAPES = {"3x3": (64, 256, 3), "1x1": (256, 256, 1), "7x7": (3, 64, 7), "grouped": (8, 16, 3)}
@@ -46,7 +46,7 @@ def gemm_variants(arch):
     from fastvision.kernels import conv_bn_relu as conv
     from fastvision.kernels.configs import conv_bn_relu as config
 
-    shared = SHARED_MEMORY.get(arch, LEAST_SHARED_MEMORY)
+    shared = SHARED_MEMORY.get(arch, MIN_SHARED_MEMORY)
     every = arch == ALL_VARIANTS
     names = VARIANTS if every else ("3x3 bf16", "7x7 bf16", "3x3 tf32", "3x3 fp32")
     for name in names:
@@ -113,7 +113,7 @@ def test_kernels_compile_without_spills(resources, arch):
     assert {
         name: use for name, use in resources[arch].items() if use["STACK"] or use["LOCAL"]
     } == {}
-    limit = SHARED_MEMORY.get(arch, LEAST_SHARED_MEMORY)
+    limit = SHARED_MEMORY.get(arch, MIN_SHARED_MEMORY)
     assert all(use["SHARED"] <= limit for use in resources[arch].values())
     assert len(resources[arch]) == {"75": 4, ALL_VARIANTS: 27}.get(arch, 8)
 

@@ -5,6 +5,7 @@ import torch
 from torch.library import opcheck
 
 from fastvision import _device, ops, reference
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.nms import chain_boxes, grid_boxes
@@ -78,9 +79,7 @@ def test_roi_align(dtype, channels_last):
     maps, scales = pyramid(dtype, channels_last)
     rois = make_rois(4, max_size=32)
     output = check_roi_align(maps, rois, (2, 3), scales, 2, True, canonical_scale=32)
-    assert output.is_contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    assert output.is_contiguous(memory_format=memory_format(channels_last))
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])

@@ -8,18 +8,9 @@ import torch
 
 import fastvision
 from fastvision import models
-from fastvision.testing.models import OTHERS, images, randomize, tensors_of
+from fastvision.testing.models import OTHERS, assert_same, images, randomize, tensors_of
 
 CASES = {case.name: case for case in OTHERS}
-
-
-def assert_same(actual, expected, tolerance=1e-4):
-    """Each tensor to within ``tolerance`` of its largest value."""
-    actual, expected = tensors_of(actual), tensors_of(expected)
-    assert len(actual) == len(expected) > 0
-    for a, b in zip(actual, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
-        assert torch.isfinite(b).all() and (a - b).abs().max() <= tolerance * b.abs().max()
 
 
 def calibrate(model, x):

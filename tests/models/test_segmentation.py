@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvision import models
+from fastvision._memory_format import memory_format
 from fastvision.models import segmentation
 from fastvision.testing.models import images
 
@@ -39,7 +40,7 @@ def test_no_auxiliary_loss_of_lraspp():
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_format_of_the_result(channels_last):
     model = segmentation.deeplabv3_mobilenet_v3_large(weights_backbone=None, aux_loss=True).eval()
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     with torch.no_grad():
         result = model(images(48).contiguous(memory_format=format))
     assert list(result) == ["out", "aux"]

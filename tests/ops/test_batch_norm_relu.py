@@ -9,6 +9,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS, needs_library
@@ -36,7 +37,7 @@ def make(shape, dtype, device="cpu", channels_last=False, *, offset=0.0):
     g = cases.generator(len(shape))
     big = [torch.randn(shape, generator=g) for _ in range(3)]
     big[0] += offset
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     big = [x.to(device, dtype).contiguous(memory_format=format) for x in big]
     wide = torch.promote_types(dtype, torch.float32)
     small = [torch.randn(shape[1], generator=g).to(device, wide) for _ in range(3)]

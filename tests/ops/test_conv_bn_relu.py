@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fastvision import ops, reference
+from fastvision._memory_format import memory_format
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.conv_bn_relu import Sample
@@ -63,7 +64,7 @@ def test_forward(backend, shape, dtype, channels_last):
     )
     y = sample(**window, backend=backend.name)
     assert y.dtype == dtype
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     assert y.is_contiguous(memory_format=format)
     assert_matches(y, sample.expected(**window), scale=2)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from fastvision import _device, ops, reference
+from fastvision._memory_format import memory_format
 from fastvision.ops.conv import gpu as dispatch
 from fastvision.ops.conv.spec import output_size
 from fastvision.reference.activations import ACTIVATIONS
@@ -69,7 +70,7 @@ class Case:
         kernel = (self.R, self.S)
         size = output_size((self.H, self.W), kernel, self.stride, self.padding, self.dilation)
         weight = values(K, C, *kernel, seed=1) / max(C * self.R * self.S, 1) ** 0.5
-        format = torch.channels_last if self.channels_last else torch.contiguous_format
+        format = memory_format(self.channels_last)
         input = values(self.N, self.C, self.H, self.W, seed=2).contiguous(memory_format=format)
         norm = [values(K, seed=seed) for seed in (3, 4, 5, 6)]
         norm[3] = norm[3].abs() + 0.5
@@ -126,7 +127,7 @@ def test_matches_the_reference(name):
     )
     assert output.dtype == case.dtype
     # torch does not tell the formats of empty tensors apart
-    format = torch.channels_last if case.channels_last else torch.contiguous_format
+    format = memory_format(case.channels_last)
     assert output.numel() == 0 or output.is_contiguous(memory_format=format)
     assert_matches(output, expected(case, tensors))
 
@@ -206,7 +207,7 @@ def test_64_bit_offsets(groups, monkeypatch):
 def test_pointwise(shape, channels_last):
     from fastvision.kernels.conv_bn_relu import launch_pointwise
 
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     y, residual = (cases.feature_map(*shape, seed=seed).to(DEVICE) for seed in (1, 2))
     y, residual = (x.half().contiguous(memory_format=format) for x in (y, residual))
     scale, shift = (torch.randn(shape[1], device=DEVICE) for _ in range(2))

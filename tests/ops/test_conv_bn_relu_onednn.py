@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvision import _extension, ops
+from fastvision._memory_format import memory_format
 from fastvision.ops.conv import cpu, onednn
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
@@ -44,7 +45,7 @@ def test_by_onednn(onednn_calls, activation, channels_last):
     residual = torch.randn(y.shape)
     y = sample(**window, residual=residual)
     assert_matches(y, sample.expected(**window, residual=residual), scale=2)
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     assert y.is_contiguous(memory_format=format)
     sample(padding=(1, 0, 1, 1), dilation=2)  # asymmetric: the engine's
     assert_matches(sample(padding="valid"), sample.expected(), scale=2)

@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing.conv_transpose2d import SHAPES, batch_norm, composed, make, random, runs
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
-from fastvision.testing.tensors import dtype_id, format_of, leaf
+from fastvision.testing.tensors import dtype_id, leaf
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -36,7 +37,7 @@ def test_forward_and_backward(backend, channels_last, dtype, shape):
     expected = F.conv_transpose2d(*exact, **options)
     assert y.dtype == dtype
     if y.shape[-1] > 1:  # else both formats fit
-        assert y.is_contiguous(memory_format=format_of(channels_last and x.shape[-1] > 1))
+        assert y.is_contiguous(memory_format=memory_format(channels_last and x.shape[-1] > 1))
     assert_matches(y, expected, scale=2)
     with torch.no_grad():
         assert_matches(ops.conv_transpose2d(*args, **options, backend=backend.name), y)
@@ -99,14 +100,14 @@ def test_many_maps(cpu_level, channels_last, dtype, shape):
     y = ops.conv_transpose2d_bn_relu(x, weight, bias, **options, residual=residual)
     exact = F.conv_transpose2d(x.double(), weight.double(), bias.double(), **options)
     assert_matches(y, (exact + residual).relu(), scale=4)
-    assert y.is_contiguous(memory_format=format_of(channels_last))
+    assert y.is_contiguous(memory_format=memory_format(channels_last))
 
 
 @LAYOUTS
 def test_hand_checked(backend, channels_last):
     """Each pixel becomes its multiple of the filter, and overlaps add."""
     x = torch.tensor([[[[1.0, 2], [3, 4]]]], device=backend.device)
-    x = x.expand(1, 2, 2, 2).contiguous(memory_format=format_of(channels_last))
+    x = x.expand(1, 2, 2, 2).contiguous(memory_format=memory_format(channels_last))
     weight = torch.tensor([[1.0, 10], [100, 1000]], device=backend.device)
     weight = torch.stack([weight, 0 * weight])[:, None]
     y = ops.conv_transpose2d(x, weight, None, 2, backend=backend.name)

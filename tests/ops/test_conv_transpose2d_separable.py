@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.ops.conv.prepared import separable_filter
 from fastvision.testing import cases
 from fastvision.testing.conv_transpose2d import (
@@ -22,7 +23,7 @@ from fastvision.testing.conv_transpose2d import (
 )
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
-from fastvision.testing.tensors import dtype_id, format_of
+from fastvision.testing.tensors import dtype_id
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -51,7 +52,7 @@ def test_bilinear(backend, channels_last, depthwise, dtype, factor):
     residual = random(2, channels, *(n * factor for n in size), seed=8).to(x)
     bias = random(channels, seed=2).to(x)
     y = ops.conv_transpose2d(x, weight, bias, **options, backend=backend.name)
-    assert y.is_contiguous(memory_format=format_of(channels_last))
+    assert y.is_contiguous(memory_format=memory_format(channels_last))
     expected = F.conv_transpose2d(x.double(), weight.double(), bias.double(), **options)
     assert_matches(y, expected, scale=2)
     rest = {"residual": residual, "activation": "hardswish", "eps": 1e-3}
@@ -100,7 +101,7 @@ def test_nan_and_infinity_stay_where_they_are(backend, channels_last, factor):
     """Positions that no tap connects with an infinite pixel do not see it."""
     x = torch.ones(1, 2, 4, 5, device=backend.device)
     x[0, 0, 1, 1] = math.inf
-    x = x.contiguous(memory_format=format_of(channels_last))
+    x = x.contiguous(memory_format=memory_format(channels_last))
     weight = upsampler(2, factor, depthwise=True).to(x)
     options = {"stride": factor, "padding": factor // 2, "groups": 2}
     y = ops.conv_transpose2d(x, weight, None, **options, backend=backend.name)

@@ -10,10 +10,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
-from fastvision.testing.tensors import dtype_id, format_of, leaf
+from fastvision.testing.tensors import dtype_id, leaf
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -42,7 +43,7 @@ SOME = pytest.mark.only(
 def ties(*shape, dtype=torch.float32, channels_last=False):
     """Few different values, so that windows have equal maxima."""
     x = cases.feature_map(*shape).mul_(2).round_().to(dtype)
-    return x.contiguous(memory_format=format_of(channels_last))
+    return x.contiguous(memory_format=memory_format(channels_last))
 
 
 @LAYOUTS
@@ -57,11 +58,11 @@ def test_forward_and_backward(backend, channels_last, dtype, shape, window):
     assert values.dtype == dtype and torch.equal(values.double(), expected)
     assert indices.dtype == torch.int64 and torch.equal(indices, places)
     for result in (values, indices):
-        assert result.is_contiguous(memory_format=format_of(channels_last))
+        assert result.is_contiguous(memory_format=memory_format(channels_last))
     grad = cases.feature_map(*values.shape, seed=6).to(values)
     values.backward(grad)
     expected.backward(grad.double())
-    assert x.grad.is_contiguous(memory_format=format_of(channels_last))
+    assert x.grad.is_contiguous(memory_format=memory_format(channels_last))
     assert_matches(x.grad, exact.grad, scale=4)
 
 
@@ -84,7 +85,7 @@ def test_ties_and_special_values(backend, channels_last):
             [0, -0.0, 0, 0],
         ]
     )
-    x = rows.expand(1, 21, 5, 4).contiguous(memory_format=format_of(channels_last))
+    x = rows.expand(1, 21, 5, 4).contiguous(memory_format=memory_format(channels_last))
     args = (x.to(backend.device), (1, 4))
     values, indices = ops.max_pool2d_with_indices(*args, backend=backend.name)
     assert indices[0].flatten(1).cpu().eq(torch.tensor([1, 6, 8, 13, 16])).all()

@@ -7,10 +7,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastvision import ops
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES
-from fastvision.testing.tensors import dtype_id, format_of, leaf
+from fastvision.testing.tensors import dtype_id, leaf
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -34,7 +35,7 @@ def inputs(shape, *, dtype, device, channels_last, pixels, distinct):
         places = places[:, :positions].reshape(shape)
     else:
         places = torch.randint(0, pixels, shape, generator=g)
-    form = {"memory_format": format_of(channels_last)}
+    form = {"memory_format": memory_format(channels_last)}
     return x.contiguous(**form), places.to(device).contiguous(**form)
 
 
@@ -65,7 +66,7 @@ def test_forward_and_backward(backend, channels_last, dtype, shape, distinct):
     plane = ops.max_unpool2d(x, indices, 2, output_size=size, backend=backend.name)
     expected, origin = one_by_one(x.detach().cpu(), indices.cpu(), pixels)
     assert plane.dtype == dtype and torch.equal(plane.cpu().flatten(2), expected)
-    assert plane.is_contiguous(memory_format=format_of(channels_last))
+    assert plane.is_contiguous(memory_format=memory_format(channels_last))
     if distinct:
         theirs = F.max_unpool2d(x, indices, 2, output_size=size)
         assert torch.equal(plane, theirs)
@@ -74,7 +75,7 @@ def test_forward_and_backward(backend, channels_last, dtype, shape, distinct):
     wanted = torch.zeros(*shape[:2], shape[2] * shape[3] + 1, dtype=dtype)
     wanted.scatter_(2, torch.where(origin < 0, wanted.shape[2] - 1, origin), grad.cpu().flatten(2))
     assert torch.equal(x.grad.cpu().flatten(2), wanted[:, :, :-1])
-    assert x.grad.is_contiguous(memory_format=format_of(channels_last))
+    assert x.grad.is_contiguous(memory_format=memory_format(channels_last))
 
 
 def test_hand_checked(backend):
@@ -108,7 +109,7 @@ def test_index_out_of_range(backend, channels_last, bad):
     x = cases.feature_map(2, 20, 2, 2, channels_last=channels_last).to(backend.device)
     x.requires_grad_()
     indices = torch.arange(4, device=backend.device).view(2, 2).repeat(2, 20, 1, 1)
-    indices = indices.contiguous(memory_format=format_of(channels_last))
+    indices = indices.contiguous(memory_format=memory_format(channels_last))
     indices[1, 7, 1, 0] = bad
     if backend.device == "cpu" and not backend.interpreted:
         with pytest.raises(RuntimeError, match="indices must be at least 0 and below 16"):

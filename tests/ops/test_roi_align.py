@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastvision import ops, reference
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
@@ -42,7 +43,7 @@ def test_forward_and_backward(
     args = (bins, 0.25, sampling_ratio, aligned)
     pooled = ops.roi_align(x, rois, *args, backend=backend.name)
     assert pooled.dtype == dtype
-    format = torch.channels_last if channels_last else torch.contiguous_format
+    format = memory_format(channels_last)
     assert pooled.is_contiguous(memory_format=format)
     grad = torch.randn(pooled.shape, generator=cases.generator(6)).to(pooled)
     pooled.backward(grad)

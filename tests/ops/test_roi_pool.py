@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastvision import ops, reference
+from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
@@ -16,10 +17,6 @@ from fastvision.testing.tensors import dtype_id, leaf
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HAS_KERNEL = pytest.mark.only(lambda backend: backend.name != "triton")
 LOWEST = torch.finfo(torch.float32).min
-
-
-def format_of(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def features_with_ties(*shape: int, **options) -> torch.Tensor:
@@ -41,7 +38,7 @@ def test_forward_and_backward(backend, channels_last, dtype, channels, bins):
     rois = cases.small_rois(40, 2, 13, 21, 0.25).to(backend.device)
     pooled = ops.roi_pool(x, rois, bins, 0.25, backend=backend.name)
     assert pooled.dtype == dtype
-    assert pooled.is_contiguous(memory_format=format_of(channels_last))
+    assert pooled.is_contiguous(memory_format=memory_format(channels_last))
     grad = torch.randn(pooled.shape, generator=cases.generator(6)).to(pooled)
     pooled.backward(grad)
     with torch.no_grad():  # without positions
@@ -51,7 +48,7 @@ def test_forward_and_backward(backend, channels_last, dtype, channels, bins):
     expected, _ = reference.roi_pool(exact, rois.double(), 0.25, *bins)
     expected.backward(grad.double())
     assert torch.equal(pooled.double(), expected)
-    assert x.grad.is_contiguous(memory_format=format_of(channels_last))
+    assert x.grad.is_contiguous(memory_format=memory_format(channels_last))
     assert_matches(x.grad, exact.grad, scale=8)
 
 
@@ -153,7 +150,7 @@ def test_pixels_that_do_not_count(backend, channels_last, dtype):
     x[:, :, :, 4:8] = -math.inf
     x[:, :, 1, 8] = -1
     x[:, :, 2, 9] = math.inf
-    x = leaf(x.contiguous(memory_format=format_of(channels_last)).to(backend.device))
+    x = leaf(x.contiguous(memory_format=memory_format(channels_last)).to(backend.device))
     rois = torch.tensor([[0, 0, 0, 11, 3.0]], device=backend.device)
     pooled = ops.roi_pool(x, rois, (1, 3), backend=backend.name)
     lowest = torch.tensor(LOWEST).to(dtype).item()

@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastvision
 from fastvision.testing import cases
@@ -16,14 +15,12 @@ from fastvision.testing.numerics import assert_matches
 pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
 
+from .pooling import pool  # noqa: E402
+
 pytestmark = [
     pytest.mark.usefixtures("needs_kernels", "one_thread"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
-
-
-def pool(features: Tensor, rois: Tensor) -> Tensor:
-    return ops.roi_align(features, rois, 5, 0.25, 2)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastvision
 from fastvision.integrations.torchvision import devices
@@ -21,10 +20,6 @@ from torchvision.ops import batched_nms as bound_before  # noqa: E402
 pytestmark = [
     pytest.mark.usefixtures("needs_kernels", "one_thread"),
 ]
-
-
-def pool(features: Tensor, rois: Tensor) -> Tensor:
-    return ops.roi_align(features, rois, 5, 0.25, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 300, 1500])  # torchvision loops over classes from 1001 on

@@ -14,6 +14,8 @@ from fastvision.testing.numerics import assert_matches
 pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
 
+from .pooling import pool  # noqa: E402
+
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
@@ -21,10 +23,6 @@ pytestmark = [
 ]
 needs_kernels = pytest.mark.usefixtures("needs_kernels")
 OURS = {"fastvision::nms", "fastvision::roi_align", "fastvision::roi_align_backward"}
-
-
-def pool(features: Tensor, rois: Tensor) -> Tensor:
-    return ops.roi_align(features, rois, 5, 0.25, 2)
 
 
 @needs_kernels

@@ -13,16 +13,14 @@ from fastvision.testing.numerics import assert_matches
 pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
 
+from .pooling import pool  # noqa: E402
+
 pytestmark = [
     pytest.mark.usefixtures("needs_kernels", "one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
-
-
-def pool(features: Tensor, rois: Tensor) -> Tensor:
-    return ops.roi_align(features, rois, 5, 0.25, 2)
 
 
 def pool_in_script(features: Tensor, rois: Tensor) -> Tensor:

@@ -18,16 +18,14 @@ from fastvision.testing.detection import BOXES, CLASSES, FEATURES, ROIS, SCORES
 pytest.importorskip("torchvision.ops")
 from torchvision import ops  # noqa: E402
 
+from .pooling import pool  # noqa: E402
+
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
 ]
 needs_kernels = pytest.mark.usefixtures("needs_kernels")
 OURS = {"fastvision::nms", "fastvision::roi_align", "fastvision::roi_align_backward"}
-
-
-def pool(features: Tensor, rois: Tensor) -> Tensor:
-    return ops.roi_align(features, rois, 5, 0.25, 2)
 
 
 @pytest.fixture
@@ -58,6 +56,7 @@ def test_reversible(stock, our_ops, pool_with_gradient, all_calls):
         with fastvision.enabled(), fastvision.enabled():
             assert our_ops(all_calls) == OURS
     assert our_ops(all_calls) == OURS  # enable() outlives the blocks
+    torch._dynamo.reset()  # other files compile the same function
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
     assert our_ops(pool_with_gradient, compiled, FEATURES, ROIS) == OURS - {"fastvision::nms"}
     assert names() != before

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..._memory_format import memory_format
 from .spec import ConvSpec
 
 MIN_CHANNELS = 16  # below, the engine merges channels and taps, oneDNN does not
@@ -94,8 +95,7 @@ def convolution(
     weight, bias = packed
     name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise
-    last = input.is_contiguous(memory_format=torch.channels_last)
-    format = torch.channels_last if last else torch.contiguous_format
+    format = memory_format(input.is_contiguous(memory_format=torch.channels_last))
     if residual is None:
         post = _POST_OPS.get(name, "none")
         y = run(input, weight, bias, *_window(spec), 1, post, [], "")
