@@ -100,6 +100,19 @@ def data_set(recipe: Recipe, split: str) -> Any:
     return call(factory, "data", section, **given)
 
 
+def check_classes(train: Sequence[str], test: Sequence[str]) -> None:
+    """Labels have to mean the same in both splits.
+
+    Raises:
+        ValueError: the classes differ.
+    """
+    if tuple(train) != tuple(test):
+        raise ValueError(
+            f"the classes of the training data are {', '.join(train)}, those of the test data "
+            f"{', '.join(test)}; name the classes of both in data.classes"
+        )
+
+
 def _transforms(section: dict[str, Any] | None, where: str, rgb: bool) -> Any:
     if section is None:
         return None

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 
 from ..models import get_model_builder
-from ._data import Draws, TrainingOrder, data_set
+from ._data import Draws, TrainingOrder, check_classes, data_set
 from ._processes import Processes
 from ._random import random_state, seed_all, set_random_state
 from ._schedules import optimizer_of, schedule_of
@@ -65,6 +65,8 @@ class Run:
         self.recipe = recipe
         self.processes = processes
         train, test = data_set(recipe, "train"), data_set(recipe, "test")
+        check_classes(train.classes, test.classes)
+        self.classes = train.classes
         self.draws, self.test_draws = Draws(train, recipe.seed), Draws(test, recipe.seed)
         self.order = TrainingOrder(
             len(train),
@@ -130,6 +132,7 @@ class Run:
         call it."""
         return {
             "recipe": self.recipe.as_dict(),
+            "classes": list(self.classes),
             "step": self.step,
             "seconds": self.seconds,
             "metrics": self.metrics,
@@ -167,6 +170,7 @@ class Run:
         """What :func:`fastvision.training.evaluate` needs."""
         return {
             "recipe": self.recipe.as_dict(),
+            "classes": list(self.classes),
             "step": self.step,
             "metrics": self.metrics,
             "model": self.evaluated.state_dict(),

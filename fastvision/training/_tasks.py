@@ -26,6 +26,7 @@ class Task:
     """
 
     metric_names: tuple[str, ...] = ("accuracy",)
+    _option = "num_classes"  # of models, the number of their scores
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
@@ -37,9 +38,8 @@ class Task:
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Cross entropy; with auxiliary classifiers, as GoogLeNet's, 0.3 of theirs each."""
-        if isinstance(outputs, Tensor):
-            return F.cross_entropy(outputs, targets)
-        scores, *auxiliary = outputs
+        scores, *auxiliary = (outputs,) if isinstance(outputs, Tensor) else outputs
+        self._check_scores(scores, 1)
         losses = [F.cross_entropy(part, targets) for part in auxiliary if part is not None]
         return F.cross_entropy(scores, targets) + 0.3 * sum(losses)
 
@@ -50,6 +50,14 @@ class Task:
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
         for metric in metrics.values():
             metric.update(outputs.argmax(1), targets)
+
+    def _check_scores(self, scores: Tensor, dim: int) -> None:
+        """Metrics would count a class that there is not as another one."""
+        if scores.shape[dim] != len(self.classes):
+            raise ValueError(
+                f"the model has {scores.shape[dim]} scores, but the data {len(self.classes)} "
+                f"classes; set model.{self._option}"
+            )
 
     def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
         """One sample, its target and the model's answer, into matplotlib's axes."""
@@ -75,6 +83,7 @@ class Segmentation(Task):
 
         With an auxiliary head "aux", as torchvision's models have, half of its loss is added.
         """
+        self._check_scores(outputs["out"], 1)
         loss = _pixel_loss(outputs["out"], targets)
         return loss + 0.5 * _pixel_loss(outputs["aux"], targets) if "aux" in outputs else loss
 
@@ -136,6 +145,7 @@ class Localization(Task):
         return torch.stack(images), (torch.stack(boxes), torch.stack(labels))
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
+        self._check_scores(outputs[1], 1)
         return localization_loss(*outputs, *targets).total
 
     def metrics(self) -> dict[str, Any]:
@@ -161,7 +171,10 @@ class Localization(Task):
 class SequenceTask(Task):
     """A symbol for every element of a sequence."""
 
+    _option = "symbols (WaveNet: model.levels)"
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self._check_scores(outputs, 2)
         return sequence_tasks.loss(outputs, targets)
 
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:

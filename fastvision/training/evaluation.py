@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..data._optional import optional
 from ._checkpoint import BEST, LAST, load_checkpoint
-from ._data import Draws, batches, data_set, evaluation_order
+from ._data import Draws, batches, check_classes, data_set, evaluation_order
 from ._pictures import draw_samples
 from ._processes import Processes
 from ._run import Answers, model_of, trained_weights
@@ -40,7 +40,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is damaged, or of a recipe that this version cannot read.
+        ValueError: it is damaged, of a recipe that this version cannot read, or of other classes
+            than the test data.
     """
     path = Path(path)
     if path.is_dir():
@@ -49,6 +50,7 @@ def evaluate(
     recipe = recipe_of(checkpoint["recipe"])
     with Processes(device) as processes:
         test = data_set(recipe, "test")
+        check_classes(checkpoint.get("classes", test.classes), test.classes)  # older ones lack them
         task = named(TASKS, "task", {"name": recipe.task})(test.classes)
         model = model_of(recipe)
         model.load_state_dict(trained_weights(checkpoint))
