@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -24,8 +24,23 @@ from ._random import reproducible
 from ._run import Run
 from ._start import start_from
 from .evaluation import measure
-from .recipe import Recipe
+from .recipe import Recipe, recipe_of
 
+# what a run that goes on may change: how long and where it runs, and what it reports
+_FREE = {
+    "description",
+    "epochs",
+    "steps",
+    "data.root",
+    "workers",
+    "evaluate_epochs",
+    "start",
+    "checkpoint",
+    "log",
+    "bar.value",
+    "bar.minutes",
+    "short",
+}
 _MAX_SHARE = 0.05  # of the time, for checkpoints that are due by the clock
 
 
@@ -73,7 +88,7 @@ def train(
         recipe: what to train.
         folder: for checkpoints, logs and pictures; made if it is not there.
         resume: whether to go on from the checkpoint in ``folder``. Every later loss is what it had
-            been without the break, with the same recipe, number of processes, device and versions.
+            been without the break, with the same number of processes, device and versions.
         device: "cpu" or "cuda"; None for a GPU if torch sees one.
         progress: whether to show a bar.
 
@@ -84,7 +99,8 @@ def train(
     that is going on, with a checkpoint.
 
     Raises:
-        ValueError: the recipe names something unknown, or ``folder`` has another run.
+        ValueError: the recipe names something unknown, or ``folder`` has another run. A run that
+            goes on can change its length, and what does not change its steps.
         FileNotFoundError: there is nothing to resume, or to start from.
         NonFiniteError: a loss, gradient or parameter is NaN or infinite.
         OSError: a file cannot be written. The last checkpoint remains.
@@ -128,7 +144,24 @@ def _checked(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | Non
     name = checkpoint["recipe"]["name"]
     if name != recipe.name:
         raise ValueError(f"{folder} has a run of the recipe {name}, got {recipe.name}")
+    before = recipe_of(checkpoint["recipe"]).as_dict()
+    for key, old, new in _differences(before, recipe.as_dict()):
+        raise ValueError(f"{folder} has a run with {key} = {old!r}, which cannot become {new!r}")
     return checkpoint
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Keys with their values before and after, without those that may change."""
+    for name in sorted(before.keys() | after.keys()):
+        key, old, new = f"{prefix}{name}", before.get(name), after.get(name)
+        if key in _FREE or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{key}.")
+        else:
+            yield key, old, new
 
 
 def _loop(run: Run, folder: Path, logs: Logs, interruption: Interruption) -> list[float]:

@@ -142,6 +142,31 @@ def test_runs_are_not_mixed_up(small, tmp_path) -> None:
         training.train(small("digits"), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.lr", 0.5, r"optimizer\.lr = 0\.01, which cannot become 0\.5"),
+        ("optimizer.eps", 1e-6, r"optimizer\.eps = None, which cannot become 1e-06"),
+        ("data.train.length", 48, r"data\.train\.length = 40, which cannot become 48"),
+        ("batch_size", 4, r"batch_size = 8, which cannot become 4"),
+        ("ema", 0.9, r"ema = None, which cannot become 0\.9"),
+        ("bar", {"metric": "accuracy", "value": 1}, r"bar = None, which cannot become \{"),
+    ],
+)
+def test_what_steps_depend_on_stays(small, tmp_path, key: str, value: object, message: str) -> None:
+    recipe = small("sorting", {"steps": 1})
+    training.train(recipe, tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=f"has a run with {message}"):
+        training.train(recipe.replaced({key: value}), tmp_path, resume=True, device="cpu")
+
+
+def test_the_rest_may_change(small, tmp_path) -> None:
+    recipe = small("sorting", {"steps": 1, "bar": {"metric": "accuracy", "value": 1}})
+    training.train(recipe, tmp_path, device="cpu")
+    values = {"epochs": 1, "log.steps": 2, "checkpoint.steps": 3, "workers": 1, "bar.value": 0.5}
+    assert training.train(recipe.replaced(values), tmp_path, resume=True, device="cpu").step == 5
+
+
 def test_the_process_is_left_as_it_was(small, tmp_path) -> None:
     before = torch.get_rng_state(), signal.getsignal(signal.SIGINT)
     training.train(small("sorting"), tmp_path, device="cpu")
