@@ -225,17 +225,18 @@ def load_recipe(name: str | Path, values: Mapping[str, Any] | None = None) -> Re
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
     """Keys and values of texts such as ``optimizer.lr=0.1``.
 
-    A value is written as in TOML, and may be "none"; anything else is a string.
+    A value is written as in TOML, and may be "none"; anything else is a string, except for
+    "False" and the like.
 
     Raises:
-        ValueError: there is no equals sign.
+        ValueError: there is no equals sign, or a value is Python's True, False or None.
     """
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ValueError(f"expected key=value, got {text!r}")
-        values[key.strip()] = _value(value.strip())
+        values[key.strip()] = _value(value.strip(), text)
     return values
 
 
@@ -272,12 +273,14 @@ def _folder() -> Any:
     return importlib.resources.files(__package__) / "recipes"
 
 
-def _value(text: str) -> Any:
+def _value(text: str, assignment: str) -> Any:
     if text == "none":
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        if text.lower() in ("true", "false", "none"):  # the string "False" would count as true
+            raise ValueError(f"write true, false or none, got {assignment!r}") from None
         return text
 
 

@@ -54,6 +54,9 @@ def test_assignments() -> None:
     assert values == expected
     with pytest.raises(ValueError, match="expected key=value, got 'seed'"):
         parse_assignments(["seed"])
+    for value in ("False", "TRUE", "None"):
+        with pytest.raises(ValueError, match=f"write true, false or none, got 'a={value}'"):
+            parse_assignments([f"a={value}"])
 
 
 @pytest.mark.parametrize(
