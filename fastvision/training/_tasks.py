@@ -149,7 +149,7 @@ class Localization(Task):
         return localization_loss(*outputs, *targets).total
 
     def metrics(self) -> dict[str, Any]:
-        mean = optional("torchmetrics", "train").MeanMetric()
+        mean = optional("torchmetrics", "train").MeanMetric(nan_strategy="disable")
         return {"iou": mean, "accuracy": _accuracy(len(self.classes))}
 
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:

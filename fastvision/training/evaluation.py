@@ -73,7 +73,7 @@ def measure(
 ) -> dict[str, float]:
     """Loss and metrics of ``model`` over ``draws``, which the processes share."""
     metrics = task.metrics()
-    metrics["loss"] = optional("torchmetrics", "train").MeanMetric()
+    metrics["loss"] = optional("torchmetrics", "train").MeanMetric(nan_strategy="disable")
     for metric in metrics.values():
         metric.to(processes.device)
     loss = metrics.pop("loss")

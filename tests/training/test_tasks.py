@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,3 +152,26 @@ def test_sequences_of_splits_differ() -> None:
     splits = [data_set(recipe, split) for split in ("train", "train", "test")]
     items = [[inputs[0].tolist() for inputs, _ in split] for split in splits]
     assert items[0] == items[1] != items[2]
+
+
+def test_a_loss_that_is_not_a_number_is_reported(small) -> None:
+    """Instead of being left out of the mean."""
+    from fastvision.training._data import Draws, data_set
+    from fastvision.training._processes import Processes
+    from fastvision.training._run import Answers, model_of
+    from fastvision.training.evaluation import measure
+
+    recipe = small("sorting")
+    model, test = model_of(recipe), data_set(recipe, "test")
+    with torch.no_grad():
+        next(model.parameters())[0] = torch.nan  # one of the symbols, so of some samples
+    task, processes = TASKS["sequence"](test.classes), Processes("cpu")
+    answers = Answers(recipe, processes.device)
+    metrics = measure(task, model, Draws(test, 0), recipe, processes, answers)
+    assert math.isnan(metrics["loss"])
+
+    boxes = torch.tensor([[0, 0, 1.0, 1], [0, 0, 1, torch.nan]])
+    task = TASKS["localization"](CLASSES)
+    labels = torch.zeros(2, dtype=torch.int64)
+    outputs = boxes, torch.rand(2, 2)
+    assert math.isnan(metrics_of(task, outputs, (boxes[:1].repeat(2, 1), labels))["iou"])
