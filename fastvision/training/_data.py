@@ -194,8 +194,9 @@ class TrainingOrder:
         """The samples of one part after the other, of the steps from ``first`` to ``last``."""
         for step in range(first, last):
             samples = self.samples(step)
-            for part in range(self.parts):
-                yield samples[part :: self.parts]
+            size = len(samples) // self.parts
+            for part in range(self.parts):  # one after the other, so that the processes' are one's
+                yield samples[part * size : (part + 1) * size]
 
     def _order(self, epoch: int) -> list[int]:
         if self._shuffled[0] != epoch:

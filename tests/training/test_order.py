@@ -38,14 +38,18 @@ def test_order_depends_on_the_seed() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-@pytest.mark.parametrize(("parts", "count"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(("parts", "count"), [(1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 4)])
 def test_parts_and_processes_divide_a_batch(parts: int, count: int) -> None:
-    whole = TrainingOrder(50, 12, 1, seed=4)
-    shares = [TrainingOrder(50, 12, parts, 4, rank, count) for rank in range(count)]
+    """Each part is of the same samples for any number of processes: it is normalized by itself."""
+    length, size = 100, 24
+    one = TrainingOrder(length, size, parts, seed=4)
+    shares = [TrainingOrder(length, size, parts, 4, rank, count) for rank in range(count)]
     for step in (0, 3, 4, 9):
-        divided = [part for share in shares for part in share.between(step, step + 1)]
-        assert len({len(part) for part in divided}) == 1
-        assert sorted(sum(divided, [])) == sorted(whole.samples(step))
+        divided = [list(share.between(step, step + 1)) for share in shares]
+        assert {len(part) for share in divided for part in share} == {size // parts // count}
+        together = [sorted(sum(part, [])) for part in zip(*divided, strict=True)]
+        assert together == [sorted(part) for part in one.between(step, step + 1)]
+        assert sorted(sum(together, [])) == sorted(one.samples(step))
 
 
 def test_order_between_steps_is_where_it_was() -> None:
