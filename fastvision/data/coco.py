@@ -152,9 +152,16 @@ class CocoDetection(Dataset[Sample]):
             raise ValueError(f"{where}: a polygon of the mask has fewer than 3 points")
         try:
             compressed = isinstance(outline, dict) and not isinstance(outline["counts"], list)
+            if isinstance(outline, dict) and not compressed:
+                covered = sum(outline["counts"])
+                if covered != height * width:
+                    raise ValueError(f"its runs cover {covered} of {height * width} pixels")
             codes = outline if compressed else coder.frPyObjects(outline, height, width)
             code = coder.merge(codes) if isinstance(codes, list) else codes
-            return torch.from_numpy(np.ascontiguousarray(coder.decode(code)))
+            pixels = np.ascontiguousarray(coder.decode(code))
+            if pixels.sum() != coder.area(code):  # memory that runs do not cover is not set
+                raise ValueError("its runs do not cover the image")
+            return torch.from_numpy(pixels)
         except Exception as error:  # pycocotools raises errors of every type
             raise ValueError(f"{where}: cannot read the mask: {error}") from error
 

@@ -15,6 +15,10 @@ from fastvision.data import CocoDetection
 WIDTH, HEIGHT = 40, 30
 
 
+def runs(*counts: int) -> dict[str, Any]:
+    return {"size": [HEIGHT, WIDTH], "counts": list(counts)}
+
+
 @pytest.fixture
 def content() -> dict[str, Any]:
     """Two images; the first has a polygon, a crowd by runs, and one encoded in a string."""
@@ -119,12 +123,25 @@ def test_boxes_without_area_can_be_left_out(write, content: dict[str, Any]) -> N
         ("segmentation", [[1, 2, 3, 4]], "a polygon of the mask has fewer than 3 points"),
         ("segmentation", {"size": [3, 4], "counts": [12]}, r"mask's size is \[3, 4\], the image's"),
         ("segmentation", {"size": [HEIGHT, WIDTH]}, "cannot read the mask"),
+        ("segmentation", runs(12, 30), "cannot read the mask: its runs cover 42 of 1200 pixels"),
+        ("segmentation", runs(1200, 1), "cannot read the mask: its runs cover 1201 of 1200 pixels"),
         ("segmentation", None, "cannot read the mask"),
     ],
 )
 def test_bad_annotations(write, content: dict[str, Any], key: str, value, message: str) -> None:
     content["annotations"][2][key] = value
     match = rf"annotations/instances_val2017\.json: annotation 102: .*{message}"
+    with pytest.raises(ValueError, match=match):
+        CocoDetection(write(content), "val2017", masks=True)[0]
+
+
+def test_a_compressed_mask_that_ends_early(write, content: dict[str, Any], monkeypatch) -> None:
+    """The decoder returns memory as it finds it, here with sevens."""
+    from pycocotools import mask
+
+    rest = torch.full((HEIGHT, WIDTH), 7, dtype=torch.uint8).numpy()
+    monkeypatch.setattr(mask, "decode", lambda code: rest)
+    match = "annotation 100: cannot read the mask: its runs do not cover the image"
     with pytest.raises(ValueError, match=match):
         CocoDetection(write(content), "val2017", masks=True)[0]
 
