@@ -81,6 +81,8 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
             f"weights: {path} does not hold a state dict that can be read without running code "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("average"), Mapping):
+        return trained_weights(content)
     for key in ("model", "state_dict"):  # of a checkpoint with the optimizer's state
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -89,6 +91,17 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
             f"weights: {path} holds an object of type {type(content).__name__}, not a state dict"
         )
     return content
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The state dict to evaluate of a checkpoint of :mod:`fastvision.training`: the averaged one,
+    if there is one."""
+    average = checkpoint.get("average")
+    if average is None:
+        weights: Mapping[str, Tensor] = checkpoint["model"]
+        return weights
+    prefix = "module."  # of AveragedModel
+    return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
 
 
 def _download(url: str, progress: bool) -> Mapping[str, Tensor]:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 
@@ -175,13 +175,3 @@ class Run:
             "metrics": self.metrics,
             "model": self.evaluated.state_dict(),
         }
-
-
-def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict to evaluate, of what :meth:`Run.state` or :meth:`Run.best_weights` made."""
-    average = checkpoint.get("average")
-    if average is None:
-        weights: dict[str, Tensor] = checkpoint["model"]
-        return weights
-    prefix = "module."
-    return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}

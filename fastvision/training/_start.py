@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..models._weights import trained_weights
 from ._checkpoint import BEST, load_checkpoint
 from .recipe import Start
 
@@ -41,18 +43,17 @@ def start_from(model: nn.Module, start: Start) -> None:
                 tensor.copy_(theirs[name])
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def _weights(path: Path) -> Mapping[str, Tensor]:
     file = path / BEST if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(
             f"start.run: there is no {file}; train it first, or name another run with "
             "--set start.run=FOLDER, or begin with random weights with --set start=none"
         )
-    weights: dict[str, Tensor] = load_checkpoint(file)["model"]
-    return weights
+    return trained_weights(load_checkpoint(file))
 
 
-def _layer(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _layer(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors of a layer by their names in it."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

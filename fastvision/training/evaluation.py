@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..data._optional import optional
+from ..models._weights import trained_weights
 from ._checkpoint import BEST, LAST, load_checkpoint
 from ._data import Draws, batches, check_classes, data_set, evaluation_order
 from ._pictures import draw_samples
 from ._processes import Processes
-from ._run import Answers, model_of, trained_weights
+from ._run import Answers, model_of
 from ._tasks import TASKS, Task
 from .recipe import Recipe, named, recipe_of
 

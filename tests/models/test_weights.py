@@ -19,8 +19,12 @@ def small():
 def test_files(tmp_path):
     state = {name: torch.rand_like(t) for name, t in small().state_dict().items()}
     torch.save(state, tmp_path / "a.pth")
-    torch.save({"model": state, "step": 3}, tmp_path / "checkpoint.pt")
-    sources = [state, tmp_path / "a.pth", str(tmp_path / "checkpoint.pt")]
+    torch.save({"model": state, "average": None}, tmp_path / "checkpoint.pt")
+    average = {"n_averaged": torch.tensor(1), **{f"module.{k}": v for k, v in state.items()}}
+    others = small().state_dict()
+    torch.save({"model": others, "average": average}, tmp_path / "averaged.pt")
+    sources = [state, *(tmp_path / name for name in ("a.pth", "averaged.pt"))]
+    sources.append(str(tmp_path / "checkpoint.pt"))
     pytest.importorskip("safetensors.torch").save_file(state, tmp_path / "a.safetensors")
     sources.append(tmp_path / "a.safetensors")
     for weights in sources:

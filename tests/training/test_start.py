@@ -10,7 +10,7 @@ import torch
 
 from fastvision import training
 from fastvision.models import get_model
-from fastvision.training._checkpoint import BEST, load_checkpoint, save_checkpoint
+from fastvision.training._checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from fastvision.training._run import model_of
 from fastvision.training._start import start_from
 from fastvision.training.recipe import Start
@@ -39,6 +39,14 @@ def test_named_layers_are_taken_and_no_others(earlier: Path, path: str) -> None:
     after, theirs = model.state_dict(), load_checkpoint(earlier / BEST)["model"]
     assert changed(before, after) == {name for name in before if name.startswith("features.")}
     assert not [n for n in changed(theirs, after) if n.startswith("features.")]
+
+
+def test_averaged_weights_are_taken(small, tmp_path: Path) -> None:
+    training.train(small("digits", {"steps": 2, "ema": 0.9}), tmp_path, device="cpu")
+    model = get_model("lenet5")
+    start_from(model, Start(str(tmp_path / LAST), LAYERS))
+    best, after = load_checkpoint(tmp_path / BEST)["model"], model.state_dict()
+    assert not [n for n in changed(best, after) if n.startswith(tuple(LAYERS))]
 
 
 def test_a_run_starts_there_and_resumes_without_it(small, earlier: Path, tmp_path: Path) -> None:
