@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ class Processes:
         )
         torch.distributed.all_reduce(numbers)
         return numbers.tolist()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all processes the first one's values, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
 
     def gathered(self, value: Any) -> list[Any]:
         """The value of each process, in the order of their ranks."""

@@ -238,6 +238,8 @@ def _check_finite(run: Run, loss: float, norm: float) -> None:
 
 def _evaluate(run: Run, folder: Path) -> None:
     """Measures, and keeps the weights if they are the best so far."""
+    # without sync_batch_norm, statistics differ; those of the first process are kept
+    run.processes.share(b for b in run.evaluated.buffers() if b.is_floating_point())
     run.metrics = measure(
         run.task, run.evaluated, run.test_draws, run.recipe, run.processes, run.answers
     )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,8 +61,7 @@ for folder, tables in json.load(open(sys.argv[1])).items():
 """
 
 
-def test_two_processes_are_one(small, tmp_path: Path) -> None:
-    recipes = {name: small(*arguments) for name, arguments in VARIANTS.items()}
+def run_in_two_processes(tmp_path: Path, recipes: dict[str, Any]) -> None:
     tables = {str(tmp_path / f"{name}-two"): r.as_dict() for name, r in recipes.items()}
     (tmp_path / "recipes.json").write_text(json.dumps(tables))
     (tmp_path / "worker.py").write_text(WORKER)
@@ -75,6 +75,17 @@ def test_two_processes_are_one(small, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-4000:]
 
+
+def test_statistics_of_the_first_process_are_tested(small, tmp_path: Path) -> None:
+    """Those that the checkpoint has, where each process has its own."""
+    name, values = VARIANTS["resnet20"]
+    recipe = small(name, {**values, "sync_batch_norm": False, "ema": 0.5})
+    run_in_two_processes(tmp_path, {"apart": recipe, "raw": recipe.replaced({"ema": None})})
+
+
+def test_two_processes_are_one(small, tmp_path: Path) -> None:
+    recipes = {name: small(*arguments) for name, arguments in VARIANTS.items()}
+    run_in_two_processes(tmp_path, recipes)
     for name, recipe in recipes.items():
         one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
         outcome = training.train(recipe, one, device="cpu")
