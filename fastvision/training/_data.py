@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, StackDataset
 
 from .. import data
+from ..data._checks import check_split
 from ..models.sequence import tasks
 from ._random import kept_cpu_state, mixed, seed_cpu
 from .recipe import Recipe, call, named
@@ -41,6 +42,7 @@ class Sequences(Dataset[Any]):
         symbols: int = 12,
         seed: int = 0,
     ) -> None:
+        check_split(split)
         generator = torch.Generator().manual_seed(len(_SEEDS) * seed + _SEEDS[split])
         inputs, targets = generate(length, steps, symbols, generator)
         if isinstance(inputs, tuple):
@@ -222,12 +224,14 @@ def batches(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_group,
         generator=torch.Generator(),  # else it draws from the one that models use
     )
     return iter(loader)
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process, but only the first one decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    """Ctrl-C, and the SIGTERM of torchrun, go to a group of processes, but the one that trains
+    decides what they mean: it needs the batches of its last step. Signals are not ignored, since
+    with SIGTERM it ends its workers."""
+    os.setpgrp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,8 @@ class Table:
             raise OSError(error.errno, reason) from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # lines are there since add(), which has named the file
+            self._file.close()
 
 
 def read_table(path: Path) -> list[dict[str, float]]:

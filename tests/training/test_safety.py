@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fastvision import training
+from fastvision.cli import main
 from fastvision.models._registry import _ENTRIES, _Entry
+from fastvision.training import _logs
 from fastvision.training._checkpoint import load_checkpoint, save_checkpoint, write_whole
 from fastvision.training._logs import Table, read_table
 
@@ -175,6 +178,18 @@ def test_a_log_that_cannot_be_written_names_the_file(tmp_path) -> None:
         table.add({"step": 1, "loss": 2.0})
 
 
+def test_the_command_names_a_log_that_cannot_be_written(tmp_path, monkeypatch, capsys) -> None:
+    def full(path, mode, **options):
+        return open("/dev/full" if mode == "a" else path, mode, **options)
+
+    monkeypatch.setattr(_logs, "open", full, raising=False)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    folder = str(tmp_path / "run")
+    arguments = ["train", str(tmp_path / "mine.toml"), "--output", folder, "--quiet"]
+    assert main([*arguments, "--device", "cpu"]) == 1
+    assert "error: /dev/full could not be written: No space left" in capsys.readouterr().err
+
+
 def test_damaged_checkpoints(tmp_path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"value": torch.rand(1000)})
@@ -200,12 +215,13 @@ def test_logs_lose_what_is_later_than_the_checkpoint(tmp_path) -> None:
     assert read_table(path) == [{"step": s, "loss": x} for s, x in ((1, 0.5), (2, 0.1), (3, 0.25))]
 
 
-def start(*arguments: str | Path) -> subprocess.Popen:
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "train", *map(str, arguments), "--device", "cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -260,6 +276,18 @@ def test_killed_and_interrupted(tmp_path, one_thread) -> None:
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
     evaluations = [(folder / "evaluation.csv").read_text() for folder in (whole, broken)]
     assert evaluations[0] == evaluations[1]
+
+
+def test_a_signal_to_all_processes_of_a_group(tmp_path) -> None:
+    path, folder = tmp_path / "mine.toml", tmp_path / "run"
+    path.write_text("workers = 2\nevaluate_epochs = 100\n" + RECIPE)
+    process = start(path, "--output", folder, "--quiet", start_new_session=True)
+    wait_for_step(process, folder, 10)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)  # until no worker is left to write to them
+    assert process.returncode == 143, errors
+    step = load_checkpoint(folder / "last.pt")["step"]
+    assert f"stopped after step {step} by SIGTERM" in output and step >= 10
 
 
 def test_checkpoints_by_the_clock(small, tmp_path, monkeypatch) -> None:

@@ -152,6 +152,8 @@ def test_sequences_of_splits_differ() -> None:
     splits = [data_set(recipe, split) for split in ("train", "train", "test")]
     items = [[inputs[0].tolist() for inputs, _ in split] for split in splits]
     assert items[0] == items[1] != items[2]
+    with pytest.raises(ValueError, match="data: .*split must be one of train, test, got 'val'"):
+        data_set(recipe.replaced({"data.test.split": "val"}), "test")
 
 
 def test_a_loss_that_is_not_a_number_is_reported(small) -> None:
