@@ -26,10 +26,15 @@ def model_of(recipe: Recipe) -> nn.Module:
     """The untrained model of a recipe.
 
     Raises:
-        ValueError: there is no such model, or it has no such option.
+        ValueError: there is no such model, it has no such option, or its weights do not fit.
     """
     builder = get_model_builder(str(recipe.model.get("name")))
-    model: nn.Module = call(builder, "model", recipe.model)
+    try:
+        model: nn.Module = call(builder, "model", recipe.model)
+    except RuntimeError as error:
+        if recipe.model.get("weights") is None:
+            raise
+        raise ValueError(f"model.weights: {error}") from error
     return model
 
 

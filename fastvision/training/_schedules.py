@@ -78,6 +78,8 @@ def schedule_of(
 
 def _warmth(step: int, warmup: int) -> float:
     """Grows by equal steps to 1, which is reached after ``warmup`` steps."""
+    if warmup < 0:
+        raise ValueError(f"warmup must be at least 0, got {warmup}")
     return min(1.0, (step + 1) / (warmup + 1))
 
 

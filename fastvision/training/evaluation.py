@@ -54,7 +54,10 @@ def evaluate(
         check_classes(checkpoint.get("classes", test.classes), test.classes)  # older ones lack them
         task = named(TASKS, "task", {"name": recipe.task})(test.classes)
         model = model_of(recipe)
-        model.load_state_dict(trained_weights(checkpoint))
+        try:
+            model.load_state_dict(trained_weights(checkpoint))
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the model of its recipe: {error}") from error
         model.to(processes.device)
         draws, answers = Draws(test, recipe.seed), Answers(recipe, processes.device)
         metrics = measure(task, model, draws, recipe, processes, answers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fastvision import models, training
+from fastvision.training._checkpoint import save_checkpoint
 from fastvision.training._data import data_set
 from fastvision.training._run import model_of
 from fastvision.training._tasks import TASKS
@@ -103,6 +105,20 @@ def test_bad_options_of_what_a_recipe_names(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         training.train(small("sorting", {key: value}), tmp_path, device="cpu")
+
+
+def test_weights_that_do_not_fit(small, tmp_path) -> None:
+    torch.save(models.get_model("lenet5").state_dict(), tmp_path / "a.pth")
+    values = {"model.weights": str(tmp_path / "a.pth"), "model.num_classes": 9}
+    with pytest.raises(ValueError, match=r"(?s)model\.weights: .*size mismatch for classifier"):
+        model_of(small("digits", values))
+
+
+def test_a_checkpoint_that_does_not_fit_its_recipe(small, tmp_path) -> None:
+    content = {"recipe": small("sorting").as_dict(), "model": {"weight": torch.zeros(1)}}
+    save_checkpoint(tmp_path / "best.pt", content)
+    with pytest.raises(ValueError, match=r"best\.pt does not fit the model of its recipe: "):
+        training.evaluate(tmp_path, device="cpu")
 
 
 def test_unknown_recipes(tmp_path) -> None:

@@ -28,6 +28,11 @@ def test_warmup() -> None:
     assert rates(6, name="constant", warmup=3) == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
+def test_warmup_is_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"schedule: cosine: warmup must be at least 0, got -1"):
+        rates(3, name="cosine", warmup=-1)
+
+
 def test_cosine_is_the_one_of_torch() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=0.1)
