@@ -122,7 +122,7 @@ class VOCDetection(_Voc):
         path = self.annotations[index]
         try:
             objects = ElementTree.parse(path).getroot().findall("object")
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, LookupError, ValueError) as error:  # of its encoding
             raise ValueError(f"{path} is not XML: {error}") from error
         boxes, labels, difficult = [], [], []
         for item in objects:

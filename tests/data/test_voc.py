@@ -110,6 +110,14 @@ def test_bad_annotations(root: Path, content: str, message: str) -> None:
         VOCDetection(root, year="2007")[0]
 
 
+@pytest.mark.parametrize("encoding", ["unheard-of", "utf-7"])
+def test_bad_encodings(root: Path, encoding: str) -> None:
+    path = file(root, "Annotations/000001.xml")
+    path.write_text(f"<?xml version='1.0' encoding='{encoding}'?><annotation/>")
+    with pytest.raises(ValueError, match=r"Annotations/000001\.xml is not XML: "):
+        VOCDetection(root, year="2007")[0]
+
+
 def test_boxes_are_cut_where_rounding_put_them_outside(root: Path) -> None:
     content = element("cat", 0.5, 1, 40.75, 30)
     file(root, "Annotations/000001.xml").write_text(f"<annotation>{content}</annotation>")
