@@ -106,6 +106,9 @@ def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
 
 def _download(url: str, progress: bool) -> Mapping[str, Tensor]:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / url.rpartition("/")[2]
+    if file.exists():
+        return read_file(file)  # torch.hub would not name a damaged one
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=progress, check_hash=True, weights_only=True

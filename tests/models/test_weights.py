@@ -61,8 +61,9 @@ def test_other_files_and_types(tmp_path):
         models.get_model("lenet5", weights=3)
 
 
-def test_downloads(monkeypatch):
+def test_downloads(monkeypatch, tmp_path):
     torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     asked = []
 
     def download(url, **options):
@@ -76,6 +77,19 @@ def test_downloads(monkeypatch):
         with pytest.raises(ConnectionError, match="checkpoints, or pass its path as weights"):
             models.resnet18(weights=weights)
     assert asked == [enum.url] * 3
+
+
+def test_files_of_earlier_downloads(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / _weights.addresses("resnet18")["DEFAULT"].split("/")[-1]
+    file.parent.mkdir()
+    state = models.resnet18().state_dict()
+    torch.save(state, file)
+    loaded = models.resnet18(weights="DEFAULT").state_dict()
+    assert all(torch.equal(t, state[name]) for name, t in loaded.items())
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"weights: .*{file.name} does not hold a state dict"):
+        models.resnet18(weights="DEFAULT")
 
 
 def test_every_address_is_torchvisions():
