@@ -66,16 +66,20 @@ def _chosen(options: argparse.Namespace) -> tuple[Recipe, Path]:
         raise ValueError("a recipe is missing, see fastvision train --list")
     values = parse_assignments(options.set)
     if options.resume is not None:
+        if options.output is not None:
+            raise ValueError(
+                f"--output {options.output} is for a new run, --resume {options.resume} goes on "
+                "in its folder"
+            )
         folder = Path(options.resume)
         recipe = recipe_of(load_checkpoint(folder / LAST)["recipe"])
         name = Path(options.recipe).name.removesuffix(".toml")
         if recipe.name != name:
             raise ValueError(f"{folder} has a run of the recipe {recipe.name}, got {name}")
         return recipe.replaced(values), folder
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, values)
     if options.short:
-        recipe = recipe.shortened()
-    recipe = recipe.replaced(values)
+        recipe = recipe.shortened().replaced(values)  # which precede those of the short run
     return recipe, Path(options.output or Path("runs") / recipe.name)
 
 

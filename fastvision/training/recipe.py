@@ -336,4 +336,11 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
         name = "table" if plain is dict or dataclasses.is_dataclass(plain) else plain.__name__
         raise ValueError(f"{key} must be a {name}, got {value!r}")
+    if isinstance(value, dict) and kind == dict[str, str]:
+        for name, text in value.items():
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{key}.{name} must be a str, got {text!r}; where names have dots, replace the "
+                    f'whole table: {key}={{"a.b" = "c.d"}}'
+                )
     return float(value) if plain is float else value

@@ -93,6 +93,12 @@ def test_short_runs_judge_the_loss(recipe: str, tmp_path: Path, capsys, no_pictu
     assert "times, 1.2 times are wanted" in capsys.readouterr().out
 
 
+def test_short_runs_of_another_length(recipe: str, tmp_path: Path, capsys, no_pictures) -> None:
+    values = ("--set", "short.steps=3", "short.factor=0.1")
+    assert train(recipe, "--short", "--output", str(tmp_path / "run"), *values) == 0
+    assert "3 steps in" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +107,7 @@ def test_short_runs_judge_the_loss(recipe: str, tmp_path: Path, capsys, no_pictu
         (("lenet5_digits", "--set", "optimiser.lr=1"), "unknown key optimiser; known: "),
         (("lenet5_digits", "--set", "optimizer.lr"), "expected key=value, got 'optimizer.lr'"),
         (("lenet5_digits", "--resume", "nowhere"), "No such file"),
+        (("lenet5_digits", "--resume", "a", "--output", "b"), "--output b is for a new run, "),
     ],
 )
 def test_errors(arguments: tuple[str, ...], message: str, tmp_path, monkeypatch, capsys) -> None:

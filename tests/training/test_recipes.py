@@ -54,6 +54,7 @@ def test_assignments() -> None:
     )
     expected = {"a": 1, "b.c": 0.5, "d": [1, 2], "e": True, "f": "cosine", "g": None, "h": "1"}
     assert values == expected
+    assert parse_assignments(['a={"b.c" = "d.e"}']) == {"a": {"b.c": "d.e"}}
     with pytest.raises(ValueError, match="expected key=value, got 'seed'"):
         parse_assignments(["seed"])
     for value in ("False", "TRUE", "None"):
@@ -74,6 +75,11 @@ def test_assignments() -> None:
         ("accumulate", 3, r"batch_size must be a multiple of accumulate, got 8 and 3"),
         ("amp", "fp8", r"amp must be off, bf16 or fp16, got 'fp8'"),
         ("clip", -1.0, r"clip must be positive, got -1\.0"),
+        (
+            "start",
+            {"run": "a", "layers": {"features": {"0": "b"}}},
+            r"start\.layers\.features must be a str, got .*; .* start\.layers=\{\"a\.b\" = ",
+        ),
         ("ema", 1.0, r"ema must be between 0 and 1, got 1\.0"),
     ],
 )
