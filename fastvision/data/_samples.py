@@ -31,7 +31,7 @@ def read_image(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, no image, or has more than 8 bits per channel.
+        ValueError: the file is damaged, no image, or a grey image of more than 8 bits.
     """
     from PIL import Image
 
