@@ -208,14 +208,18 @@ def _slower(records: dict[str, Record]) -> list[list[str]]:
 
 
 def table(name: str, records: dict[str, Record]) -> str:
-    """One of README's tables, or why there is none: a record with a remark needs a new run.
+    """One of README's tables, or why there is none: a record with a remark needs a new run, and one
+    may not have been made yet.
 
     A line of which the records lack a figure is left out.
     """
     if name == "slower":
         return markdown_table(Table(_slower(records)))
     head, columns, specification = TABLES[name]
-    for op in sorted({op for line in specification for op, _ in line.figures} & set(records)):
+    needed = sorted({op for line in specification for op, _ in line.figures})
+    if missing := [op for op in needed if op not in records]:
+        return f"There is no record of `{missing[0]}` for this table yet."
+    for op in needed:
         if "remark" in records[op]:
             return f"The record of `{op}` is {records[op]['remark']}: no table before the next run."
     lines = [[head, *columns]]

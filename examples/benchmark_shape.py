@@ -40,8 +40,8 @@ def fused(x: torch.Tensor) -> torch.Tensor:
 
 
 def milliseconds(function, x: torch.Tensor) -> float:
-    timer = Timer("function(x)", globals={"function": function, "x": x})
-    timer.num_threads = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    timer = Timer("function(x)", globals={"function": function, "x": x}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=options.seconds).median * 1e3
 
 

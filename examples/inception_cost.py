@@ -35,13 +35,13 @@ def multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def milliseconds(model: nn.Module, x: torch.Tensor) -> float:
-    timer = Timer("model(x)", globals={"model": model, "x": x})
-    timer.num_threads = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    timer = Timer("model(x)", globals={"model": model, "x": x}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=options.seconds).median * 1e3
 
 
 torch.manual_seed(0)
-x = torch.randn(1, INPUTS, SIZE, SIZE)
+x = torch.randn(1, INPUTS, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
 models = {
     "5x5": ops.Sequential(nn.Conv2d(INPUTS, OUTPUTS, 5, padding=2), nn.ReLU()),
     "1x1, 5x5": ops.Sequential(
