@@ -189,9 +189,7 @@ def _figure(
     figure: Figure, records: dict[str, Record], provider: str | None = None
 ) -> float | None:
     op, pattern = figure
-    rows = (
-        [r for r in records[op]["rows"] if re.search(pattern, r["case"])] if op in records else []
-    )
+    rows = [row for row in records[op]["rows"] if re.search(pattern, row["case"])]
     ratios = [our_speedup(row) if provider is None else speedup(row, provider) for row in rows]
     measured = [ratio for ratio in ratios if ratio is not None]
     return statistics.geometric_mean(measured) if measured else None

@@ -70,7 +70,7 @@ def measure(
     files: Sequence[Path], device: torch.device, *, quick: bool, output: Path | None
 ) -> int:
     """Runs the cases of ``files`` on one device. Returns 0, or pytest's exit status."""
-    target = output or HERE / "results" / (machine.slug(device) + ("-quick" if quick else ""))
+    target = output or report.RESULTS / (machine.slug(device) + ("-quick" if quick else ""))
     watch = Watch()
     facts = machine.describe(device)
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), flush=True)

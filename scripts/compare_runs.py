@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fastvision.training._checkpoint import LAST, load_checkpoint
-from fastvision.training._logs import EVALUATION, TRAINING, read_table
+from fastvision.training._logs import EVALUATION, TRAINING, metrics_in, read_table
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("runs", nargs="+", type=Path, help="folders of fastvision train")
@@ -24,7 +24,7 @@ losses, metrics = figure.subplots(1, 2)
 for folder in options.runs:
     training, evaluation = read_table(folder / TRAINING), read_table(folder / EVALUATION)
     checkpoint = load_checkpoint(folder / LAST)
-    metric = next(name for name in evaluation[0] if name not in ("step", "epoch", "loss"))
+    metric = metrics_in(evaluation)[0]
     by_epoch: dict[int, list[float]] = {}
     for row in training:
         by_epoch.setdefault(int(row["epoch"] - 1e-9), []).append(row["loss"])

@@ -50,6 +50,11 @@ class Table:
             self._file.close()
 
 
+def metrics_in(evaluation: Sequence[Mapping[str, float]]) -> list[str]:
+    """The names of the metrics in the rows of evaluation.csv."""
+    return [name for name in evaluation[0] if name not in ("step", "epoch", "loss")]
+
+
 def read_table(path: Path) -> list[dict[str, float]]:
     """The rows of a :class:`Table`, without a last one that a killed process left incomplete."""
     with open(path, encoding="utf-8", newline="") as file:

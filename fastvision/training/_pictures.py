@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from ..data._optional import optional
 from ._checkpoint import write_whole
 from ._data import Draws
-from ._logs import EVALUATION, TRAINING, read_table
+from ._logs import EVALUATION, TRAINING, metrics_in, read_table
 from ._run import Answers
 from ._tasks import Task
 
@@ -23,7 +23,7 @@ _SIDE = 4  # samples in a row, and rows
 def draw_curves(folder: Path) -> None:
     """Writes curves.png of the CSV files in ``folder``."""
     training, evaluation = read_table(folder / TRAINING), read_table(folder / EVALUATION)
-    names = [name for name in evaluation[0] if name not in ("step", "epoch", "loss")]
+    names = metrics_in(evaluation)
     figure = optional("matplotlib.figure", "train").Figure((4 * (1 + len(names)), 3))
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
     _plot(axes[0], training, "loss", label="training")

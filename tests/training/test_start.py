@@ -76,10 +76,14 @@ def test_vgg_takes_over_all_layers_of_the_shallower_network(names, tmp_path: Pat
     start_from(model, Start(str(tmp_path), deep.start.layers))
     taken = changed(before, model.state_dict())
     assert len(taken) == len(theirs.state_dict()), "each tensor has a place of its own"
-    convs = [m for m in model.features if isinstance(m, torch.nn.Conv2d)]
-    fresh = [m for i, m in enumerate(model.features) if f"features.{i}.weight" not in taken]
-    fresh = [m for m in fresh if m in convs]
-    assert all(m.in_channels == m.out_channels for m in fresh), "new layers end their stages"
+    fresh = [
+        layer
+        for i, layer in enumerate(model.features)
+        if isinstance(layer, torch.nn.Conv2d) and f"features.{i}.weight" not in taken
+    ]
+    assert fresh and all(layer.in_channels == layer.out_channels for layer in fresh), (
+        "new layers end their stages"
+    )
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,8 @@ class Layer:
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input)
-        if (
-            (self.onednn_pixels < math.inf or self.may_skip_padding)
-            and self._onednn_wins(input, winograd)
-            and onednn.supports(input, self.shape, residual, self.spec)
+        if self._onednn_wins(input, winograd) and onednn.supports(
+            input, self.shape, residual, self.spec
         ):
             # oneDNN's weight layout depends on the input's shape
             packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))

@@ -23,6 +23,11 @@ from .spec import ConvSpec, Weights, symmetric_padding
 _OPS = torch.ops.fastvision
 
 
+# input pixels from which on Winograd pays for packing weights in every step: against torch's
+# convolution without and with AVX-512
+_MIN_PIXELS, _MIN_PIXELS_ONEDNN = 1024, 3000
+
+
 def _has_own_kernels(tensor: Tensor) -> bool:
     """Whether our CPU kernels, which have no derivatives, may run on ``tensor`` in training."""
     return (
@@ -42,14 +47,14 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= _least_pixels()
+        and input.shape[0] * input.shape[2] * input.shape[3] >= _min_pixels()
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
 
 
-def _least_pixels() -> int:
-    return 3000 if torch.float32 in onednn.fast_dtypes() else 1024
+def _min_pixels() -> int:
+    return _MIN_PIXELS_ONEDNN if torch.float32 in onednn.fast_dtypes() else _MIN_PIXELS
 
 
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
