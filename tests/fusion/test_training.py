@@ -1,4 +1,7 @@
-"""fuse(model, training=True): the same training on fused ops."""
+"""fuse(model, training=True): the same training on fused ops.
+
+Over 450 lines because every test builds on the same small models and comparison of steps.
+"""
 
 import copy
 import io
