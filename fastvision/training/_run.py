@@ -89,7 +89,8 @@ class Run:
             raise ValueError(f"bar.metric must be one of {known}, got {self.metric!r}")
 
         seed_all(recipe.seed)
-        self.model = model_of(recipe).to(processes.device)
+        # the layout of the maps, into which weights would else be copied in each step
+        self.model = model_of(recipe).to(processes.device, memory_format=torch.channels_last)
         self.forward = processes.wrapped(self.model, recipe.sync_batch_norm)
         self.answers = Answers(recipe, processes.device)
         self.optimizer = optimizer_of(recipe.optimizer, self.model)

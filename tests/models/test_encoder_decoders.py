@@ -141,6 +141,15 @@ def test_upsampling_begins_bilinear():
         assert_matches(up[inner], expected[inner])
 
 
+def test_width_of_the_linear_layers():
+    widths = [
+        models.get_model("fcn8s_vgg16", base_width=1, fc_width=width).fc7.out_channels
+        for width in (None, 3)
+    ]
+    assert widths == [64, 3]
+    assert small("fcn32s_vgg16", fc_width=3)(images(40))["out"].shape[2:] == (40, 40)
+
+
 def test_scores_begin_as_zero():
     assert not segmentation.fcn16s_vgg16(base_width=1)(images(32))["out"].any()
 

@@ -40,6 +40,7 @@ class _FCN(nn.Module):
             paper has none, and begins with VGG-16 trained on ImageNet.
         border: whether images get the paper's border of 100 pixels, which small images mostly
             consist of then. Without it, fc6 is padded.
+        fc_width: channels of fc6 and fc7; ``64 * base_width`` if None.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class _FCN(nn.Module):
         dropout: float = 0.5,
         batch_norm: bool = False,
         border: bool = True,
+        fc_width: int | None = None,
     ) -> None:
         super().__init__()
         self.border = border
@@ -59,7 +61,7 @@ class _FCN(nn.Module):
                 padding = _BORDER if border and (block, i) == (1, 1) else 1
                 self.add_module(f"conv{block}_{i}", nn.Conv2d(inputs, outputs, 3, padding=padding))
                 inputs = outputs
-        wide = 64 * base_width
+        wide = 64 * base_width if fc_width is None else fc_width
         self.fc6 = nn.Conv2d(inputs, wide, 7, padding=0 if border else 3)
         self.fc7 = nn.Conv2d(wide, wide, 1)
         if batch_norm:
