@@ -3,6 +3,7 @@
 #
 #   make test PYTHON=python3.12             with another Python, in an environment of its own
 #   make bench BENCH_ARGS="--op nms"        see python -m benchmarks.run --help
+#   make test TEST_PROCESSES=               in one process
 #   make test-gpu PYTEST_ARGS="-k roi_align"
 #   make gpu-record GPU_RECORD_ARGS="--minutes 6"
 #   make test-thirdparty PYTEST_ARGS="--sample 12"   of an hour's work a part that changes with the date
@@ -14,6 +15,8 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 VENV_PYTHON := $(VENV)/bin/python
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+# each takes up to 3 GB; a file's tests run in one process, since they share what they compile
+TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 GPU_RECORD_ARGS ?=
 
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
@@ -49,7 +52,7 @@ bench-report: build
 	$(VENV_PYTHON) -m benchmarks.report --readme
 
 test: build
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 # those that ask for another OpenCV or an older torchvision come without what they ask for
 $(VENV)/.thirdparty: $(VENV)/.built
