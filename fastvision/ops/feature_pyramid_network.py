@@ -118,11 +118,11 @@ class FeaturePyramidNetwork(nn.Module):
 
     def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
         """``inner_blocks[idx](x)``, as torchvision's."""
-        return self.inner_blocks[idx](x)  # type: ignore[no-any-return]
+        return self.inner_blocks[idx](x)
 
     def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
         """``layer_blocks[idx](x)``, as torchvision's."""
-        return self.layer_blocks[idx](x)  # type: ignore[no-any-return]
+        return self.layer_blocks[idx](x)
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """Computes the pyramid.
@@ -221,7 +221,7 @@ class LastLevelMaxPool(ExtraFPNBlock):
     Faster R-CNN takes its largest anchors from it (Lin et al. 2017, section 4.1).
     """
 
-    def forward(
+    def forward(  # type: ignore[override]  # torchvision's names of the arguments
         self, x: list[Tensor], y: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
         """Appends to ``x`` and ``names``, and returns them; ``y`` is not used."""

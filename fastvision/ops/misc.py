@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE, activate
-from ._checks import FLOATING, check_tensor, needs_gradient
+from ._checks import FLOATING, check_tensor, is_eager, needs_gradient
+from ._normalization import frozen_at_once
 from .batch_norm_relu import batch_norm_relu
 from .chain import Sequential, call_conv, can_call_conv, run_layers
 from .squeeze_excitation import SqueezeExcitation
@@ -32,6 +33,19 @@ interpolate = nn.functional.interpolate  # torchvision.ops.misc has it
 
 # with fewer, torch's matrix product was up to 1.8 times as fast (AVX2 and AVX-512, Intel)
 _MIN_ROWS_OF_MLP = 1024
+_MIN_FROZEN = 100_000  # elements
+
+
+def _is_faster_by_torch(x: Tensor) -> bool:
+    """Whether an autograd.Function takes longer than the passes that it saves."""
+    return (
+        x.requires_grad
+        and torch.is_grad_enabled()
+        and is_eager()
+        and x.is_cpu
+        and x.element_size() >= 4
+        and x.numel() < _MIN_FROZEN
+    )
 
 
 @torch.fx.wrap
@@ -44,18 +58,17 @@ def _frozen_batch_norm(
     eps: float,
 ) -> Tensor:
     check_tensor(x, "x")
-    dtype = x.dtype
-    for buffer in (running_mean, running_var, weight, bias):
-        dtype = torch.promote_types(dtype, buffer.dtype)
-    if x.dim() == 4 and dtype in FLOATING:
-        return batch_norm_relu(
-            x.to(dtype), running_mean, running_var, weight, bias, eps=eps, activation="none"
-        )
-    # whatever else torchvision's formula takes
     channels = (running_mean, running_var, weight, bias)
-    mean, var, w, b = (t.reshape(1, -1, 1, 1) for t in channels)
+    fits = x.dim() == 4 and x.dtype in FLOATING and all(t.dtype == x.dtype for t in channels)
+    if fits and not _is_faster_by_torch(x):
+        y = frozen_at_once(x, *channels, eps)
+        return batch_norm_relu(x, *channels, eps=eps, activation="none") if y is None else y
+    # of other dtypes and shapes torchvision's formula, which promotes them
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in channels), x.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, var, w, b = (t.to(wide).reshape(1, -1, 1, 1) for t in channels)
     scale = w * (var + eps).rsqrt()
-    return x * scale + (b - mean * scale)
+    return (x * scale).add_(b - mean * scale).to(dtype)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -250,8 +263,8 @@ class Conv2dNormActivation(ConvNormActivation):
 class Conv3dNormActivation(ConvNormActivation):
     """A Sequential of 3-D convolution, normalization and activation.
 
-    torchvision's constructor and state dict (``0.*``, ``1.*``). The convolution is torch's; a
-    BatchNorm3d and the activation after it run as one op, see :func:`norm_act`.
+    torchvision's constructor and state dict (``0.*``, ``1.*``). The convolution is torch's; on
+    large maps, a BatchNorm3d and the activation after it run as one op, see :func:`norm_act`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
@@ -304,7 +317,7 @@ class ConvTranspose2dNormActivation(ConvNormActivation):
         ConvNormActivation.__init__(
             self, in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
             activation_layer, dilation, inplace, bias,
-            partial(nn.ConvTranspose2d, output_padding=output_padding),
+            functools.partial(nn.ConvTranspose2d, output_padding=output_padding),
         )  # fmt: skip
 
 
