@@ -10,6 +10,7 @@ import torch
 
 from . import _extension
 from ._version import __version__
+from .integrations.torchvision import enabled_names
 from .ops._backend import BACKENDS
 from .ops._library import PUBLIC, Operator
 
@@ -60,6 +61,8 @@ def info() -> dict[str, Any]:
           ``triton``: versions, or None if missing.
         - ``library``: build options of the compiled library and the CPU level in use. If it cannot
           be used, only ``missing``, the reason.
+        - ``enabled``: backends by the name in torchvision that they serve, see
+          :func:`fastvision.enabled_names`; empty unless :func:`fastvision.enable` was called.
         - ``gpus``: device, name and compute capability of each GPU.
         - ``ops``: per op, device and backend, None if it can run, or the reason why not.
     """
@@ -74,6 +77,7 @@ def info() -> dict[str, Any]:
         "torchvision": _installed("torchvision"),
         "triton": _installed("triton"),
         "library": _library(),
+        "enabled": {name: list(backends) for name, backends in enabled_names()},
         "gpus": gpus,
         "ops": {
             name: {device: _backends(operator, device) for device in devices}
