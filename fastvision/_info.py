@@ -15,7 +15,7 @@ from .ops._backend import BACKENDS
 from .ops._library import PUBLIC, Operator
 
 
-def _installed(distribution: str) -> str | None:
+def installed(distribution: str) -> str | None:
     """Version of an installed distribution, without importing it."""
     try:
         return importlib.metadata.version(distribution)
@@ -74,8 +74,8 @@ def info() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "torchvision": _installed("torchvision"),
-        "triton": _installed("triton"),
+        "torchvision": installed("torchvision"),
+        "triton": installed("triton"),
         "library": _library(),
         "enabled": {name: list(backends) for name, backends in enabled_names()},
         "gpus": gpus,
