@@ -40,6 +40,15 @@ class Pyramid(nn.Module):
         return self.pool(maps, [rois[:, 1:]], [(16, 16)])
 
 
+class Levels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = ops.FeaturePyramidNetwork([8, 8], 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pyramid({"fine": x, "coarse": x[..., ::2, ::2]})["fine"]
+
+
 def image(N: int = 1) -> Tensor:
     return torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(N))
 
@@ -66,10 +75,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     ),
     "ConvBNReLU2d": (lambda: ops.ConvBNReLU2d(8, 8, 3, padding="same"), IMAGES),
     "ConvTranspose2dNormActivation": (lambda: ops.ConvTranspose2dNormActivation(8, 4), IMAGES),
+    "Conv3dNormActivation": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), ops.Conv3dNormActivation(2, 4)),
+        IMAGES,
+    ),
+    "FeaturePyramidNetwork": (Levels, IMAGES),
     "FrozenBatchNorm2d": (
         lambda: nn.Sequential(nn.Conv2d(8, 8, 3), ops.FrozenBatchNorm2d(8)),
         IMAGES,
     ),
+    "MLP": (lambda: ops.MLP(16, [8, 4]), IMAGES),
     "RoIAlign": (lambda: Call(ops.RoIAlign(3, 1.0, 2)), ROIS),
     "MultiScaleRoIAlign": (Pyramid, ROIS),
     "RoIPool": (lambda: Call(ops.RoIPool(3, 1.0)), ROIS),
@@ -214,14 +229,21 @@ def test_what_is_wrong_is_an_error_of_the_trace():
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "Conv2dNormActivation": lambda: ops.Conv2dNormActivation(8, 8),
+    "Conv3dNormActivation": lambda: ops.Conv3dNormActivation(8, 8),
     "ConvBNReLU2d": lambda: ops.ConvBNReLU2d(8, 8, 3),
     "ConvTranspose2dNormActivation": lambda: ops.ConvTranspose2dNormActivation(8, 8),
+    "DropBlock2d": lambda: ops.DropBlock2d(0.1, 3),
+    "DropBlock3d": lambda: ops.DropBlock3d(0.1, 3),
+    "FeaturePyramidNetwork": lambda: ops.FeaturePyramidNetwork([8], 8),
     "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(8),
+    "MLP": lambda: ops.MLP(8, [8]),
     "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 7, 2),
+    "Permute": lambda: ops.Permute([0, 2, 1]),
     "RoIAlign": lambda: ops.RoIAlign(7, 1.0, 2),
     "RoIPool": lambda: ops.RoIPool(7, 1.0),
     "SigmoidFocalLoss": ops.SigmoidFocalLoss,
     "SoftmaxFocalLoss": ops.SoftmaxFocalLoss,
+    "StochasticDepth": lambda: ops.StochasticDepth(0.1, "row"),
 }
 
 

@@ -51,6 +51,11 @@ class Operator:
         return self.schema.partition("(")[0]
 
     @property
+    def public(self) -> str:
+        """The public op that runs."""
+        return self.name.removeprefix("_").removesuffix("_backward")
+
+    @property
     def op(self) -> Any:
         return getattr(torch.ops.torchvision, self.name).default
 

@@ -35,9 +35,11 @@ def enable() -> None:
 
     Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool and RoIPool, forward
     and backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound
-    and models built before the call. sigmoid_focal_loss is covered as
-    torchvision.ops.sigmoid_focal_loss and in torchvision's models, but not in torch.jit.script or
-    under names bound elsewhere before. Results are torchvision's, with these differences:
+    and models built before the call. sigmoid_focal_loss, drop_block2d and drop_block3d are covered
+    as attributes of torchvision.ops and in torchvision's models and modules, but not in
+    torch.jit.script or under names bound elsewhere before. In eager mode the modules
+    FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
+    :func:`enabled_names` lists what is replaced. Results are torchvision's, with these differences:
 
     - nms and roi_pool support float16 and bfloat16 on the CPU, roi_align bfloat16. Features may
       have lower precision than the boxes, and autocast does not convert them to float32, except in
@@ -50,6 +52,8 @@ def enable() -> None:
     - torch.compile supports an nms that keeps 0 or 1 boxes.
     - sigmoid_focal_loss returns the limit for infinite logits, where torchvision returns NaN, and
       computes in float32 for 16-bit logits.
+    - FrozenBatchNorm2d, SqueezeExcitation and the number of elements that DropBlock keeps are
+      computed in float32 for 16-bit features. DropBlock's random numbers are torchvision's.
 
     A device type is only covered if a kernel can run on it. Other devices, quantized tensors,
     tracing and ONNX export stay with torchvision. Programs recorded by torch.compile or
