@@ -11,52 +11,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common.angles import arctangent
-from .common.box_pairs import batched_pairs, tile_of_pairs
+from .common.box_pairs import (
+    ASPECT,
+    COMPLETE,
+    GENERALIZED,
+    angle_of,
+    batched_pairs,
+    load_axis_aligned_box,
+    not_negative,
+    share_of_minimum,
+    tile_of_pairs,
+)
 from .common.scalars import as_double, divide, double_bits
 from .configs.box_iou import GRADIENT_ROWS, NUM_WARPS, tile
 
-GENERALIZED, DISTANCE, COMPLETE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-XYXY, XYWH = tl.constexpr(0), tl.constexpr(1)
 TERMS = 6  # of a gradient: by x1, y1, x2, y2, area and the angle of the diagonal
-ASPECT = tl.constexpr(0.40528473456935109)  # 4 / pi^2
-
-
-@triton.jit
-def _load_box(ptr, mask, FORMAT: tl.constexpr, DOUBLE: tl.constexpr):
-    """x1, y1, x2, y2, area; a unit box where ``mask`` is false. The area of a box with a NaN is
-    NaN, which every result inherits."""
-    dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    x1 = tl.load(ptr, mask=mask, other=0.0).to(dtype)
-    y1 = tl.load(ptr + 1, mask=mask, other=0.0).to(dtype)
-    x2 = tl.load(ptr + 2, mask=mask, other=1.0).to(dtype)
-    y2 = tl.load(ptr + 3, mask=mask, other=1.0).to(dtype)
-    if FORMAT == XYXY:
-        area = (x2 - x1) * (y2 - y1)
-    else:
-        area = x2 * y2
-        if FORMAT == XYWH:
-            x2 = x1 + x2
-            y2 = y1 + y2
-        else:
-            half_width = x2 / 2
-            half_height = y2 / 2
-            x2 = x1 + half_width
-            y2 = y1 + half_height
-            x1 = x1 - half_width
-            y1 = y1 - half_height
-    is_number = (x1 == x1) & (y1 == y1) & (x2 == x2) & (y2 == y2)
-    return x1, y1, x2, y2, tl.where(is_number, area, float("nan"))
-
-
-@triton.jit
-def _angle(x1, y1, x2, y2):
-    return arctangent(divide(x2 - x1, y2 - y1))
-
-
-@triton.jit
-def _not_negative(x):
-    return tl.where(x < 0, 0.0, x)  # propagates NaN
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -76,21 +45,21 @@ def _box_iou_kernel(
     BLOCK_N: tl.constexpr,
 ):
     image, rows, columns = tile_of_pairs(N, M, tl.program_id(0), BLOCK_M, BLOCK_N)
-    ax1, ay1, ax2, ay2, a_area = _load_box(
+    ax1, ay1, ax2, ay2, a_area = load_axis_aligned_box(
         boxes1_ptr + (image * step1 + rows[:, None]) * 4, rows[:, None] < N, FORMAT, DOUBLE
     )
-    bx1, by1, bx2, by2, b_area = _load_box(
+    bx1, by1, bx2, by2, b_area = load_axis_aligned_box(
         boxes2_ptr + (image * step2 + columns[None, :]) * 4, columns[None, :] < M, FORMAT, DOUBLE
     )
-    inter = _not_negative(tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)) * _not_negative(
+    inter = not_negative(tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)) * not_negative(
         tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
     )
     union = a_area + b_area - inter
     result = divide(inter, union)
     if KIND >= GENERALIZED:
         # of the smallest box around both
-        width = _not_negative(tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1))
-        height = _not_negative(tl.maximum(ay2, by2) - tl.minimum(ay1, by1))
+        width = not_negative(tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1))
+        height = not_negative(tl.maximum(ay2, by2) - tl.minimum(ay1, by1))
         if KIND == GENERALIZED:
             area = width * height
             result -= divide(area - union, area)
@@ -102,18 +71,12 @@ def _box_iou_kernel(
             dy = (ay1 + ay2) / 2 - (by1 + by2) / 2
             result -= divide(dx * dx + dy * dy, diagonal)
             if KIND == COMPLETE:
-                difference = _angle(ax1, ay1, ax2, ay2) - _angle(bx1, by1, bx2, by2)
+                difference = angle_of(ax1, ay1, ax2, ay2) - angle_of(bx1, by1, bx2, by2)
                 v = ASPECT * (difference * difference)
                 result -= divide(v, 1 - iou + v + margin) * v
     mask = (rows[:, None] < N) & (columns[None, :] < M)
     offsets = (image * N + rows[:, None]) * M + columns[None, :]
     tl.store(output_ptr + offsets, result.to(output_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _share(a, b, gradient):
-    """What of the gradient of min(a, b) is a's: half of it if they are equal, as in torch."""
-    return tl.where(a < b, gradient, tl.where(a == b, gradient / 2, 0.0))
 
 
 @triton.jit
@@ -123,8 +86,8 @@ def _pair_gradients(a, b, gradient, eps, KIND: tl.constexpr):
     bx1, by1, bx2, by2, b_area = b
     wide = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
     high = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
-    w = _not_negative(wide)
-    h = _not_negative(high)
+    w = not_negative(wide)
+    h = not_negative(high)
     inter = w * h
     union = a_area + b_area - inter
     iou = divide(inter, union)
@@ -136,8 +99,8 @@ def _pair_gradients(a, b, gradient, eps, KIND: tl.constexpr):
     if KIND >= GENERALIZED:
         outer_wide = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
         outer_high = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
-        width = _not_negative(outer_wide)
-        height = _not_negative(outer_high)
+        width = not_negative(outer_wide)
+        height = not_negative(outer_high)
         if KIND == GENERALIZED:
             # iou - 1 + union / area
             area = width * height
@@ -159,31 +122,31 @@ def _pair_gradients(a, b, gradient, eps, KIND: tl.constexpr):
             dax1, dax2, day1, day2 = by_dx, by_dx, by_dy, by_dy
             dbx1, dbx2, dby1, dby2 = -by_dx, -by_dx, -by_dy, -by_dy
             if KIND == COMPLETE:
-                difference = _angle(ax1, ay1, ax2, ay2) - _angle(bx1, by1, bx2, by2)
+                difference = angle_of(ax1, ay1, ax2, ay2) - angle_of(bx1, by1, bx2, by2)
                 v = ASPECT * (difference * difference)
                 alpha = divide(v, 1 - iou + v + eps)  # a constant to the gradient
                 a_angle = -gradient * alpha * (2 * ASPECT) * difference
         by_width = tl.where(outer_wide >= 0, by_width, 0.0)
         by_height = tl.where(outer_high >= 0, by_height, 0.0)
-        dax2 += _share(bx2, ax2, by_width)
-        dbx2 += _share(ax2, bx2, by_width)
-        dax1 -= _share(ax1, bx1, by_width)
-        dbx1 -= _share(bx1, ax1, by_width)
-        day2 += _share(by2, ay2, by_height)
-        dby2 += _share(ay2, by2, by_height)
-        day1 -= _share(ay1, by1, by_height)
-        dby1 -= _share(by1, ay1, by_height)
+        dax2 += share_of_minimum(bx2, ax2, by_width)
+        dbx2 += share_of_minimum(ax2, bx2, by_width)
+        dax1 -= share_of_minimum(ax1, bx1, by_width)
+        dbx1 -= share_of_minimum(bx1, ax1, by_width)
+        day2 += share_of_minimum(by2, ay2, by_height)
+        dby2 += share_of_minimum(ay2, by2, by_height)
+        day1 -= share_of_minimum(ay1, by1, by_height)
+        dby1 -= share_of_minimum(by1, ay1, by_height)
     by_inter -= by_union
     by_w = tl.where(wide >= 0, by_inter * h, 0.0)
     by_h = tl.where(high >= 0, by_inter * w, 0.0)
-    dax2 += _share(ax2, bx2, by_w)
-    dbx2 += _share(bx2, ax2, by_w)
-    dax1 -= _share(bx1, ax1, by_w)
-    dbx1 -= _share(ax1, bx1, by_w)
-    day2 += _share(ay2, by2, by_h)
-    dby2 += _share(by2, ay2, by_h)
-    day1 -= _share(by1, ay1, by_h)
-    dby1 -= _share(ay1, by1, by_h)
+    dax2 += share_of_minimum(ax2, bx2, by_w)
+    dbx2 += share_of_minimum(bx2, ax2, by_w)
+    dax1 -= share_of_minimum(bx1, ax1, by_w)
+    dbx1 -= share_of_minimum(ax1, bx1, by_w)
+    day2 += share_of_minimum(ay2, by2, by_h)
+    dby2 += share_of_minimum(by2, ay2, by_h)
+    day1 -= share_of_minimum(by1, ay1, by_h)
+    dby1 -= share_of_minimum(ay1, by1, by_h)
     return (dax1, day1, dax2, day2, by_union, a_angle), (dbx1, dby1, dbx2, dby2, by_union, -a_angle)
 
 
@@ -214,14 +177,14 @@ def _box_iou_backward_kernel(
     image = tl.program_id(2).to(tl.int64)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     margin = as_double(eps).to(dtype)
-    b = _load_box(
+    b = load_axis_aligned_box(
         boxes2_ptr + (image * step2 + columns[None, :]) * 4, columns[None, :] < M, FORMAT, DOUBLE
     )
     of_x1 = tl.zeros([BLOCK_N], dtype)
     of_y1, of_x2, of_y2, of_area, of_angle = of_x1, of_x1, of_x1, of_x1, of_x1
     for first in range(strip * STRIP, tl.minimum((strip + 1) * STRIP, N), BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
-        a = _load_box(
+        a = load_axis_aligned_box(
             boxes1_ptr + (image * step1 + rows[:, None]) * 4, rows[:, None] < N, FORMAT, DOUBLE
         )
         mask = (rows[:, None] < N) & (columns[None, :] < M)

@@ -10,15 +10,6 @@ struct Terms {
   V x1{}, y1{}, x2{}, y2{}, area{}, angle{};
 };
 
-// Gives the gradient of min(a, b) or max(a, b) to the one that it is, and half of it to each if
-// they are equal, as torch does.
-template <typename V>
-inline void give(V& to_a, V& to_b, V a, V b, V gradient) {
-  const V half = gradient / 2;
-  to_a += a < b ? gradient : a == b ? half : V{};
-  to_b += a < b ? V{} : a == b ? half : gradient;
-}
-
 // The gradients of a pair, given that of its overlap. Those of the common area and the angles count
 // once for each box.
 template <BoxIouKind kind, typename A>

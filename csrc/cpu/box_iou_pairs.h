@@ -132,6 +132,15 @@ struct BoxVector {
 inline float_v not_negative(float_v x) { return at_least(x, 0.0f); }
 inline double_v not_negative(double_v x) { return at_least(x, 0.0); }
 
+// Gives the gradient of min(a, b) or max(a, b) to the one that it is, and half of it to each if
+// they are equal, as torch does.
+template <typename V>
+inline void give(V& to_a, V& to_b, V a, V b, V gradient) {
+  const V half = gradient / 2;
+  to_a += a < b ? gradient : a == b ? half : V{};
+  to_b += a < b ? V{} : a == b ? half : gradient;
+}
+
 // Calls run(kind) with a compile-time kind.
 template <BoxIouKind kind>
 struct KindConstant {

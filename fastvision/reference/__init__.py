@@ -8,6 +8,7 @@ from .batch_norm_relu import (
     batch_norm_relu_sums,
 )
 from .box_iou import box_iou, box_iou_backward
+from .box_iou_loss import box_iou_loss, box_iou_loss_backward
 from .box_iou_rotated import box_iou_rotated, box_iou_rotated_backward
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
@@ -31,6 +32,8 @@ __all__ = [
     "batch_norm_relu_sums",
     "box_iou",
     "box_iou_backward",
+    "box_iou_loss",
+    "box_iou_loss_backward",
     "box_iou_rotated",
     "box_iou_rotated_backward",
     "conv_bn_relu",

@@ -31,8 +31,7 @@ def _enclosing(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return torch.max(boxes1[..., 2:], boxes2[..., 2:]) - torch.min(boxes1[..., :2], boxes2[..., :2])
 
 
-def generalized_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
-    """1 - generalized IoU [...] of boxes [..., 4]."""
+def _generalized_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
     inter, union = inter_union(boxes1, boxes2)
     area = _product(_enclosing(boxes1, boxes2))
     return 1 - (inter / (union + eps) - (area - union) / (area + eps))
@@ -49,15 +48,35 @@ def distance_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> tuple[Te
     return 1 - iou + (distance[..., 0] + distance[..., 1]) / diagonal, iou
 
 
-def complete_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
-    """1 - complete IoU [...] of boxes [..., 4]; the distance's eps is always 1e-7."""
-    loss, iou = distance_loss(boxes1, boxes2)
+def _complete_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
+    loss, iou = distance_loss(boxes1, boxes2)  # as in torchvision, with an eps of its own
     sides1, sides2 = _sides(boxes1), _sides(boxes2)
     angle1, angle2 = (torch.atan(sides[..., 0] / sides[..., 1]) for sides in (sides1, sides2))
     v = ASPECT * torch.pow(angle2 - angle1, 2)
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
     return loss + alpha * v
+
+
+def box_iou_loss(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    """1 - overlap [...] of boxes [..., 4]: the "generalized", "distance" or "complete" IoU."""
+    if kind == "generalized":
+        return _generalized_loss(boxes1, boxes2, eps)
+    if kind == "distance":
+        return distance_loss(boxes1, boxes2, eps)[0]
+    return _complete_loss(boxes1, boxes2, eps)
+
+
+def box_iou_loss_backward(
+    grad: Tensor, boxes1: Tensor, boxes2: Tensor, kind: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of both boxes, [..., 4] each."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        b1, b2 = (b if b.requires_grad else b.detach().requires_grad_() for b in (boxes1, boxes2))
+        loss = box_iou_loss(b1, b2, kind, eps)
+    first, second = torch.autograd.grad(loss, (b1, b2), grad, create_graph=create)
+    return first, second
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 NUM_WARPS = 4
 GRADIENT_ROWS = 256  # of a strip, so that sums of columns are 1 / 256 of the pairs
+# boxes one by one
+LOSS_WARPS = 4
+LOSS_BLOCK = 128
 
 
 class Tile(NamedTuple):

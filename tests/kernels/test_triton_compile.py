@@ -201,7 +201,7 @@ def squeeze_excitation_variants(all_variants):
 
 
 def box_iou_variants(all_variants):
-    from fastvision.kernels import box_iou, box_iou_rotated
+    from fastvision.kernels import box_iou, box_iou_loss, box_iou_rotated
     from fastvision.kernels.configs import box_iou as config
 
     options = {"num_warps": config.NUM_WARPS}
@@ -214,6 +214,13 @@ def box_iou_variants(all_variants):
         values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
         values |= {"KIND": kind, "FORMAT": format, "DOUBLE": double}
         values |= {"STRIP": config.GRADIENT_ROWS}
+        if kind > 0 and dtype in ("fp32", "fp64"):
+            names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]
+            given = values | dict.fromkeys([*names, "grad_ptr"], f"*{dtype}")
+            given |= {"BLOCK": config.LOSS_BLOCK}
+            for part in ("", "_backward"):
+                kernel = getattr(box_iou_loss, f"_box_iou_loss{part}_kernel")
+                yield f"loss{part} {dtype} {kind}", kernel, given, {"num_warps": config.LOSS_WARPS}
         for module in (box_iou, box_iou_rotated):
             for part in ("", "_backward"):
                 op = module.__name__.rpartition(".")[2] + part
