@@ -126,8 +126,8 @@ def _pair_gradients(a, b, gradient, eps, KIND: tl.constexpr):
                 v = ASPECT * (difference * difference)
                 alpha = divide(v, 1 - iou + v + eps)  # a constant to the gradient
                 a_angle = -gradient * alpha * (2 * ASPECT) * difference
-        by_width = tl.where(outer_wide >= 0, by_width, 0.0)
-        by_height = tl.where(outer_high >= 0, by_height, 0.0)
+        by_width = tl.where(outer_wide > 0, by_width, 0.0)
+        by_height = tl.where(outer_high > 0, by_height, 0.0)
         dax2 += share_of_minimum(bx2, ax2, by_width)
         dbx2 += share_of_minimum(ax2, bx2, by_width)
         dax1 -= share_of_minimum(ax1, bx1, by_width)
@@ -137,8 +137,8 @@ def _pair_gradients(a, b, gradient, eps, KIND: tl.constexpr):
         day1 -= share_of_minimum(ay1, by1, by_height)
         dby1 -= share_of_minimum(by1, ay1, by_height)
     by_inter -= by_union
-    by_w = tl.where(wide >= 0, by_inter * h, 0.0)
-    by_h = tl.where(high >= 0, by_inter * w, 0.0)
+    by_w = tl.where(wide > 0, by_inter * h, 0.0)
+    by_h = tl.where(high > 0, by_inter * w, 0.0)
     dax2 += share_of_minimum(ax2, bx2, by_w)
     dbx2 += share_of_minimum(bx2, ax2, by_w)
     dax1 -= share_of_minimum(bx1, ax1, by_w)

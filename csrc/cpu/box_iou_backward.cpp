@@ -67,8 +67,8 @@ inline void backward(
         db.angle -= by_angle;
       }
     }
-    by_width = outer_wide >= zero ? by_width : zero;
-    by_height = outer_high >= zero ? by_height : zero;
+    by_width = outer_wide > zero ? by_width : zero;
+    by_height = outer_high > zero ? by_height : zero;
     give(db.x2, da.x2, a.x2, b.x2, by_width);
     give(da.x1, db.x1, a.x1, b.x1, -by_width);
     give(db.y2, da.y2, a.y2, b.y2, by_height);
@@ -77,7 +77,7 @@ inline void backward(
   by_inter -= by_all;
   da.area += by_all;
   db.area += by_all;
-  const V by_w = wide >= zero ? by_inter * h : zero, by_h = high >= zero ? by_inter * w : zero;
+  const V by_w = wide > zero ? by_inter * h : zero, by_h = high > zero ? by_inter * w : zero;
   give(da.x2, db.x2, a.x2, b.x2, by_w);
   give(db.x1, da.x1, a.x1, b.x1, -by_w);
   give(da.y2, db.y2, a.y2, b.y2, by_h);

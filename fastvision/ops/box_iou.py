@@ -99,7 +99,8 @@ def _overlaps(
     boxes1: Tensor, boxes2: Tensor, kind: int, format: int, eps: float, backend: str | None
 ) -> Tensor:
     """[..., N, M] of the arguments of a public function."""
-    check_sets(boxes1, boxes2, 4)
+    if not is_traced():  # which would take sizes for constants
+        check_sets(boxes1, boxes2, 4)
     result_dtype, narrow = None, False
     if boxes1.dtype != boxes2.dtype or not boxes1.is_floating_point():
         dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)

@@ -79,6 +79,9 @@ def box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str, kind: str, eps: float, backend: str | None
 ) -> Tensor:
     """The loss of a public function, with its arguments."""
+    if is_traced():  # which records torch's operators, derivatives included
+        loss = reference.box_iou_loss(upcast_non_float(boxes1), upcast_non_float(boxes2), kind, eps)
+        return reduce(loss, reduction)
     _check(boxes1, "boxes1")
     _check(boxes2, "boxes2")
     check_number(eps, "eps")
@@ -97,7 +100,7 @@ def box_iou_loss(
             ) from None
     chosen = _FORWARD.choose(boxes1, backend)
     index = KINDS.index(kind)
-    if chosen == "reference" or is_transformed() or is_traced():
+    if chosen == "reference" or is_transformed():
         return reduce(reference.box_iou_loss(boxes1, boxes2, kind, eps), reduction)
     shape = boxes1.shape[:-1]
     if boxes1.dim() != 2:

@@ -97,7 +97,8 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, backend: str | None = Non
         ValueError: shapes or devices that do not fit; ``backend`` cannot run here.
         NotImplementedError: a sparse or nested tensor.
     """
-    check_sets(boxes1, boxes2, 5)
+    if not is_traced():  # which would take sizes for constants
+        check_sets(boxes1, boxes2, 5)
     dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
     if boxes1.dtype != boxes2.dtype or not dtype.is_floating_point:
         dtype = dtype if dtype.is_floating_point else torch.float32

@@ -47,6 +47,8 @@ def masks_to_boxes(masks: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: another shape; ``backend`` cannot run here.
         TypeError, NotImplementedError: ``masks`` is no dense tensor.
     """
+    if is_traced():
+        return reference.masks_to_boxes(masks.detach())
     check_tensor(masks, "masks")
     if masks.numel() == 0:
         return torch.zeros((0, 4), device=masks.device)
@@ -54,7 +56,7 @@ def masks_to_boxes(masks: Tensor, *, backend: str | None = None) -> Tensor:
         raise ValueError(f"masks must have shape [N, H, W], got {list(masks.shape)}")
     chosen = _OPERATOR.choose(masks, backend)
     masks = masks.detach()
-    if chosen == "reference" or is_transformed() or is_traced():
+    if chosen == "reference" or is_transformed():
         return reference.masks_to_boxes(masks)
     if masks.dtype not in _KERNEL_DTYPES:
         masks = masks.bool()
