@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .configs.masks_to_boxes import NUM_WARPS, tile
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @triton.jit
 def _masks_to_boxes_kernel(
@@ -16,6 +18,7 @@ def _masks_to_boxes_kernel(
     boxes_ptr,  # [N, 4]
     H,
     W,
+    SIGNED_ZERO: tl.constexpr,  # the bits of floating-point numbers
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -30,6 +33,8 @@ def _masks_to_boxes_kernel(
             # in 64 bits, since one mask may have 2^31 pixels
             offsets = rows[:, None].to(tl.int64) * W + columns[None, :]
             pixels = tl.load(masks_ptr + offsets, mask=inside, other=0)
+            if SIGNED_ZERO:
+                pixels = pixels << 1
             nonzero = (pixels != 0).to(tl.int32)
             in_column = tl.max(nonzero, 0) > 0
             in_row = tl.max(nonzero, 1) > 0
@@ -48,13 +53,15 @@ def _masks_to_boxes_kernel(
 def launch_masks_to_boxes(masks: Tensor) -> Tensor:
     """float32 (x1, y1, x2, y2) [N, 4]. See :func:`fastvision.ops.masks_to_boxes`."""
     masks = masks.contiguous()
-    if masks.dtype == torch.bool:
-        masks = masks.view(torch.uint8)
+    floating = masks.is_floating_point()
+    if floating or masks.dtype == torch.bool:
+        masks = masks.view(_BITS[masks.element_size()])
     N, H, W = masks.shape
     boxes = masks.new_empty((N, 4), dtype=torch.float32)
     block_h, block_w = tile(W)
     with torch.cuda.device_of(masks):
         _masks_to_boxes_kernel[(N,)](
-            masks, boxes, H, W, BLOCK_H=block_h, BLOCK_W=block_w, num_warps=NUM_WARPS
-        )
+            masks, boxes, H, W,
+            SIGNED_ZERO=floating, BLOCK_H=block_h, BLOCK_W=block_w, num_warps=NUM_WARPS,
+        )  # fmt: skip
     return boxes

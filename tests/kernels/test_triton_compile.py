@@ -235,9 +235,9 @@ def masks_to_boxes_variants(all_variants):
     from fastvision.kernels.configs import masks_to_boxes as config
 
     block_h, block_w = config.tile(500)
-    for dtype in ("i8", "i64", "fp16") if all_variants else ("i8",):
+    for dtype in ("i8", "i64", "i16") if all_variants else ("i8",):
         values = {"masks_ptr": f"*{dtype}", "boxes_ptr": "*fp32", "H": "i32", "W": "i32"}
-        values |= {"BLOCK_H": block_h, "BLOCK_W": block_w}
+        values |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "SIGNED_ZERO": dtype != "i8"}
         kernel = masks_to_boxes._masks_to_boxes_kernel
         yield f"masks_to_boxes {dtype}", kernel, values, {"num_warps": config.NUM_WARPS}
 
