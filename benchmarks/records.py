@@ -24,6 +24,7 @@ DIRECT_SUM = {"batch_norm_relu", "conv_bn_relu", "conv_bn_relu_gpu", "conv_trans
 # the part of a case's name that it shares with its group, by op; other ops' cases stay alone
 GROUPS = {
     "batch_norm_relu": r"^(training step|forward and backward|forward).*?(float32|bfloat16)",
+    "box_iou": r"^(\w+(?:, forward and backward)?)",
     "calls": r"^(\w+)",
     "conv_bn_relu": r"^(\w+, batch \d+)",
     "conv_bn_relu_gpu": r"^(batch \d+),.*, (\w+)$",

@@ -22,6 +22,31 @@ def nms(inputs: tuple[Tensor, ...], kept: int, dropped: int) -> Work:
     return Work(moved, IOU_FLOPS * dropped)
 
 
+# operations per pair: IoU, and what the kinds of overlap add to it
+OVERLAP_FLOPS = {"iou": 14, "generalized": 24, "distance": 32, "complete": 42}
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, *, backward: bool = False) -> Work:
+    """Boxes read once and the overlaps written once; the backward reads their gradients."""
+    pairs = boxes1.shape[0] * boxes2.shape[0]
+    element = boxes1.element_size()
+    moved = (boxes1.numel() + boxes2.numel() + pairs) * element * (1 + backward)
+    return Work(moved, pairs * OVERLAP_FLOPS[kind] * (1 + 2 * backward))
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Work:
+    """Boxes read once and the overlaps written once; six operations tell that a pair is apart."""
+    pairs = boxes1.shape[0] * boxes2.shape[0]
+    return Work((boxes1.numel() + boxes2.numel() + pairs) * boxes1.element_size(), 6 * pairs)
+
+
+def masks_to_boxes(masks: Tensor, boxes: Tensor) -> Work:
+    """The pixels outside of the boxes read once, and the boxes written."""
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    outside = masks.numel() - int((sides[:, 0] * sides[:, 1]).sum())
+    return Work(outside * masks.element_size() + boxes.numel() * boxes.element_size(), outside)
+
+
 def _axis(low: float, size: float, bins: int, samples: int, extent: int) -> tuple[np.ndarray, int]:
     """Pixels that one axis of a box touches, and its number of distinct (bin, pixel) pairs."""
     at = low + (np.arange(bins * samples) + 0.5) * (size / (bins * samples))

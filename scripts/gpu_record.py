@@ -27,6 +27,7 @@ QUICK_BELOW_MINUTES = 20  # less time than that is for the small cases of more o
 
 # tests by family, the most important first: what the names of their files contain
 FAMILIES = {
+    "boxes": "box",
     "conv_bn_relu": "conv_bn_relu",
     "nms": "nms",
     "roi_align": "roi_align",
@@ -55,12 +56,16 @@ ORDER = [
     ("test", "roi_pool", 3),
     ("test", "squeeze_excitation", 2),
     ("test", "max_pool2d", 2),
+    ("test", "boxes", 2),
     ("sanitize", "", 8),
     ("bench", "batched_nms_padded", 2),
     ("bench", "conv_transpose2d", 3),
     ("bench", "batch_norm_relu", 3),
     ("bench", "multiscale_roi_align", 2),
     ("bench", "roi_pool", 2),
+    ("bench", "box_iou", 1),
+    ("bench", "box_iou_rotated", 1),
+    ("bench", "masks_to_boxes", 1),
     ("bench", "fuse", 4),
     ("report", "", 2),
 ]

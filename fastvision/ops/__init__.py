@@ -2,10 +2,16 @@
 
 from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
+from .box_convert import box_convert
+from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from .box_iou_rotated import box_iou_rotated
+from .boxes import box_area, clip_boxes_to_image, remove_small_boxes
 from .chain import Sequential, conv_norm_act, norm_act
+from .ciou_loss import complete_box_iou_loss
 from .conv.conv2d import conv_bn_relu
 from .conv.linear import linear_act
 from .conv.transpose import conv_transpose2d, conv_transpose2d_bn_relu
+from .diou_loss import distance_box_iou_loss
 from .drop_block import DropBlock2d, DropBlock3d, drop_block2d, drop_block3d
 from .feature_pyramid_network import FeaturePyramidNetwork
 from .focal_loss import (
@@ -14,6 +20,8 @@ from .focal_loss import (
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
+from .giou_loss import generalized_box_iou_loss
+from .masks_to_boxes import masks_to_boxes
 from .max_pool2d import MaxPool2d, max_pool2d_with_indices
 from .max_unpool2d import MaxUnpool2d, max_unpool2d
 from .misc import (
@@ -33,7 +41,6 @@ from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
 
 __all__ = [
-    "MLP",
     "Conv2dNormActivation",
     "Conv3dNormActivation",
     "ConvBNReLU2d",
@@ -42,6 +49,7 @@ __all__ = [
     "DropBlock3d",
     "FeaturePyramidNetwork",
     "FrozenBatchNorm2d",
+    "MLP",
     "MaxPool2d",
     "MaxUnpool2d",
     "MultiScaleRoIAlign",
@@ -56,18 +64,31 @@ __all__ = [
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "box_iou_rotated",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "complete_box_iou_loss",
     "conv_bn_relu",
     "conv_norm_act",
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
+    "distance_box_iou",
+    "distance_box_iou_loss",
     "drop_block2d",
     "drop_block3d",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
     "linear_act",
+    "masks_to_boxes",
     "max_pool2d_with_indices",
     "max_unpool2d",
     "multiscale_roi_align",
     "nms",
     "norm_act",
+    "remove_small_boxes",
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",

@@ -7,10 +7,14 @@ from .batch_norm_relu import (
     batch_norm_relu_statistics,
     batch_norm_relu_sums,
 )
+from .box_iou import box_iou, box_iou_backward
+from .box_iou_loss import box_iou_loss, box_iou_loss_backward
+from .box_iou_rotated import box_iou_rotated, box_iou_rotated_backward
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
+from .masks_to_boxes import masks_to_boxes
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
@@ -26,10 +30,17 @@ __all__ = [
     "batch_norm_relu_backward",
     "batch_norm_relu_statistics",
     "batch_norm_relu_sums",
+    "box_iou",
+    "box_iou_backward",
+    "box_iou_loss",
+    "box_iou_loss_backward",
+    "box_iou_rotated",
+    "box_iou_rotated_backward",
     "conv_bn_relu",
     "conv_transpose2d",
     "fold_batch_norm",
     "linear_act",
+    "masks_to_boxes",
     "max_pool2d_backward",
     "max_pool2d_with_indices",
     "max_unpool2d",

@@ -200,6 +200,48 @@ def squeeze_excitation_variants(all_variants):
             yield name, kernel, values, options
 
 
+def box_iou_variants(all_variants):
+    from fastvision.kernels import box_iou, box_iou_loss, box_iou_rotated
+    from fastvision.kernels.configs import box_iou as config
+
+    options = {"num_warps": config.NUM_WARPS}
+    variants = [("fp32", 3, 0), ("fp64", 1, 2), ("fp16", 0, 1), ("bf16", 2, 0), ("fp32", 1, 0)]
+    for dtype, kind, format in variants if all_variants else variants[:1]:
+        double = dtype == "fp64"
+        values = dict.fromkeys(["B", "N", "M", "step1", "step2"], "i32") | {"eps": "i64"}
+        values |= dict.fromkeys(["boxes1_ptr", "boxes2_ptr"], f"*{dtype}")
+        names = ["output_ptr", "grad_ptr", "rows_ptr", "columns_ptr"]
+        values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
+        values |= {"KIND": kind, "FORMAT": format, "DOUBLE": double}
+        values |= {"STRIP": config.GRADIENT_ROWS}
+        if kind > 0 and dtype in ("fp32", "fp64"):
+            names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]
+            given = values | dict.fromkeys([*names, "grad_ptr"], f"*{dtype}")
+            given |= {"BLOCK": config.LOSS_BLOCK}
+            for part in ("", "_backward"):
+                kernel = getattr(box_iou_loss, f"_box_iou_loss{part}_kernel")
+                yield f"loss{part} {dtype} {kind}", kernel, given, {"num_warps": config.LOSS_WARPS}
+        for module in (box_iou, box_iou_rotated):
+            for part in ("", "_backward"):
+                op = module.__name__.rpartition(".")[2] + part
+                chosen = config.tile(op, double)
+                given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
+                kernel = getattr(module, f"_{op}_kernel")
+                yield f"{op} {dtype} {kind}", kernel, given, options
+
+
+def masks_to_boxes_variants(all_variants):
+    from fastvision.kernels import masks_to_boxes
+    from fastvision.kernels.configs import masks_to_boxes as config
+
+    block_h, block_w = config.tile(500)
+    for dtype in ("i8", "i64", "i16") if all_variants else ("i8",):
+        values = {"masks_ptr": f"*{dtype}", "boxes_ptr": "*fp32", "H": "i32", "W": "i32"}
+        values |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "SIGNED_ZERO": dtype != "i8"}
+        kernel = masks_to_boxes._masks_to_boxes_kernel
+        yield f"masks_to_boxes {dtype}", kernel, values, {"num_warps": config.NUM_WARPS}
+
+
 def conv_transpose2d_variants(all_variants):
     from fastvision.kernels import conv_transpose2d
     from fastvision.kernels.configs import conv_transpose2d as config
@@ -310,6 +352,8 @@ if __name__ == "__main__":
             roi_align_variants,
             nms_variants,
             focal_loss_variants,
+            box_iou_variants,
+            masks_to_boxes_variants,
             batch_norm_relu_variants,
             squeeze_excitation_variants,
             conv_transpose2d_variants,

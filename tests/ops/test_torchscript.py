@@ -65,6 +65,7 @@ def labels(N: int) -> Tensor:
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # to trace with, and of other sizes
 IMAGES: Inputs = ((image(1),), (image(3),))
 ROIS: Inputs = ((image(), rois(2)), (image(), rois(5)))
+BOXES: Inputs = ((rois(2)[:, 1:],), (rois(5)[:, 1:],))
 W = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
 C = torch.linspace(0.5, 1.5, 8)
 CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
@@ -111,6 +112,30 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
             )
         ),
         ROIS,
+    ),
+    "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b)), BOXES),
+    "box_iou_rotated": (
+        lambda: Call(lambda b: ops.box_iou(b, b.flip(0), "xywhr")),
+        ((rois(2).flip(1),), (rois(5).flip(1),)),
+    ),
+    "complete_box_iou": (lambda: Call(lambda b: ops.complete_box_iou(b, b.flip(0))), BOXES),
+    "complete_box_iou_loss": (
+        lambda: Call(lambda b: ops.complete_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "distance_box_iou": (lambda: Call(lambda b: ops.distance_box_iou(b, b.flip(0))), BOXES),
+    "distance_box_iou_loss": (
+        lambda: Call(lambda b: ops.distance_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "generalized_box_iou": (lambda: Call(lambda b: ops.generalized_box_iou(b, b.flip(0))), BOXES),
+    "generalized_box_iou_loss": (
+        lambda: Call(lambda b: ops.generalized_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "masks_to_boxes": (
+        lambda: Call(lambda x: ops.masks_to_boxes(x[:, 0] > 2) * x.sum()),
+        IMAGES,
     ),
     "conv_bn_relu": (lambda: Call(lambda x: ops.conv_bn_relu(x, W, padding=1, residual=x)), IMAGES),
     "conv_transpose2d": (lambda: Call(lambda x: ops.conv_transpose2d(x, W, stride=2)), IMAGES),
