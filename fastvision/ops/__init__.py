@@ -6,6 +6,7 @@ from .chain import Sequential, conv_norm_act, norm_act
 from .conv.conv2d import conv_bn_relu
 from .conv.linear import linear_act
 from .conv.transpose import conv_transpose2d, conv_transpose2d_bn_relu
+from .deform_conv import DeformConv2d, deform_conv2d
 from .focal_loss import (
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
@@ -30,6 +31,7 @@ __all__ = [
     "Conv2dNormActivation",
     "ConvBNReLU2d",
     "ConvTranspose2dNormActivation",
+    "DeformConv2d",
     "FrozenBatchNorm2d",
     "MaxPool2d",
     "MaxUnpool2d",
@@ -47,6 +49,7 @@ __all__ = [
     "conv_norm_act",
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
+    "deform_conv2d",
     "linear_act",
     "max_pool2d_with_indices",
     "max_unpool2d",

@@ -9,6 +9,7 @@ from .batch_norm_relu import (
 )
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
+from .deform_conv2d import deform_conv2d, deform_conv2d_backward
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
@@ -28,6 +29,8 @@ __all__ = [
     "batch_norm_relu_sums",
     "conv_bn_relu",
     "conv_transpose2d",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "fold_batch_norm",
     "linear_act",
     "max_pool2d_backward",
