@@ -101,15 +101,17 @@ struct Sample {
   T weights[4];
   T y, x;
   int64_t index, flags;
+  bool roomy;  // whole vectors can be read, beyond the group's channels
 
   Sample(const DeformTile<T>& tile, int64_t group, int64_t tap, int64_t pixel) {
     const DeformPoints<T>& points = tile.points;
     const int64_t at = (group * tile.taps + tap) * points.stride + pixel;
-    const int64_t channel = group * (tile.C / tile.groups);
+    const int64_t channels = tile.C / tile.groups, channel = group * channels;
     index = points.index[at];
     flags = points.flags[at];
     y = points.y[at];
     x = points.x[at];
+    roomy = (index + tile.W + 1) * tile.C + channel + channels + lanes_v<T> <= tile.readable;
     const T* image = tile.image + channel;
     corners[0] = flags & kTopLeft ? image + index * tile.C : tile.zeros;
     corners[1] = flags & kTopRight ? image + (index + 1) * tile.C : tile.zeros;
@@ -142,10 +144,10 @@ void gather(const DeformTile<T>& tile) {
   using V = vector_t<T>;
   constexpr int n = lanes_v<T>;
   const int64_t C = tile.C / tile.groups;
+  const int rest = static_cast<int>(C % n);
   // groups in ascending order, since a vector may write over the next group's first channels
-  for (int64_t group = 0; group < tile.groups; ++group) {
-    const int64_t room = tile.C - group * C;  // channels that may be read
-    for (int64_t tap = 0; tap < tile.taps; ++tap) {
+  for (int64_t tap = 0; tap < tile.taps; ++tap) {
+    for (int64_t group = 0; group < tile.groups; ++group) {
       T* to = tile.columns + tap * tile.pixels * tile.row_stride + group * C;
       for (int64_t p = 0; p < tile.pixels; ++p, to += tile.row_stride) {
         const Sample<T> sample(tile, group, tap, p);
@@ -154,18 +156,18 @@ void gather(const DeformTile<T>& tile) {
         for (int i = 0; i < 4; ++i) {
           weights[i] = broadcast(sample.weights[i]);
         }
+        const int64_t whole = sample.roomy ? C : C - rest;
+        V v[4];
         int64_t c = 0;
-        for (; c < C && c + n <= room; c += n) {
-          V v[4];
+        for (; c < whole; c += n) {
           for (int i = 0; i < 4; ++i) {
             v[i] = load(sample.corners[i] + c);
           }
           store(to + c, weigh<T>(weights, v) * mask);
         }
         if (c < C) {
-          V v[4];
           for (int i = 0; i < 4; ++i) {
-            v[i] = load_partial(sample.corners[i] + c, static_cast<int>(C - c));
+            v[i] = load_partial(sample.corners[i] + c, rest);
           }
           store(to + c, weigh<T>(weights, v) * mask);
         }
@@ -254,19 +256,21 @@ void gradients(const DeformGradientTile<T>& tile) {
   using V = vector_t<T>;
   using I = index_v<T>;
   constexpr int n = lanes_v<T>;
-  const int64_t C = tile.C / tile.groups, rest = C % n;
+  const int64_t C = tile.C / tile.groups;
+  const int rest = static_cast<int>(C % n);
   I tail{};
   for (int i = 0; i < rest; ++i) {
     tail[i] = -1;
   }
+  const auto all = [](V v) { return v; };
+  const auto first = [tail](V v) { return (V)((I)v & tail); };
   const auto read = [](const T* p) { return load(p); };
-  const auto read_rest = [rest](const T* p) { return load_partial(p, static_cast<int>(rest)); };
-  const auto keep = [](V v) { return v; };
-  const auto keep_rest = [tail](V v) { return (V)((I)v & tail); };
-  for (int64_t group = 0; group < tile.groups; ++group) {
-    const int64_t channel = group * C;
-    for (int64_t tap = 0; tap < tile.taps; ++tap) {
-      const int64_t sample_row = group * tile.taps + tap;
+  const auto read_first = [first](const T* p) { return first(load(p)); };
+  const auto read_rest = [rest](const T* p) { return load_partial(p, rest); };
+  // groups in ascending order, as in gather()
+  for (int64_t tap = 0; tap < tile.taps; ++tap) {
+    for (int64_t group = 0; group < tile.groups; ++group) {
+      const int64_t channel = group * C, sample_row = group * tile.taps + tap;
       for (int64_t p = 0; p < tile.pixels; ++p) {
         const int64_t row = (tap * tile.pixels + p) * tile.row_stride + channel;
         const Sample<T> sample(tile, group, tap, p);
@@ -280,20 +284,22 @@ void gradients(const DeformGradientTile<T>& tile) {
           // a corner without weight gets nothing, not even if the gradient is infinite
           const bool taken = tile.image_gradient != nullptr && (sample.flags >> i & 1) &&
                              sample.weights[i] != 0;
-          targets[i] =
-              taken ? tile.image_gradient + corners[i] * tile.C + channel : tile.unused;
+          targets[i] = taken ? tile.image_gradient + corners[i] * tile.C + channel : tile.unused;
         }
         const T* gradient = tile.column_gradients + row;
         T* column = tile.columns + row;
         Products<T> products;
+        const auto part = [&](int64_t c, const auto& read, const auto& keep) {
+          differentiate(factors, sample, targets, gradient, column, c, products, read, keep);
+        };
         int64_t c = 0;
         for (; c + n <= C; c += n) {
-          differentiate(factors, sample, targets, gradient, column, c, products, read, keep);
+          part(c, read, all);
         }
-        if (c < C) {
-          differentiate(
-              factors, sample, targets, gradient, column, c, products, read_rest, keep_rest
-          );
+        if (c < C && sample.roomy) {
+          part(c, read_first, first);
+        } else if (c < C) {
+          part(c, read_rest, first);
         }
         T* to = tile.offset_gradients + 2 * sample_row * tile.pixels + p;
         to[0] = sum_of_lanes<T>(products.y) * mask;

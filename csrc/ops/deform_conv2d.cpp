@@ -3,7 +3,9 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kLeastPixels = 24;     // of a tile
+// pixels of a tile, at least: more share the weights if those are not in the L2 cache
+constexpr int64_t kLeastPixels = 24, kLeastPixelsOfLarge = 72;
+constexpr int64_t kLargeBytes = 512 << 10;  // of weights
 constexpr int64_t kMostExtent = 1 << 30;  // of positions along an axis
 
 void check_map(
@@ -39,21 +41,18 @@ void forward(
   const ConvPacking packing =
       conv_packing(dtype, problem.groups, problem.C / problem.groups, K / problem.groups, taps);
   const std::unique_ptr<T[]> packed(new T[packing.size()]);
-  const auto wide = [](const Tensor& x) { return deform_values<S, T>(x); };
-  {
-    const auto filters = wide(weight);
-    const auto shifts = bias ? wide(*bias) : nullptr;
-    pack_conv(packing, filters.get(), shifts.get(), packed.get());
-  }
+  pack_filters<S>(packing, weight, bias, packed.get());
   const DeformImage<S, T> images(input);
   const DeformMaps<const S> offsets = deform_maps<S>(offset);
   const DeformMaps<const S> masks = mask ? deform_maps<S>(*mask) : DeformMaps<const S>{};
   const DeformMaps<S> result = deform_result<S>(output);
   const bool direct = std::is_same_v<S, T> && has_channels_last_strides(output);
-  const int64_t most = problem.tile_pixels(area, sizeof(T), kLeastPixels);
+  const bool large = packing.size() * static_cast<int64_t>(sizeof(T)) > kLargeBytes;
+  const int64_t most =
+      problem.tile_pixels(area, sizeof(T), large ? kLeastPixelsOfLarge : kLeastPixels);
   const int64_t tiles = ceil_div(area, most), tasks = problem.N * tiles;
   parallel_chunks(tasks, problem.work() < kSerialDeformWork ? tasks : 1, [&] {
-    DeformWorker<S, T> worker(problem, images.data(), offsets, mask ? &masks : nullptr, most);
+    DeformWorker<S, T> worker(problem, images, offsets, mask ? &masks : nullptr, most);
     const int64_t stride = worker.tile.row_stride;
     return [&,
             stride,

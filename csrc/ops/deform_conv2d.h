@@ -53,8 +53,9 @@ struct DeformTile {
   const T* mask;                    // [groups][taps][mask_stride], or null for ones
   int64_t offset_stride, mask_stride;
   DeformPoints<T> points;
-  const T* image;  // [H, W, C]
-  const T* zeros;  // [C]
+  const T* image;    // [H, W, C]
+  int64_t readable;  // values from there on: the image, and what follows in memory
+  const T* zeros;    // [C] and a vector
   T* columns;      // [taps][pixels][row_stride] samples times mask
 };
 

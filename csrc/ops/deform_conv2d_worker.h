@@ -90,11 +90,16 @@ class DeformImage {
  public:
   explicit DeformImage(const Tensor& input) {
     const int64_t N = input.size(0), C = input.size(1), area = input.size(2) * input.size(3);
+    size_ = N * area * C;
     if (std::is_same_v<S, T> && has_channels_last_strides(input)) {
       data_ = static_cast<const T*>(input.const_data_ptr());
       return;
     }
-    copy_.reset(new T[N * area * C]);
+    const T* type = nullptr;
+    const int64_t lanes = FASTVISION_CALL(deform_lanes, type);
+    size_ += lanes;
+    copy_.reset(new T[size_]);
+    std::fill(copy_.get() + size_ - lanes, copy_.get() + size_, T(0));
     data_ = copy_.get();
     const DeformMaps<const S> maps = deform_maps<S>(input);
     const int64_t piece = std::max<int64_t>((16 << 10) / C, 64);
@@ -111,10 +116,12 @@ class DeformImage {
   }
 
   const T* data() const { return data_; }
+  int64_t size() const { return size_; }  // values that can be read
 
  private:
   std::unique_ptr<T[]> copy_;
   const T* data_;
+  int64_t size_;
 };
 
 template <typename S, typename T>
@@ -123,7 +130,7 @@ class DeformWorker {
   // tiles have at most `most` pixels
   DeformWorker(
       const DeformProblem& problem,
-      const T* images,
+      const DeformImage<S, T>& images,
       const DeformMaps<const S>& offsets,
       const DeformMaps<const S>* mask,
       int64_t most
@@ -172,7 +179,9 @@ class DeformWorker {
       base_x_[i] = static_cast<Index>(p % problem_.OW * w.step_x + w.first_x);
     }
     tile.pixels = count;
-    tile.image = images_ + n * problem_.H * problem_.W * problem_.C;
+    const int64_t first = n * problem_.H * problem_.W * problem_.C;
+    tile.image = images_.data() + first;
+    tile.readable = images_.size() - first;
     read(offsets_, n, begin, count, offset_scratch_, tile.offsets, tile.offset_stride);
     if (mask_ == nullptr) {
       tile.mask = nullptr;
@@ -216,7 +225,7 @@ class DeformWorker {
   }
 
   const DeformProblem& problem_;
-  const T* images_;
+  const DeformImage<S, T>& images_;
   const DeformMaps<const S>& offsets_;
   const DeformMaps<const S>* mask_;
   int64_t lanes_, most_;
@@ -235,6 +244,53 @@ std::unique_ptr<T[]> deform_values(const Tensor& x) {
   const ConvMaps<const S> maps{static_cast<const S*>(from.const_data_ptr()), count, 1, 1, count};
   FASTVISION_CALL(conv_gather, maps, values.get(), count);
   return values;
+}
+
+// As pack_conv, on all threads and from any type.
+template <typename S, typename T>
+void pack_filters(
+    const ConvPacking& packing,
+    const Tensor& weight,  // [groups * K, C, R, S]
+    const std::optional<Tensor>& bias,
+    T* packed
+) {
+  const auto shifts = bias ? deform_values<S, T>(*bias) : nullptr;
+  if (packing.width() > 0) {
+    return pack_conv(packing, deform_values<S, T>(weight).get(), shifts.get(), packed);
+  }
+  const Tensor filters = torch::stable::contiguous(weight);
+  const S* data = static_cast<const S*>(filters.const_data_ptr());
+  const int64_t blocks = packing.blocks(), C = packing.C, taps = packing.taps;
+  const int64_t padded = packing.padded_K(), piece = std::max<int64_t>(128 / taps, 1);
+  parallel_chunks(packing.groups * blocks, packing.size() < (16 << 10) ? 1 << 30 : 1, [&] {
+    return [&, rows = std::unique_ptr<T[]>(new T[piece * taps * packing.block])](
+               int64_t begin, int64_t end
+           ) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t group = task / blocks, first = task % blocks * packing.block;
+        const int64_t lanes = std::min(packing.block, padded - first);
+        const int64_t count = std::min(lanes, packing.K - first), filter = group * packing.K + first;
+        T* shift = packed + group * padded + first;
+        std::fill(shift, shift + lanes, T(0));
+        if (shifts) {
+          std::copy(shifts.get() + filter, shifts.get() + filter + count, shift);
+        }
+        T* to = packed + packing.bias_size() + (group * padded + first) * taps * C;
+        std::fill(rows.get(), rows.get() + piece * taps * packing.block, T(0));
+        for (int64_t c = 0; c < C; c += piece) {
+          const int64_t channels = std::min(piece, C - c);
+          const ConvMaps<const S> from{
+              data + (filter * C + c) * taps, count, channels * taps, C * taps, 1
+          };
+          FASTVISION_CALL(conv_gather, from, rows.get(), lanes);
+          for (int64_t i = 0; i < channels * taps; ++i) {
+            const T* row = rows.get() + i * lanes;
+            std::copy(row, row + lanes, to + (i % taps * C + c + i / taps) * lanes);
+          }
+        }
+      }
+    };
+  });
 }
 
 // pointers to [taps][pixels] rows
