@@ -282,8 +282,8 @@ void gradients(const DeformGradientTile<T>& tile) {
         T* targets[4];
         for (int i = 0; i < 4; ++i) {
           // a corner without weight gets nothing, not even if the gradient is infinite
-          const bool taken = tile.image_gradient != nullptr && (sample.flags >> i & 1) &&
-                             sample.weights[i] != 0;
+          const bool taken =
+              tile.image_gradient != nullptr && (sample.flags >> i & 1) && sample.weights[i] != 0;
           targets[i] = taken ? tile.image_gradient + corners[i] * tile.C + channel : tile.unused;
         }
         const T* gradient = tile.column_gradients + row;
@@ -312,12 +312,12 @@ void gradients(const DeformGradientTile<T>& tile) {
 
 }  // namespace
 
-#define FASTVISION_DEFINE_DEFORM(T)                                         \
-  int64_t deform_lanes(const T*) { return lanes_v<T>; }                     \
+#define FASTVISION_DEFINE_DEFORM(T)                                          \
+  int64_t deform_lanes(const T*) { return lanes_v<T>; }                      \
   void deform_locate(const DeformTile<T>& tile, bool edges, int64_t* rows) { \
-    locate(tile, edges, rows);                                              \
-  }                                                                         \
-  void deform_gather(const DeformTile<T>& tile) { gather(tile); }           \
+    locate(tile, edges, rows);                                               \
+  }                                                                          \
+  void deform_gather(const DeformTile<T>& tile) { gather(tile); }            \
   void deform_gradients(const DeformGradientTile<T>& tile) { gradients(tile); }
 FASTVISION_DEFINE_DEFORM(float)
 FASTVISION_DEFINE_DEFORM(double)

@@ -5,8 +5,9 @@ namespace {
 
 // pixels of a tile, at least: more share the weights if those are not in the L2 cache
 constexpr int64_t kLeastPixels = 24, kLeastPixelsOfLarge = 72;
+constexpr int64_t kFewestPixels = 12;       // two register tiles
 constexpr int64_t kLargeBytes = 512 << 10;  // of weights
-constexpr int64_t kMostExtent = 1 << 30;  // of positions along an axis
+constexpr int64_t kMostExtent = 1 << 30;    // of positions along an axis
 
 void check_map(
     const Tensor& x, const Tensor& input, const std::vector<int64_t>& shape, const char* name
@@ -19,7 +20,13 @@ void check_map(
   );
   for (int dim = 0; dim < 4; ++dim) {
     STD_TORCH_CHECK(
-        x.size(dim) == shape[dim], name, ".shape[", dim, "] must be ", shape[dim], ", got ",
+        x.size(dim) == shape[dim],
+        name,
+        ".shape[",
+        dim,
+        "] must be ",
+        shape[dim],
+        ", got ",
         x.size(dim)
     );
   }
@@ -48,8 +55,12 @@ void forward(
   const DeformMaps<S> result = deform_result<S>(output);
   const bool direct = std::is_same_v<S, T> && has_channels_last_strides(output);
   const bool large = packing.size() * static_cast<int64_t>(sizeof(T)) > kLargeBytes;
-  const int64_t most =
-      problem.tile_pixels(area, sizeof(T), large ? kLeastPixelsOfLarge : kLeastPixels);
+  // at least two tiles per thread, which changes no sum
+  const int64_t share = ceil_div(problem.N * area, 2 * int64_t{torch::stable::get_num_threads()});
+  const int64_t most = std::min(
+      problem.tile_pixels(area, sizeof(T), large ? kLeastPixelsOfLarge : kLeastPixels),
+      std::max(share, kFewestPixels)
+  );
   const int64_t tiles = ceil_div(area, most), tasks = problem.N * tiles;
   parallel_chunks(tasks, problem.work() < kSerialDeformWork ? tasks : 1, [&] {
     DeformWorker<S, T> worker(problem, images, offsets, mask ? &masks : nullptr, most);
@@ -75,9 +86,7 @@ void forward(
           to = static_cast<T*>(output.mutable_data_ptr()) + (n * area + p) * K;
         }
         fill_rows<T>(outputs, to, count, K);
-        multiply_rows(
-            packing, packed.get(), inputs.data(), outputs.data(), sums.get(), count
-        );
+        multiply_rows(packing, packed.get(), inputs.data(), outputs.data(), sums.get(), count);
         if (!direct) {
           const ConvMaps<S> maps = result.by_pixel(n, p, count);
           FASTVISION_CALL(conv_scatter, rows.get(), K, maps);
@@ -105,8 +114,7 @@ Tensor deform_conv2d(
       "bias must have shape [K] and the dtype and device of input"
   );
   const bool channels_last = is_channels_last(x);
-  Tensor output =
-      empty_in_format(x, problem.N, problem.K, problem.OH, problem.OW, channels_last);
+  Tensor output = empty_in_format(x, problem.N, problem.K, problem.OH, problem.OW, channels_last);
   if (output.numel() == 0) {
     return output;
   }
@@ -145,7 +153,13 @@ DeformProblem DeformProblem::check(
   p.groups = groups;
   p.offset_groups = offset_groups;
   p.window = {
-      weight.size(2), weight.size(3), window[0], window[1], -window[2], -window[3], window[4],
+      weight.size(2),
+      weight.size(3),
+      window[0],
+      window[1],
+      -window[2],
+      -window[3],
+      window[4],
       window[5]
   };
   STD_TORCH_CHECK(

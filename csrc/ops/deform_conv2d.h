@@ -1,4 +1,5 @@
-// Contract of the kernels of deformable convolution (Dai et al. 2017; Zhu et al. 2019, with a mask).
+// Contract of the kernels of deformable convolution (Dai et al. 2017; Zhu et al. 2019, with a
+// mask).
 //
 // A sample is the bilinear value of one tap of one output pixel, at the tap's place in a regular
 // convolution plus an offset. The kernels work on a tile of output pixels of one image: they locate
@@ -56,7 +57,7 @@ struct DeformTile {
   const T* image;    // [H, W, C]
   int64_t readable;  // values from there on: the image, and what follows in memory
   const T* zeros;    // [C] and a vector
-  T* columns;      // [taps][pixels][row_stride] samples times mask
+  T* columns;        // [taps][pixels][row_stride] samples times mask
 };
 
 // The same tile with what its gradients take.
@@ -69,13 +70,13 @@ struct DeformGradientTile : DeformTile<T> {
   T* mask_gradients;          // [groups][taps][pixels]
 };
 
-#define FASTVISION_DECLARE_DEFORM(T)                                                       \
-  FASTVISION_DECLARE_CPU(int64_t, deform_lanes, const T*)                                  \
-  /* Fills the points. Without `edges` the corners of samples that do not count are left   \
-     out; samples at -1 exactly do not count, but have derivatives. rows[2]: the image's   \
-     rows [begin, end) with corners. */                                                    \
+#define FASTVISION_DECLARE_DEFORM(T)                                                           \
+  FASTVISION_DECLARE_CPU(int64_t, deform_lanes, const T*)                                      \
+  /* Fills the points. Without `edges` the corners of samples that do not count are left       \
+     out; samples at -1 exactly do not count, but have derivatives. rows[2]: the image's       \
+     rows [begin, end) with corners. */                                                        \
   FASTVISION_DECLARE_CPU(void, deform_locate, const DeformTile<T>&, bool edges, int64_t* rows) \
-  FASTVISION_DECLARE_CPU(void, deform_gather, const DeformTile<T>&)                        \
+  FASTVISION_DECLARE_CPU(void, deform_gather, const DeformTile<T>&)                            \
   FASTVISION_DECLARE_CPU(void, deform_gradients, const DeformGradientTile<T>&)
 FASTVISION_DECLARE_DEFORM(float)
 FASTVISION_DECLARE_DEFORM(double)

@@ -17,7 +17,7 @@
 
 namespace fastvision {
 
-constexpr int64_t kSerialDeformWork = 1 << 18;  // multiply-adds below which threads do not pay
+constexpr int64_t kSerialDeformWork = 1 << 18;     // multiply-adds below which threads do not pay
 constexpr int64_t kDeformColumnBytes = 160 << 10;  // of a tile, stay in the L2 cache
 constexpr int64_t kMostDeformPixels = 96;
 
@@ -73,7 +73,10 @@ struct DeformMaps {
 template <typename S>
 DeformMaps<const S> deform_maps(const Tensor& x) {
   return {
-      static_cast<const S*>(x.const_data_ptr()), x.size(1), x.size(2) * x.size(3), is_channels_last(x)
+      static_cast<const S*>(x.const_data_ptr()),
+      x.size(1),
+      x.size(2) * x.size(3),
+      is_channels_last(x)
   };
 }
 
@@ -269,7 +272,8 @@ void pack_filters(
       for (int64_t task = begin; task < end; ++task) {
         const int64_t group = task / blocks, first = task % blocks * packing.block;
         const int64_t lanes = std::min(packing.block, padded - first);
-        const int64_t count = std::min(lanes, packing.K - first), filter = group * packing.K + first;
+        const int64_t count = std::min(lanes, packing.K - first),
+                      filter = group * packing.K + first;
         T* shift = packed + group * padded + first;
         std::fill(shift, shift + lanes, T(0));
         if (shifts) {

@@ -12,19 +12,15 @@ from torch import Tensor, nn
 from .. import reference
 from .._memory_format import format_of
 from ._checks import (
-    check_floating,
-    check_tensor,
     is_batched,
     is_traced,
     is_transformed,
     needs_gradient,
     pair,
 )
+from ._deform_checks import check
 from ._library import declare
 from ._torchscript import traced_op
-
-MAX_EXTENT = 2**30  # of positions along an axis, which kernels count in 32 bits
-MAX_PIXELS = 2**31 - 1  # of an image
 
 # window: stride, padding and dilation, each vertical and horizontal
 _OPTIONS = "SymInt[] window, SymInt groups, SymInt offset_groups"
@@ -39,9 +35,7 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _fake(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *_: Any
-) -> Tensor:
+def _fake(input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     return input.new_empty(shape).to(memory_format=format_of(input))
 
@@ -63,9 +57,11 @@ def _fake_backward(
         return tensor.new_empty(tensor.shape).to(memory_format=format_of(tensor))
 
     bias = weight.new_empty(weight.shape[0] if needs & 16 else 0)
-    return *(like(t, bit) for bit, t in enumerate((input, offset, mask))), (
-        weight.new_empty(weight.shape) if needs & 8 else grad.new_empty(0)
-    ), bias
+    return (
+        *(like(t, bit) for bit, t in enumerate((input, offset, mask))),
+        (weight.new_empty(weight.shape) if needs & 8 else grad.new_empty(0)),
+        bias,
+    )
 
 
 _FORWARD = declare(
@@ -96,8 +92,9 @@ class _DeformConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
         wanted = [i for i in range(5) if ctx.needs_input_grad[2 + i]]
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if differentiable or is_batched(grad) or _must_be_deterministic(grad):
+        if not torch.compiler.is_compiling() and (
+            torch.is_grad_enabled() or is_batched(grad) or _must_be_deterministic(grad)
+        ):
             return None, None, *_through_reference(tensors, ctx.options, grad, wanted)
         *used, _ = tensors
         needs = sum(1 << i for i in wanted)
@@ -123,9 +120,7 @@ def _through_reference(
         # aliases, since arguments may be the same Tensor or derived from each other
         tensors = [None if t is None else t.view_as(t) for t in tensors]
         y = reference.deform_conv2d(*tensors, *options)
-    found = torch.autograd.grad(
-        y, [tensors[i] for i in wanted], grad, create_graph=create_graph
-    )
+    found = torch.autograd.grad(y, [tensors[i] for i in wanted], grad, create_graph=create_graph)
     grads: list[Tensor | None] = [None] * 5
     for i, g in zip(wanted, found, strict=True):
         grads[i] = g
@@ -140,119 +135,6 @@ def _run(backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
         return result
     result = _FORWARD.run[backend](*tensors, *options)
     return result
-
-
-def _check_tensors(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> None:
-    check_tensor(input, "input")
-    check_floating(input, "input", RuntimeError)
-    for name, tensor, dim in (
-        ("input", input, 4),
-        ("offset", offset, 4),
-        ("weight", weight, 4),
-        ("bias", bias, 1),
-        ("mask", mask, 4),
-    ):
-        if tensor is None and name in ("bias", "mask"):
-            continue
-        check_tensor(tensor, name)
-        assert tensor is not None
-        if tensor.dim() != dim:
-            raise RuntimeError(f"{name} must have {dim} dimensions, got {list(tensor.shape)}")
-        if tensor.dtype != input.dtype or tensor.device != input.device:
-            raise RuntimeError(
-                f"{name} must be {input.dtype} on {input.device} as input, "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
-
-
-def _check_window(window: Sequence[int]) -> None:
-    for name, values, least in (
-        ("stride", window[:2], 1),
-        ("padding", window[2:4], 0),
-        ("dilation", window[4:], 1),
-    ):
-        if min(values) < least:
-            raise RuntimeError(f"{name} must be at least {least}, got {tuple(values)}")
-
-
-def _groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
-    """Groups of the channels, and of the offsets, as the shapes tell."""
-    C, (K, per_group, R, S) = input.shape[1], weight.shape
-    if min(R, S, per_group) < 1:
-        raise RuntimeError(f"weight must not have empty dimensions, got {list(weight.shape)}")
-    groups, offset_groups = C // per_group, offset.shape[1] // (2 * R * S)
-    if offset_groups == 0:
-        raise RuntimeError(
-            "the shape of the offset tensor at dimension 1 is not valid. It should "
-            "be a multiple of 2 * weight.size[2] * weight.size[3].\n"
-            f"Got offset.shape[1]={offset.shape[1]}, while 2 * weight.size[2] * "
-            f"weight.size[3]={2 * R * S}"
-        )
-    if groups < 1 or groups * per_group != C or K % groups:
-        raise RuntimeError(
-            f"weight must have shape [K, C / groups, R, S] with C = {C} and K a multiple of "
-            f"groups, got {list(weight.shape)}"
-        )
-    if offset.shape[1] != offset_groups * 2 * R * S:
-        raise RuntimeError(
-            f"offset.shape[1] is not valid: got: {offset.shape[1]} "
-            f"expected: {offset_groups * 2 * R * S}"
-        )
-    if C % offset_groups:
-        raise RuntimeError(
-            f"offset must have a number of groups that divides input's {C} channels, "
-            f"got {offset_groups}"
-        )
-    return groups, offset_groups
-
-
-def _check_sizes(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Sequence[int],
-    offset_groups: int,
-) -> None:
-    kernel = weight.shape[2:]
-    size = []
-    for axis in (0, 1):
-        stride, padding, dilation = window[axis], window[2 + axis], window[4 + axis]
-        reach = dilation * (kernel[axis] - 1) + 1
-        size.append((input.shape[2 + axis] + 2 * padding - reach) // stride + 1)
-        if max(input.shape[2 + axis] + 2 * padding, reach) >= MAX_EXTENT:
-            raise RuntimeError(
-                f"input, padding, dilation and kernel must reach less than {MAX_EXTENT} pixels "
-                f"along an axis, got {tuple(window)} and a kernel of {list(kernel)}"
-            )
-    if input.shape[2] * input.shape[3] > MAX_PIXELS:
-        raise RuntimeError(f"input must have at most {MAX_PIXELS} pixels, got {list(input.shape)}")
-    for name, tensor in (("offset", offset), ("mask", mask)):
-        if tensor is None:
-            continue
-        if tensor.shape[0] != input.shape[0]:
-            raise RuntimeError(
-                f"invalid batch size of {name}: got {tensor.shape[0]}, expected {input.shape[0]}"
-            )
-        if list(tensor.shape[2:]) != size:
-            raise RuntimeError(
-                f"{name} output dims: {tuple(tensor.shape[2:])} - computed output dims: "
-                f"{tuple(size)}"
-            )
-    if min(size) < 1:
-        raise RuntimeError(
-            f"Calculated output size too small - out_h: {size[0]} out_w: {size[1]}"
-        )
-    channels = offset_groups * kernel[0] * kernel[1]
-    if mask is not None and mask.shape[1] != channels:
-        raise RuntimeError(
-            f"mask.shape[1] is not valid: got: {mask.shape[1]} expected: {channels}"
-        )
-    if bias is not None and bias.shape[0] != weight.shape[0]:
-        raise RuntimeError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
 
 
 def _traced(
@@ -278,10 +160,9 @@ _TRACED = traced_op(
 )
 
 
-def _to_float32(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor
-    return tensor.float()
+def _to_float32(tensor: Tensor) -> Tensor:
+    lower = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.float() if lower else tensor
 
 
 def _is_mixed(input: Any, *others: Any) -> bool:
@@ -356,15 +237,15 @@ def deform_conv2d(
     if is_traced():
         return _TRACED(input, offset, weight, bias, window, mask, backend)
     if _is_mixed(input, offset, weight, bias, mask):
-        tensors = map(_to_float32, (input, offset, weight, bias))
-        return deform_conv2d(
-            *tensors, stride, padding, dilation, _to_float32(mask), backend=backend
-        ).to(input.dtype)
-    _check_tensors(input, offset, mask, weight, bias)
-    _check_window(window)
-    groups, offset_groups = _groups(input, offset, weight)
-    _check_sizes(input, offset, mask, weight, bias, window, offset_groups)
-    options = (window, groups, offset_groups)
+        x, o, w, b, m = (
+            None if t is None else _to_float32(t) for t in (input, offset, weight, bias, mask)
+        )
+        assert x is not None and o is not None and w is not None
+        result = deform_conv2d(x, o, w, b, stride, padding, dilation, m, backend=backend)
+        return result.to(input.dtype)
+    options = (window, *check(input, offset, mask, weight, bias, window))
+    if bias is not None:
+        bias = bias.reshape(-1)  # torchvision takes any shape
     return _run(_FORWARD.choose(input, backend), options, input, offset, mask, weight, bias)
 
 

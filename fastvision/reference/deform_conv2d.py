@@ -105,16 +105,16 @@ def deform_conv2d_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of input, offset, mask, weight and bias; empty where its bit of ``needs`` is 0."""
     bias = weight.new_zeros(weight.shape[0])
-    tensors: list[Tensor | None] = [input, offset, mask, weight, bias]
-    wanted = [
-        i for i, tensor in enumerate(tensors) if tensor is not None and needs & 1 << i
-    ]
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-        x, o, m, w, b = leaves
+        x, o, m, w, b = leaves = [
+            None if t is None else t.detach().requires_grad_()
+            for t in (input, offset, mask, weight, bias)
+        ]
         assert x is not None and o is not None and w is not None
         result = deform_conv2d(x, o, m, w, b, window, groups, offset_groups)
-        found = torch.autograd.grad(result, [leaves[i] for i in wanted], grad) if wanted else ()
+        wanted = {i: t for i, t in enumerate(leaves) if t is not None and needs & 1 << i}
+        inputs = list(wanted.values())
+        found = torch.autograd.grad(result, inputs, grad) if inputs else ()
     gradients = [input.new_empty(0)] * 5
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient

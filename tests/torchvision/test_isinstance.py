@@ -33,11 +33,12 @@ def layers() -> list[nn.Module]:
         ops.MultiScaleRoIAlign(["0"], 2, 2),
         ops.RoIPool(2, 1.0),
         ops.SqueezeExcitation(4, 2),
+        ops.DeformConv2d(4, 2, 3),
     ]
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid, maxima, gate = layers()
+    frozen, conv, transposed, pool, pyramid, maxima, gate, deform = layers()
     assert isinstance(frozen, theirs.misc.FrozenBatchNorm2d)
     assert isinstance(gate, theirs.misc.SqueezeExcitation)
     assert isinstance(conv, theirs.misc.Conv2dNormActivation)
@@ -45,7 +46,7 @@ def test_isinstance():
     assert isinstance(transposed, theirs.misc.ConvNormActivation)
     assert not isinstance(transposed, theirs.misc.Conv2dNormActivation)
     assert isinstance(pool, theirs.RoIAlign) and isinstance(pyramid, theirs.MultiScaleRoIAlign)
-    assert isinstance(maxima, theirs.RoIPool)
+    assert isinstance(maxima, theirs.RoIPool) and isinstance(deform, theirs.DeformConv2d)
     assert not isinstance(theirs.FrozenBatchNorm2d(3), ops.FrozenBatchNorm2d)
 
 

@@ -19,6 +19,7 @@ from ...ops.misc import _ConvNormActivation
 
 # by torchvision module: our class, and torchvision's with the same constructor and state
 _TYPES: dict[str, list[tuple[type, str]]] = {
+    "torchvision.ops.deform_conv": [(ops.DeformConv2d, "DeformConv2d")],
     "torchvision.ops.misc": [
         (ops.FrozenBatchNorm2d, "FrozenBatchNorm2d"),
         (_ConvNormActivation, "ConvNormActivation"),
