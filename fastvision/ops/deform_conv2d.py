@@ -22,6 +22,8 @@ from ._deform_checks import check
 from ._library import declare
 from ._torchscript import traced_op
 
+_CAPABILITY = (8, 0)  # for matrix products in Triton; below, its code spills
+
 # window: stride, padding and dilation, each vertical and horizontal
 _OPTIONS = "SymInt[] window, SymInt groups, SymInt offset_groups"
 _SCHEMA = (
@@ -68,6 +70,7 @@ _FORWARD = declare(
     "deform_conv2d",
     _SCHEMA,
     fake=_fake,
+    triton="kernels.deform_conv2d.launch_deform_conv2d",
     reference=reference.deform_conv2d,
     lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("deform_conv2d",),
@@ -76,6 +79,7 @@ _BACKWARD = declare(
     "deform_conv2d_backward",
     _BACKWARD_SCHEMA,
     fake=_fake_backward,
+    triton="kernels.deform_conv2d_backward.launch_deform_conv2d_backward",
     reference=reference.deform_conv2d_backward,
 )
 
@@ -125,6 +129,24 @@ def _through_reference(
     for i, g in zip(wanted, found, strict=True):
         grads[i] = g
     return grads
+
+
+def _without_kernel(x: Tensor) -> str | None:
+    """Why there is no Triton kernel for ``x``, or None."""
+    if x.dtype == torch.float64:
+        return "the Triton kernel has no float64"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < _CAPABILITY:
+        return f"the Triton kernel needs compute capability {_CAPABILITY[0]}.{_CAPABILITY[1]}"
+    return None
+
+
+def _choose(input: Tensor, requested: str | None) -> str:
+    chosen = _FORWARD.choose(input, requested)
+    if chosen != "triton" or (reason := _without_kernel(input)) is None:
+        return chosen
+    if requested is not None:
+        raise ValueError(f"backend={requested!r} cannot run on {input.device}: {reason}")
+    return "reference"
 
 
 def _run(backend: str, options: tuple[Any, ...], *tensors: Any) -> Tensor:
@@ -246,7 +268,7 @@ def deform_conv2d(
     options = (window, *check(input, offset, mask, weight, bias, window))
     if bias is not None:
         bias = bias.reshape(-1)  # torchvision takes any shape
-    return _run(_FORWARD.choose(input, backend), options, input, offset, mask, weight, bias)
+    return _run(_choose(input, backend), options, input, offset, mask, weight, bias)
 
 
 class DeformConv2d(nn.Module):

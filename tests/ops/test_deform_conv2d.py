@@ -33,9 +33,18 @@ PROBLEMS = [
     Problem((3, 8, 33, 16), 70, (2, 2), (1, 1), (3, 0), offset_groups=2),
 ]
 SOME = pytest.mark.only(
-    lambda backend, problem, dtype: (
-        not backend.interpreted or (problem in PROBLEMS[:2] and dtype != torch.float64)
+    lambda backend, channels_last, dtype, problem: (
+        (backend.name != "triton" or dtype != torch.float64)
+        and (
+            not backend.interpreted
+            or (problem == SMALL and not channels_last)
+            or (problem in PROBLEMS[:3] and channels_last and dtype == torch.float32)
+        )
     )
+)
+# in Triton's interpreter a backward pass takes seconds
+ONE_LAYOUT = pytest.mark.only(
+    lambda backend, channels_last: not (backend.interpreted and channels_last)
 )
 
 
@@ -121,12 +130,13 @@ def test_hand_checked(backend):
 
 
 @LAYOUTS
+@ONE_LAYOUT
 def test_positions_that_are_no_numbers(backend, channels_last):
     """Samples there are 0, and nothing outside of the image is read."""
-    problem = Problem((1, 20, 6, 5), 8, offset_groups=2)
+    problem = Problem((1, 20, 6, 5), 8)
     tensors = problem.tensors(device=backend.device, channels_last=channels_last)
     x, offset, weight, bias, mask = tensors
-    bad = [math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0**31, -(2.0**31), 2.0**63, 1e10]
+    bad = [math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0**31, -(2.0**31), 2.0**63]
     for i, value in enumerate(bad):
         offset[0, 2 * i + i % 2] = value
     away = offset.clone()
@@ -143,6 +153,7 @@ def test_positions_that_are_no_numbers(backend, channels_last):
 
 
 @LAYOUTS
+@ONE_LAYOUT
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_pixels_that_are_not_finite(backend, torchvision, channels_last, value):
     """They reach the samples next to them, in all gradients, and no others."""
@@ -202,6 +213,7 @@ def test_empty(backend, problem):
 
 
 @pytest.mark.parametrize("wanted", range(5))
+@pytest.mark.only(lambda backend, wanted: not backend.interpreted or wanted in (0, 3))
 def test_one_gradient_alone(backend, wanted):
     tensors = SMALL.tensors(device=backend.device)
     alone = [leaf(t) if i == wanted else t for i, t in enumerate(tensors)]
@@ -229,8 +241,10 @@ def test_strided_tensors(backend):
 
 
 def test_derivatives(backend):
-    if backend.interpreted:
-        pytest.skip("Triton's interpreter is slow")
+    if backend.name == "triton":
+        with pytest.raises(ValueError, match="the Triton kernel has no float64"):
+            SMALL.call(ops.deform_conv2d, SMALL.tensors(torch.float64), backend="triton")
+        return
     problem = Problem((1, 4, 3, 3), 2, (2, 2), groups=2, offset_groups=2)
     tensors = problem.tensors(torch.float64, backend.device)
     tensors[1] = tensors[1].add(1 / 3)  # away from pixels, where there are kinks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ...ops._deform_checks import check
-from ...ops.deform_conv2d import _BACKWARD
+from ...ops.deform_conv2d import _BACKWARD, _choose
 
 _TENSORS = 5  # input, weight, offset, mask and bias
 
@@ -81,7 +81,7 @@ def backward(
     except (TypeError, ValueError) as error:
         raise RuntimeError(str(error)) from error
     _check_groups(input, weight, offset, groups, offset_groups)
-    run = _BACKWARD.run[_BACKWARD.choose(grad, None)]
+    run = _BACKWARD.run[_choose(grad, None)]
     needs = 0b11111 if use_mask else 0b11011
     options = (window, groups, offset_groups, needs)
     dx, doffset, dmask, dweight, dbias = run(grad, input, offset, factors, weight, *options)

@@ -1,0 +1,51 @@
+"""Tiles for the kernels of deformable convolution: at most 32 float32 sums per thread, since the
+four corners of the samples take as many registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+
+MAX_SPLITS = 64  # of the pixels of the weight gradient, each with its own sums
+_PROGRAMS = 512  # that fill a GPU
+
+
+@dataclass(frozen=True)
+class Tile:
+    block_m: int  # output pixels
+    block_n: int  # output channels
+    block_c: int  # input channels
+    warps: int
+
+
+def _block(size: int, most: int) -> int:
+    return min(max(triton.next_power_of_2(size), 16), most)
+
+
+def tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
+    """For the product of samples and weights. ``channels``: of a section."""
+    if not tensor_cores:
+        # threads hold their rows and columns in registers
+        return Tile(32, _block(filters, 32), 16, 4)
+    return Tile(64, _block(filters, 64), _block(channels, 32), 4)
+
+
+def points_tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
+    """For the gradients of input, offset and mask; ``block_n`` is the reduction's."""
+    if not tensor_cores:
+        return Tile(32, 16, 16, 4)
+    return Tile(32, _block(filters, 32), _block(channels, 32), 4)
+
+
+def weight_tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
+    """For the weight's gradient; ``block_m`` is the reduction's."""
+    if not tensor_cores:
+        return Tile(16, _block(filters, 32), 16, 4)
+    return Tile(32, _block(filters, 64), _block(channels, 32), 4)
+
+
+def splits(programs: int, pixels: int, block_m: int) -> int:
+    """Parts of the pixels, by sizes alone, so that sums are the same on every device."""
+    wanted = triton.cdiv(_PROGRAMS, programs)
+    return max(min(wanted, triton.cdiv(pixels, 8 * block_m), MAX_SPLITS), 1)
