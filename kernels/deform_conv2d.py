@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last, memory_format
 from .common.deform import SIZES, Call, bilinear_samples, locate_samples, pixel_of
-from .configs.deform_conv2d import tile
+from .configs.deform_conv2d import BLOCK_C, STAGES, tile
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -121,11 +121,12 @@ def launch_deform_conv2d(
     output = input.new_empty(shape).to(memory_format=memory_format(last))
     if output.numel() == 0:
         return output
-    chosen = tile(call.section, call.K, call.tensor_cores)
+    chosen = tile(call.K, call.tensor_cores)
     tiles = triton.cdiv(call.pixels, chosen.block_m) * triton.cdiv(call.K, chosen.block_n)
     with torch.cuda.device_of(input):
         _deform_conv2d_kernel[(tiles, groups)](
             *(call.input, call.offset, call.mask, call.weight, bias, output, *call.shared),
-            CHANNELS_LAST=last, **call.tiled(chosen),
+            CHANNELS_LAST=last, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
+            num_warps=chosen.warps, num_stages=STAGES, **call.options,
         )  # fmt: skip
     return output

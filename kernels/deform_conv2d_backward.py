@@ -25,7 +25,7 @@ from .common.deform import (
     locate_samples,
     pixel_of,
 )
-from .configs.deform_conv2d import points_tile, splits, weight_tile
+from .configs.deform_conv2d import BLOCK_C, STAGES, points_tile, splits, weight_tile
 
 
 @triton.jit
@@ -287,13 +287,14 @@ def _point_gradients(
         if dmask is not None:
             dmask.zero_()
     else:
-        chosen = points_tile(call.section, call.K, call.tensor_cores)
+        chosen = points_tile(call.K, call.tensor_cores)
         grid = (triton.cdiv(call.pixels, chosen.block_m), offset_groups * call.R * call.S)
         _deform_conv2d_points_kernel[grid](
             *(grad, call.input, call.offset, call.mask, call.weight, image, doffset, dmask),
             *call.shared,
-            **call.tiled(chosen),
-        )
+            BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
+            num_warps=chosen.warps, num_stages=STAGES, **call.options,
+        )  # fmt: skip
     empty = input.new_empty(0)
     if image is None:
         dx = empty
@@ -311,16 +312,17 @@ def _weight_gradient(call: Call, grad: Tensor, weight: Tensor, groups: int) -> T
     if grad.numel() == 0 or call.input.numel() == 0:
         return torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
     taps, C = call.R * call.S, call.input.shape[3]
-    chosen = weight_tile(call.section, call.K, call.tensor_cores)
-    parts = C // call.section * triton.cdiv(call.section, chosen.block_c)
+    chosen = weight_tile(call.K, call.tensor_cores)
+    parts = C // call.section * triton.cdiv(call.section, BLOCK_C)
     programs = parts * triton.cdiv(call.K, chosen.block_n)
     count = splits(programs * taps, call.pixels, chosen.block_m)
     split_pixels = triton.cdiv(triton.cdiv(call.pixels, count), chosen.block_m) * chosen.block_m
     sums = torch.empty(count, taps, C, call.K, device=weight.device)
     _deform_conv2d_weight_kernel[(programs, taps, count)](
         *(grad, call.input, call.offset, call.mask, sums, *call.shared, split_pixels),
-        **call.tiled(chosen),
-    )
+        BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
+        num_warps=chosen.warps, num_stages=STAGES, **call.options,
+    )  # fmt: skip
     total = sums.sum(0).view(taps, groups, C // groups, call.K).permute(1, 3, 2, 0)
     return total.reshape(weight.shape).to(weight.dtype)
 

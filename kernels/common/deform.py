@@ -121,11 +121,3 @@ class Call:
             x = x.float()
         # of the two formats of a map of one channel or pixel, this is the right one
         return x.permute(0, 2, 3, 1).contiguous()
-
-    def tiled(self, chosen: Any) -> dict[str, Any]:
-        return self.options | {
-            "BLOCK_M": chosen.block_m,
-            "BLOCK_N": chosen.block_n,
-            "BLOCK_C": chosen.block_c,
-            "num_warps": chosen.warps,
-        }

@@ -1,5 +1,5 @@
-"""Tiles for the kernels of deformable convolution: at most 32 float32 sums per thread, since the
-four corners of the samples take as many registers."""
+"""Tiles for the kernels of deformable convolution, small because each element of a tile of samples
+has four addresses and values in registers: from 32 channels on, they spill."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import triton
 
+BLOCK_C = 16  # input channels
+STAGES = 2
 MAX_SPLITS = 64  # of the pixels of the weight gradient, each with its own sums
 _PROGRAMS = 512  # that fill a GPU
 
@@ -15,7 +17,6 @@ _PROGRAMS = 512  # that fill a GPU
 class Tile:
     block_m: int  # output pixels
     block_n: int  # output channels
-    block_c: int  # input channels
     warps: int
 
 
@@ -23,26 +24,20 @@ def _block(size: int, most: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), most)
 
 
-def tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
-    """For the product of samples and weights. ``channels``: of a section."""
-    if not tensor_cores:
-        # threads hold their rows and columns in registers
-        return Tile(32, _block(filters, 32), 16, 4)
-    return Tile(64, _block(filters, 64), _block(channels, 32), 4)
+def tile(filters: int, tensor_cores: bool) -> Tile:
+    """For the product of samples and weights."""
+    # without tensor cores, threads hold their rows and columns in registers
+    return Tile(64, _block(filters, 64), 8) if tensor_cores else Tile(32, _block(filters, 32), 4)
 
 
-def points_tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
+def points_tile(filters: int, tensor_cores: bool) -> Tile:
     """For the gradients of input, offset and mask; ``block_n`` is the reduction's."""
-    if not tensor_cores:
-        return Tile(32, 16, 16, 4)
-    return Tile(32, _block(filters, 32), _block(channels, 32), 4)
+    return Tile(32, _block(filters, 32) if tensor_cores else 16, 4)
 
 
-def weight_tile(channels: int, filters: int, tensor_cores: bool) -> Tile:
+def weight_tile(filters: int, tensor_cores: bool) -> Tile:
     """For the weight's gradient; ``block_m`` is the reduction's."""
-    if not tensor_cores:
-        return Tile(16, _block(filters, 32), 16, 4)
-    return Tile(32, _block(filters, 64), _block(channels, 32), 4)
+    return Tile(32, _block(filters, 64), 4) if tensor_cores else Tile(16, _block(filters, 32), 4)
 
 
 def splits(programs: int, pixels: int, block_m: int) -> int:
