@@ -99,9 +99,9 @@ class Call:
         self.mask = None if mask is None else mask.contiguous()
         self.weight = self.last(weight)
         self.section = math.gcd(C // groups, C // offset_groups)
-        self.tensor_cores = self.input.element_size() == 2 or (
-            input.is_cuda and torch.backends.cuda.matmul.allow_tf32
-        )
+        tf32 = input.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        # the interpreter, too, is faster with large tiles
+        self.tensor_cores = not input.is_cuda or self.input.element_size() == 2 or tf32
         elements = max(input.numel(), offset.numel(), self.pixels * weight.shape[0])
         self.shared = (
             *(self.pixels, H, W, OH, OW, C, self.K, groups, offset_groups, self.section),
@@ -111,7 +111,7 @@ class Call:
             "R": self.R,
             "S": self.S,
             "INT64": elements >= 2**31,
-            "TF32": self.tensor_cores and self.input.dtype == torch.float32,
+            "TF32": tf32 and self.input.dtype == torch.float32,
         }
 
     @staticmethod
