@@ -102,7 +102,7 @@ class Call:
         tf32 = input.is_cuda and torch.backends.cuda.matmul.allow_tf32
         # the interpreter, too, is faster with large tiles
         self.tensor_cores = not input.is_cuda or self.input.element_size() == 2 or tf32
-        elements = max(input.numel(), offset.numel(), self.pixels * weight.shape[0])
+        sizes = (input.numel(), offset.numel(), weight.numel(), self.pixels * weight.shape[0])
         self.shared = (
             *(self.pixels, H, W, OH, OW, C, self.K, groups, offset_groups, self.section),
             *window,
@@ -110,7 +110,7 @@ class Call:
         self.options: dict[str, Any] = {
             "R": self.R,
             "S": self.S,
-            "INT64": elements >= 2**31,
+            "INT64": max(sizes) >= 2**31,
             "TF32": tf32 and self.input.dtype == torch.float32,
         }
 
