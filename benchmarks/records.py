@@ -29,6 +29,7 @@ GROUPS = {
     "conv_bn_relu": r"^(\w+, batch \d+)",
     "conv_bn_relu_gpu": r"^(batch \d+),.*, (\w+)$",
     "conv_transpose2d": r"^(?:.*, (bilinear),)?.*, (\w+)$",
+    "deform_conv2d": r"^([^,]+), .*, (\w+), \w+$",
     "detection": r"^(\w+)",
     "focal_loss": r"^([^,]+, [^,]+), .*, (\w+), \w+$",
     "linear_act": r"^([^,]+)",

@@ -159,6 +159,34 @@ def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool
     return Work(moved, 2 * output.numel() * weight[0].numel())
 
 
+SAMPLE_FLOPS = 8  # four multiply-adds
+# four more for the image's gradient, six differences, and five for the sums over channels
+SAMPLE_GRADIENT_FLOPS = 8 + 6 + 10
+
+
+def deformable_convolution(
+    tensors: list[Tensor], output: Tensor, *, offset_groups: int, backward: bool
+) -> Work:
+    """All tensors read once and the output written once; two operations per tap and output, and
+    those of each sample. Backward reads the output's gradient and all tensors, writes all gradients
+    and does two more products.
+
+    Args:
+        tensors: input, offset, weight, then bias and mask.
+        output: [N, K, OH, OW].
+        offset_groups: groups that divide input's channels.
+        backward: whether the case runs it too.
+    """
+    input, offset, weight = tensors[:3]
+    moved = sum(t.numel() * t.element_size() for t in (*tensors, output))
+    values = offset.numel() // (2 * offset_groups) * input.shape[1]  # of samples
+    products = 2 * output.numel() * weight[0].numel()
+    if not backward:
+        return Work(moved, products + SAMPLE_FLOPS * values)
+    per_value = 2 * SAMPLE_FLOPS + SAMPLE_GRADIENT_FLOPS
+    return Work(3 * moved, 3 * products + per_value * values)
+
+
 # magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,
 # weight, total: a function counts as one operation
 FOCAL_FLOPS = 12

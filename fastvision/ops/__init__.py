@@ -11,6 +11,7 @@ from .ciou_loss import complete_box_iou_loss
 from .conv.conv2d import conv_bn_relu
 from .conv.linear import linear_act
 from .conv.transpose import conv_transpose2d, conv_transpose2d_bn_relu
+from .deform_conv import DeformConv2d, deform_conv2d
 from .diou_loss import distance_box_iou_loss
 from .drop_block import DropBlock2d, DropBlock3d, drop_block2d, drop_block3d
 from .feature_pyramid_network import FeaturePyramidNetwork
@@ -41,15 +42,16 @@ from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
 
 __all__ = [
+    "MLP",
     "Conv2dNormActivation",
     "Conv3dNormActivation",
     "ConvBNReLU2d",
     "ConvTranspose2dNormActivation",
+    "DeformConv2d",
     "DropBlock2d",
     "DropBlock3d",
     "FeaturePyramidNetwork",
     "FrozenBatchNorm2d",
-    "MLP",
     "MaxPool2d",
     "MaxUnpool2d",
     "MultiScaleRoIAlign",
@@ -75,6 +77,7 @@ __all__ = [
     "conv_norm_act",
     "conv_transpose2d",
     "conv_transpose2d_bn_relu",
+    "deform_conv2d",
     "distance_box_iou",
     "distance_box_iou_loss",
     "drop_block2d",

@@ -12,6 +12,7 @@ from .box_iou_loss import box_iou_loss, box_iou_loss_backward
 from .box_iou_rotated import box_iou_rotated, box_iou_rotated_backward
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
+from .deform_conv2d import deform_conv2d, deform_conv2d_backward
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
 from .masks_to_boxes import masks_to_boxes
@@ -38,6 +39,8 @@ __all__ = [
     "box_iou_rotated_backward",
     "conv_bn_relu",
     "conv_transpose2d",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "fold_batch_norm",
     "linear_act",
     "masks_to_boxes",

@@ -28,7 +28,12 @@ KERNELS = {
     for kernel in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.MULTILINE)
 }
 MINOR = {"_nms_compact_kernel", "_scale_kernel"}  # which have no main variant
-GEMMS = {"_conv_transpose2d_kernel"}
+GEMMS = {
+    "_conv_transpose2d_kernel",
+    "_deform_conv2d_kernel",
+    "_deform_conv2d_points_kernel",
+    "_deform_conv2d_weight_kernel",
+}
 
 
 def compiled_resources(kernel, values, options, arch):
@@ -287,6 +292,35 @@ def conv_transpose2d_variants(all_variants):
         )
 
 
+def deform_conv2d_variants(all_variants):
+    from fastvision.kernels import deform_conv2d, deform_conv2d_backward
+    from fastvision.kernels.configs import deform_conv2d as config
+
+    names = ["pixels", "H", "W", "OH", "OW", "C", "K", "groups", "offset_groups", "section"]
+    names += ["stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"]
+    sizes = dict.fromkeys([*names, "split_pixels"], "i32")
+    variants = [("bf16", False, True), ("fp32", False, False)]
+    if all_variants:
+        variants += [("fp16", False, False), ("fp32", True, True)]
+    for dtype, tf32, channels_last in variants:
+        tensors = ("input", "offset", "mask", "weight", "bias", "output", "grad")
+        tensors += ("grad_offset", "grad_mask")
+        values = sizes | dict.fromkeys([f"{name}_ptr" for name in tensors], f"*{dtype}")
+        values |= {"grad_input_ptr": "*fp32", "sums_ptr": "*fp32", "R": 3, "S": 3, "TF32": tf32}
+        values |= {"CHANNELS_LAST": channels_last, "INT64": dtype == "fp16"}
+        for name, module, tile in (
+            ("deform_conv2d", deform_conv2d, config.tile),
+            ("deform_conv2d_points", deform_conv2d_backward, config.points_tile),
+            ("deform_conv2d_weight", deform_conv2d_backward, config.weight_tile),
+        ):
+            chosen = tile(256, dtype != "fp32" or tf32)
+            given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
+            given["BLOCK_C"] = config.BLOCK_C
+            kernel = getattr(module, f"_{name}_kernel")
+            options = {"num_warps": chosen.warps, "num_stages": config.STAGES}
+            yield f"{name} {dtype} {tf32}", kernel, given, options
+
+
 def max_pool2d_variants(all_variants):
     from fastvision.kernels import max_pool2d, max_unpool2d
 
@@ -357,6 +391,7 @@ if __name__ == "__main__":
             batch_norm_relu_variants,
             squeeze_excitation_variants,
             conv_transpose2d_variants,
+            deform_conv2d_variants,
             max_pool2d_variants,
         ):
             for name, kernel, values, options in variants(arch == ALL_VARIANTS):

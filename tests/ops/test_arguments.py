@@ -184,6 +184,16 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "conv_bn_relu": ("input", X, lambda x: ops.conv_bn_relu(x, W.clone())),
     "conv_bn_relu, weight": ("weight", W, lambda w: ops.conv_bn_relu(X, w)),
     "conv_transpose2d": ("input", X, lambda x: ops.conv_transpose2d(x, W)),
+    "deform_conv2d": (
+        "input",
+        X,
+        lambda x: ops.deform_conv2d(x, torch.zeros(1, 2, 1, 1), torch.ones(2, 4, 1, 1)),
+    ),
+    "deform_conv2d, offset": (
+        "offset",
+        X,
+        lambda o: ops.deform_conv2d(X, o, torch.ones(2, 4, 1, 1)),
+    ),
     "batch_norm_relu": (
         "input",
         X,

@@ -53,6 +53,10 @@ def image(N: int = 1) -> Tensor:
     return torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(N))
 
 
+def offsets(N: int = 1) -> Tensor:
+    return torch.randn(N, 18, 16, 16, generator=torch.Generator().manual_seed(N))
+
+
 def rois(count: int) -> Tensor:
     corners = torch.rand(count, 2, generator=torch.Generator().manual_seed(count)) * 8
     return torch.cat([torch.zeros(count, 1), corners, corners + 6], 1)
@@ -146,6 +150,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         IMAGES,
     ),
     "batch_norm_relu": (lambda: Call(lambda x: ops.batch_norm_relu(x, C, C, C, C)), IMAGES),
+    "deform_conv2d": (
+        lambda: Call(lambda x, o: ops.deform_conv2d(x, o, W, C, padding=1, mask=o[:, :9])),
+        ((image(), offsets()), (image(3), offsets(3))),
+    ),
     "squeeze_excitation": (
         lambda: Call(lambda x: ops.squeeze_excitation(x, W[:, :, 0, 0], None, W[:, :, 0, 0], C)),
         IMAGES,
@@ -260,6 +268,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "DropBlock2d": lambda: ops.DropBlock2d(0.1, 3),
     "DropBlock3d": lambda: ops.DropBlock3d(0.1, 3),
     "FeaturePyramidNetwork": lambda: ops.FeaturePyramidNetwork([8], 8),
+    "DeformConv2d": lambda: ops.DeformConv2d(8, 8, 3),
     "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(8),
     "MLP": lambda: ops.MLP(8, [8]),
     "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 7, 2),

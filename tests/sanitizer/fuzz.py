@@ -19,6 +19,7 @@ from torch import Tensor
 from fastvision import _extension, ops
 from fastvision.reference import ACTIVATIONS
 from fastvision.reference.activations import activate
+from fastvision.testing.deform_conv2d import Problem, leaves
 from fastvision.testing.numerics import assert_matches
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -468,6 +469,55 @@ def fuzz_masks_to_boxes(rng: random.Random) -> list[Tensor]:
     return [ops.masks_to_boxes(masks)]
 
 
+def fuzz_deform_conv2d(rng: random.Random) -> list[Tensor]:
+    """All gradients, at offsets that may be anything."""
+    groups, offset_groups = rng.choice((1, 1, 2, 4)), rng.choice((1, 1, 2, 3))
+    channels = groups * offset_groups * rng.choice((1, 2, 5, 8, 17))
+    problem = Problem(
+        (rng.randint(0, 3), channels, rng.choice((1, 2, 7, 20)), rng.choice((1, 2, 9, 33))),
+        groups * rng.choice((0, 1, 3, 8, 33)),
+        kernel=(rng.randint(1, 3), rng.randint(1, 3)),
+        stride=(rng.randint(1, 3), rng.randint(1, 3)),
+        padding=(rng.randint(0, 3), rng.randint(0, 3)),
+        dilation=(rng.randint(1, 2), rng.randint(1, 2)),
+        groups=groups,
+        offset_groups=offset_groups,
+        mask=rng.random() < 0.6,
+        bias=rng.random() < 0.6,
+    )
+    if min(problem.size) < 1:
+        return []  # refused in Python before any kernel
+    dtype = rng.choice(DTYPES)
+    reach = rng.choice((0.0, 1.0, 10.0))
+    tensors = problem.tensors(dtype, reach=reach)
+    kind = rng.choice(("ordinary", "offsets", "all"))
+    if kind != "ordinary":
+        for t in leaves(tensors) if kind == "all" else leaves(tensors)[1:2]:
+            for _ in range(rng.randrange(20) if t.numel() else 0):
+                t.view(-1)[rng.randrange(t.numel())] = rng.choice(HOSTILE)
+    for i in (0, 1, 4):
+        t = tensors[i]
+        tensors[i] = None if t is None else random_format(rng, t)
+    # any part of the gradients, of which at least one is wanted
+    wanted = [t for t in leaves(tensors) if rng.random() < 0.7] or [leaves(tensors)[0]]
+    for t in wanted:
+        t.requires_grad_()
+    y = problem.call(ops.deform_conv2d, tensors)
+    grads = torch.autograd.grad(y, wanted, torch.ones_like(y))
+    assert all(g.shape == t.shape for g, t in zip(grads, wanted, strict=True))
+    if kind == "all":  # sums may overflow in another order
+        return []
+    if dtype in (torch.float32, torch.float64):
+        expected = problem.call(ops.deform_conv2d, tensors, backend="reference")
+        assert_matches(y, expected, scale=10)
+        for g, other in zip(
+            grads, torch.autograd.grad(expected, wanted, torch.ones_like(y)), strict=True
+        ):
+            scale = max(1.0, other.abs().max().item()) if other.numel() else 1.0
+            assert_matches(g, other, scale=10 * scale)
+    return [y.detach()]
+
+
 FUZZERS = (
     fuzz_box_iou,
     fuzz_box_iou_loss,
@@ -480,6 +530,7 @@ FUZZERS = (
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
     fuzz_conv_transpose2d,
+    fuzz_deform_conv2d,
     fuzz_max_pool2d,
     fuzz_linear_act,
     fuzz_squeeze_excitation,

@@ -43,6 +43,7 @@ def layers() -> list[nn.Module]:
         ops.MLP(4, [8, 4]),
         ops.Permute([1, 0]),
         ops.StochasticDepth(0.1, "row"),
+        ops.DeformConv2d(4, 2, 3),
     ]
 
 

@@ -51,6 +51,9 @@ USE_WITHOUT_LIBRARY = """
     torch.testing.assert_close(features.grad.sum(), torch.tensor(24.0))
     torchvision.ops.roi_pool(features, [boxes], 2).sum().backward()
     torch.testing.assert_close(features.grad.sum(), torch.tensor(48.0))
+    zeros, ones = torch.zeros(1, 2, 8, 8), torch.ones(3, 2, 1, 1, requires_grad=True)
+    torchvision.ops.deform_conv2d(features, zeros, ones).sum().backward()
+    torch.testing.assert_close(ones.grad[2, :, 0, 0], features.detach().sum((0, 2, 3)))
     for call in (
         lambda: torchvision.ops.ps_roi_pool(features, [boxes], 1),
         lambda: fastvision.disable() or torchvision.ops.nms(boxes, scores, 0.5),

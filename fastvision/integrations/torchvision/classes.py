@@ -30,6 +30,7 @@ _TYPES: dict[str, list[tuple[type, str]]] = {
         (feature_pyramid_network.LastLevelMaxPool, "LastLevelMaxPool"),
         (feature_pyramid_network.LastLevelP6P7, "LastLevelP6P7"),
     ],
+    "torchvision.ops.deform_conv": [(ops.DeformConv2d, "DeformConv2d")],
     "torchvision.ops.misc": [
         (ops.FrozenBatchNorm2d, "FrozenBatchNorm2d"),
         (ConvNormActivation, "ConvNormActivation"),

@@ -84,7 +84,12 @@ NAMES = (
         "squeeze_excitation",
     ),
     Name(
-        ("torchvision.ops.boxes", "torchvision.ops.roi_align", "torchvision.ops.roi_pool"),
+        (
+            "torchvision.ops.boxes",
+            "torchvision.ops.deform_conv",
+            "torchvision.ops.roi_align",
+            "torchvision.ops.roi_pool",
+        ),
         "_assert_has_ops",
         lambda stock: lambda: None,
         without_library=True,
