@@ -60,6 +60,8 @@ ORDER = [
     ("bench", "conv_transpose2d", 3),
     ("bench", "batch_norm_relu", 3),
     ("bench", "multiscale_roi_align", 2),
+    ("bench", "ps_roi_align", 1),
+    ("bench", "ps_roi_pool", 1),
     ("bench", "roi_pool", 2),
     ("bench", "fuse", 4),
     ("report", "", 2),

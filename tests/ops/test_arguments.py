@@ -156,6 +156,8 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "nms, scores": ("scores", SCORES, lambda s: ops.nms(BOXES, s, 0.5)),
     "batched_nms": ("boxes", BOXES, lambda b: ops.batched_nms(b, SCORES, SCORES, 0.5)),
     "batched_nms, idxs": ("idxs", SCORES, lambda i: ops.batched_nms(BOXES, SCORES, i, 0.5)),
+    "ps_roi_align": ("input", X, lambda x: ops.ps_roi_align(x, ROIS, 2)),
+    "ps_roi_pool": ("input", X, lambda x: ops.ps_roi_pool(x, ROIS, 2)),
     "roi_align": ("input", X, lambda x: ops.roi_align(x, ROIS, 2)),
     "roi_pool": ("input", X, lambda x: ops.roi_pool(x, ROIS, 2)),
     "multiscale_roi_align": (
