@@ -23,7 +23,7 @@ __device__ inline int place_of(const RoiArgs& args, int channel) {
 }
 
 template <typename Op, typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 3) roi_sensitive_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_sensitive_kernel(
     const __grid_constant__ RoiArgs args, const __grid_constant__ TablePlan plan, int slabs
 ) {
   using A = accumulate_t<T>;

@@ -32,12 +32,14 @@ def layers() -> list[nn.Module]:
         ops.RoIAlign(2, 1.0, 2),
         ops.MultiScaleRoIAlign(["0"], 2, 2),
         ops.RoIPool(2, 1.0),
+        ops.PSRoIAlign(2, 1.0, 2),
+        ops.PSRoIPool(2, 1.0),
         ops.SqueezeExcitation(4, 2),
     ]
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid, maxima, gate = layers()
+    frozen, conv, transposed, pool, pyramid, maxima, samples, means, gate = layers()
     assert isinstance(frozen, theirs.misc.FrozenBatchNorm2d)
     assert isinstance(gate, theirs.misc.SqueezeExcitation)
     assert isinstance(conv, theirs.misc.Conv2dNormActivation)
@@ -46,6 +48,7 @@ def test_isinstance():
     assert not isinstance(transposed, theirs.misc.Conv2dNormActivation)
     assert isinstance(pool, theirs.RoIAlign) and isinstance(pyramid, theirs.MultiScaleRoIAlign)
     assert isinstance(maxima, theirs.RoIPool)
+    assert isinstance(samples, theirs.PSRoIAlign) and isinstance(means, theirs.PSRoIPool)
     assert not isinstance(theirs.FrozenBatchNorm2d(3), ops.FrozenBatchNorm2d)
 
 

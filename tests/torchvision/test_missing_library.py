@@ -51,8 +51,11 @@ USE_WITHOUT_LIBRARY = """
     torch.testing.assert_close(features.grad.sum(), torch.tensor(24.0))
     torchvision.ops.roi_pool(features, [boxes], 2).sum().backward()
     torch.testing.assert_close(features.grad.sum(), torch.tensor(48.0))
+    torchvision.ops.ps_roi_align(features, [boxes], 1).sum().backward()
+    torchvision.ops.ps_roi_pool(features, [boxes], 1).sum().backward()
+    torch.testing.assert_close(features.grad.sum(), torch.tensor(60.0))
     for call in (
-        lambda: torchvision.ops.ps_roi_pool(features, [boxes], 1),
+        lambda: torchvision.ops.deform_conv2d(features, features, features),
         lambda: fastvision.disable() or torchvision.ops.nms(boxes, scores, 0.5),
     ):
         try:

@@ -54,7 +54,13 @@ NAMES = (
         focal_loss.sigmoid_focal_loss_instead_of,
     ),
     Name(
-        ("torchvision.ops.boxes", "torchvision.ops.roi_align", "torchvision.ops.roi_pool"),
+        (
+            "torchvision.ops.boxes",
+            "torchvision.ops.ps_roi_align",
+            "torchvision.ops.ps_roi_pool",
+            "torchvision.ops.roi_align",
+            "torchvision.ops.roi_pool",
+        ),
         "_assert_has_ops",
         lambda stock: lambda: None,
         without_library=True,

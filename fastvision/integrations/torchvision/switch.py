@@ -33,20 +33,24 @@ _installed: _Installed | None = None
 def enable() -> None:
     """Runs torchvision.ops, and all code that uses it, on fastvision's kernels.
 
-    Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool and RoIPool, forward
-    and backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound
-    and models built before the call. sigmoid_focal_loss is covered as
+    Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool, RoIPool,
+    ps_roi_align, PSRoIAlign, ps_roi_pool and PSRoIPool, forward and backward, in eager mode,
+    torch.jit.script, torch.compile and autocast, including names bound and models built before the
+    call. sigmoid_focal_loss is covered as
     torchvision.ops.sigmoid_focal_loss and in torchvision's models, but not in torch.jit.script or
     under names bound elsewhere before. Results are torchvision's, with these differences:
 
-    - nms and roi_pool support float16 and bfloat16 on the CPU, roi_align bfloat16. Features may
-      have lower precision than the boxes, and autocast does not convert them to float32, except in
-      compiled and exported programs.
+    - nms and roi_pool support float16 and bfloat16 on the CPU, the other RoI ops bfloat16. Features
+      may have lower precision than the boxes, and autocast does not convert them to float32, except
+      in compiled and exported programs.
     - batched_nms is exact per class. Equal scores are ordered as in torchvision, in eager mode and
       TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond.
       fastvision.ops.batched_nms always orders them by index.
-    - roi_align and roi_pool are deterministic and support double backward and forward mode (in
-      autograd; for torch.func use fastvision.ops).
+    - The RoI ops are deterministic and support double backward and forward mode (in autograd; for
+      torch.func use fastvision.ops).
+    - ps_roi_align gives zeros where torchvision's result is NaN: boxes that are empty, under
+      adaptive sampling, or have a NaN or infinite coordinate. The gradient of ps_roi_pool is that
+      of its forward also at the map's last row and column.
     - torch.compile supports an nms that keeps 0 or 1 boxes.
     - sigmoid_focal_loss returns the limit for infinite logits, where torchvision returns NaN, and
       computes in float32 for 16-bit logits.
