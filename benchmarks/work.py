@@ -147,6 +147,59 @@ def roi_pool(
     return Work(moved, (compared * forward + len(rois) * bins * bins * backward) * C)
 
 
+def ps_roi_align(
+    input: Tensor,
+    rois: Tensor,
+    scale: float,
+    bins: int,
+    sampling_ratio: int,
+    *,
+    backward: bool = False,
+) -> Work:
+    """As :func:`roi_align`, forward or both: a bin takes its taps from one of PH * PW channels.
+
+    Args:
+        input: [N, C * bins * bins, H, W].
+        rois: [K, 5] in image coordinates.
+        scale: from those to pixels.
+        bins: per axis.
+        sampling_ratio: of samples per bin and axis.
+        backward: also of the gradient.
+    """
+    H, W = input.shape[2:]
+    taps = 0
+    for _, *corners in rois.tolist():
+        x1, y1, x2, y2 = (corner * scale - 0.5 for corner in corners)
+        _, rows = _axis(y1, y2 - y1, bins, sampling_ratio, H)
+        _, columns = _axis(x1, x2 - x1, bins, sampling_ratio, W)
+        taps += rows * columns
+    return _ps_work(input, rois, bins, taps, backward)
+
+
+def ps_roi_pool(
+    input: Tensor, rois: Tensor, scale: float, bins: int, *, backward: bool = False
+) -> Work:
+    """Each pixel of a bin added once. Arguments as of :func:`ps_roi_align`."""
+    H, W = input.shape[2:]
+    taps = 0
+    for _, *corners in rois.tolist():
+        x1, y1, x2, y2 = (math.floor(corner * scale + 0.5) for corner in corners)
+        rows = max(min(y2, H - 1) - max(y1, 0), 0)
+        taps += rows * max(min(x2, W - 1) - max(x1, 0), 0)
+    return _ps_work(input, rois, bins, taps, backward)
+
+
+def _ps_work(input: Tensor, rois: Tensor, bins: int, taps: int, backward: bool) -> Work:
+    """``taps``: of all boxes and bins. Reads what they touch, and all of the map at the most."""
+    element, channels = input.element_size(), input.shape[1] // bins**2
+    results = len(rois) * input.shape[1] * element
+    moved = rois.numel() * rois.element_size() + results
+    moved += min(taps * channels, input.numel()) * element
+    if backward:
+        moved += results + input.numel() * element
+    return Work(moved, 2 * taps * channels * (1 + backward))
+
+
 def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool = False) -> Work:
     """Input, weight and residual read once, output written once; two operations per tap and output.
     A linear layer is a convolution of one tap per feature.

@@ -65,6 +65,8 @@ ORDER = [
     ("bench", "batch_norm_relu", 3),
     ("bench", "deform_conv2d", 2),
     ("bench", "multiscale_roi_align", 2),
+    ("bench", "ps_roi_align", 1),
+    ("bench", "ps_roi_pool", 1),
     ("bench", "roi_pool", 2),
     ("bench", "box_iou", 1),
     ("bench", "box_iou_rotated", 1),

@@ -36,6 +36,8 @@ from .misc import (
 )
 from .nms import batched_nms, batched_nms_padded, nms
 from .poolers import MultiScaleRoIAlign
+from .ps_roi_align import PSRoIAlign, ps_roi_align
+from .ps_roi_pool import PSRoIPool, ps_roi_pool
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 from .roi_pool import RoIPool, roi_pool
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
@@ -55,6 +57,8 @@ __all__ = [
     "MaxPool2d",
     "MaxUnpool2d",
     "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
     "Permute",
     "RoIAlign",
     "RoIPool",
@@ -91,6 +95,8 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "norm_act",
+    "ps_roi_align",
+    "ps_roi_pool",
     "remove_small_boxes",
     "roi_align",
     "roi_pool",

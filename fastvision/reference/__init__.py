@@ -19,6 +19,8 @@ from .masks_to_boxes import masks_to_boxes
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
+from .ps_roi_align import ps_roi_align
+from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
 from .squeeze_excitation import squeeze_excitation
@@ -52,6 +54,8 @@ __all__ = [
     "nms",
     "nms_padded",
     "pixels_at",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",

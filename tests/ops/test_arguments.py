@@ -174,6 +174,8 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     ),
     "masks_to_boxes": ("masks", X, ops.masks_to_boxes),
     "remove_small_boxes": ("boxes", BOXES, lambda b: ops.remove_small_boxes(b, 1.0)),
+    "ps_roi_align": ("input", X, lambda x: ops.ps_roi_align(x, ROIS, 2)),
+    "ps_roi_pool": ("input", X, lambda x: ops.ps_roi_pool(x, ROIS, 2)),
     "roi_align": ("input", X, lambda x: ops.roi_align(x, ROIS, 2)),
     "roi_pool": ("input", X, lambda x: ops.roi_pool(x, ROIS, 2)),
     "multiscale_roi_align": (

@@ -108,6 +108,33 @@ def fuzz_roi_pool(rng: random.Random) -> list[Tensor]:
     return [pooled.detach(), x.grad]
 
 
+def fuzz_ps_rois(rng: random.Random) -> list[Tensor]:
+    """Both ps_roi_align and ps_roi_pool."""
+    size = rng.choice(((1, 1), (2, 3), (7, 7), (1, 20), (40, 1)))
+    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33)) * size[0] * size[1]
+    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
+    dtype = rng.choice(DTYPES)
+    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
+    x.requires_grad_(rng.random() < 0.8)
+    count = rng.choice((0, 1, 2, 9, 70, 150))
+    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
+    image = torch.randint(0, max(images, 1), (count, 1)).float()
+    if count and rng.random() < 0.2:
+        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
+    rois, scale = torch.cat([image, boxes], 1), rng.choice((1, 1 / 8, -0.5, 1e30))
+    if rng.random() < 0.5:
+        pooled = ops.ps_roi_pool(x, rois, size, scale)  # type: ignore[arg-type]
+    else:
+        ratio = rng.choice((-1, 1, 2, 5))
+        pooled = ops.ps_roi_align(x, rois, size, scale, ratio)  # type: ignore[arg-type]
+    assert pooled.shape == (count, channels // (size[0] * size[1]), *size)
+    if not pooled.requires_grad:
+        return [pooled]
+    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
+    assert x.grad is not None and x.grad.shape == x.shape
+    return [pooled.detach(), x.grad]
+
+
 def fuzz_nms(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
     count = rng.choice((0, 1, 2, 15, 16, 17, 65, 400, 1500))
@@ -525,6 +552,7 @@ FUZZERS = (
     fuzz_masks_to_boxes,
     fuzz_roi_align,
     fuzz_roi_pool,
+    fuzz_ps_rois,
     fuzz_nms,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,

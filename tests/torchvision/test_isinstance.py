@@ -33,6 +33,8 @@ def layers() -> list[nn.Module]:
         ops.RoIAlign(2, 1.0, 2),
         ops.MultiScaleRoIAlign(["0"], 2, 2),
         ops.RoIPool(2, 1.0),
+        ops.PSRoIAlign(2, 1.0, 2),
+        ops.PSRoIPool(2, 1.0),
         ops.SqueezeExcitation(4, 2),
         ops.Conv3dNormActivation(3, 4),
         ops.DropBlock2d(0.1, 3),
@@ -48,7 +50,7 @@ def layers() -> list[nn.Module]:
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid, maxima, gate, *others = layers()
+    frozen, conv, transposed, pool, pyramid, maxima, samples, means, gate, *others = layers()
     for layer in others:
         (stock,) = (c for c in type(layer).__bases__ if c.__module__.startswith("torchvision."))
         assert stock.__name__ == type(layer).__name__
@@ -60,6 +62,7 @@ def test_isinstance():
     assert not isinstance(transposed, theirs.misc.Conv2dNormActivation)
     assert isinstance(pool, theirs.RoIAlign) and isinstance(pyramid, theirs.MultiScaleRoIAlign)
     assert isinstance(maxima, theirs.RoIPool)
+    assert isinstance(samples, theirs.PSRoIAlign) and isinstance(means, theirs.PSRoIPool)
     assert not isinstance(theirs.FrozenBatchNorm2d(3), ops.FrozenBatchNorm2d)
 
 

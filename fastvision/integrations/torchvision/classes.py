@@ -41,6 +41,8 @@ _TYPES: dict[str, list[tuple[type, str]]] = {
         (ops.SqueezeExcitation, "SqueezeExcitation"),
     ],
     "torchvision.ops.poolers": [(ops.MultiScaleRoIAlign, "MultiScaleRoIAlign")],
+    "torchvision.ops.ps_roi_align": [(ops.PSRoIAlign, "PSRoIAlign")],
+    "torchvision.ops.ps_roi_pool": [(ops.PSRoIPool, "PSRoIPool")],
     "torchvision.ops.roi_align": [(ops.RoIAlign, "RoIAlign")],
     "torchvision.ops.roi_pool": [(ops.RoIPool, "RoIPool")],
     "torchvision.ops.stochastic_depth": [(ops.StochasticDepth, "StochasticDepth")],

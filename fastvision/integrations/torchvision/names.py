@@ -87,6 +87,8 @@ NAMES = (
         (
             "torchvision.ops.boxes",
             "torchvision.ops.deform_conv",
+            "torchvision.ops.ps_roi_align",
+            "torchvision.ops.ps_roi_pool",
             "torchvision.ops.roi_align",
             "torchvision.ops.roi_pool",
         ),

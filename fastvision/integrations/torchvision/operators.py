@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from . import deform_conv2d, devices, nms, roi_align, roi_pool
+from . import deform_conv2d, devices, nms, position_sensitive, roi_align, roi_pool
 from .recording import tag_compiled
 
 _Kernel = Callable[..., Any]
@@ -86,6 +86,34 @@ OPERATORS = (
         "(Tensor, Tensor, Tensor, Tensor, Tensor)",
         kernel=deform_conv2d.backward,
         fake=deform_conv2d.fake_backward,
+    ),
+    Operator(
+        "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
+        kernel=position_sensitive.ps_roi_align,
+        fake=position_sensitive.fake,
+        recorded=position_sensitive.PSRoIAlignRecorded,
+    ),
+    Operator(
+        "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, "
+        "float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, "
+        "SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
+        kernel=position_sensitive.ps_roi_align_backward,
+        fake=position_sensitive.fake_backward,
+    ),
+    Operator(
+        "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width) -> (Tensor, Tensor)",
+        kernel=position_sensitive.ps_roi_pool,
+        fake=position_sensitive.fake,
+        recorded=position_sensitive.PSRoIPoolRecorded,
+    ),
+    Operator(
+        "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, "
+        "float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, "
+        "SymInt channels, SymInt height, SymInt width) -> Tensor",
+        kernel=position_sensitive.ps_roi_pool_backward,
+        fake=position_sensitive.fake_backward,
     ),
     Operator(
         "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "

@@ -34,22 +34,25 @@ def enable() -> None:
     """Runs torchvision.ops, and all code that uses it, on fastvision's kernels.
 
     Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool, RoIPool,
-    deform_conv2d and DeformConv2d, forward and backward, in eager mode, torch.jit.script,
-    torch.compile and autocast, including names bound and models built before the call.
-    sigmoid_focal_loss, drop_block2d and drop_block3d are covered as attributes of torchvision.ops
-    and in torchvision's models and modules, but not in torch.jit.script or under names bound
-    elsewhere before. In eager mode the modules FrozenBatchNorm2d and, without gradients,
-    SqueezeExcitation run as one op.
+    ps_roi_align, PSRoIAlign, ps_roi_pool, PSRoIPool, deform_conv2d and DeformConv2d, forward and
+    backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound and
+    models built before the call. sigmoid_focal_loss, drop_block2d and drop_block3d are covered as
+    attributes of torchvision.ops and in torchvision's models and modules, but not in
+    torch.jit.script or under names bound elsewhere before. In eager mode the modules
+    FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
     :func:`enabled_names` lists what is replaced. Results are torchvision's, with these differences:
 
-    - nms and roi_pool support float16 and bfloat16 on the CPU, roi_align and deform_conv2d
+    - nms and roi_pool support float16 and bfloat16 on the CPU, the other RoI ops and deform_conv2d
       bfloat16. Features may have lower precision than the boxes, and autocast does not convert them
       to float32, except in compiled and exported programs.
     - batched_nms is exact per class. Equal scores are ordered as in torchvision, in eager mode and
       TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond.
       fastvision.ops.batched_nms always orders them by index.
-    - roi_align, roi_pool and on the CPU deform_conv2d are deterministic, and support double
-      backward and forward mode (in autograd; for torch.func use fastvision.ops).
+    - The RoI ops and on the CPU deform_conv2d are deterministic, and support double backward and
+      forward mode (in autograd; for torch.func use fastvision.ops).
+    - ps_roi_align gives zeros where torchvision's result is NaN: boxes that are empty, under
+      adaptive sampling, or have a NaN or infinite coordinate. The gradient of ps_roi_pool is that
+      of its forward also at the map's last row and column.
     - deform_conv2d takes a sample at a NaN offset as 0, and raises an error for a stride or
       dilation of 0, both of which can end the process in torchvision.
     - torch.compile supports an nms that keeps 0 or 1 boxes.
