@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE
-from ._checks import FLOATING
+from ._checks import FLOATING, is_eager
 from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
 from .conv.conv2d import conv_bn_relu
@@ -244,6 +244,7 @@ def _serves_volumes(norm: Any, input: Tensor) -> bool:
     """Of other memory formats the ops make a copy."""
     return (
         type(norm) is nn.BatchNorm3d
+        and is_eager()
         and input.dim() == 5
         and input.is_contiguous()
         and input.numel() >= _MIN_VOLUMES

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import _extension
 from .._memory_format import contiguous, format_of, is_channels_last
-from ._checks import needs_gradient
+from ._checks import is_eager, needs_gradient
 from ._layers import has_global_hooks, is_plain
 from .chain import conv_norm_act, norm_act
 from .misc import Conv2dNormActivation
@@ -161,7 +161,8 @@ class FeaturePyramidNetwork(nn.Module):
 def _is_faster_in_channels_last(maps: list[Tensor], parameters: Iterable[Tensor]) -> bool:
     """Whether our convolutions, which compute in channels_last, pay for converting the maps."""
     return (
-        all(m.is_cpu and m.dtype == torch.float32 and m.dim() == 4 for m in maps)
+        is_eager()  # a program would keep the loop over this batch
+        and all(m.is_cpu and m.dtype == torch.float32 and m.dim() == 4 for m in maps)
         and maps[0].is_contiguous()
         and _extension.missing is None
         and not torch.is_autocast_enabled("cpu")

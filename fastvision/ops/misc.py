@@ -368,6 +368,7 @@ class MLP(Sequential):
     def forward(self, input: Any) -> Any:
         if (
             isinstance(input, Tensor)
+            and is_eager()
             and input.is_cpu
             and input.dim() > 0
             and input.numel() >= _MIN_ROWS_OF_MLP * input.shape[-1]

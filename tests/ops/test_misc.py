@@ -455,3 +455,23 @@ def test_conv_norm_activation_of_any_dimension(recwarn):
     )
     assert layer(torch.rand(2, 2, 9)).shape == (2, 3, 9) and layer[0].padding == (4,)
     assert not recwarn
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "gradient"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_frozen_batch_norm_in_programs(dtype, training):
+    """One op, except small maps with a gradient."""
+    torch.compiler.reset()
+    norm = randomize(ops.FrozenBatchNorm2d(4)).to(dtype)
+    x = images().to(dtype).requires_grad_(training)
+    programs = {
+        "compile": torch.compile(norm, fullgraph=True, backend="aot_eager"),
+        "export": torch.export.export(norm, (x,)).module(),
+        "fx": torch.fx.symbolic_trace(norm),
+    }
+    with torch.set_grad_enabled(training):
+        expected = norm(x)
+        for name, program in programs.items():
+            assert_matches(program(x), expected, scale=2)
+            nodes = [n.op for n in program.graph.nodes] if name == "fx" else []
+            assert nodes.count("call_function") == (name == "fx")

@@ -46,7 +46,8 @@ class Levels(nn.Module):
         self.pyramid = ops.FeaturePyramidNetwork([8, 8], 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pyramid({"fine": x, "coarse": x[..., ::2, ::2]})["fine"]
+        fine, coarse = self.pyramid({"fine": x, "coarse": x[..., ::2, ::2]}).values()
+        return fine + coarse.mean()
 
 
 def image(N: int = 1) -> Tensor:
