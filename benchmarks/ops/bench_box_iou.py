@@ -41,9 +41,14 @@ def gradients(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def powerboxes(name: str) -> Callable[..., Any]:
     import powerboxes
 
-    function = getattr(
-        powerboxes, {"box_iou": "iou_distance", "distance_box_iou": "diou_distance"}[name]
-    )
+    # its other overlaps have no parallel form
+    names = {
+        "box_iou": "parallel_iou_distance",
+        "generalized_box_iou": "parallel_giou_distance",
+        "distance_box_iou": "diou_distance",
+        "complete_box_iou": "ciou_distance",
+    }
+    function = getattr(powerboxes, names[name])
     return lambda b1, b2: 1 - torch.from_numpy(function(b1.numpy(), b2.numpy()))
 
 
@@ -82,7 +87,7 @@ def pairs_case(kind: str, counts: tuple[int, int], *, gradient: bool, quick: boo
             KINDS[kind],
             device,
             gradient=gradient,
-            peer=not gradient and kind in ("iou", "distance"),
+            peer=not gradient,
         ),
         check=lambda actual, expected: assert_matches(
             actual.float(), expected, scale=100 if gradient else 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.box_iou import FORMATS
-from ._checks import check_tensor
+from ._checks import check_tensor, is_traced
 
 ROTATED = ("cxcywhr", "xywhr", "xyxyxyxy")
 _SIZES = dict.fromkeys(FORMATS, 4) | {"cxcywhr": 5, "xywhr": 5, "xyxyxyxy": 8}
@@ -118,7 +118,8 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
         raise NotImplementedError(
             f"Unsupported Bounding Box Conversions for given in_fmt {in_fmt} and out_fmt {out_fmt}"
         )
-    if boxes.dim() == 0 or boxes.shape[-1] != _SIZES[in_fmt]:
+    # torch.jit.trace would take the size for a constant
+    if not is_traced() and (boxes.dim() == 0 or boxes.shape[-1] != _SIZES[in_fmt]):
         raise ValueError(
             f"boxes must have shape [..., {_SIZES[in_fmt]}] in {in_fmt}, got {list(boxes.shape)}"
         )

@@ -120,22 +120,25 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         ),
         ROIS,
     ),
-    "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b)), BOXES),
+    "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b.detach() + 1)), BOXES),
     "box_iou_rotated": (
         lambda: Call(lambda b: ops.box_iou(b, b.flip(0), "xywhr")),
         ((rois(2).flip(1),), (rois(5).flip(1),)),
     ),
-    "complete_box_iou": (lambda: Call(lambda b: ops.complete_box_iou(b, b.flip(0))), BOXES),
+    "complete_box_iou": (lambda: Call(lambda b: ops.complete_box_iou(b, b.detach() + 1)), BOXES),
     "complete_box_iou_loss": (
         lambda: Call(lambda b: ops.complete_box_iou_loss(b, b.flip(0))),
         BOXES,
     ),
-    "distance_box_iou": (lambda: Call(lambda b: ops.distance_box_iou(b, b.flip(0))), BOXES),
+    "distance_box_iou": (lambda: Call(lambda b: ops.distance_box_iou(b, b.detach() + 1)), BOXES),
     "distance_box_iou_loss": (
         lambda: Call(lambda b: ops.distance_box_iou_loss(b, b.flip(0))),
         BOXES,
     ),
-    "generalized_box_iou": (lambda: Call(lambda b: ops.generalized_box_iou(b, b.flip(0))), BOXES),
+    "generalized_box_iou": (
+        lambda: Call(lambda b: ops.generalized_box_iou(b, b.detach() + 1)),
+        BOXES,
+    ),
     "generalized_box_iou_loss": (
         lambda: Call(lambda b: ops.generalized_box_iou_loss(b, b.flip(0))),
         BOXES,
