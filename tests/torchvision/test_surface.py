@@ -20,36 +20,6 @@ pytest.importorskip("torchvision.ops")
 from torchvision import ops as stock  # noqa: E402
 from torchvision.models import feature_extraction  # noqa: E402
 
-# names of torchvision.ops, and its modules, that are still missing
-MISSING = {
-    "DeformConv2d",
-    "PSRoIAlign",
-    "PSRoIPool",
-    "_utils",
-    "box_area",
-    "box_convert",
-    "box_iou",
-    "boxes",
-    "ciou_loss",
-    "clip_boxes_to_image",
-    "complete_box_iou",
-    "complete_box_iou_loss",
-    "deform_conv",
-    "deform_conv2d",
-    "diou_loss",
-    "distance_box_iou",
-    "distance_box_iou_loss",
-    "generalized_box_iou",
-    "generalized_box_iou_loss",
-    "giou_loss",
-    "masks_to_boxes",
-    "poolers.LevelMapper",
-    "poolers.initLevelMapper",
-    "ps_roi_align",
-    "ps_roi_pool",
-    "remove_small_boxes",
-}
-
 # by which torchvision compiles an eager form of roi_align, and registers symbols of ONNX
 _NOT_PUBLIC = {
     "roi_align.lazy_compile",
@@ -93,18 +63,14 @@ NAMES = sorted(
         f"{module}.{name}"
         for module in MODULES
         for name in own_names(importlib.import_module(f"torchvision.ops.{module}"))
-        if f"{module}.{name}" not in _NOT_PUBLIC and module not in MISSING
+        if f"{module}.{name}" not in _NOT_PUBLIC
     }
 )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_name_exists(name: str) -> None:
-    assert exists(name) != (name in MISSING), "take it off the list of missing names"
-
-
-def test_missing_names_are_names() -> None:
-    assert set(NAMES) >= MISSING
+    assert exists(name)
 
 
 def parameters(function: Any) -> list[tuple[Any, ...]]:
@@ -120,7 +86,7 @@ def assert_same_signature(ours: Any, theirs: Any) -> None:
             assert default is not inspect.Parameter.empty
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in MISSING and n not in MODULES])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in MODULES])
 def test_signature(name: str) -> None:
     ours, theirs = find(name, ops), find(name, stock)
     assert inspect.isclass(ours) == inspect.isclass(theirs)
@@ -131,13 +97,13 @@ def test_signature(name: str) -> None:
                 assert_same_signature(getattr(ours, method), function)
 
 
-@pytest.mark.parametrize("name", sorted(MODULES - MISSING))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_module_has_what_it_defines(name: str) -> None:
     ours = importlib.import_module(f"fastvision.ops.{name}")
     theirs = importlib.import_module(f"torchvision.ops.{name}")
     for inside in own_names(theirs):
         dotted = f"{name}.{inside}"
-        if dotted not in _NOT_PUBLIC | MISSING and inside in stock.__all__:
+        if dotted not in _NOT_PUBLIC and inside in stock.__all__:
             assert getattr(ours, inside) is getattr(ops, inside)
     assert ops.misc.interpolate is stock.misc.interpolate
 

@@ -13,7 +13,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from . import drop_block, focal_loss, misc, nms, roi_align
+from . import boxes, drop_block, focal_loss, misc, nms, roi_align
 
 
 class Name(NamedTuple):
@@ -82,6 +82,29 @@ NAMES = (
         "SqueezeExcitation.forward",
         misc.squeeze_excitation_instead_of,
         "squeeze_excitation",
+    ),
+    *(
+        Name(("torchvision.ops.boxes", "torchvision.ops"), name, boxes.of_two_sets_instead_of, name)
+        for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
+    ),
+    *(
+        Name(
+            (f"torchvision.ops.{module}", "torchvision.ops"),
+            name,
+            boxes.of_two_sets_instead_of,
+            name,
+        )
+        for module, name in (
+            ("giou_loss", "generalized_box_iou_loss"),
+            ("diou_loss", "distance_box_iou_loss"),
+            ("ciou_loss", "complete_box_iou_loss"),
+        )
+    ),
+    Name(
+        ("torchvision.ops.boxes", "torchvision.ops"),
+        "masks_to_boxes",
+        boxes.masks_to_boxes_instead_of,
+        "masks_to_boxes",
     ),
     Name(
         (

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from . import deform_conv2d, devices, nms, position_sensitive, roi_align, roi_pool
+from . import boxes, deform_conv2d, devices, nms, position_sensitive, roi_align, roi_pool
 from .recording import tag_compiled
 
 _Kernel = Callable[..., Any]
@@ -67,6 +67,11 @@ _DEFORM = (
     "SymInt offset_groups, bool use_mask"
 )
 OPERATORS = (
+    Operator(
+        "box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor",
+        kernel=boxes.box_iou_rotated,
+        fake=boxes.fake_box_iou_rotated,
+    ),
     Operator(
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         kernel=ops.nms,
