@@ -86,6 +86,8 @@ def _deform_conv2d_kernel(
             if mask_ptr is not None:
                 factor = tl.load(mask_ptr + sample * area + place, mask=m_mask, other=0.0)
                 column *= factor.to(tl.float32)[:, None]
+                # zeros beyond the section stay zeros if the factor is infinite
+                column = tl.where(c_mask[None, :], column, 0.0)
             b = tl.load(
                 weight_ptr + ((group * K + k) * (R * S) + tap)[None, :] * width + c[:, None],
                 mask=c_mask[:, None] & k_mask[None, :],
