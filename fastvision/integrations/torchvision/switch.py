@@ -36,10 +36,10 @@ def enable() -> None:
     Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool, RoIPool,
     ps_roi_align, PSRoIAlign, ps_roi_pool, PSRoIPool, deform_conv2d and DeformConv2d, forward and
     backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound and
-    models built before the call. sigmoid_focal_loss, box_iou, generalized_box_iou, distance_box_iou,
-    complete_box_iou, the losses of the last three, masks_to_boxes, drop_block2d and drop_block3d
-    are covered as attributes of torchvision.ops and in torchvision's models and modules, but not in
-    torch.jit.script or under names bound elsewhere before. In eager mode the modules
+    models built before the call. sigmoid_focal_loss, box_iou, generalized_box_iou,
+    distance_box_iou, complete_box_iou, the losses of the last three, masks_to_boxes, drop_block2d
+    and drop_block3d are covered as attributes of torchvision.ops and in torchvision's models and
+    modules, but not in torch.jit.script or under names bound elsewhere before. In eager mode the modules
     FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
     :func:`enabled_names` lists what is replaced. Results are torchvision's, with these differences:
 
