@@ -39,8 +39,8 @@ def enable() -> None:
     models built before the call. sigmoid_focal_loss, box_iou, generalized_box_iou,
     distance_box_iou, complete_box_iou, the losses of the last three, masks_to_boxes, drop_block2d
     and drop_block3d are covered as attributes of torchvision.ops and in torchvision's models and
-    modules, but not in torch.jit.script or under names bound elsewhere before. In eager mode the modules
-    FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
+    modules, but not in torch.jit.script or under names bound elsewhere before. In eager mode the
+    modules FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
     :func:`enabled_names` lists what is replaced. Results are torchvision's, with these differences:
 
     - nms and roi_pool support float16 and bfloat16 on the CPU, the other RoI ops and deform_conv2d
