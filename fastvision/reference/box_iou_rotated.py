@@ -21,21 +21,24 @@ def _edge_integral(
     clamped to +-half_height."""
     run, rise = x1 - x0, y1 - y0
     vertical = run == 0
-    slope = torch.where(vertical, 0, rise / torch.where(vertical, 1, run))
     start, end = _clamp(x0, -half_width, half_width), _clamp(x1, -half_width, half_width)
-    lowest, highest = torch.minimum(y0, y1), torch.maximum(y0, y1)
-    # each from its own end, so that a vertical edge keeps both
-    ya = _clamp(y0 + (start - x0) * slope, lowest, highest)
-    yb = _clamp(y1 + (end - x1) * slope, lowest, highest)
+    # shares of the edge, each from its own end, so that a vertical edge keeps both
+    span = torch.where(vertical, 1, run)
+    ya = y0 + ((start - x0) / span).clamp(0, 1) * rise
+    yb = y1 - ((x1 - end) / span).clamp(0, 1) * rise
     low, high = torch.minimum(ya, yb), torch.maximum(ya, yb)
     low_inside, high_inside = (_clamp(y, -half_height, half_height) for y in (low, high))
     middle = (low_inside + high_inside) / 2
     height = high - low
     below = torch.minimum(high, -half_height) - torch.minimum(low, -half_height)
     above = torch.maximum(high, half_height) - torch.maximum(low, half_height)
-    level = height == 0
+    # Without division where the edge crosses no limit: of an edge that is level but for rounding,
+    # the derivative of the quotient would be noise.
+    whole = ((low >= half_height) | (high <= half_height)) & (
+        (low >= -half_height) | (high <= -half_height)
+    )
     weighted = half_height * (above - below) + middle * (high_inside - low_inside)
-    mean = torch.where(level, middle, weighted / torch.where(level, 1, height))
+    mean = torch.where(whole, middle, weighted / torch.where(whole, 1, height))
     return (end - start) * mean
 
 
