@@ -24,16 +24,20 @@ DIRECT_SUM = {"batch_norm_relu", "conv_bn_relu", "conv_bn_relu_gpu", "conv_trans
 # the part of a case's name that it shares with its group, by op; other ops' cases stay alone
 GROUPS = {
     "batch_norm_relu": r"^(training step|forward and backward|forward).*?(float32|bfloat16)",
+    "box_iou": r"^(\w+(?:, forward and backward)?)",
     "calls": r"^(\w+)",
     "conv_bn_relu": r"^(\w+, batch \d+)",
     "conv_bn_relu_gpu": r"^(batch \d+),.*, (\w+)$",
     "conv_transpose2d": r"^(?:.*, (bilinear),)?.*, (\w+)$",
+    "deform_conv2d": r"^([^,]+), .*, (\w+), \w+$",
     "detection": r"^(\w+)",
     "focal_loss": r"^([^,]+, [^,]+), .*, (\w+), \w+$",
     "linear_act": r"^([^,]+)",
     "max_pool2d": r"^(\w+(?:, gradient)?), .*, (\w+), \w+$",
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
+    "ps_roi_align": r"^([^,]+), .* samples, (\w+)",
+    "ps_roi_pool": r"^([^,]+), .* bins, (\w+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",
     "roi_pool": r"^([^,]+), .* bins, (\w+)",
 }

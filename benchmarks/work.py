@@ -22,6 +22,31 @@ def nms(inputs: tuple[Tensor, ...], kept: int, dropped: int) -> Work:
     return Work(moved, IOU_FLOPS * dropped)
 
 
+# operations per pair: IoU, and what the kinds of overlap add to it
+OVERLAP_FLOPS = {"iou": 14, "generalized": 24, "distance": 32, "complete": 42}
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, *, backward: bool = False) -> Work:
+    """Boxes read once and the overlaps written once; the backward reads their gradients."""
+    pairs = boxes1.shape[0] * boxes2.shape[0]
+    element = boxes1.element_size()
+    moved = (boxes1.numel() + boxes2.numel() + pairs) * element * (1 + backward)
+    return Work(moved, pairs * OVERLAP_FLOPS[kind] * (1 + 2 * backward))
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Work:
+    """Boxes read once and the overlaps written once; six operations tell that a pair is apart."""
+    pairs = boxes1.shape[0] * boxes2.shape[0]
+    return Work((boxes1.numel() + boxes2.numel() + pairs) * boxes1.element_size(), 6 * pairs)
+
+
+def masks_to_boxes(masks: Tensor, boxes: Tensor) -> Work:
+    """The pixels outside of the boxes read once, and the boxes written."""
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    outside = masks.numel() - int((sides[:, 0] * sides[:, 1]).sum())
+    return Work(outside * masks.element_size() + boxes.numel() * boxes.element_size(), outside)
+
+
 def _axis(low: float, size: float, bins: int, samples: int, extent: int) -> tuple[np.ndarray, int]:
     """Pixels that one axis of a box touches, and its number of distinct (bin, pixel) pairs."""
     at = low + (np.arange(bins * samples) + 0.5) * (size / (bins * samples))
@@ -122,6 +147,59 @@ def roi_pool(
     return Work(moved, (compared * forward + len(rois) * bins * bins * backward) * C)
 
 
+def ps_roi_align(
+    input: Tensor,
+    rois: Tensor,
+    scale: float,
+    bins: int,
+    sampling_ratio: int,
+    *,
+    backward: bool = False,
+) -> Work:
+    """As :func:`roi_align`, forward or both: a bin takes its taps from one of PH * PW channels.
+
+    Args:
+        input: [N, C * bins * bins, H, W].
+        rois: [K, 5] in image coordinates.
+        scale: from those to pixels.
+        bins: per axis.
+        sampling_ratio: of samples per bin and axis.
+        backward: also of the gradient.
+    """
+    H, W = input.shape[2:]
+    taps = 0
+    for _, *corners in rois.tolist():
+        x1, y1, x2, y2 = (corner * scale - 0.5 for corner in corners)
+        _, rows = _axis(y1, y2 - y1, bins, sampling_ratio, H)
+        _, columns = _axis(x1, x2 - x1, bins, sampling_ratio, W)
+        taps += rows * columns
+    return _ps_work(input, rois, bins, taps, backward)
+
+
+def ps_roi_pool(
+    input: Tensor, rois: Tensor, scale: float, bins: int, *, backward: bool = False
+) -> Work:
+    """Each pixel of a bin added once. Arguments as of :func:`ps_roi_align`."""
+    H, W = input.shape[2:]
+    taps = 0
+    for _, *corners in rois.tolist():
+        x1, y1, x2, y2 = (math.floor(corner * scale + 0.5) for corner in corners)
+        rows = max(min(y2, H - 1) - max(y1, 0), 0)
+        taps += rows * max(min(x2, W - 1) - max(x1, 0), 0)
+    return _ps_work(input, rois, bins, taps, backward)
+
+
+def _ps_work(input: Tensor, rois: Tensor, bins: int, taps: int, backward: bool) -> Work:
+    """``taps``: of all boxes and bins. Reads what they touch, and all of the map at the most."""
+    element, channels = input.element_size(), input.shape[1] // bins**2
+    results = len(rois) * input.shape[1] * element
+    moved = rois.numel() * rois.element_size() + results
+    moved += min(taps * channels, input.numel()) * element
+    if backward:
+        moved += results + input.numel() * element
+    return Work(moved, 2 * taps * channels * (1 + backward))
+
+
 def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool = False) -> Work:
     """Input, weight and residual read once, output written once; two operations per tap and output.
     A linear layer is a convolution of one tap per feature.
@@ -132,6 +210,34 @@ def convolution(input: Tensor, weight: Tensor, output: Tensor, *, residual: bool
     if residual:
         moved += output.numel() * output.element_size()
     return Work(moved, 2 * output.numel() * weight[0].numel())
+
+
+SAMPLE_FLOPS = 8  # four multiply-adds
+# four more for the image's gradient, six differences, and five for the sums over channels
+SAMPLE_GRADIENT_FLOPS = 8 + 6 + 10
+
+
+def deformable_convolution(
+    tensors: list[Tensor], output: Tensor, *, offset_groups: int, backward: bool
+) -> Work:
+    """All tensors read once and the output written once; two operations per tap and output, and
+    those of each sample. Backward reads the output's gradient and all tensors, writes all gradients
+    and does two more products.
+
+    Args:
+        tensors: input, offset, weight, then bias and mask.
+        output: [N, K, OH, OW].
+        offset_groups: groups that divide input's channels.
+        backward: whether the case runs it too.
+    """
+    input, offset, weight = tensors[:3]
+    moved = sum(t.numel() * t.element_size() for t in (*tensors, output))
+    values = offset.numel() // (2 * offset_groups) * input.shape[1]  # of samples
+    products = 2 * output.numel() * weight[0].numel()
+    if not backward:
+        return Work(moved, products + SAMPLE_FLOPS * values)
+    per_value = 2 * SAMPLE_FLOPS + SAMPLE_GRADIENT_FLOPS
+    return Work(3 * moved, 3 * products + per_value * values)
 
 
 # magnitude, exponential, logarithm of 1 + e, reciprocal, two sums, maximum, power, two products,

@@ -6,9 +6,19 @@ from typing import Any
 from . import ops
 from ._info import info
 from ._version import __version__
-from .integrations.torchvision import disable, enable, enabled
+from .integrations.torchvision import disable, enable, enabled, enabled_names
 
-__all__ = ["__version__", "disable", "enable", "enabled", "fuse", "info", "models", "ops"]
+__all__ = [
+    "__version__",
+    "disable",
+    "enable",
+    "enabled",
+    "enabled_names",
+    "fuse",
+    "info",
+    "models",
+    "ops",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,12 @@ import torch
 
 from . import _extension
 from ._version import __version__
+from .integrations.torchvision import enabled_names
 from .ops._backend import BACKENDS
 from .ops._library import PUBLIC, Operator
 
 
-def _installed(distribution: str) -> str | None:
+def installed(distribution: str) -> str | None:
     """Version of an installed distribution, without importing it."""
     try:
         return importlib.metadata.version(distribution)
@@ -60,6 +61,8 @@ def info() -> dict[str, Any]:
           ``triton``: versions, or None if missing.
         - ``library``: build options of the compiled library and the CPU level in use. If it cannot
           be used, only ``missing``, the reason.
+        - ``enabled``: backends by the name in torchvision that they serve, see
+          :func:`fastvision.enabled_names`; empty unless :func:`fastvision.enable` was called.
         - ``gpus``: device, name and compute capability of each GPU.
         - ``ops``: per op, device and backend, None if it can run, or the reason why not.
     """
@@ -71,9 +74,10 @@ def info() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "torchvision": _installed("torchvision"),
-        "triton": _installed("triton"),
+        "torchvision": installed("torchvision"),
+        "triton": installed("triton"),
         "library": _library(),
+        "enabled": {name: list(backends) for name, backends in enabled_names()},
         "gpus": gpus,
         "ops": {
             name: {device: _backends(operator, device) for device in devices}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from . import _doctor
 from ._info import info
 from .ops._backend import BACKENDS
 
@@ -82,9 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("info", help="versions, hardware, backends")
     command.add_argument("--json", action="store_true", help="print fastvision.info() as JSON")
+    commands.add_parser(
+        "doctor", help="what is wrong with this installation; exit code 1 if something is broken"
+    )
     _add_training(commands)
     options = parser.parse_args(arguments)
 
+    if options.command == "doctor":
+        found = _doctor.findings()
+        print("\n".join(_doctor.report(found)))
+        return int(_doctor.is_broken(found))
     if options.command != "info":
         from .training import command as training  # it needs packages that the ops do not
 

@@ -190,10 +190,11 @@ struct BilinearAxis {
   }
 };
 
-// RoIPool: the whole pixels that a bin touches (Fast R-CNN, section 2.1), in the order of
-// operations of torchvision. Their weights are 1.
-template <typename A>
-struct CellAxis {
+// The whole pixels that a bin touches (Fast R-CNN, section 2.1), in the order of operations of
+// torchvision, for RoIPool or PSRoIPool. Their weights are 1; with kMean a bin is divided by their
+// number. Then, as in torchvision, a roi ends before its last pixel, and the map likewise.
+template <typename A, bool kMean>
+struct WholePixelAxis {
   using Value = A;
 
   A start;  // first pixel
@@ -202,16 +203,16 @@ struct CellAxis {
   int extent;  // pixels of the map
   bool none;   // the roi gives zeros
 
-  FASTVISION_HOST_DEVICE static CellAxis make(
+  FASTVISION_HOST_DEVICE static WholePixelAxis make(
       const RoiArgs&, A low, A high, double spatial_scale, int64_t bins, int64_t extent
   ) {
     const A scale = static_cast<A>(spatial_scale);
     const A first = round(rounded_multiply(low, scale));
     const A last = round(rounded_multiply(high, scale));
-    CellAxis axis;
+    WholePixelAxis axis;
     axis.start = in_32_bits(first);
     const int64_t size =
-        static_cast<int64_t>(in_32_bits(last)) - static_cast<int64_t>(axis.start) + 1;
+        static_cast<int64_t>(in_32_bits(last)) - static_cast<int64_t>(axis.start) + (kMean ? 0 : 1);
     axis.bin_size = static_cast<A>(size > 1 ? size : 1) / static_cast<A>(bins);
     axis.bins = static_cast<int>(bins);
     axis.extent = static_cast<int>(extent);
@@ -222,7 +223,9 @@ struct CellAxis {
   FASTVISION_HOST_DEVICE bool too_fine() const { return false; }
   FASTVISION_HOST_DEVICE bool empty() const { return none; }
   FASTVISION_HOST_DEVICE void clear() { none = true; }
-  FASTVISION_HOST_DEVICE A divisor(int) const { return A(1); }
+  FASTVISION_HOST_DEVICE A divisor(int bin) const {
+    return kMean ? static_cast<A>(end(bin) - begin(bin)) : A(1);
+  }
 
   // The pixels of a bin, [begin, end), clipped to the map.
   FASTVISION_HOST_DEVICE int begin(int bin) const {
@@ -274,8 +277,14 @@ struct CellAxis {
   }
   FASTVISION_HOST_DEVICE int clipped(A offset) const {
     const int64_t pixel = static_cast<int64_t>(start) + static_cast<int64_t>(offset);
-    return static_cast<int>(none || pixel < 0 ? 0 : pixel > extent ? extent : pixel);
+    const int limit = kMean ? extent - 1 : extent;
+    return static_cast<int>(none || pixel < 0 ? 0 : pixel > limit ? limit : pixel);
   }
 };
+
+template <typename A>
+using CellAxis = WholePixelAxis<A, false>;
+template <typename A>
+using MeanCellAxis = WholePixelAxis<A, true>;
 
 }  // namespace fastvision

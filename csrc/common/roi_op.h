@@ -28,6 +28,18 @@ struct AllChannels {
   FASTVISION_NO_COPY static int64_t features(const RoiArgs&, int64_t pooled) { return pooled; }
 };
 
+// Output channel c of bin (i, j) is pooled from channel (c * PH + i) * PW + j (R-FCN, equation 1).
+struct PositionSensitive {
+  static constexpr bool kSharedByBins = false;
+
+  FASTVISION_HOST_DEVICE FASTVISION_NO_COPY static int64_t pooled(const RoiArgs& args) {
+    return args.C / (args.PH * args.PW);
+  }
+  FASTVISION_NO_COPY static int64_t features(const RoiArgs& args, int64_t pooled) {
+    return pooled * args.PH * args.PW;
+  }
+};
+
 template <typename T, typename Reduction, typename Channels>
 struct RoiKernel {};
 

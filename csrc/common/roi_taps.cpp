@@ -88,5 +88,7 @@ template class RoiTaps<BilinearAxis<float>>;
 template class RoiTaps<BilinearAxis<double>>;
 template class RoiTaps<CellAxis<float>>;
 template class RoiTaps<CellAxis<double>>;
+template class RoiTaps<MeanCellAxis<float>>;
+template class RoiTaps<MeanCellAxis<double>>;
 
 }  // namespace fastvision

@@ -29,6 +29,10 @@ struct Planes {
       for (int i = 0; i < kLanes; ++i, p += stride) {
         out[i] = load(p);
       }
+    } else if ((*this)[kLanes - 1] + offset + kLanes <= tensor_end) {
+      for (int i = 0; i < kLanes; ++i) {
+        out[i] = load((*this)[i] + offset);
+      }
     } else {
       for (int i = 0; i < kLanes; ++i) {
         out[i] = load_partial((*this)[i] + offset, static_cast<int>(n));
@@ -69,6 +73,10 @@ inline void deinterleave(const A* in, const Planes<T, kLanes>& to, int64_t offse
     if (to.count == kLanes && n >= kLanes) {
 #pragma GCC unroll 16
       for (int c = 0; c < kLanes; ++c, out += to.stride) {
+        store(out, block[c]);
+      }
+    } else if (n >= kLanes) {
+      for (int c = 0; c < to.count; ++c, out += to.stride) {
         store(out, block[c]);
       }
     } else {

@@ -22,6 +22,21 @@ struct BackwardPlan : TilePlan {
   int batch;
 };
 
+// Bins of a roi that are handled at a time, by their first ones.
+struct Window {
+  int64_t k;
+  int ph;
+  int pw;
+};
+
+// The gradient of the output from the window's first bin on, where all channels have all bins.
+template <typename T>
+__device__ const T* gradients_of(const RoiArgs& args, const Window& window) {
+  const int64_t bin = window.ph * args.PW + window.pw;
+  return static_cast<const T*>(args.pooled) + window.k * (args.C * args.PH * args.PW) +
+         (args.channels_last ? bin * args.C : bin);
+}
+
 // Of one axis of a roi, for a window of bins and the pixels of a tile, in shared memory.
 template <typename Axis>
 struct TileWeights {
@@ -116,12 +131,15 @@ struct ChannelsLastSum {
         ),
         row(threadIdx.x / (kThreads / plan.tile_height)) {}
 
-  // `pooled` is the gradient of the roi, from the window's first bin on
-  __device__ void add(const Weights& y, const Weights& x, const T* pooled, const RoiArgs& args) {
+  __device__ void add(
+      const Weights& y, const Weights& x, const RoiArgs& args, const Window& window
+  ) {
+    static_assert(Op::Channels::kSharedByBins, "a pixel takes the gradients of all bins");
     unsigned y_bins = y.bins[row];
     if (y_bins == 0 || channels.empty()) {
       return;
     }
+    const T* pooled = gradients_of<T>(args, window);
     unsigned all_x_bins = 0;
 #pragma unroll
     for (int i = 0; i < kTileWidth; ++i) {
@@ -198,9 +216,12 @@ struct PlanarSum {
     channels = left < kPlanesPerTile ? static_cast<int>(left) : kPlanesPerTile;
   }
 
-  __device__ void add(const Weights& y, const Weights& x, const T* pooled, const RoiArgs& args) {
+  __device__ void add(
+      const Weights& y, const Weights& x, const RoiArgs& args, const Window& window
+  ) {
+    static_assert(Op::Channels::kSharedByBins, "a pixel takes the gradients of all bins");
     const int64_t plane = args.PH * args.PW;
-    const T* planes = pooled + first_channel * plane;
+    const T* planes = gradients_of<T>(args, window) + first_channel * plane;
     for (unsigned y_bins = y.bins[row]; y_bins != 0; y_bins &= y_bins - 1) {
       const int ph = __ffs(y_bins) - 1;
       const A y_weight = y.weights[ph * y.pixels + row];
@@ -241,7 +262,6 @@ __global__ void __launch_bounds__(kThreads, TileSum::kMinBlocks) roi_backward_ke
     const __grid_constant__ RoiArgs args, const __grid_constant__ BackwardPlan plan
 ) {
   using Axis = typename Op::template Axis<accumulate_t<T>>;
-  static_assert(Op::Channels::kSharedByBins, "a pixel takes the gradients of all bins");
   FASTVISION_DYNAMIC_SHARED(memory);
   __shared__ int hits[kThreads];
   const BatchWeights<Axis> batch{plan, memory};
@@ -252,7 +272,6 @@ __global__ void __launch_bounds__(kThreads, TileSum::kMinBlocks) roi_backward_ke
   }
   __syncthreads();
   TileSum sum(args, plan, tile);
-  const bool channels_last = args.channels_last;
   const int K = static_cast<int>(args.K);
   for (int first = 0; first < K; first += kThreads) {
     bool hit = false;
@@ -287,11 +306,7 @@ __global__ void __launch_bounds__(kThreads, TileSum::kMinBlocks) roi_backward_ke
           }
           __syncthreads();
           for (int r = 0; r < rois; ++r) {
-            const int64_t bin = ph * args.PW + pw;
-            const T* pooled = static_cast<const T*>(args.pooled) +
-                              (first + hits[begin + r]) * (args.C * args.PH * args.PW) +
-                              (channels_last ? bin * args.C : bin);
-            sum.add(batch.y(r), batch.x(r), pooled, args);
+            sum.add(batch.y(r), batch.x(r), args, Window{first + hits[begin + r], ph, pw});
           }
           __syncthreads();
         }

@@ -27,6 +27,7 @@ struct RoiForwardTask {
   const int32_t* order;  // [K] rois in the order of work: neighbours share cache lines
   int64_t begin, end;    // positions in it
   int64_t c_begin, c_end;
+  int64_t bin_begin, bin_end;  // ph * PW + pw; all bins, unless they differ in channels
 };
 
 // One worker's piece of the CPU backward: a tile of one gradient map, summed over its rois in
@@ -36,12 +37,15 @@ struct RoiBackwardTask {
   int64_t count;
   int level;
   int64_t image;
-  int64_t y_begin, y_end, x_begin, x_end, c_begin, c_end;
+  int64_t y_begin, y_end, x_begin, x_end;
+  int64_t c_begin, c_end;      // of the output, which is of the map unless bins differ in channels
+  int64_t bin_begin, bin_end;  // as in the forward
 };
 
 // Scratch of a worker in elements of the accumulation type; channels of a task in the NCHW format
 // are at most kChannelsPlanar.
 constexpr int64_t kChannelsPlanar = 16;
+constexpr int64_t kMaxCopiedPixels = 1 << 16;  // of position-sensitive planes
 constexpr int64_t kBinsPerBatch = 256;  // pooled rows are handled until that many bins are together
 static inline int64_t roi_batch_rows(const RoiArgs& args) {
   const int64_t rows = args.PW >= kBinsPerBatch ? 1 : kBinsPerBatch / args.PW;
@@ -83,6 +87,10 @@ FASTVISION_DECLARE_ROI(Maximum, AllChannels, float, float)
 FASTVISION_DECLARE_ROI(Maximum, AllChannels, double, double)
 FASTVISION_DECLARE_ROI(Maximum, AllChannels, half_t, float)
 FASTVISION_DECLARE_ROI(Maximum, AllChannels, bfloat16_t, float)
+FASTVISION_DECLARE_ROI(WeightedSum, PositionSensitive, float, float)
+FASTVISION_DECLARE_ROI(WeightedSum, PositionSensitive, double, double)
+FASTVISION_DECLARE_ROI(WeightedSum, PositionSensitive, half_t, float)
+FASTVISION_DECLARE_ROI(WeightedSum, PositionSensitive, bfloat16_t, float)
 #undef FASTVISION_DECLARE_ROI
 
 // CUDA, of an op as ops/roi_align.h describes one, and of float, double, half_t and bfloat16_t. All
@@ -92,5 +100,17 @@ template <typename Op, typename T>
 void launch_roi_forward(const RoiArgs& args, CUstream_st* stream);
 template <typename Op, typename T>
 void launch_roi_backward(const RoiArgs& args, CUstream_st* stream);
+
+// Of an op with launchers of its own.
+#define FASTVISION_DECLARE_ROI_LAUNCHERS_OF_TYPE(Op, T)                     \
+  template <>                                                               \
+  void launch_roi_forward<Op, T>(const RoiArgs& args, CUstream_st* stream); \
+  template <>                                                               \
+  void launch_roi_backward<Op, T>(const RoiArgs& args, CUstream_st* stream);
+#define FASTVISION_DECLARE_ROI_LAUNCHERS(Op)           \
+  FASTVISION_DECLARE_ROI_LAUNCHERS_OF_TYPE(Op, float)  \
+  FASTVISION_DECLARE_ROI_LAUNCHERS_OF_TYPE(Op, double) \
+  FASTVISION_DECLARE_ROI_LAUNCHERS_OF_TYPE(Op, half_t) \
+  FASTVISION_DECLARE_ROI_LAUNCHERS_OF_TYPE(Op, bfloat16_t)
 
 }  // namespace fastvision

@@ -50,7 +50,7 @@ struct RoiCpu {
     using A = accumulate_t<T>;
     const Taps<A> taps = build_taps<A>(args);
     const RoiTapsView<A> view = taps.view();
-    const RoiForwardSchedule schedule(args, Op::Channels::pooled(args), view.rois);
+    const RoiForwardSchedule schedule(args, Op::Channels::kSharedByBins, view.rois);
     parallel_chunks(schedule.tasks, schedule.chunk, [&] {
       return
           [&, scratch = std::unique_ptr<A[]>(new A[schedule.scratch])](int64_t begin, int64_t end) {
@@ -66,7 +66,7 @@ struct RoiCpu {
     using A = accumulate_t<T>;
     const Taps<A> taps = build_taps<A>(args);
     const RoiTapsView<A> view = taps.view();
-    const RoiBackwardSchedule schedule(args, view.rois, sizeof(A));
+    const RoiBackwardSchedule schedule(args, Op::Channels::kSharedByBins, view.rois, sizeof(A));
     const int64_t tasks = static_cast<int64_t>(schedule.tasks.size());
     parallel_chunks(tasks, schedule.chunk, [&] {
       return [&,

@@ -87,6 +87,21 @@ void check_fits_int(int64_t size, const char* name) {
   STD_TORCH_CHECK(size <= INT32_MAX, "RoI kernels cannot handle ", name, " of ", size);
 }
 
+void check_sensitive(const Tensor& input, int64_t pooled_height, int64_t pooled_width) {
+  check_dim(input, 4, "input");
+  int64_t bins = 0;
+  STD_TORCH_CHECK(
+      pooled_height > 0 && pooled_width > 0 &&
+          !__builtin_mul_overflow(pooled_height, pooled_width, &bins) && input.size(1) % bins == 0,
+      "input must have a multiple of ",
+      pooled_height,
+      " x ",
+      pooled_width,
+      " channels, got ",
+      input.size(1)
+  );
+}
+
 Tensor roi_pooled(
     const RoiKernels& op,
     RoiArgs args,

@@ -41,6 +41,10 @@ std::vector<Tensor> roi_gradients(
     const Tensor* argmax = nullptr
 );
 
+// Refuses an input [N, C, H, W] whose channels do not make a position-sensitive map of that many
+// bins.
+void check_sensitive(const Tensor& input, int64_t pooled_height, int64_t pooled_width);
+
 // Refuses a size that kernels cannot count in int; `name` has its article.
 void check_fits_int(int64_t size, const char* name);
 

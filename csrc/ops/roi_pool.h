@@ -14,22 +14,6 @@ struct RoIPool {
   using Channels = AllChannels;
 };
 
-// in cuda/roi_pool.cu
-template <>
-void launch_roi_forward<RoIPool, float>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_forward<RoIPool, double>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_forward<RoIPool, half_t>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_forward<RoIPool, bfloat16_t>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_backward<RoIPool, float>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_backward<RoIPool, double>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_backward<RoIPool, half_t>(const RoiArgs& args, CUstream_st* stream);
-template <>
-void launch_roi_backward<RoIPool, bfloat16_t>(const RoiArgs& args, CUstream_st* stream);
+FASTVISION_DECLARE_ROI_LAUNCHERS(RoIPool)  // in cuda/roi_pool.cu
 
 }  // namespace fastvision

@@ -11,14 +11,15 @@ namespace fastvision {
 
 struct RoiForwardSchedule {
   std::vector<int32_t> order;  // rois by level, image and place
-  int64_t rois, channels;
-  int64_t channel_step;
-  int64_t roi_groups;
+  int64_t rois, bins, channels;
+  int64_t roi_step, bin_step, channel_step;  // of a task
+  int64_t roi_groups, bin_groups;
   int64_t tasks;
   int64_t chunk;    // tasks that a worker takes at once
   int64_t scratch;  // elements of a worker
 
-  RoiForwardSchedule(const RoiArgs& args, int64_t channels, const RoiFootprint* footprints);
+  // `shared`: whether all bins read the same channels
+  RoiForwardSchedule(const RoiArgs& args, bool shared, const RoiFootprint* footprints);
   RoiForwardTask operator[](int64_t task) const;
 };
 
@@ -29,7 +30,9 @@ class RoiBackwardSchedule {
   int64_t scratch = 0;
 
   // `element` is the size of the type that sums are kept in.
-  RoiBackwardSchedule(const RoiArgs& args, const RoiFootprint* footprints, int64_t element);
+  RoiBackwardSchedule(
+      const RoiArgs& args, bool shared, const RoiFootprint* footprints, int64_t element
+  );
   // tasks point into the schedule
   RoiBackwardSchedule(const RoiBackwardSchedule&) = delete;
   RoiBackwardSchedule& operator=(const RoiBackwardSchedule&) = delete;
@@ -40,7 +43,7 @@ class RoiBackwardSchedule {
   std::vector<int64_t> offsets_;
 
   void group_rois(const RoiArgs& args, const RoiFootprint* footprints);
-  void cut_into_tiles(const RoiArgs& args, int level, int64_t element);
+  void cut_into_tiles(const RoiArgs& args, bool shared, int level, int64_t element);
 };
 
 }  // namespace fastvision

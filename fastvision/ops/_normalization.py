@@ -16,6 +16,7 @@ from ._checks import (
     check_floating,
     check_normalization,
     check_tensor,
+    is_traced,
     is_transformed,
     needs_gradient,
 )
@@ -154,6 +155,34 @@ class BatchNormReLU(torch.autograd.Function):
             grad if needs_residual else None,
             *[None] * 5,
         )
+
+
+class FixedNormalization(torch.autograd.Function):
+    """With constant statistics, weight and bias, without activation: linear in its input, so that
+    the gradient is the same normalization of ``grad``, without the shift, and ``input`` is not
+    saved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(invstd, weight)
+        ctx.backend = backend
+        output: Tensor = _FORWARD.run[backend](input, mean, invstd, weight, bias, None, 0, 0.0)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+        invstd, weight = ctx.saved_tensors
+        zero = torch.zeros_like(invstd)
+        dx = FixedNormalization.apply(grad, zero, invstd, weight, None, ctx.backend)
+        return dx, *[None] * 5
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -324,6 +353,8 @@ class Normalization(NamedTuple):
             )
         index = ACTIVATIONS.index(activation)
         if needs_gradient((input, weight, bias, residual)):
+            if (count, residual, index) == (None, None, 0) and not needs_gradient((weight, bias)):
+                return FixedNormalization.apply(input, mean, invstd, weight, bias, self.backend)
             return self.apply(BatchNormReLU, residual, index, negative_slope)
         return _FORWARD.run[self.backend](
             input, mean, invstd, weight, bias, residual, index, negative_slope
@@ -377,3 +408,32 @@ def normalization_of(
         dtype = torch.promote_types(input.dtype, torch.float32)
         weight, bias = _as(dtype, weight), _as(dtype, bias)
     return Normalization(input, weight, bias, mean, invstd, count, process_group, chosen, eps)
+
+
+def frozen_at_once(
+    input: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor | None:
+    """The normalization of a CPU tensor with constants of its dtype, without the general checks,
+    which take as long as a small map; None where they have something to decide."""
+    shape = input.shape[1:2]
+    if (
+        not (input.is_cpu and mean.is_cpu and var.is_cpu and weight.is_cpu and bias.is_cpu)
+        or input.element_size() < 4
+        or not (shape == mean.shape == var.shape == weight.shape == bias.shape)
+        or not (
+            mean.is_contiguous()
+            and var.is_contiguous()
+            and weight.is_contiguous()
+            and bias.is_contiguous()
+        )
+        or needs_gradient((mean, var, weight, bias))
+        or is_transformed()
+        or is_traced()
+        or _FORWARD.choose(input, None) != "cpp"
+    ):
+        return None
+    constants = (mean, (var + eps).rsqrt_(), weight, bias)
+    if input.requires_grad and torch.is_grad_enabled():
+        return FixedNormalization.apply(input, *constants, "cpp")
+    output: Tensor = _FORWARD.run["cpp"](input, *constants, None, 0, 0.0)
+    return output

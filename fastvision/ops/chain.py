@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE
-from ._checks import FLOATING
+from ._checks import FLOATING, is_eager
 from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
 from .batch_norm_relu import batch_norm_relu
 from .conv.conv2d import conv_bn_relu
@@ -17,6 +17,7 @@ from .conv.linear import linear_act
 from .conv.transpose import conv_transpose2d_bn_relu
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_MIN_VOLUMES = 1 << 18  # elements; with fewer, torch's shorter calls are as fast
 
 
 def conv_norm_act(
@@ -65,10 +66,11 @@ def norm_act(
 ) -> Tensor:
     """activation(norm(input) + residual) of a model's own layers, as one op if possible.
 
-    The layers that :func:`batch_norm_relu` serves are those of :func:`conv_norm_act`.
+    The layers that :func:`batch_norm_relu` serves are those of :func:`conv_norm_act`, and a
+    BatchNorm3d of a large contiguous input.
 
     Args:
-        input: [N, C, H, W].
+        input: [N, C, H, W], or [N, C, D, H, W].
         norm: the normalization.
         activation: the activation; None for none.
         residual: of the shape of ``input``, added before the activation.
@@ -81,8 +83,7 @@ def norm_act(
     if (
         end is not None
         and _is_floating_tensor(input)
-        and input.dim() == 4
-        and _serves(norm, input)
+        and (_serves_volumes(norm, input) or (input.dim() == 4 and _serves(norm, input)))
         and has_dtype_for(norm, input)
         and _all_plain(norm, *others)
     ):
@@ -123,7 +124,9 @@ def run_layers(layers: Iterable[Any], input: Any) -> Any:
             norm = layers[i]
             i += 1
         activation: nn.Module | None = None
-        takes_activation = kind in _CONVOLUTIONS or kind is nn.Linear or _is_batch_norm(layer)
+        takes_activation = kind in (*_CONVOLUTIONS, nn.Linear, nn.BatchNorm3d) or _is_batch_norm(
+            layer
+        )
         if takes_activation and i < len(layers) and activation_of(layers[i]) is not None:
             activation = layers[i]
             i += 1
@@ -234,6 +237,17 @@ def _serves(norm: Any, input: Tensor) -> bool:
         input.dim() == 4
         and all(buffer.dtype == input.dtype for buffer in norm.buffers())
         and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
+    )
+
+
+def _serves_volumes(norm: Any, input: Tensor) -> bool:
+    """Of other memory formats the ops make a copy."""
+    return (
+        type(norm) is nn.BatchNorm3d
+        and is_eager()
+        and input.dim() == 5
+        and input.is_contiguous()
+        and input.numel() >= _MIN_VOLUMES
     )
 
 

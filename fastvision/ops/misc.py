@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE, activate
-from ._checks import FLOATING, check_tensor
+from ._checks import FLOATING, check_tensor, is_eager, needs_gradient
+from ._normalization import frozen_at_once
 from .batch_norm_relu import batch_norm_relu
-from .chain import Sequential, call_conv, can_call_conv
+from .chain import Sequential, call_conv, can_call_conv, run_layers
+from .squeeze_excitation import SqueezeExcitation
+
+__all__ = [
+    "MLP",
+    "Conv2dNormActivation",
+    "Conv3dNormActivation",
+    "ConvBNReLU2d",
+    "ConvNormActivation",
+    "ConvTranspose2dNormActivation",
+    "FrozenBatchNorm2d",
+    "Permute",
+    "SqueezeExcitation",
+    "interpolate",
+]
+
+interpolate = nn.functional.interpolate  # torchvision.ops.misc has it
+
+# with fewer, torch's matrix product was up to 1.8 times as fast (AVX2 and AVX-512, Intel)
+_MIN_ROWS_OF_MLP = 1024
+_MIN_FROZEN = 100_000  # elements
+
+
+def _is_faster_by_torch(x: Tensor) -> bool:
+    """Whether an autograd.Function takes longer than the passes that it saves."""
+    return (
+        x.requires_grad
+        and torch.is_grad_enabled()
+        and is_eager()
+        and x.is_cpu
+        and x.element_size() >= 4
+        and x.numel() < _MIN_FROZEN
+    )
 
 
 @torch.fx.wrap
@@ -24,18 +58,17 @@ def _frozen_batch_norm(
     eps: float,
 ) -> Tensor:
     check_tensor(x, "x")
-    dtype = x.dtype
-    for buffer in (running_mean, running_var, weight, bias):
-        dtype = torch.promote_types(dtype, buffer.dtype)
-    if x.dim() == 4 and dtype in FLOATING:
-        return batch_norm_relu(
-            x.to(dtype), running_mean, running_var, weight, bias, eps=eps, activation="none"
-        )
-    # whatever else torchvision's formula takes
     channels = (running_mean, running_var, weight, bias)
-    mean, var, w, b = (t.reshape(1, -1, 1, 1) for t in channels)
+    fits = x.dim() == 4 and x.dtype in FLOATING and all(t.dtype == x.dtype for t in channels)
+    if fits and not _is_faster_by_torch(x):
+        y = frozen_at_once(x, *channels, eps)
+        return batch_norm_relu(x, *channels, eps=eps, activation="none") if y is None else y
+    # of other dtypes and shapes torchvision's formula, which promotes them
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in channels), x.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, var, w, b = (t.to(wide).reshape(1, -1, 1, 1) for t in channels)
     scale = w * (var + eps).rsqrt()
-    return x * scale + (b - mean * scale)
+    return (x * scale).add_(b - mean * scale).to(dtype)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -54,7 +87,7 @@ class FrozenBatchNorm2d(nn.Module):
     running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        nn.Module.__init__(self)  # torchvision's class may stand between (_torchvision_types.py)
+        nn.Module.__init__(self)  # torchvision's class may stand between (integrations/torchvision)
         self.eps = eps
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
@@ -133,35 +166,64 @@ class ConvBNReLU2d(nn.Module):
         return f"activation={self.activation}" + slope * (self.activation == "leaky_relu")
 
 
-def _same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]) -> Any:
+def _same_padding(kernel_size: Any, dilation: Any) -> Any:
     """What keeps the size for odd kernels, as in torchvision."""
     if isinstance(kernel_size, int) and isinstance(dilation, int):
         return (kernel_size - 1) // 2 * dilation
-    kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-    steps = (dilation,) * 2 if isinstance(dilation, int) else tuple(dilation)
+    dims = len(dilation if isinstance(kernel_size, int) else kernel_size)
+    kernel = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    steps = (dilation,) * dims if isinstance(dilation, int) else tuple(dilation)
     return tuple((k - 1) // 2 * d for k, d in zip(kernel, steps, strict=True))
 
 
-class _ConvNormActivation(Sequential):
-    """A convolution, a normalization and an activation."""
+class ConvNormActivation(Sequential):
+    """A Sequential of convolution, normalization and activation of any number of dimensions.
+
+    torchvision's constructor, except that it may be used directly, without a warning. See
+    :class:`Conv2dNormActivation`, which runs as one op; of other convolutions, layers run as one op
+    as far as :class:`Sequential` does it.
+
+    Args:
+        conv_layer: makes the convolution.
+        in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
+            activation_layer, dilation, inplace, bias: of :class:`Conv2dNormActivation`.
+    """
 
     def __init__(
         self,
-        conv: nn.Conv2d | nn.ConvTranspose2d,
-        norm_layer: Callable[..., nn.Module] | None,
-        activation_layer: Callable[..., nn.Module] | None,
-        inplace: bool | None,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...] = 3,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str | None = None,
+        groups: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        dilation: int | tuple[int, ...] = 1,
+        inplace: bool | None = True,
+        bias: bool | None = None,
+        conv_layer: Callable[..., nn.Module] = nn.Conv2d,
     ) -> None:
-        layers: list[nn.Module] = [conv]
+        conv = conv_layer(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _same_padding(kernel_size, dilation) if padding is None else padding,
+            dilation=dilation,
+            groups=groups,
+            bias=norm_layer is None if bias is None else bias,
+        )
+        layers = [conv]
         if norm_layer is not None:
-            layers.append(norm_layer(conv.out_channels))
+            layers.append(norm_layer(out_channels))
         if activation_layer is not None:
             layers.append(activation_layer(**({} if inplace is None else {"inplace": inplace})))
         nn.Sequential.__init__(self, *layers)  # torchvision's class may stand between
-        self.out_channels = conv.out_channels
+        self.out_channels = out_channels
 
 
-class Conv2dNormActivation(_ConvNormActivation):
+class Conv2dNormActivation(ConvNormActivation):
     """A Sequential of convolution, normalization and activation that runs as one op.
 
     torchvision's constructor and state dict (``0.*``, ``1.*``). It is one op where ``norm_layer``
@@ -192,20 +254,45 @@ class Conv2dNormActivation(_ConvNormActivation):
         inplace: bool | None = True,
         bias: bool | None = None,
     ) -> None:
-        conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            _same_padding(kernel_size, dilation) if padding is None else padding,
-            dilation,
-            groups,
-            norm_layer is None if bias is None else bias,
-        )
-        super().__init__(conv, norm_layer, activation_layer, inplace)
+        ConvNormActivation.__init__(
+            self, in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
+            activation_layer, dilation, inplace, bias, nn.Conv2d,
+        )  # fmt: skip
 
 
-class ConvTranspose2dNormActivation(_ConvNormActivation):
+class Conv3dNormActivation(ConvNormActivation):
+    """A Sequential of 3-D convolution, normalization and activation.
+
+    torchvision's constructor and state dict (``0.*``, ``1.*``). The convolution is torch's; on
+    large maps, a BatchNorm3d and the activation after it run as one op, see :func:`norm_act`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
+            activation_layer, dilation, inplace, bias: of :class:`Conv2dNormActivation`, for
+            [N, C, D, H, W] volumes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int] = 3,
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] | str | None = None,
+        groups: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm3d,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        dilation: int | tuple[int, int, int] = 1,
+        inplace: bool | None = True,
+        bias: bool | None = None,
+    ) -> None:
+        ConvNormActivation.__init__(
+            self, in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
+            activation_layer, dilation, inplace, bias, nn.Conv3d,
+        )  # fmt: skip
+
+
+class ConvTranspose2dNormActivation(ConvNormActivation):
     """:class:`Conv2dNormActivation` of a transposed convolution.
 
     The same arguments and ``output_padding``; the state dict of the plain Sequential.
@@ -227,15 +314,80 @@ class ConvTranspose2dNormActivation(_ConvNormActivation):
         *,
         output_padding: int | tuple[int, int] = 0,
     ) -> None:
-        conv = nn.ConvTranspose2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            _same_padding(kernel_size, dilation) if padding is None else padding,
-            output_padding,
-            groups,
-            norm_layer is None if bias is None else bias,
-            dilation,
-        )
-        super().__init__(conv, norm_layer, activation_layer, inplace)
+        ConvNormActivation.__init__(
+            self, in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
+            activation_layer, dilation, inplace, bias,
+            functools.partial(nn.ConvTranspose2d, output_padding=output_padding),
+        )  # fmt: skip
+
+
+class MLP(Sequential):
+    """A multi-layer perceptron: linear layers with normalization, activation and dropout between.
+
+    torchvision's constructor, initialization and state dict. Without gradients, on the CPU and with
+    many rows, a linear layer and the activation after it are one op, see :func:`linear_act`.
+
+    Args:
+        in_channels: features of the [..., in_channels] input.
+        hidden_channels: features after each linear layer; at least one.
+        norm_layer: called with the features after each linear layer but the last; None for none.
+        activation_layer: called after it, but not after the last linear layer; None for none.
+        inplace: of activation and dropout, unless None.
+        bias: of the linear layers.
+        dropout: probability of the dropout at the end of each layer.
+
+    Raises:
+        ValueError: ``hidden_channels`` is empty.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: list[int],
+        norm_layer: Callable[..., nn.Module] | None = None,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        inplace: bool | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if not hidden_channels:
+            raise ValueError("hidden_channels must have at least one element, got none")
+        options = {} if inplace is None else {"inplace": inplace}
+        layers: list[nn.Module] = []
+        last = len(hidden_channels) - 1
+        for i, features in enumerate(hidden_channels):
+            layers.append(nn.Linear(in_channels, features, bias=bias))
+            if i < last and norm_layer is not None:
+                layers.append(norm_layer(features))
+            if i < last and activation_layer is not None:
+                layers.append(activation_layer(**options))
+            layers.append(nn.Dropout(dropout, **options))
+            in_channels = features
+        nn.Sequential.__init__(self, *layers)  # torchvision's class may stand between
+
+    def forward(self, input: Any) -> Any:
+        if (
+            isinstance(input, Tensor)
+            and is_eager()
+            and input.is_cpu
+            and input.dim() > 0
+            and input.numel() >= _MIN_ROWS_OF_MLP * input.shape[-1]
+            and not needs_gradient((input, *self.parameters()))
+        ):
+            return run_layers(self._modules.values(), input)
+        return nn.Sequential.forward(self, input)
+
+
+class Permute(nn.Module):
+    """Returns a view of its input with permuted dimensions, see :func:`torch.permute`.
+
+    Args:
+        dims: the order of the dimensions of the input in the result.
+    """
+
+    def __init__(self, dims: list[int]) -> None:
+        nn.Module.__init__(self)  # torchvision's class may stand between
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.permute(x, self.dims)

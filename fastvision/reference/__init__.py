@@ -7,13 +7,20 @@ from .batch_norm_relu import (
     batch_norm_relu_statistics,
     batch_norm_relu_sums,
 )
+from .box_iou import box_iou, box_iou_backward
+from .box_iou_loss import box_iou_loss, box_iou_loss_backward
+from .box_iou_rotated import box_iou_rotated, box_iou_rotated_backward
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
 from .conv_transpose2d import conv_transpose2d
+from .deform_conv2d import deform_conv2d, deform_conv2d_backward
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
+from .masks_to_boxes import masks_to_boxes
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
+from .ps_roi_align import ps_roi_align
+from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
 from .squeeze_excitation import squeeze_excitation
@@ -26,10 +33,19 @@ __all__ = [
     "batch_norm_relu_backward",
     "batch_norm_relu_statistics",
     "batch_norm_relu_sums",
+    "box_iou",
+    "box_iou_backward",
+    "box_iou_loss",
+    "box_iou_loss_backward",
+    "box_iou_rotated",
+    "box_iou_rotated_backward",
     "conv_bn_relu",
     "conv_transpose2d",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "fold_batch_norm",
     "linear_act",
+    "masks_to_boxes",
     "max_pool2d_backward",
     "max_pool2d_with_indices",
     "max_unpool2d",
@@ -38,6 +54,8 @@ __all__ = [
     "nms",
     "nms_padded",
     "pixels_at",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",

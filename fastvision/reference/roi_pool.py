@@ -11,14 +11,29 @@ LOWEST = torch.finfo(torch.float32).min  # only pixels above it count, of whatev
 _CHUNK_ELEMENTS = 1 << 24  # gathered at a time
 
 
-def _axis_cells(
+def rounded_corners(
+    rois: Tensor,  # [K, 5]
+    spatial_scale: float,
+) -> Tensor:
+    """[K, 4] whole pixels x1, y1, x2, y2, rounded half away from zero as C's round does."""
+    scaled = rois[:, 1:] * spatial_scale
+    return torch.where(
+        (scaled - scaled.trunc()).abs() == 0.5, scaled.trunc() + scaled.sign(), scaled.round()
+    ).clamp(-(2.0**31), 2.0**31)
+
+
+def axis_cells(
     first: Tensor,  # [K] first pixel, whole
     last: Tensor,  # [K]
     bins: int,
     extent: int,
+    inclusive: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Pixel indices along one axis and whether they are in the bin, both [K, bins, pixels]."""
-    size = (last.to(torch.int64) - first.to(torch.int64) + 1).clamp(min=1)
+    """Pixel indices along one axis and whether they are in the bin, both [K, bins, pixels].
+
+    ``inclusive``: whether a roi contains its last pixel.
+    """
+    size = (last.to(torch.int64) - first.to(torch.int64) + int(inclusive)).clamp(min=1)
     bin_size = (size.to(first.dtype) / bins)[:, None]
     bin = torch.arange(bins, device=first.device).to(first.dtype)
     start = first.to(torch.int64)[:, None]
@@ -39,13 +54,9 @@ def _positions(
 ) -> tuple[Tensor, Tensor]:
     """Where the maxima are, or -1, [K, C, PH, PW], and which bins have no pixels, [K, PH, PW]."""
     C, H, W = input.shape[1:]
-    scaled = rois[:, 1:] * spatial_scale
-    # C's round, half away from zero
-    corners = torch.where(
-        (scaled - scaled.trunc()).abs() == 0.5, scaled.trunc() + scaled.sign(), scaled.round()
-    ).clamp(-(2.0**31), 2.0**31)
-    x, in_x = _axis_cells(corners[:, 0], corners[:, 2], pooled_width, W)
-    y, in_y = _axis_cells(corners[:, 1], corners[:, 3], pooled_height, H)
+    corners = rounded_corners(rois, spatial_scale)
+    x, in_x = axis_cells(corners[:, 0], corners[:, 2], pooled_width, W)
+    y, in_y = axis_cells(corners[:, 1], corners[:, 3], pooled_height, H)
     image = rois[:, 0].to(torch.int64)
     argmax = []
     per_roi = max(y[0].numel() * x[0].numel() * C, 1)

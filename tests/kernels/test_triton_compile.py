@@ -28,7 +28,12 @@ KERNELS = {
     for kernel in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.MULTILINE)
 }
 MINOR = {"_nms_compact_kernel", "_scale_kernel"}  # which have no main variant
-GEMMS = {"_conv_transpose2d_kernel"}
+GEMMS = {
+    "_conv_transpose2d_kernel",
+    "_deform_conv2d_kernel",
+    "_deform_conv2d_points_kernel",
+    "_deform_conv2d_weight_kernel",
+}
 
 
 def compiled_resources(kernel, values, options, arch):
@@ -200,6 +205,48 @@ def squeeze_excitation_variants(all_variants):
             yield name, kernel, values, options
 
 
+def box_iou_variants(all_variants):
+    from fastvision.kernels import box_iou, box_iou_loss, box_iou_rotated
+    from fastvision.kernels.configs import box_iou as config
+
+    options = {"num_warps": config.NUM_WARPS}
+    variants = [("fp32", 3, 0), ("fp64", 1, 2), ("fp16", 0, 1), ("bf16", 2, 0), ("fp32", 1, 0)]
+    for dtype, kind, format in variants if all_variants else variants[:1]:
+        double = dtype == "fp64"
+        values = dict.fromkeys(["B", "N", "M", "step1", "step2"], "i32") | {"eps": "i64"}
+        values |= dict.fromkeys(["boxes1_ptr", "boxes2_ptr"], f"*{dtype}")
+        names = ["output_ptr", "grad_ptr", "rows_ptr", "columns_ptr"]
+        values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
+        values |= {"KIND": kind, "FORMAT": format, "DOUBLE": double}
+        values |= {"STRIP": config.GRADIENT_ROWS}
+        if kind > 0 and dtype in ("fp32", "fp64"):
+            names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]
+            given = values | dict.fromkeys([*names, "grad_ptr"], f"*{dtype}")
+            given |= {"BLOCK": config.LOSS_BLOCK}
+            for part in ("", "_backward"):
+                kernel = getattr(box_iou_loss, f"_box_iou_loss{part}_kernel")
+                yield f"loss{part} {dtype} {kind}", kernel, given, {"num_warps": config.LOSS_WARPS}
+        for module in (box_iou, box_iou_rotated):
+            for part in ("", "_backward"):
+                op = module.__name__.rpartition(".")[2] + part
+                chosen = config.tile(op, double)
+                given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
+                kernel = getattr(module, f"_{op}_kernel")
+                yield f"{op} {dtype} {kind}", kernel, given, options
+
+
+def masks_to_boxes_variants(all_variants):
+    from fastvision.kernels import masks_to_boxes
+    from fastvision.kernels.configs import masks_to_boxes as config
+
+    block_h, block_w = config.tile(500)
+    for dtype in ("i8", "i64", "i16") if all_variants else ("i8",):
+        values = {"masks_ptr": f"*{dtype}", "boxes_ptr": "*fp32", "H": "i32", "W": "i32"}
+        values |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "SIGNED_ZERO": dtype != "i8"}
+        kernel = masks_to_boxes._masks_to_boxes_kernel
+        yield f"masks_to_boxes {dtype}", kernel, values, {"num_warps": config.NUM_WARPS}
+
+
 def conv_transpose2d_variants(all_variants):
     from fastvision.kernels import conv_transpose2d
     from fastvision.kernels.configs import conv_transpose2d as config
@@ -243,6 +290,35 @@ def conv_transpose2d_variants(all_variants):
             values | {"BLOCK": config.SEPARABLE_BLOCK},
             {"num_warps": config.ELEMENTWISE_WARPS},
         )
+
+
+def deform_conv2d_variants(all_variants):
+    from fastvision.kernels import deform_conv2d, deform_conv2d_backward
+    from fastvision.kernels.configs import deform_conv2d as config
+
+    names = ["pixels", "H", "W", "OH", "OW", "C", "K", "groups", "offset_groups", "section"]
+    names += ["stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"]
+    sizes = dict.fromkeys([*names, "split_pixels"], "i32")
+    variants = [("bf16", False, True), ("fp32", False, False)]
+    if all_variants:
+        variants += [("fp16", False, False), ("fp32", True, True)]
+    for dtype, tf32, channels_last in variants:
+        tensors = ("input", "offset", "mask", "weight", "bias", "output", "grad")
+        tensors += ("grad_offset", "grad_mask")
+        values = sizes | dict.fromkeys([f"{name}_ptr" for name in tensors], f"*{dtype}")
+        values |= {"grad_input_ptr": "*fp32", "sums_ptr": "*fp32", "R": 3, "S": 3, "TF32": tf32}
+        values |= {"CHANNELS_LAST": channels_last, "INT64": dtype == "fp16"}
+        for name, module, tile in (
+            ("deform_conv2d", deform_conv2d, config.tile),
+            ("deform_conv2d_points", deform_conv2d_backward, config.points_tile),
+            ("deform_conv2d_weight", deform_conv2d_backward, config.weight_tile),
+        ):
+            chosen = tile(256, dtype != "fp32" or tf32)
+            given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
+            given["BLOCK_C"] = config.BLOCK_C
+            kernel = getattr(module, f"_{name}_kernel")
+            options = {"num_warps": chosen.warps, "num_stages": config.STAGES}
+            yield f"{name} {dtype} {tf32}", kernel, given, options
 
 
 def max_pool2d_variants(all_variants):
@@ -310,9 +386,12 @@ if __name__ == "__main__":
             roi_align_variants,
             nms_variants,
             focal_loss_variants,
+            box_iou_variants,
+            masks_to_boxes_variants,
             batch_norm_relu_variants,
             squeeze_excitation_variants,
             conv_transpose2d_variants,
+            deform_conv2d_variants,
             max_pool2d_variants,
         ):
             for name, kernel, values, options in variants(arch == ALL_VARIANTS):

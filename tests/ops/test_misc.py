@@ -112,9 +112,47 @@ def test_frozen_batch_norm_promotes_as_torchvisions(torchvision, of_input, of_mo
     x = (4 * torch.rand(shape, generator=torch.Generator().manual_seed(2))).to(of_input)
     actual, expected = ours(x), theirs(x)
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
-    if x.dim() == 4:  # of others the formula is torchvision's
-        expected = theirs.double()(x.double())
-    assert_matches(actual, expected, scale=2)
+    assert_matches(actual, theirs.double()(x.double()), scale=2)
+
+
+@pytest.mark.parametrize("size", [6, 160], ids=["few elements", "many elements"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_frozen_batch_norm_in_training(torchvision, memory_format, dtype, size):
+    ours = randomize(ops.FrozenBatchNorm2d(4)).to(dtype)
+    theirs = torchvision.ops.FrozenBatchNorm2d(4).double()
+    theirs.load_state_dict(ours.state_dict())
+    g = torch.Generator().manual_seed(2)
+    x, grad = (torch.randn(2, 4, size, size, generator=g).to(dtype) for _ in range(2))
+    results = []
+    for module, kind in ((ours, dtype), (theirs, torch.float64)):
+        leaf = x.to(kind, memory_format=memory_format, copy=True).requires_grad_()
+        y = module(leaf)
+        (dx,) = torch.autograd.grad(y, leaf, grad.to(kind), create_graph=True)
+        assert y.stride() == leaf.stride()
+        results.append((y, dx))
+    for actual, expected in zip(*results, strict=True):
+        assert_matches(actual, expected, scale=2)
+
+
+def test_frozen_batch_norm_saves_no_map():
+    saved = []
+    norm = ops.FrozenBatchNorm2d(4)
+    x = torch.randn(2, 4, 160, 160, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        norm(x)
+    assert sum(t.numel() for t in saved) == 8
+
+
+@pytest.mark.parametrize("least", [0, 1000], ids=["op", "torch's operations"])
+def test_frozen_batch_norm_is_differentiable(monkeypatch, least):
+    monkeypatch.setattr("fastvision.ops.misc._MIN_FROZEN", least)
+    norm = randomize(ops.FrozenBatchNorm2d(4)).double()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        norm, x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=False
+    )
+    assert torch.autograd.gradgradcheck(norm, x)
 
 
 def test_frozen_batch_norm_under_autocast(torchvision):
@@ -329,3 +367,111 @@ def test_sync_batch_norm_is_the_whole_batch(tmp_path: Path):
         assert_matches(first["state"][name].double(), value.double(), scale=8)
         assert torch.equal(first["state"][name], second["state"][name])
     assert_matches(torch.cat([first["eval"], second["eval"]]), net.eval()(x), scale=8)
+
+
+MLPS = [
+    (8, [16, 4], {}),
+    (8, [16, 12, 4], {"norm_layer": nn.LayerNorm, "activation_layer": nn.GELU}),
+    (8, [4], {"bias": False, "activation_layer": nn.SiLU}),
+    (8, [16, 4], {"dropout": 0.4}),
+    (8, [16, 4], {"activation_layer": nn.LeakyReLU, "inplace": False}),
+]
+
+
+@pytest.mark.parametrize(("features", "hidden", "options"), MLPS)
+def test_mlp(torchvision, features, hidden, options):
+    results = []
+    for library in (ops, torchvision.ops):
+        torch.manual_seed(0)
+        module = library.MLP(features, hidden, **options).double()
+        x = torch.randn(2, 5, features, dtype=torch.float64, requires_grad=True)
+        y = module(x)
+        grads = torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+        results.append((repr(module), list(module.state_dict()), [y, *grads]))
+    assert results[0][:2] == results[1][:2]
+    for actual, expected in zip(results[0][2], results[1][2], strict=True):
+        assert_matches(actual, expected, scale=8)
+
+
+def test_mlp_takes_the_op_for_many_rows(torchvision, monkeypatch):
+    calls = []
+    op = ops.linear_act
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["activation"])
+        return op(*args, **kwargs)
+
+    monkeypatch.setattr("fastvision.ops.chain.linear_act", counted)
+    ours, theirs = ops.MLP(8, [16, 4]).eval(), torchvision.ops.MLP(8, [16, 4]).eval()
+    theirs.load_state_dict(ours.state_dict())
+    for rows in (1, 3000):
+        x = torch.randn(rows, 8)
+        with torch.no_grad():
+            assert_matches(ours(x), theirs(x), scale=8)
+        assert calls == ["relu", "none"] * (rows > 1)
+    ours(x)  # with a gradient, torch's
+    assert len(calls) == 2
+    assert ours(torch.rand(0, 8)).shape == (0, 4)
+
+
+def test_mlp_without_layers():
+    with pytest.raises(ValueError, match="hidden_channels must have at least one element"):
+        ops.MLP(8, [])
+    assert len(ops.MLP(8, [4, 4], activation_layer=None)) == 4
+
+
+def test_permute(torchvision):
+    x = torch.rand(2, 3, 4)
+    y = ops.Permute([2, 0, 1])(x)
+    assert torch.equal(y, torchvision.ops.Permute([2, 0, 1])(x)) and y._base is x
+    assert repr(ops.Permute([1, 0])) == repr(torchvision.ops.Permute([1, 0]))
+
+
+@pytest.mark.parametrize("volume", [6, 64], ids=["small", "large"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "activation_layer": nn.Sigmoid}], ids=str)
+def test_conv3d_norm_activation(torchvision, options, volume):
+    options = options | ({"inplace": None} if options else {})
+    ours = randomize(ops.Conv3dNormActivation(2, 4, (1, 3, 3), **options)).double()
+    theirs = torchvision.ops.Conv3dNormActivation(2, 4, (1, 3, 3), **options).double()
+    assert repr(ours) == repr(theirs)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 2, volume // 2, volume, volume, dtype=torch.float64)
+    for training in (True, False):
+        results = []
+        for module in (ours, theirs):
+            module.train(training).zero_grad()
+            y = module(x)
+            y.square().mean().backward()
+            results.append([y, *(p.grad for p in module.parameters())])
+        for a, b in zip(*results, strict=True):
+            assert_matches(a, b, scale=100)
+    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert_matches(a.double(), b.double())
+
+
+def test_conv_norm_activation_of_any_dimension(recwarn):
+    layer = ops.misc.ConvNormActivation(
+        2, 3, (5,), dilation=2, norm_layer=nn.BatchNorm1d, conv_layer=nn.Conv1d
+    )
+    assert layer(torch.rand(2, 2, 9)).shape == (2, 3, 9) and layer[0].padding == (4,)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "gradient"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_frozen_batch_norm_in_programs(dtype, training):
+    """One op, except small maps with a gradient."""
+    torch.compiler.reset()
+    norm = randomize(ops.FrozenBatchNorm2d(4)).to(dtype)
+    x = images().to(dtype).requires_grad_(training)
+    programs = {
+        "compile": torch.compile(norm, fullgraph=True, backend="aot_eager"),
+        "export": torch.export.export(norm, (x,)).module(),
+        "fx": torch.fx.symbolic_trace(norm),
+    }
+    with torch.set_grad_enabled(training):
+        expected = norm(x)
+        for name, program in programs.items():
+            assert_matches(program(x), expected, scale=2)
+            nodes = [n.op for n in program.graph.nodes] if name == "fx" else []
+            assert nodes.count("call_function") == (name == "fx")

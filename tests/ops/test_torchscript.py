@@ -40,8 +40,22 @@ class Pyramid(nn.Module):
         return self.pool(maps, [rois[:, 1:]], [(16, 16)])
 
 
+class Levels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = ops.FeaturePyramidNetwork([8, 8], 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.pyramid({"fine": x, "coarse": x[..., ::2, ::2]}).values()
+        return fine + coarse.mean()
+
+
 def image(N: int = 1) -> Tensor:
     return torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(N))
+
+
+def offsets(N: int = 1) -> Tensor:
+    return torch.randn(N, 18, 16, 16, generator=torch.Generator().manual_seed(N))
 
 
 def rois(count: int) -> Tensor:
@@ -56,6 +70,7 @@ def labels(N: int) -> Tensor:
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # to trace with, and of other sizes
 IMAGES: Inputs = ((image(1),), (image(3),))
 ROIS: Inputs = ((image(), rois(2)), (image(), rois(5)))
+BOXES: Inputs = ((rois(2)[:, 1:],), (rois(5)[:, 1:],))
 W = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
 C = torch.linspace(0.5, 1.5, 8)
 CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
@@ -66,10 +81,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     ),
     "ConvBNReLU2d": (lambda: ops.ConvBNReLU2d(8, 8, 3, padding="same"), IMAGES),
     "ConvTranspose2dNormActivation": (lambda: ops.ConvTranspose2dNormActivation(8, 4), IMAGES),
+    "Conv3dNormActivation": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), ops.Conv3dNormActivation(2, 4)),
+        IMAGES,
+    ),
+    "FeaturePyramidNetwork": (Levels, IMAGES),
     "FrozenBatchNorm2d": (
         lambda: nn.Sequential(nn.Conv2d(8, 8, 3), ops.FrozenBatchNorm2d(8)),
         IMAGES,
     ),
+    "MLP": (lambda: ops.MLP(16, [8, 4]), IMAGES),
+    "PSRoIAlign": (lambda: Call(ops.PSRoIAlign(2, 1.0, 2)), ROIS),
+    "PSRoIPool": (lambda: Call(ops.PSRoIPool((4, 2), 1.0)), ROIS),
     "RoIAlign": (lambda: Call(ops.RoIAlign(3, 1.0, 2)), ROIS),
     "MultiScaleRoIAlign": (Pyramid, ROIS),
     "RoIPool": (lambda: Call(ops.RoIPool(3, 1.0)), ROIS),
@@ -97,6 +120,33 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         ),
         ROIS,
     ),
+    "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b.detach() + 1)), BOXES),
+    "box_iou_rotated": (
+        lambda: Call(lambda b: ops.box_iou(b, b.flip(0), "xywhr")),
+        ((rois(2).flip(1),), (rois(5).flip(1),)),
+    ),
+    "complete_box_iou": (lambda: Call(lambda b: ops.complete_box_iou(b, b.detach() + 1)), BOXES),
+    "complete_box_iou_loss": (
+        lambda: Call(lambda b: ops.complete_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "distance_box_iou": (lambda: Call(lambda b: ops.distance_box_iou(b, b.detach() + 1)), BOXES),
+    "distance_box_iou_loss": (
+        lambda: Call(lambda b: ops.distance_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "generalized_box_iou": (
+        lambda: Call(lambda b: ops.generalized_box_iou(b, b.detach() + 1)),
+        BOXES,
+    ),
+    "generalized_box_iou_loss": (
+        lambda: Call(lambda b: ops.generalized_box_iou_loss(b, b.flip(0))),
+        BOXES,
+    ),
+    "masks_to_boxes": (
+        lambda: Call(lambda x: ops.masks_to_boxes(x[:, 0] > 2) * x.sum()),
+        IMAGES,
+    ),
     "conv_bn_relu": (lambda: Call(lambda x: ops.conv_bn_relu(x, W, padding=1, residual=x)), IMAGES),
     "conv_transpose2d": (lambda: Call(lambda x: ops.conv_transpose2d(x, W, stride=2)), IMAGES),
     "conv_transpose2d_bn_relu": (
@@ -106,6 +156,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         IMAGES,
     ),
     "batch_norm_relu": (lambda: Call(lambda x: ops.batch_norm_relu(x, C, C, C, C)), IMAGES),
+    "deform_conv2d": (
+        lambda: Call(lambda x, o: ops.deform_conv2d(x, o, W, C, padding=1, mask=o[:, :9])),
+        ((image(), offsets()), (image(3), offsets(3))),
+    ),
     "squeeze_excitation": (
         lambda: Call(lambda x: ops.squeeze_excitation(x, W[:, :, 0, 0], None, W[:, :, 0, 0], C)),
         IMAGES,
@@ -214,14 +268,24 @@ def test_what_is_wrong_is_an_error_of_the_trace():
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "Conv2dNormActivation": lambda: ops.Conv2dNormActivation(8, 8),
+    "Conv3dNormActivation": lambda: ops.Conv3dNormActivation(8, 8),
     "ConvBNReLU2d": lambda: ops.ConvBNReLU2d(8, 8, 3),
     "ConvTranspose2dNormActivation": lambda: ops.ConvTranspose2dNormActivation(8, 8),
+    "DropBlock2d": lambda: ops.DropBlock2d(0.1, 3),
+    "DropBlock3d": lambda: ops.DropBlock3d(0.1, 3),
+    "FeaturePyramidNetwork": lambda: ops.FeaturePyramidNetwork([8], 8),
+    "DeformConv2d": lambda: ops.DeformConv2d(8, 8, 3),
     "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(8),
+    "MLP": lambda: ops.MLP(8, [8]),
     "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 7, 2),
+    "Permute": lambda: ops.Permute([0, 2, 1]),
+    "PSRoIAlign": lambda: ops.PSRoIAlign(7, 1.0, 2),
+    "PSRoIPool": lambda: ops.PSRoIPool(7, 1.0),
     "RoIAlign": lambda: ops.RoIAlign(7, 1.0, 2),
     "RoIPool": lambda: ops.RoIPool(7, 1.0),
     "SigmoidFocalLoss": ops.SigmoidFocalLoss,
     "SoftmaxFocalLoss": ops.SoftmaxFocalLoss,
+    "StochasticDepth": lambda: ops.StochasticDepth(0.1, "row"),
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastvision import _extension, ops
 from fastvision.reference import ACTIVATIONS
 from fastvision.reference.activations import activate
+from fastvision.testing.deform_conv2d import Problem, leaves
 from fastvision.testing.numerics import assert_matches
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -100,6 +101,33 @@ def fuzz_roi_pool(rng: random.Random) -> list[Tensor]:
     size = (rng.choice((0, 1, 2, 7, 14, 40)), rng.choice((1, 3, 7, 300)))
     pooled = ops.roi_pool(x, torch.cat([image, boxes], 1), size, rng.choice((1, 1 / 8, -0.5, 1e30)))
     assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
+    if not pooled.requires_grad:
+        return [pooled]
+    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
+    assert x.grad is not None and x.grad.shape == x.shape
+    return [pooled.detach(), x.grad]
+
+
+def fuzz_ps_rois(rng: random.Random) -> list[Tensor]:
+    """Both ps_roi_align and ps_roi_pool."""
+    size = rng.choice(((1, 1), (2, 3), (7, 7), (1, 20), (40, 1)))
+    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33)) * size[0] * size[1]
+    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
+    dtype = rng.choice(DTYPES)
+    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
+    x.requires_grad_(rng.random() < 0.8)
+    count = rng.choice((0, 1, 2, 9, 70, 150))
+    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
+    image = torch.randint(0, max(images, 1), (count, 1)).float()
+    if count and rng.random() < 0.2:
+        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
+    rois, scale = torch.cat([image, boxes], 1), rng.choice((1, 1 / 8, -0.5, 1e30))
+    if rng.random() < 0.5:
+        pooled = ops.ps_roi_pool(x, rois, size, scale)  # type: ignore[arg-type]
+    else:
+        ratio = rng.choice((-1, 1, 2, 5))
+        pooled = ops.ps_roi_align(x, rois, size, scale, ratio)  # type: ignore[arg-type]
+    assert pooled.shape == (count, channels // (size[0] * size[1]), *size)
     if not pooled.requires_grad:
         return [pooled]
     pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
@@ -407,14 +435,130 @@ def fuzz_squeeze_excitation(rng: random.Random) -> list[Tensor]:
     return [y]
 
 
+def fuzz_box_iou(rng: random.Random) -> list[Tensor]:
+    batch = rng.choice(((), (), (0,), (1,), (3,)))
+    counts = [rng.choice((0, 1, 3, 16, 17, 70, 520)) for _ in range(2)]
+    dtype = rng.choice(DTYPES)
+    b1, b2 = (random_boxes(rng, max(n, 1), 40.0)[:n].to(dtype) for n in counts)
+    b1 = b1.expand(*batch, *b1.shape).clone()
+    b1.requires_grad_(rng.random() < 0.7)
+    fmt = rng.choice(("xyxy", "xywh", "cxcywh"))
+    calls = (
+        lambda: ops.box_iou(b1, b2, fmt),
+        lambda: ops.generalized_box_iou(b1, b2),
+        lambda: ops.distance_box_iou(b1, b2),
+        lambda: ops.complete_box_iou(b1, b2),
+    )
+    overlap = rng.choice(calls)()
+    assert overlap.shape == (*batch, *counts)
+    if overlap.requires_grad:
+        torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), b1)
+    return [overlap.detach()]
+
+
+def fuzz_box_iou_loss(rng: random.Random) -> list[Tensor]:
+    count, dtype = rng.choice((0, 1, 3, 17, 300)), rng.choice(DTYPES)
+    b1, b2 = (random_boxes(rng, max(count, 1), 40.0)[:count].to(dtype) for _ in range(2))
+    b1.requires_grad_()
+    losses = (
+        ops.generalized_box_iou_loss,
+        ops.distance_box_iou_loss,
+        ops.complete_box_iou_loss,
+    )
+    loss = rng.choice(losses)(b1, b2)
+    torch.autograd.grad(loss.nan_to_num(0, 0, 0).sum(), b1)
+    return [loss.detach()]
+
+
+def fuzz_box_iou_rotated(rng: random.Random) -> list[Tensor]:
+    dtype = rng.choice(DTYPES)
+    sets = []
+    for _ in range(2):
+        count = rng.choice((0, 1, 3, 17, 70))
+        boxes = random_boxes(rng, max(count, 1), 40.0)[:count]
+        angle = torch.rand(count, 1) * 720 - 360
+        if count and rng.random() < 0.3:
+            angle[rng.randrange(count)] = rng.choice(HOSTILE)
+        sets.append(torch.cat([boxes, angle], 1).to(dtype).requires_grad_())
+    overlap = ops.box_iou_rotated(*sets)
+    torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), sets)
+    return [overlap.detach()]
+
+
+def fuzz_masks_to_boxes(rng: random.Random) -> list[Tensor]:
+    shape = (rng.choice((0, 1, 3)), rng.choice((0, 1, 2, 9)), rng.choice((1, 7, 64, 65, 300)))
+    masks = (torch.rand(shape) < rng.choice((0.0, 0.001, 0.1, 1.0))).float()
+    masks = masks.to(rng.choice((torch.bool, torch.uint8, torch.int16, torch.int64, *DTYPES)))
+    if rng.random() < 0.3:
+        masks = masks[:, ::2, rng.choice((0, 1)) :]
+    elif rng.random() < 0.3:
+        masks = masks.mT
+    return [ops.masks_to_boxes(masks)]
+
+
+def fuzz_deform_conv2d(rng: random.Random) -> list[Tensor]:
+    """All gradients, at offsets that may be anything."""
+    groups, offset_groups = rng.choice((1, 1, 2, 4)), rng.choice((1, 1, 2, 3))
+    channels = groups * offset_groups * rng.choice((1, 2, 5, 8, 17))
+    problem = Problem(
+        (rng.randint(0, 3), channels, rng.choice((1, 2, 7, 20)), rng.choice((1, 2, 9, 33))),
+        groups * rng.choice((0, 1, 3, 8, 33)),
+        kernel=(rng.randint(1, 3), rng.randint(1, 3)),
+        stride=(rng.randint(1, 3), rng.randint(1, 3)),
+        padding=(rng.randint(0, 3), rng.randint(0, 3)),
+        dilation=(rng.randint(1, 2), rng.randint(1, 2)),
+        groups=groups,
+        offset_groups=offset_groups,
+        mask=rng.random() < 0.6,
+        bias=rng.random() < 0.6,
+    )
+    if min(problem.size) < 1:
+        return []  # refused in Python before any kernel
+    dtype = rng.choice(DTYPES)
+    reach = rng.choice((0.0, 1.0, 10.0))
+    tensors = problem.tensors(dtype, reach=reach)
+    kind = rng.choice(("ordinary", "offsets", "all"))
+    if kind != "ordinary":
+        for t in leaves(tensors) if kind == "all" else leaves(tensors)[1:2]:
+            for _ in range(rng.randrange(20) if t.numel() else 0):
+                t.view(-1)[rng.randrange(t.numel())] = rng.choice(HOSTILE)
+    for i in (0, 1, 4):
+        t = tensors[i]
+        tensors[i] = None if t is None else random_format(rng, t)
+    # any part of the gradients, of which at least one is wanted
+    wanted = [t for t in leaves(tensors) if rng.random() < 0.7] or [leaves(tensors)[0]]
+    for t in wanted:
+        t.requires_grad_()
+    y = problem.call(ops.deform_conv2d, tensors)
+    grads = torch.autograd.grad(y, wanted, torch.ones_like(y))
+    assert all(g.shape == t.shape for g, t in zip(grads, wanted, strict=True))
+    if kind == "all":  # sums may overflow in another order
+        return []
+    if dtype in (torch.float32, torch.float64):
+        expected = problem.call(ops.deform_conv2d, tensors, backend="reference")
+        assert_matches(y, expected, scale=10)
+        for g, other in zip(
+            grads, torch.autograd.grad(expected, wanted, torch.ones_like(y)), strict=True
+        ):
+            scale = max(1.0, other.abs().max().item()) if other.numel() else 1.0
+            assert_matches(g, other, scale=10 * scale)
+    return [y.detach()]
+
+
 FUZZERS = (
+    fuzz_box_iou,
+    fuzz_box_iou_loss,
+    fuzz_box_iou_rotated,
+    fuzz_masks_to_boxes,
     fuzz_roi_align,
     fuzz_roi_pool,
+    fuzz_ps_rois,
     fuzz_nms,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
     fuzz_conv_transpose2d,
+    fuzz_deform_conv2d,
     fuzz_max_pool2d,
     fuzz_linear_act,
     fuzz_squeeze_excitation,

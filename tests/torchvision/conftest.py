@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from fastvision.testing import cases
 def bindings() -> dict[tuple[str, str], object]:
     """The functions that torchvision has under the names that enable() replaces."""
     return {
-        (module, row.name): getattr(sys.modules[module], row.name)
+        (module, row.name): attrgetter(row.name)(sys.modules[module])
         for row in names.NAMES
         for module in row.modules
         if module in sys.modules

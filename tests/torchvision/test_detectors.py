@@ -18,7 +18,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore:RCNN always returns:UserWarning"),
 ]
-OURS = {"fastvision::nms", "fastvision::roi_align", "fastvision::roi_align_backward"}
+OURS = {
+    "fastvision::batch_norm_relu",
+    "fastvision::nms",
+    "fastvision::roi_align",
+    "fastvision::roi_align_backward",
+}
 
 
 SIZES = {"min_size": 96, "max_size": 128}

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastvision import ops
 from fastvision.integrations.torchvision import classes
+from fastvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 pytest.importorskip("torchvision.ops")
 from torchvision import ops as theirs  # noqa: E402
@@ -32,12 +33,27 @@ def layers() -> list[nn.Module]:
         ops.RoIAlign(2, 1.0, 2),
         ops.MultiScaleRoIAlign(["0"], 2, 2),
         ops.RoIPool(2, 1.0),
+        ops.PSRoIAlign(2, 1.0, 2),
+        ops.PSRoIPool(2, 1.0),
         ops.SqueezeExcitation(4, 2),
+        ops.Conv3dNormActivation(3, 4),
+        ops.DropBlock2d(0.1, 3),
+        ops.DropBlock3d(0.1, 3),
+        ops.FeaturePyramidNetwork([4, 8], 4, LastLevelMaxPool()),
+        LastLevelMaxPool(),
+        LastLevelP6P7(4, 4),
+        ops.MLP(4, [8, 4]),
+        ops.Permute([1, 0]),
+        ops.StochasticDepth(0.1, "row"),
+        ops.DeformConv2d(4, 2, 3),
     ]
 
 
 def test_isinstance():
-    frozen, conv, transposed, pool, pyramid, maxima, gate = layers()
+    frozen, conv, transposed, pool, pyramid, maxima, samples, means, gate, *others = layers()
+    for layer in others:
+        (stock,) = (c for c in type(layer).__bases__ if c.__module__.startswith("torchvision."))
+        assert stock.__name__ == type(layer).__name__
     assert isinstance(frozen, theirs.misc.FrozenBatchNorm2d)
     assert isinstance(gate, theirs.misc.SqueezeExcitation)
     assert isinstance(conv, theirs.misc.Conv2dNormActivation)
@@ -46,6 +62,7 @@ def test_isinstance():
     assert not isinstance(transposed, theirs.misc.Conv2dNormActivation)
     assert isinstance(pool, theirs.RoIAlign) and isinstance(pyramid, theirs.MultiScaleRoIAlign)
     assert isinstance(maxima, theirs.RoIPool)
+    assert isinstance(samples, theirs.PSRoIAlign) and isinstance(means, theirs.PSRoIPool)
     assert not isinstance(theirs.FrozenBatchNorm2d(3), ops.FrozenBatchNorm2d)
 
 
@@ -70,6 +87,7 @@ def test_layers_work_as_before():
 
 
 def test_torchvision_takes_them():
+    theirs.FeaturePyramidNetwork([4], 4, LastLevelMaxPool())
     model = nn.Sequential(ops.FrozenBatchNorm2d(3))
     detection._utils.overwrite_eps(model, 0.5)
     assert model[0].eps == 0.5

@@ -51,16 +51,19 @@ USE_WITHOUT_LIBRARY = """
     torch.testing.assert_close(features.grad.sum(), torch.tensor(24.0))
     torchvision.ops.roi_pool(features, [boxes], 2).sum().backward()
     torch.testing.assert_close(features.grad.sum(), torch.tensor(48.0))
-    for call in (
-        lambda: torchvision.ops.ps_roi_pool(features, [boxes], 1),
-        lambda: fastvision.disable() or torchvision.ops.nms(boxes, scores, 0.5),
-    ):
-        try:
-            call()
-        except RuntimeError as error:
-            assert "Couldn't load custom C++ ops" in str(error), error
-        else:
-            raise AssertionError("torchvision has no such kernel")
+    torchvision.ops.ps_roi_align(features, [boxes], 1).sum().backward()
+    torchvision.ops.ps_roi_pool(features, [boxes], 1).sum().backward()
+    torch.testing.assert_close(features.grad.sum(), torch.tensor(60.0))
+    zeros, ones = torch.zeros(1, 2, 8, 8), torch.ones(3, 2, 1, 1, requires_grad=True)
+    torchvision.ops.deform_conv2d(features, zeros, ones).sum().backward()
+    torch.testing.assert_close(ones.grad[2, :, 0, 0], features.detach().sum((0, 2, 3)))
+    fastvision.disable()
+    try:
+        torchvision.ops.nms(boxes, scores, 0.5)
+    except RuntimeError as error:
+        assert "Couldn't load custom C++ ops" in str(error), error
+    else:
+        raise AssertionError("torchvision has no such kernel")
 """
 
 

@@ -15,19 +15,37 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from ... import ops
-from ...ops.misc import _ConvNormActivation
+from ...ops import feature_pyramid_network
+from ...ops.misc import ConvNormActivation
 
 # by torchvision module: our class, and torchvision's with the same constructor and state
 _TYPES: dict[str, list[tuple[type, str]]] = {
+    "torchvision.ops.drop_block": [
+        (ops.DropBlock2d, "DropBlock2d"),
+        (ops.DropBlock3d, "DropBlock3d"),
+    ],
+    "torchvision.ops.feature_pyramid_network": [
+        (feature_pyramid_network.ExtraFPNBlock, "ExtraFPNBlock"),
+        (feature_pyramid_network.FeaturePyramidNetwork, "FeaturePyramidNetwork"),
+        (feature_pyramid_network.LastLevelMaxPool, "LastLevelMaxPool"),
+        (feature_pyramid_network.LastLevelP6P7, "LastLevelP6P7"),
+    ],
+    "torchvision.ops.deform_conv": [(ops.DeformConv2d, "DeformConv2d")],
     "torchvision.ops.misc": [
         (ops.FrozenBatchNorm2d, "FrozenBatchNorm2d"),
-        (_ConvNormActivation, "ConvNormActivation"),
+        (ConvNormActivation, "ConvNormActivation"),
         (ops.Conv2dNormActivation, "Conv2dNormActivation"),
+        (ops.Conv3dNormActivation, "Conv3dNormActivation"),
+        (ops.MLP, "MLP"),
+        (ops.Permute, "Permute"),
         (ops.SqueezeExcitation, "SqueezeExcitation"),
     ],
+    "torchvision.ops.poolers": [(ops.MultiScaleRoIAlign, "MultiScaleRoIAlign")],
+    "torchvision.ops.ps_roi_align": [(ops.PSRoIAlign, "PSRoIAlign")],
+    "torchvision.ops.ps_roi_pool": [(ops.PSRoIPool, "PSRoIPool")],
     "torchvision.ops.roi_align": [(ops.RoIAlign, "RoIAlign")],
     "torchvision.ops.roi_pool": [(ops.RoIPool, "RoIPool")],
-    "torchvision.ops.poolers": [(ops.MultiScaleRoIAlign, "MultiScaleRoIAlign")],
+    "torchvision.ops.stochastic_depth": [(ops.StochasticDepth, "StochasticDepth")],
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from . import devices, nms, roi_align, roi_pool
+from . import boxes, deform_conv2d, devices, nms, position_sensitive, roi_align, roi_pool
 from .recording import tag_compiled
 
 _Kernel = Callable[..., Any]
@@ -37,11 +37,12 @@ class Operator:
     fake: _Kernel
     data_dependent: bool = False  # whether the fake's result has a data-dependent size
 
-    # AutogradCPU, AutogradCUDA, if kernel is differentiable in its first two arguments: replaces it
+    # AutogradCPU, AutogradCUDA, if kernel is differentiable in its first arguments: replaces it
     # while operators are recorded. Built from torchvision's operators, and called with a key set
     # before the arguments. Then AutocastCPU, AutocastCUDA pass features on unchanged, where
     # torchvision's convert to float32
     recorded: type[torch.autograd.Function] | None = None
+    tensors: int = 2  # number of those arguments
 
     # AutocastCPU, AutocastCUDA of other operators: the dtype torchvision's library converts to
     autocast: torch.dtype | None = None
@@ -51,17 +52,73 @@ class Operator:
         return self.schema.partition("(")[0]
 
     @property
+    def public(self) -> str:
+        """The public op that runs."""
+        return self.name.removeprefix("_").removesuffix("_backward")
+
+    @property
     def op(self) -> Any:
         return getattr(torch.ops.torchvision, self.name).default
 
 
+_DEFORM = (
+    "Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
+    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, "
+    "SymInt offset_groups, bool use_mask"
+)
 OPERATORS = (
+    Operator(
+        "box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor",
+        kernel=boxes.box_iou_rotated,
+        fake=boxes.fake_box_iou_rotated,
+    ),
     Operator(
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         kernel=ops.nms,
         fake=nms.fake,
         data_dependent=True,
         autocast=torch.float32,
+    ),
+    Operator(
+        f"deform_conv2d(Tensor input, {_DEFORM}) -> Tensor",
+        kernel=deform_conv2d.forward,
+        fake=deform_conv2d.fake,
+        recorded=deform_conv2d.Recorded,
+        tensors=5,
+    ),
+    Operator(
+        f"_deform_conv2d_backward(Tensor grad, Tensor input, {_DEFORM}) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+        kernel=deform_conv2d.backward,
+        fake=deform_conv2d.fake_backward,
+    ),
+    Operator(
+        "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
+        kernel=position_sensitive.ps_roi_align,
+        fake=position_sensitive.fake,
+        recorded=position_sensitive.PSRoIAlignRecorded,
+    ),
+    Operator(
+        "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, "
+        "float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, "
+        "SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
+        kernel=position_sensitive.ps_roi_align_backward,
+        fake=position_sensitive.fake_backward,
+    ),
+    Operator(
+        "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width) -> (Tensor, Tensor)",
+        kernel=position_sensitive.ps_roi_pool,
+        fake=position_sensitive.fake,
+        recorded=position_sensitive.PSRoIPoolRecorded,
+    ),
+    Operator(
+        "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, "
+        "float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, "
+        "SymInt channels, SymInt height, SymInt width) -> Tensor",
+        kernel=position_sensitive.ps_roi_pool_backward,
+        fake=position_sensitive.fake_backward,
     ),
     Operator(
         "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
@@ -184,7 +241,7 @@ def _register_autocast(
 def _autograd(
     operator: Operator, recorded: type[torch.autograd.Function], device: str, stock: Any
 ) -> _Kernel:
-    op, kernel = operator.op, operator.kernel
+    op, kernel, tensors = operator.op, operator.kernel, operator.tensors
     below = torch._C._after_autograd_keyset
 
     def autograd(keyset: Any, *args: Any) -> Any:
@@ -192,7 +249,7 @@ def _autograd(
             if not keyset.has(_PYTHON):
                 return kernel(*args)
             # a dispatch mode or tracer must see torchvision's operators
-            if torch.is_grad_enabled() and (args[0].requires_grad or args[1].requires_grad):
+            if torch.is_grad_enabled() and any(x.requires_grad for x in args[:tensors]):
                 return recorded.apply(keyset & below, *args)
         elif stock is not None:
             return stock.call_boxed(keyset, *args)
@@ -203,7 +260,7 @@ def _autograd(
 
 
 def _autocast(operator: Operator, device: str, key_name: str) -> _Kernel:
-    op = operator.op
+    op, tensors = operator.op, operator.tensors
     key = getattr(torch._C.DispatchKey, key_name)
     below = torch._C._dispatch_keyset_full_after(key)
     only = torch._C.DispatchKeySet(key)
@@ -214,12 +271,13 @@ def _autocast(operator: Operator, device: str, key_name: str) -> _Kernel:
             return op.redispatch(keyset & below, *args)
         # does the same as torchvision's kernel for this key, which can no longer be called: if it
         # is written in Python, torch looks it up by operator and key and finds this one
-        input, rois, *options = args
+        wide = map(_to_float32, args[:tensors])
+        dtype = args[0].dtype
         with torch._C._ExcludeDispatchKeyGuard(only):
-            results = op(_to_float32(input), _to_float32(rois), *options)
+            results = op(*wide, *args[tensors:])
         if isinstance(results, tuple):
-            return tuple(result.to(input.dtype) for result in results)
-        return results.to(input.dtype)
+            return tuple(result.to(dtype) for result in results)
+        return results.to(dtype)
 
     return autocast
 

@@ -33,23 +33,34 @@ _installed: _Installed | None = None
 def enable() -> None:
     """Runs torchvision.ops, and all code that uses it, on fastvision's kernels.
 
-    Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool and RoIPool, forward
-    and backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound
-    and models built before the call. sigmoid_focal_loss is covered as
-    torchvision.ops.sigmoid_focal_loss and in torchvision's models, but not in torch.jit.script or
-    under names bound elsewhere before. Results are torchvision's, with these differences:
+    Covers nms, batched_nms, roi_align, RoIAlign, MultiScaleRoIAlign, roi_pool, RoIPool,
+    ps_roi_align, PSRoIAlign, ps_roi_pool, PSRoIPool, deform_conv2d and DeformConv2d, forward and
+    backward, in eager mode, torch.jit.script, torch.compile and autocast, including names bound and
+    models built before the call. sigmoid_focal_loss, box_iou, generalized_box_iou,
+    distance_box_iou, complete_box_iou, the losses of the last three, masks_to_boxes, drop_block2d
+    and drop_block3d are covered as attributes of torchvision.ops and in torchvision's models and
+    modules, but not in torch.jit.script or under names bound elsewhere before. In eager mode the
+    modules FrozenBatchNorm2d and, without gradients, SqueezeExcitation run as one op.
+    :func:`enabled_names` lists what is replaced. Results are torchvision's, with these differences:
 
-    - nms and roi_pool support float16 and bfloat16 on the CPU, roi_align bfloat16. Features may
-      have lower precision than the boxes, and autocast does not convert them to float32, except in
-      compiled and exported programs.
+    - nms and roi_pool support float16 and bfloat16 on the CPU, the other RoI ops and deform_conv2d
+      bfloat16. Features may have lower precision than the boxes, and autocast does not convert them
+      to float32, except in compiled and exported programs.
     - batched_nms is exact per class. Equal scores are ordered as in torchvision, in eager mode and
       TorchScript: by index up to 1000 boxes on the CPU, as its sort leaves them beyond.
       fastvision.ops.batched_nms always orders them by index.
-    - roi_align and roi_pool are deterministic and support double backward and forward mode (in
-      autograd; for torch.func use fastvision.ops).
+    - The RoI ops and on the CPU deform_conv2d are deterministic, and support double backward and
+      forward mode (in autograd; for torch.func use fastvision.ops).
+    - ps_roi_align gives zeros where torchvision's result is NaN: boxes that are empty, under
+      adaptive sampling, or have a NaN or infinite coordinate. The gradient of ps_roi_pool is that
+      of its forward also at the map's last row and column.
+    - deform_conv2d takes a sample at a NaN offset as 0, and raises an error for a stride or
+      dilation of 0, both of which can end the process in torchvision.
     - torch.compile supports an nms that keeps 0 or 1 boxes.
     - sigmoid_focal_loss returns the limit for infinite logits, where torchvision returns NaN, and
       computes in float32 for 16-bit logits.
+    - FrozenBatchNorm2d, SqueezeExcitation and the number of elements that DropBlock keeps are
+      computed in float32 for 16-bit features. DropBlock's random numbers are torchvision's.
 
     A device type is only covered if a kernel can run on it. Other devices, quantized tensors,
     tracing and ONNX export stay with torchvision. Programs recorded by torch.compile or

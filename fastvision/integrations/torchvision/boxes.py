@@ -1,0 +1,56 @@
+"""Functions on boxes: Python functions in torchvision, and an operator without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...ops._checks import FLOATING, is_eager
+from . import devices
+from .recording import keeping_torchscript
+
+
+def fake_box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    shape = (boxes1.shape[0], boxes2.shape[0])
+    return boxes1.new_empty(shape, dtype=torch.float32)
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return ops.box_iou_rotated(boxes1, boxes2).float()
+
+
+def _runs_here(tensors: list[Any], dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether they are plain, and no program is recorded."""
+    return is_eager() and all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype in dtypes
+        and tensor.device.type in devices.active
+        and tensor.device == tensors[0].device
+        for tensor in tensors
+    )
+
+
+def of_two_sets_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of a function of boxes1 and boxes2."""
+    ours: Callable[..., Tensor] = getattr(ops, stock.__name__)
+
+    @keeping_torchscript(stock)
+    def function(boxes1: Tensor, boxes2: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        chosen = ours if _runs_here([boxes1, boxes2], FLOATING) else stock
+        return chosen(boxes1, boxes2, *args, **kwargs)
+
+    return function
+
+
+def masks_to_boxes_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    dtypes = (torch.bool, torch.uint8, *FLOATING)
+
+    @keeping_torchscript(stock)
+    def masks_to_boxes(masks: Tensor) -> Tensor:
+        return ops.masks_to_boxes(masks) if _runs_here([masks], dtypes) else stock(masks)
+
+    return masks_to_boxes

@@ -1,0 +1,66 @@
+"""What ops on every pair of two sets of boxes share: checks, and batches as one dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import check_tensor
+
+
+def _check(boxes: object, name: str, size: int) -> None:
+    check_tensor(boxes, name)
+    assert isinstance(boxes, Tensor)
+    if boxes.dtype == torch.bool or boxes.is_complex() or boxes.is_quantized:
+        raise TypeError(f"{name} must be of a floating-point or integer type, got {boxes.dtype}")
+    if boxes.dim() == 0 or boxes.shape[-1] != size:
+        raise ValueError(f"{name} must have shape [..., {size}], got {list(boxes.shape)}")
+
+
+def check_sets(boxes1: object, boxes2: object, size: int) -> None:
+    """Of boxes with ``size`` numbers. A single box is a set in the first place only."""
+    _check(boxes1, "boxes1", size)
+    _check(boxes2, "boxes2", size)
+    assert isinstance(boxes1, Tensor) and isinstance(boxes2, Tensor)
+    if boxes2.dim() == 1:
+        raise ValueError(f"boxes2 must have shape [..., M, {size}], got {list(boxes2.shape)}")
+    if boxes1.device != boxes2.device:
+        raise ValueError(f"boxes2 must be on {boxes1.device} as boxes1, got {boxes2.device}")
+
+
+def _flat(boxes: Tensor, batch: torch.Size) -> Tensor:
+    """[B, N, size] for a batch of B, or [1, N, size] for any."""
+    if math.prod(boxes.shape[:-2]) == 1:
+        return boxes.reshape(1, *boxes.shape[-2:])
+    if boxes.shape[:-2] != batch:
+        boxes = boxes.expand(*batch, *boxes.shape[-2:])
+    return boxes.reshape(math.prod(batch), *boxes.shape[-2:])
+
+
+def of_batches(run: Callable[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """[..., N, M] from ``run``, which takes [N, size] and [M, size], or [B, N, size] and
+    [B, M, size] where either B may be 1."""
+    if boxes1.dim() == 1:
+        boxes1 = boxes1.unsqueeze(0)
+    if boxes1.dim() == 2 and boxes2.dim() == 2:
+        return run(boxes1, boxes2)
+    try:
+        batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"boxes2 must have batch dimensions that fit those of boxes1, "
+            f"{list(boxes1.shape[:-2])}, got {list(boxes2.shape[:-2])}"
+        ) from None
+    overlap = run(_flat(boxes1, batch), _flat(boxes2, batch))
+    return overlap.reshape(*batch, *overlap.shape[-2:])
+
+
+def gradients(grads: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
+    """In the shapes and dtypes of the boxes: a set that met each of a batch gets all gradients."""
+    return [
+        (g.sum(0, keepdim=True) if g.shape != b.shape else g).to(b.dtype)
+        for g, b in zip(grads, boxes, strict=True)
+    ]

@@ -1,0 +1,185 @@
+"""Pooling from position-sensitive maps: declaration and derivatives of an op that is linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .._memory_format import format_of, is_channels_last, memory_format
+from ._checks import needs_gradient
+from ._library import Operator, declare
+from ._rois import bins_of
+
+ARGUMENTS = (
+    "Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
+)
+
+
+class _Operators(NamedTuple):
+    forward: Operator
+    backward: Operator
+    reference: Callable[..., Tensor]
+
+
+_OPERATORS: dict[str, _Operators] = {}
+
+
+def _fake(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    *_: Any,
+) -> Tensor:
+    channels = input.shape[1] // (pooled_height * pooled_width)
+    shape = (rois.shape[0], channels, pooled_height, pooled_width)
+    return input.new_empty(shape).to(memory_format=format_of(input))
+
+
+def _fake_backward(
+    grad: Tensor, rois: Tensor, spatial_scale: float, sizes: list[int], *rest: Any
+) -> Tensor:
+    N, H, W = sizes
+    channels = grad.shape[1] * grad.shape[2] * grad.shape[3]
+    return grad.new_empty((N, channels, H, W)).to(memory_format=memory_format(rest[-1]))
+
+
+def declare_pooling(name: str, options: str, reference: Callable[..., Tensor]) -> _Operators:
+    """Defines ``fastvision::name`` and ``fastvision::name_backward``.
+
+    Args:
+        name: of the public function, too.
+        options: the schema of what follows ``ARGUMENTS``, each with a comma before it.
+        reference: the op in eager PyTorch.
+    """
+    # the taps of a bin are few, and of other channels than the next one's
+    lacks = {"triton": f"{name} has no Triton kernel"}
+    forward = declare(
+        name, f"({ARGUMENTS}{options}) -> Tensor", fake=_fake, reference=reference, lacks=lacks,
+        serves=(name,),
+    )  # fmt: skip
+    # sizes: N, H, W
+    schema = f"Tensor grad, Tensor rois, float spatial_scale, SymInt[] sizes{options}"
+    backward = declare(
+        f"{name}_backward", f"({schema}, bool channels_last) -> Tensor", fake=_fake_backward,
+        lacks=lacks,
+    )  # fmt: skip
+    _OPERATORS[name] = _Operators(forward, backward, reference)
+    return _OPERATORS[name]
+
+
+class _Pool(torch.autograd.Function):
+    """Linear in the features: backward is the transpose, whose backward is the op itself."""
+
+    @staticmethod
+    def forward(
+        name: str, backend: str, rois: Tensor, options: tuple[Any, ...], input: Tensor
+    ) -> Tensor:
+        pooled: Tensor = _OPERATORS[name].forward.run[backend](input, rois, *options)
+        return pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name, ctx.backend, rois, ctx.options, input = inputs
+        ctx.save_for_backward(rois)
+        ctx.save_for_forward(rois)
+        ctx.sizes = [input.shape[0], *input.shape[2:]]
+        ctx.channels_last = is_channels_last(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (rois,) = ctx.saved_tensors
+        arguments = (ctx.name, ctx.backend, rois, ctx.options, ctx.sizes, ctx.channels_last, grad)
+        needs_grad = torch.is_grad_enabled() and grad.requires_grad
+        run = _PoolBackward.apply if needs_grad else run_backward
+        return (None, None, None, None, run(*arguments))
+
+
+class _PoolEager(_Pool):
+    """In one step: torch binds a signature in each call of a Function that has a setup_context."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _Pool.forward(*inputs)
+        _Pool.setup_context(ctx, inputs, output)
+        return output
+
+    setup_context = torch.autograd.Function.setup_context
+
+
+class _PoolDual(_Pool):
+    """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
+
+    @staticmethod
+    def jvp(
+        ctx: Any, _name: None, _backend: None, _rois: None, _options: None, tangent: Tensor
+    ) -> Tensor:
+        (rois,) = ctx.saved_tensors
+        return run(ctx.name, ctx.backend, rois, ctx.options, tangent)
+
+
+class _PoolBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return run_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name, ctx.backend, rois, ctx.options = inputs[:4]
+        ctx.save_for_backward(rois)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (rois,) = ctx.saved_tensors
+        return (*(None,) * 6, run(ctx.name, ctx.backend, rois, ctx.options, grad))
+
+
+def run_backward(
+    name: str,
+    backend: str,
+    rois: Tensor,
+    options: tuple[Any, ...],
+    sizes: list[int],
+    channels_last: bool,
+    grad: Tensor,
+) -> Tensor:
+    """The gradient of the features. ``options`` are the op's, from spatial_scale on."""
+    spatial_scale, _, _, *rest = options
+    gradient: Tensor = _OPERATORS[name].backward.run[backend](
+        grad, rois, spatial_scale, sizes, *rest, channels_last
+    )
+    return gradient
+
+
+def run(name: str, backend: str, rois: Tensor, options: tuple[Any, ...], input: Tensor) -> Tensor:
+    """The op, through autograd only where a derivative is wanted: that costs microseconds."""
+    pooled: Tensor
+    if backend == "reference":
+        pooled = _OPERATORS[name].reference(input, rois, *options)
+    elif forward_ad._current_level >= 0:
+        pooled = _PoolDual.apply(name, backend, rois, options, input)
+    elif needs_gradient((input,)):
+        # torch.func takes only a Function with a setup_context
+        transformed = torch._C._are_functorch_transforms_active()
+        function = _Pool if transformed else _PoolEager
+        pooled = function.apply(name, backend, rois, options, input)
+    else:
+        pooled = _OPERATORS[name].forward.run[backend](input, rois, *options)
+    return pooled
+
+
+def sensitive_bins_of(output_size: Any, input: Tensor) -> tuple[int, int]:
+    """(PH, PW), of which the input's channels must be a multiple."""
+    PH, PW = bins_of(output_size)
+    if PH == 0 or PW == 0:
+        raise ValueError(f"output_size must be at least 1, got {output_size!r}")
+    if input.shape[1] % (PH * PW) != 0:
+        raise ValueError(
+            f"input must have a multiple of {PH} x {PW} channels, got {input.shape[1]}"
+        )
+    return PH, PW

@@ -1,0 +1,111 @@
+"""Overlap of every rotated box of one set with every box of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ._box_pairs import check_sets, gradients, of_batches
+from ._checks import is_traced, is_transformed, needs_gradient
+from ._library import declare
+
+
+def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    dtype = torch.promote_types(boxes1.dtype, torch.float32)
+    return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
+
+
+def _fake_backward(grad: Tensor, boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    batch = grad.shape[:-2]
+    first, second = (grad.new_empty((*batch, b.shape[-2], 5)) for b in (boxes1, boxes2))
+    return first, second
+
+
+# boxes [N, 5] and [M, 5], or [B, N, 5] and [B, M, 5] where either B may be 1
+_FORWARD = declare(
+    "box_iou_rotated",
+    "(Tensor boxes1, Tensor boxes2) -> Tensor",
+    fake=_fake,
+    triton="kernels.box_iou_rotated.launch_box_iou_rotated",
+    reference=reference.box_iou_rotated,
+    lacks={"cuda": "the Triton kernel serves GPUs"},
+    serves=("box_iou_rotated",),
+)
+_BACKWARD = declare(
+    "box_iou_rotated_backward",
+    "(Tensor grad, Tensor boxes1, Tensor boxes2) -> (Tensor, Tensor)",
+    fake=_fake_backward,
+    triton="kernels.box_iou_rotated.launch_box_iou_rotated_backward",
+)
+
+
+class _BoxIouRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
+        ctx.save_for_backward(boxes1, boxes2)
+        ctx.backend = backend
+        result: Tensor = _FORWARD.run[backend](boxes1, boxes2)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        boxes1, boxes2 = ctx.saved_tensors
+        if is_transformed() or needs_gradient((grad, boxes1, boxes2)):
+            grads = reference.box_iou_rotated_backward(grad, boxes1, boxes2)
+        else:
+            grads = _BACKWARD.run[ctx.backend](grad, boxes1, boxes2)
+        return *gradients(grads, (boxes1, boxes2)), None
+
+
+def _run(boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
+    if needs_gradient((boxes1, boxes2)):
+        result: Tensor = _BoxIouRotated.apply(boxes1, boxes2, backend)
+        return result
+    result = _FORWARD.run[backend](boxes1, boxes2)
+    return result
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, backend: str | None = None) -> Tensor:
+    """Intersection over union of every rotated box of one set with every box of another.
+
+    In the frame of one box, the area of the other inside of it is a sum of integrals along edges
+    (Green's theorem), which is continuous in the boxes: no list of corners has to be sorted. Pairs
+    whose upright bounding boxes do not meet are skipped.
+
+    Args:
+        boxes1: [..., N, 5] (cx, cy, width, height, angle); the angle in degrees turns the box
+            counterclockwise as seen, with y pointing down. float16, bfloat16, float32, float64 or
+            integers. detectron2 has the same convention; mmcv has radians, and turns clockwise
+            unless told otherwise.
+        boxes2: [..., M, 5]; leading dimensions broadcast with those of ``boxes1``.
+        backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
+
+    Returns:
+        [..., N, M] in float32 (float64 for float64 boxes, where torchvision's has float32). 0 where
+        a box has an area below 1e-14 (a negative side) or a center or angle that is not finite, NaN
+        where a side is NaN.
+
+    Differentiable in both sets, any number of times. Where edges coincide the gradient is one of
+    several one-sided ones.
+
+    Raises:
+        TypeError: an argument is no tensor, or of a complex, boolean or quantized type.
+        ValueError: shapes or devices that do not fit; ``backend`` cannot run here.
+        NotImplementedError: a sparse or nested tensor.
+    """
+    if not is_traced():  # which would take sizes for constants
+        check_sets(boxes1, boxes2, 5)
+    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
+    if boxes1.dtype != boxes2.dtype or not dtype.is_floating_point:
+        dtype = dtype if dtype.is_floating_point else torch.float32
+        boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
+    chosen = _FORWARD.choose(boxes1, backend)
+    if chosen == "reference" or is_transformed() or is_traced():
+        return reference.box_iou_rotated(
+            boxes1.unsqueeze(0) if boxes1.dim() == 1 else boxes1, boxes2
+        )
+    return of_batches(lambda b1, b2: _run(b1, b2, chosen), boxes1, boxes2)

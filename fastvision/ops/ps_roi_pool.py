@@ -1,0 +1,101 @@
+"""PSRoIPool: the mean of each bin of each box, from a map in which it has channels of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ._checks import is_traced
+from ._position_sensitive import ARGUMENTS, declare_pooling, run, sensitive_bins_of
+from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
+from ._torchscript import traced_op
+
+OPERATORS = declare_pooling("ps_roi_pool", "", reference.ps_roi_pool)
+
+
+def _traced(
+    input: Tensor, rois: Tensor, spatial_scale: float, PH: int, PW: int, backend: str | None
+) -> Tensor:
+    return ps_roi_pool(input, rois, (PH, PW), spatial_scale, backend=backend)  # type: ignore[arg-type]
+
+
+_TRACED = traced_op("ps_roi_pool", f"({ARGUMENTS}, str? backend) -> Tensor", _traced)
+
+
+@torch.fx.wrap
+def ps_roi_pool(
+    input: Tensor,
+    boxes: Tensor,
+    output_size: int,
+    spatial_scale: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Mean of the pixels in each bin of each box, from channels of the bin's own.
+
+    Bin (i, j) of output channel c is pooled from channel ``(c * PH + i) * PW + j`` (R-FCN, Dai et
+    al. 2016, equation 1). As in torchvision, corners times ``spatial_scale`` are rounded to whole
+    pixels, half away from zero; a box ends before its second corner, is at least one pixel wide and
+    high, and is cut into equal bins; a bin has the pixels that it touches, but for those in the
+    last row and column of the map.
+
+    Args:
+        input: [N, C * PH * PW, H, W] features; float16, bfloat16, float32 or float64, contiguous or
+            channels_last.
+        boxes: [K, 5] (batch index, x1, y1, x2, y2), or one [L, 4] per image.
+        output_size: bins (PH, PW), or one number for both; at least 1.
+        spatial_scale: from the boxes' coordinates to those of ``input``; finite.
+        backend: "cuda", "cpp" or "reference"; None takes the fastest that can run.
+
+    Returns:
+        [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates and sums are float32
+        (float64 for float64 features), also under autocast and for 16-bit features.
+
+    Differentiable in ``input``, any number of times and in forward mode; the gradient is
+    deterministic. The boxes get no gradient.
+
+    ===============================================  ===============================  ============
+    input                                            CPU                              CUDA
+    ===============================================  ===============================  ============
+    batch index outside [0, N), or NaN               RuntimeError                     zeros
+    NaN or infinite coordinate, scaled or not        zeros                            zeros
+    coordinate beyond 2**31 pixels, scaled           counts as 2**31                  the same
+    bin without a pixel of the map                   0                                0
+    K or C of 0                                      empty result of that shape       the same
+    H or W of 0 or 1                                 zeros                            zeros
+    more than 2**31 elements                         works                            works
+    ===============================================  ===============================  ============
+
+    Raises:
+        AssertionError: shape of ``boxes`` (torchvision's error type).
+        TypeError, ValueError: other arguments that do not fit; ``backend`` cannot run here.
+        RuntimeError: on the CPU, see the table.
+        NotImplementedError: sparse, nested or mkldnn tensors.
+    """
+    check_scale(spatial_scale)
+    if is_traced():
+        rois, bins = as_recorded(boxes, input), bins_of(output_size)
+        return _TRACED(input, rois, spatial_scale, *bins, backend)
+    check_feature(input, "input")
+    bins = sensitive_bins_of(output_size, input)
+    rois = as_rois(boxes, input)
+    options = (float(spatial_scale), *bins)
+    return run("ps_roi_pool", OPERATORS.forward.choose(input, backend), rois, options, input)
+
+
+class PSRoIPool(nn.Module):
+    """See :func:`ps_roi_pool`."""
+
+    def __init__(self, output_size: int, spatial_scale: float) -> None:
+        nn.Module.__init__(self)  # torchvision's class may stand between
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+    __repr__ = nn.Module.__repr__

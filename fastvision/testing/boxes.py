@@ -1,0 +1,53 @@
+"""Boxes for the tests of ops on them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .cases import generator
+
+KINDS = ("iou", "generalized", "distance", "complete")
+
+
+def boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
+    """[*shape, 4] corners (x1, y1, x2, y2); many of them overlap."""
+    g = generator(seed)
+    corner = torch.rand(*shape, 2, generator=g) * extent
+    return torch.cat([corner, corner + 1 + torch.rand(*shape, 2, generator=g) * extent], -1)
+
+
+def rotated_boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
+    """[*shape, 5] centers, sides and angles in degrees, from -360 to 360."""
+    g = generator(seed)
+    center = torch.rand(*shape, 2, generator=g) * extent
+    sides = 2 + torch.rand(*shape, 2, generator=g) * extent
+    angle = torch.rand(*shape, 1, generator=g) * 720 - 360
+    return torch.cat([center, sides, angle], -1)
+
+
+def hostile_boxes() -> Tensor:
+    """[N, 4] corners with NaN, infinities, sides that are 0, negative or huge, and equal boxes."""
+    inf, nan = math.inf, math.nan
+    return torch.tensor(
+        [
+            [0, 0, 4, 4],
+            [0, 0, 4, 4],
+            [4, 0, 8, 4],
+            [1, 1, 1, 1],
+            [1, 1, 1, 3],
+            [3, 3, 1, 1],
+            [3, 0, 1, 4],
+            [nan, 0, 4, 4],
+            [0, 0, nan, 4],
+            [0, 0, 4, nan],
+            [-inf, -inf, inf, inf],
+            [0, 0, inf, 4],
+            [inf, 0, inf, 4],
+            [0, 0, 1e20, 1e20],
+            [-1e30, -1e30, 1e30, 1e30],
+            [-0.0, -0.0, 0.0, 0.0],
+        ]
+    )

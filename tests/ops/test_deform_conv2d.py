@@ -1,0 +1,466 @@
+"""deform_conv2d: every backend against torchvision, and against the reference in float64."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+
+import pytest
+import torch
+
+from fastvision import ops, reference
+from fastvision._memory_format import memory_format
+from fastvision.testing import cases
+from fastvision.testing.deform_conv2d import Problem, leaves
+from fastvision.testing.marks import LAYOUTS, needs_library
+from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.tensors import dtype_id, leaf
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+SMALL = Problem((2, 4, 5, 6), 3)
+PROBLEMS = [
+    SMALL,
+    Problem((1, 6, 5, 7), 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3, bias=False),
+    Problem((1, 40, 9, 8), 24, (1, 3), (1, 2), (0, 2), (1, 2), mask=False),
+    # offset groups that are narrower than a vector, and groups that share one
+    Problem((2, 48, 6, 7), 32, groups=4, offset_groups=8),
+    Problem((1, 24, 7, 7), 24, groups=24),
+    Problem((1, 16, 6, 5), 8, groups=8, offset_groups=2, mask=False),
+    # several vectors and blocks of channels, several tiles and segments
+    Problem((1, 70, 25, 23), 150, padding=(0, 3)),
+    Problem((3, 8, 33, 16), 70, (2, 2), (1, 1), (3, 0), offset_groups=2),
+]
+SOME = pytest.mark.only(
+    lambda backend, channels_last, dtype, problem: (
+        (backend.name != "triton" or dtype != torch.float64)
+        and (
+            not backend.interpreted
+            or (problem == SMALL and not channels_last)
+            or (problem in PROBLEMS[:3] and channels_last and dtype == torch.float32)
+        )
+    )
+)
+# in Triton's interpreter a backward pass takes seconds
+ONE_LAYOUT = pytest.mark.only(
+    lambda backend, channels_last: not (backend.interpreted and channels_last)
+)
+
+
+def gradients(result, tensors, grad):
+    wanted = leaves(tensors)
+    return torch.autograd.grad(result, wanted, grad.to(result))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@SOME
+def test_forward_and_backward(backend, channels_last, dtype, problem):
+    tensors = problem.tensors(dtype, backend.device, channels_last=channels_last, gradients=True)
+    result = problem.call(ops.deform_conv2d, tensors, backend=backend.name)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=memory_format(channels_last))
+    grad = cases.feature_map(*result.shape, seed=9)
+    found = gradients(result, tensors, grad)
+    with torch.no_grad():  # without the Function
+        again = problem.call(ops.deform_conv2d, tensors, backend=backend.name)
+        assert torch.equal(again, result)
+
+    exact = [None if t is None else leaf(t.double()) for t in tensors]
+    expected = problem.call(ops.deform_conv2d, exact, backend="reference")
+    assert_matches(result, expected, scale=2)
+    wanted = gradients(expected, exact, grad.to(dtype))
+    for actual, g, tensor in zip(found, wanted, leaves(tensors), strict=True):
+        assert actual.dtype == dtype and actual.shape == tensor.shape
+        assert_matches(actual, g, scale=2 * max(1.0, g.abs().max().item()))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_id)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.only(
+    lambda backend, dtype: (
+        not backend.interpreted and (backend.name != "triton" or dtype != torch.float64)
+    )
+)
+def test_agrees_with_torchvision(backend, torchvision, channels_last, dtype, problem):
+    """Also at borders: many samples are on them, or up to one pixel outside."""
+    tensors = problem.tensors(dtype, backend.device, channels_last=channels_last, gradients=True)
+    theirs = problem.call(torchvision.ops.deform_conv2d, tensors)
+    ours = problem.call(ops.deform_conv2d, tensors, backend=backend.name)
+    assert_matches(ours, theirs)
+    grad = cases.feature_map(*ours.shape, seed=9)
+    for actual, expected in zip(
+        gradients(ours, tensors, grad), gradients(theirs, tensors, grad), strict=True
+    ):
+        assert_matches(actual, expected, scale=2 * max(1.0, expected.abs().max().item()))
+
+
+def test_without_offsets_it_is_a_convolution(backend):
+    problem = Problem((1, 6, 7, 8), 4, (3, 2), (2, 1), (1, 1), (1, 2), groups=2)
+    x, offset, weight, bias, mask = problem.tensors(device=backend.device)
+    ones = torch.ones_like(mask)
+    window = (problem.stride, problem.padding, problem.dilation)
+    expected = torch.nn.functional.conv2d(x, weight, bias, *window, groups=2)
+    for factors in (None, ones, 2 * ones):
+        zeros = torch.zeros_like(offset)
+        y = ops.deform_conv2d(x, zeros, weight, bias, *window, factors, backend=backend.name)
+        scale = 1 if factors is None else factors[0, 0, 0, 0]
+        assert_matches(y, (expected - bias[:, None, None]) * scale + bias[:, None, None])
+
+
+def test_hand_checked(backend):
+    """f(y, x) = x + 10 y, a tap of 1x1, and the gradients of one sample each."""
+    x = (torch.arange(4.0) + 10 * torch.arange(3.0)[:, None])[None, None].to(backend.device)
+
+    def sample(y, x_):
+        """Value, and derivatives by y and x, of the sample at (y, x)."""
+        offset = torch.tensor([y, x_], device=backend.device).view(1, 2, 1, 1).expand(1, 2, 3, 4)
+        offset = leaf(offset.clone())
+        weight = torch.ones(1, 1, 1, 1, device=backend.device)
+        value = ops.deform_conv2d(x, offset, weight, backend=backend.name)[0, 0, 0, 0]
+        (grad,) = torch.autograd.grad(value, offset)
+        return [value.item(), *grad[0, :, 0, 0].tolist()]
+
+    assert sample(1.0, 2.0) == [12, 10, 1]
+    assert sample(1.5, 2.25) == [17.25, 10, 1]
+    assert sample(1.0, 3.5) == [6.5, 5, -13]  # halfway out of the right border
+    assert sample(-0.5, 2.0) == [1, 2, 0.5]
+    assert sample(-1.0, 2.0) == [0, 2, 0]  # on the edge: no value, but a derivative
+    assert sample(2.0, -1.0) == [0, 0, 20]
+    assert sample(3.0, 2.0) == sample(1.0, 4.0) == sample(-1.25, 2.0) == [0, 0, 0]
+
+
+@LAYOUTS
+@ONE_LAYOUT
+def test_positions_that_are_no_numbers(backend, channels_last):
+    """Samples there are 0, and nothing outside of the image is read."""
+    problem = Problem((1, 20, 6, 5), 8)
+    tensors = problem.tensors(device=backend.device, channels_last=channels_last)
+    x, offset, weight, bias, mask = tensors
+    bad = [math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0**31, -(2.0**31), 2.0**63]
+    for i, value in enumerate(bad):
+        offset[0, 2 * i + i % 2] = value
+    away = offset.clone()
+    away[0, : 2 * len(bad)] = -100.0
+    leaf_at = [leaf(t) for t in (x, offset, weight, bias, mask)]
+    result = problem.call(ops.deform_conv2d, leaf_at, backend=backend.name)
+    expected = ops.deform_conv2d(x, away, weight, bias, 1, 1, 1, mask, backend=backend.name)
+    assert torch.equal(result, expected) and result.isfinite().all()
+    result.sum().backward()
+    for tensor in leaf_at:
+        assert tensor.grad.isfinite().all()
+    assert leaf_at[1].grad[0, : 2 * len(bad)].eq(0).all()
+    assert leaf_at[4].grad[0, : len(bad)].eq(0).all()
+
+
+@LAYOUTS
+@ONE_LAYOUT
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_pixels_that_are_not_finite(backend, torchvision, channels_last, value):
+    """They reach the samples next to them, in all gradients, and no others."""
+    problem = Problem((1, 5, 5, 6), 3, offset_groups=1)
+    tensors = problem.tensors(device=backend.device, channels_last=channels_last)
+    tensors[0][0, :, 0, 2] = value
+    tensors[0][0, 4, 4, 5] = value
+    tensors[1][:, :, ::2] = 0  # many samples of the padding are at -1 exactly
+    tensors = [leaf(t) for t in tensors]
+    result = problem.call(ops.deform_conv2d, tensors, backend=backend.name)
+    expected = problem.call(torchvision.ops.deform_conv2d, tensors)
+    assert torch.equal(result.isfinite(), expected.isfinite())
+    assert 0 < result.isfinite().sum() < result.numel()
+    grad = cases.feature_map(*result.shape, seed=9)
+    for name, actual, wanted in zip(
+        ("input", "offset", "weight", "bias", "mask"),
+        gradients(result, tensors, grad),
+        gradients(expected, tensors, grad),
+        strict=True,
+    ):
+        if backend.name == "reference" and name == "offset":
+            # at -1 exactly, autograd finds no derivative towards such a pixel
+            assert not (wanted.isfinite() & ~actual.isfinite()).any()
+        else:
+            assert torch.equal(actual.isfinite(), wanted.isfinite()), name
+
+
+def test_infinite_mask(backend):
+    x = torch.ones(1, 2, 3, 3, device=backend.device)
+    offset = torch.zeros(1, 2, 3, 3, device=backend.device)
+    offset[..., 2] = 9  # outside
+    mask = torch.full((1, 1, 3, 3), math.inf, device=backend.device)
+    weight = torch.ones(1, 2, 1, 1, device=backend.device)
+    y = ops.deform_conv2d(x, offset, weight, mask=mask, backend=backend.name)
+    assert y[..., :2].eq(math.inf).all() and y[..., 2].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem((0, 4, 5, 6), 3),
+        Problem((2, 4, 5, 6), 0),
+        Problem((1, 4, 0, 6), 3, padding=(2, 1)),
+        Problem((1, 4, 0, 0), 3, (1, 1), mask=False),
+    ],
+    ids=str,
+)
+def test_empty(backend, problem):
+    tensors = problem.tensors(device=backend.device, gradients=True)
+    result = problem.call(ops.deform_conv2d, tensors, backend=backend.name)
+    assert result.shape == (problem.shape[0], problem.filters, *problem.size)
+    bias = tensors[3]
+    assert torch.equal(result, bias.view(-1, 1, 1).expand_as(result))
+    for tensor, grad in zip(leaves(tensors), gradients(result, tensors, result + 1), strict=True):
+        assert grad.shape == tensor.shape
+        assert grad.eq(0).all() or tensor is bias
+
+
+@pytest.mark.parametrize("wanted", range(5))
+@pytest.mark.only(lambda backend, wanted: not backend.interpreted or wanted in (0, 3))
+def test_one_gradient_alone(backend, wanted):
+    tensors = SMALL.tensors(device=backend.device)
+    alone = [leaf(t) if i == wanted else t for i, t in enumerate(tensors)]
+    together = [leaf(t) for t in tensors]
+    results = [SMALL.call(ops.deform_conv2d, t, backend=backend.name) for t in (alone, together)]
+    grad = cases.feature_map(*results[0].shape, seed=9).to(results[0])
+    (single,) = torch.autograd.grad(results[0], alone[wanted], grad)
+    assert_matches(single, torch.autograd.grad(results[1], together, grad)[wanted])
+
+
+def test_strided_tensors(backend):
+    """Views, and an expanded gradient."""
+    tensors = SMALL.tensors(device=backend.device)
+    views = [torch.stack([t, 2 * t], -1)[..., 0] for t in tensors]
+    assert not any(v.is_contiguous() for v in views)
+    views, tensors = [leaf(t) for t in views], [leaf(t) for t in tensors]
+    a, b = (SMALL.call(ops.deform_conv2d, t, backend=backend.name) for t in (views, tensors))
+    assert torch.equal(a, b)
+    for grad, expected in zip(
+        torch.autograd.grad(a.sum(), views),
+        torch.autograd.grad(b, tensors, torch.ones_like(b)),
+        strict=True,
+    ):
+        assert_matches(grad, expected)
+
+
+def test_derivatives(backend):
+    if backend.name == "triton":
+        with pytest.raises(ValueError, match="the Triton kernel has no float64"):
+            SMALL.call(ops.deform_conv2d, SMALL.tensors(torch.float64), backend="triton")
+        return
+    problem = Problem((1, 4, 3, 3), 2, (2, 2), groups=2, offset_groups=2)
+    tensors = problem.tensors(torch.float64, backend.device)
+    tensors[1] = tensors[1].add(1 / 3)  # away from pixels, where there are kinks
+    tensors = [leaf(t) for t in tensors]
+
+    def convolve(*tensors):
+        return problem.call(ops.deform_conv2d, list(tensors), backend=backend.name)
+
+    assert torch.autograd.gradcheck(
+        convolve, tensors, check_forward_ad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(convolve, tensors)
+
+
+@needs_library
+@LAYOUTS
+@pytest.mark.parametrize("shape", [(1, 20, 40, 30), (3, 9, 20, 17), (40, 4, 5, 6)], ids=str)
+def test_deterministic(cpu_level, channels_last, shape):
+    """Bit for bit the same for any number of threads."""
+    problem = Problem(shape, 24, offset_groups=1)
+    tensors = problem.tensors(channels_last=channels_last, gradients=True)
+    grad = cases.feature_map(shape[0], 24, *problem.size, seed=9)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            result = problem.call(ops.deform_conv2d, tensors, backend="cpp")
+            results.append((result, *gradients(result, tensors, grad)))
+        finally:
+            torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
+
+
+def test_autocast():
+    """Tensors of different dtypes meet in float32; the result has the input's dtype."""
+    tensors = SMALL.tensors(gradients=True)
+    expected = SMALL.call(ops.deform_conv2d, tensors)
+    mixed = [tensors[0].bfloat16(), *tensors[1:]]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(SMALL.call(ops.deform_conv2d, tensors), expected)
+        result = SMALL.call(ops.deform_conv2d, mixed)
+        slow = SMALL.call(ops.deform_conv2d, tensors, backend="reference")
+    assert result.dtype == torch.bfloat16
+    assert_matches(result, expected)
+    assert_matches(slow, expected)
+    with pytest.raises(RuntimeError, match="offset must be torch.bfloat16 on cpu as input"):
+        SMALL.call(ops.deform_conv2d, mixed)
+    result.float().sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in leaves(tensors))
+
+
+def test_programs():
+    """torch.compile, torch.export, torch.fx and torch.func."""
+    module = ops.DeformConv2d(4, 3, 3, padding=1)
+    tensors = SMALL.tensors(gradients=True)
+    x, offset, _, _, mask = tensors
+    expected = module(x, offset, mask)
+    grad = cases.feature_map(*expected.shape, seed=9)
+    wanted = [x, offset, mask, *module.parameters()]
+    expected_grads = torch.autograd.grad(expected, wanted, grad)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    result = compiled(x, offset, mask)
+    assert torch.equal(result, expected)
+    for a, b in zip(torch.autograd.grad(result, wanted, grad), expected_grads, strict=True):
+        assert torch.equal(a, b)
+    inputs = tuple(t.detach() for t in (x, offset, mask))
+    for program in (
+        torch.export.export(module, inputs).module(),
+        torch.fx.symbolic_trace(module),
+    ):
+        assert torch.equal(program(*inputs), expected)
+    batched = torch.vmap(lambda *t: module(*(v[None] for v in t))[0])(*inputs)
+    assert_matches(batched, expected)
+
+
+@needs_library
+def test_opcheck():
+    x, offset, weight, bias, mask = SMALL.tensors()
+    window = [*SMALL.stride, *SMALL.padding, *SMALL.dilation]
+    forward = torch.ops.fastvision.deform_conv2d.default
+    backward = torch.ops.fastvision.deform_conv2d_backward.default
+    grad = torch.randn(2, 3, 5, 6)
+    for factors in (mask, None):
+        torch.library.opcheck(forward, (x, offset, factors, weight, bias, window, 1, 1))
+        for needs in (31, 1, 26):
+            torch.library.opcheck(backward, (grad, x, offset, factors, weight, window, 1, 1, needs))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": [0, 1, 1, 1, 1, 1]}, "out of range"),
+        ({"window": [1, 1, 1, 1, 2**62, 1]}, "out of range"),
+        ({"window": [1, 1, -1, 1, 1, 1]}, "out of range"),
+        ({"window": [1, 1]}, "window must have six values"),
+        ({"groups": 0}, "groups and offset_groups must divide"),
+        ({"offset_groups": 3}, "groups and offset_groups must divide"),
+        ({"offset": torch.zeros(2, 18, 5, 7)}, r"offset.shape\[3\] must be 6, got 7"),
+        ({"mask": torch.zeros(2, 8, 5, 6)}, r"mask.shape\[1\] must be 9, got 8"),
+        ({"weight": torch.zeros(3, 2, 3, 3)}, r"weight.shape\[1\] must be 4, got 2"),
+        ({"weight": torch.zeros(3, 4, 3, 3).half()}, "weight must have the dtype"),
+        ({"weight": torch.zeros(3, 4, 9, 3)}, "kernel must fit"),
+    ],
+)
+def test_operators_check_their_arguments(change, message):
+    x, offset, weight, bias, mask = SMALL.tensors()
+    arguments = {
+        "input": x, "offset": offset, "mask": mask, "weight": weight, "window": [1] * 6,
+        "groups": 1, "offset_groups": 1, **change,
+    }  # fmt: skip
+    operators = torch.ops.fastvision
+    with pytest.raises(RuntimeError, match=message):
+        operators.deform_conv2d(**arguments, bias=bias)
+    with pytest.raises(RuntimeError, match=message):
+        operators.deform_conv2d_backward(torch.zeros(2, 3, 5, 6), **arguments, needs=31)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input": torch.zeros(4, 5, 6)}, ValueError, r"input must have shape .*, got \[4, 5, 6\]"),
+        ({"input": torch.zeros(2, 4, 5, 6).long()}, RuntimeError, "input must be float16, .*int64"),
+        ({"input": None}, TypeError, "input must be a Tensor, got NoneType"),
+        ({"offset": torch.zeros(2, 10, 5, 6)}, RuntimeError, "It should be a multiple of 2"),
+        ({"offset": torch.zeros(2, 21, 5, 6)}, RuntimeError, r"got: 21 expected: 18"),
+        ({"offset": torch.zeros(2, 54, 5, 6)}, RuntimeError, "divides input's 4 channels, got 3"),
+        ({"offset": torch.zeros(1, 18, 5, 6)}, RuntimeError, "invalid batch size of offset: got 1"),
+        ({"offset": torch.zeros(2, 18, 4, 6)}, RuntimeError, r"offset output dims: \(4, 6\)"),
+        ({"mask": torch.zeros(2, 10, 5, 6)}, RuntimeError, "got: 10 expected: 9"),
+        ({"mask": torch.zeros(3, 9, 5, 6)}, RuntimeError, "invalid batch size of mask: got 3"),
+        ({"mask": torch.zeros(9, 5, 6)}, RuntimeError, "mask must have 4 dimensions"),
+        ({"weight": torch.zeros(3, 3, 3, 3)}, RuntimeError, r"weight must have shape \[K, C / gr"),
+        ({"weight": torch.zeros(3, 0, 3, 3)}, RuntimeError, "weight must not have empty"),
+        ({"weight": torch.zeros(3, 4, 3, 3).double()}, RuntimeError, "weight must be torch.float"),
+        ({"bias": torch.zeros(4)}, RuntimeError, r"bias must have shape \[3\], got \[4\]"),
+        ({"stride": 0}, RuntimeError, r"stride must be at least 1, got \(0, 0\)"),
+        ({"padding": (0, -1)}, RuntimeError, r"padding must be at least 0, got \(0, -1\)"),
+        ({"dilation": 2**40}, RuntimeError, "must reach less than 1073741824 pixels"),
+        ({"stride": (1, 1, 1)}, ValueError, r"stride must be one or two integers, got \(1, 1, 1"),
+        ({"stride": 1.5}, TypeError, "stride must be one or two integers, got 1.5"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot run on cpu"),
+    ],
+)
+def test_errors(change, error, message):
+    x, offset, weight, bias, mask = SMALL.tensors()
+    arguments = {
+        "input": x, "offset": offset, "weight": weight, "bias": bias, "padding": 1, "mask": mask,
+        **change,
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        ops.deform_conv2d(**arguments)
+
+
+def test_a_kernel_that_does_not_fit():
+    x, weight = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 5, 5)
+    with pytest.raises(RuntimeError, match="Calculated output size too small"):
+        ops.deform_conv2d(x, torch.zeros(1, 50, 0, 0)[:, :, :0], weight, stride=2)
+
+
+class TestModule:
+    def test_as_torchvision(self, torchvision):
+        """State, initialization, results and text."""
+        for options in (
+            {},
+            {"stride": 2, "padding": (1, 2), "dilation": 3, "groups": 2, "bias": False},
+        ):
+            torch.manual_seed(0)
+            theirs = torchvision.ops.DeformConv2d(4, 6, (3, 2), **options)
+            torch.manual_seed(0)
+            ours = ops.DeformConv2d(4, 6, (3, 2), **options)
+            assert repr(ours) == repr(theirs)
+            assert list(ours.state_dict()) == list(theirs.state_dict())
+            for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+                assert torch.equal(a, b)
+            for name in ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+                assert getattr(ours, name) == getattr(theirs, name)
+            x = cases.feature_map(1, 4, 9, 9)
+            size = Problem((1, 4, 9, 9), 6, (3, 2), ours.stride, ours.padding, ours.dilation).size
+            offset, mask = cases.feature_map(1, 12, *size), torch.rand(1, 6, *size)
+            assert_matches(ours(x, offset, mask), theirs(x, offset, mask))
+            assert_matches(ours(x, offset), theirs(x, offset))
+
+    def test_signatures(self, torchvision):
+        for name in ("deform_conv2d", "DeformConv2d"):
+            theirs = inspect.signature(getattr(torchvision.ops, name)).parameters
+            ours = dict(inspect.signature(getattr(ops, name)).parameters)
+            ours.pop("backend", None)
+            assert list(ours) == list(theirs)
+            assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+        module = importlib.import_module("fastvision.ops.deform_conv")
+        assert module.deform_conv2d is ops.deform_conv2d
+        assert module.DeformConv2d is ops.DeformConv2d
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="in_channels must be divisible by groups, got 3 and"):
+            ops.DeformConv2d(3, 4, 3, groups=2)
+        with pytest.raises(ValueError, match="out_channels must be divisible by groups, got 3 and"):
+            ops.DeformConv2d(4, 3, 3, groups=2)
+
+
+def test_the_reference_takes_its_gradients_from_autograd():
+    x, offset, weight, bias, mask = SMALL.tensors(torch.float64, gradients=True)
+    options = ((1,) * 6, 1, 1)
+    result = reference.deform_conv2d(x, offset, mask, weight, bias, *options)
+    grad = torch.randn_like(result)
+    expected = torch.autograd.grad(result, (x, offset, mask, weight, bias), grad)
+    found = reference.deform_conv2d_backward(grad, x, offset, mask, weight, *options, 31)
+    for a, b in zip(found, expected, strict=True):
+        assert_matches(a, b)
+    *rest, bias_grad = reference.deform_conv2d_backward(grad, x, offset, None, weight, *options, 16)
+    assert all(g.numel() == 0 for g in rest)
+    assert_matches(bias_grad, grad.sum((0, 2, 3)))

@@ -1,0 +1,84 @@
+"""torchvision's functions on boxes under enable()."""
+
+import pytest
+import torch
+import torchvision
+
+import fastvision
+
+PAIRWISE = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
+LOSSES = ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss")
+
+
+def boxes(count, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, generator=generator, dtype=dtype) * 50
+    sides = torch.rand(count, 2, generator=generator, dtype=dtype) * 30 + 1
+    return torch.cat([corners, corners + sides], 1)
+
+
+@pytest.mark.parametrize("name", (*PAIRWISE, *LOSSES))
+def test_same_values_and_gradients(name):
+    results = []
+    for on in (False, True):
+        first, second = boxes(20, 0).requires_grad_(), boxes(20, 1).requires_grad_()
+        if on:
+            with fastvision.enabled():
+                result = getattr(torchvision.ops, name)(first, second)
+        else:
+            result = getattr(torchvision.ops, name)(first, second)
+        assert result.dtype == torch.float64
+        weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
+        results.append([result, *torch.autograd.grad((result * weights).sum(), [first, second])])
+    for stock, ours in zip(*results, strict=True):
+        assert stock.abs().max() > 0
+        torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-12)
+
+
+def test_our_kernels_run():
+    first, second = boxes(3, 0, torch.float32), boxes(3, 1, torch.float32)
+    with fastvision.enabled():
+        names = dict(fastvision.enabled_names())
+    for name in (*PAIRWISE, "masks_to_boxes"):
+        assert f"torchvision.ops.boxes.{name}" in names, sorted(names)
+    with fastvision.enabled():
+        patched = {name: getattr(torchvision.ops, name) for name in (*PAIRWISE, *LOSSES)}
+    for name, function in patched.items():
+        assert function is not getattr(torchvision.ops, name)
+        assert torch.equal(function(first, second), getattr(torchvision.ops, name)(first, second))
+
+
+def test_masks():
+    masks = torch.zeros(3, 9, 11)
+    masks[0, 2:5, 3:7], masks[1, 8, 10] = 1, 0.5
+    expected = torchvision.ops.masks_to_boxes(masks)
+    with fastvision.enabled():
+        assert torch.equal(torchvision.ops.masks_to_boxes(masks), expected)
+        assert torchvision.ops.masks_to_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_rotated_boxes_have_a_gradient():
+    first = torch.cat([boxes(12, 0, torch.float32), torch.linspace(-90, 90, 12)[:, None]], 1)
+    second = first.roll(1, 0)
+    expected = torchvision.ops.box_iou(first, second, "cxcywhr")
+    assert (expected > 0).any()
+    with fastvision.enabled():
+        overlap = torchvision.ops.box_iou(first.requires_grad_(), second, "cxcywhr")
+        raw = torch.ops.torchvision.box_iou_rotated(first.detach(), second.detach())
+    torch.testing.assert_close(overlap, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(overlap.sum(), first)
+    assert gradient.abs().max() > 0 and gradient.isfinite().all()
+
+
+def test_what_we_do_not_take_stays():
+    integers = boxes(4, 0).long()
+    expected = torchvision.ops.box_iou(integers, integers)
+    with fastvision.enabled():
+        assert torch.equal(torchvision.ops.box_iou(integers, integers), expected)
+        with pytest.raises(ValueError, match="fmt|format"):
+            torchvision.ops.box_iou(boxes(2, 0), boxes(2, 0), fmt="yxyx")
+        compiled = torch.compile(torchvision.ops.box_iou, backend="eager", fullgraph=True)
+        torch.testing.assert_close(
+            compiled(boxes(4, 0), boxes(4, 1)), torchvision.ops.box_iou(boxes(4, 0), boxes(4, 1))
+        )
