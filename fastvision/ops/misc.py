@@ -180,13 +180,12 @@ class ConvNormActivation(Sequential):
     """A Sequential of convolution, normalization and activation of any number of dimensions.
 
     torchvision's constructor, except that it may be used directly, without a warning. See
-    :class:`Conv2dNormActivation`, which runs as one op; of other convolutions, layers run as one op
-    as far as :class:`Sequential` does it.
+    :class:`~fastvision.ops.Conv2dNormActivation`, which runs as one op and explains the other
+    arguments; of other convolutions, layers run as one op as far as
+    :class:`~fastvision.ops.Sequential` does it.
 
     Args:
         conv_layer: makes the convolution.
-        in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
-            activation_layer, dilation, inplace, bias: of :class:`Conv2dNormActivation`.
     """
 
     def __init__(
@@ -264,12 +263,8 @@ class Conv3dNormActivation(ConvNormActivation):
     """A Sequential of 3-D convolution, normalization and activation.
 
     torchvision's constructor and state dict (``0.*``, ``1.*``). The convolution is torch's; on
-    large maps, a BatchNorm3d and the activation after it run as one op, see :func:`norm_act`.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer,
-            activation_layer, dilation, inplace, bias: of :class:`Conv2dNormActivation`, for
-            [N, C, D, H, W] volumes.
+    large maps, a BatchNorm3d and the activation after it run as one op, see :func:`norm_act`. The
+    arguments are those of :class:`Conv2dNormActivation`, for [N, C, D, H, W] volumes.
     """
 
     def __init__(

@@ -90,7 +90,8 @@ class Run:
 
         seed_all(recipe.seed)
         # the layout of the maps, into which weights would else be copied in each step
-        self.model = model_of(recipe).to(processes.device, memory_format=torch.channels_last)
+        model = model_of(recipe).to(processes.device)
+        self.model = model.to(memory_format=torch.channels_last)
         self.forward = processes.wrapped(self.model, recipe.sync_batch_norm)
         self.answers = Answers(recipe, processes.device)
         self.optimizer = optimizer_of(recipe.optimizer, self.model)
