@@ -49,14 +49,15 @@ def box_iou(
     boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
     low1, high1, area1 = corners(boxes1.unsqueeze(-2), format)
     low2, high2, area2 = corners(boxes2.unsqueeze(-3), format)
-    width, height = (torch.min(high1, high2) - torch.max(low1, low2)).clamp(min=0).unbind(-1)
+    # no clamp, whose derivative at its limit differs between versions of torch
+    width, height = (torch.min(high1, high2) - torch.max(low1, low2)).relu().unbind(-1)
     inter = width * height
     union = area1 + area2 - inter
     iou = inter / union
     if kind == "iou":
         return iou
     # of the smallest box around both
-    width, height = (torch.max(high1, high2) - torch.min(low1, low2)).clamp(min=0).unbind(-1)
+    width, height = (torch.max(high1, high2) - torch.min(low1, low2)).relu().unbind(-1)
     if kind == "generalized":
         area = width * height
         return iou - (area - union) / area

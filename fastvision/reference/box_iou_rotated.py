@@ -67,7 +67,7 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
         total = total + _edge_integral(*start, *end, width1.abs() / 2, height1.abs() / 2)
     # y points down, so the way from corner to corner has the area on its right
-    area = (-total).clamp(min=0)
+    area = (-total).relu()
     return torch.where(area < math.inf, area, 0)
 
 
