@@ -118,6 +118,7 @@ def launch_deform_conv2d(
 ) -> Tensor:
     """[N, K, OH, OW] in the memory format of ``input``."""
     call = Call(input, offset, mask, weight, window, groups, offset_groups)
+    bias = None if bias is None else bias.contiguous()
     last = is_channels_last(input)
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     output = input.new_empty(shape).to(memory_format=memory_format(last))

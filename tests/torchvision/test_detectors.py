@@ -20,6 +20,7 @@ pytestmark = [
 ]
 OURS = {
     "fastvision::batch_norm_relu",
+    "fastvision::box_iou",
     "fastvision::nms",
     "fastvision::roi_align",
     "fastvision::roi_align_backward",
