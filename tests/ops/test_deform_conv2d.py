@@ -1,4 +1,7 @@
-"""deform_conv2d: every backend against torchvision, and against the reference in float64."""
+"""deform_conv2d: every backend against torchvision, and against the reference in float64.
+
+Over 450 lines because all tests share one description of a problem.
+"""
 
 from __future__ import annotations
 
