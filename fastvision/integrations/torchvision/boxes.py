@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...ops._checks import FLOATING, is_eager
+from ...ops._checks import FLOATING
 from . import devices
 from .recording import keeping_torchscript
 
@@ -23,24 +23,13 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return ops.box_iou_rotated(boxes1, boxes2).float()
 
 
-def _runs_here(tensors: list[Any], dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether they are plain, and no program is recorded."""
-    return is_eager() and all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.dtype in dtypes
-        and tensor.device.type in devices.active
-        and tensor.device == tensors[0].device
-        for tensor in tensors
-    )
-
-
 def of_two_sets_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Of a function of boxes1 and boxes2."""
     ours: Callable[..., Tensor] = getattr(ops, stock.__name__)
 
     @keeping_torchscript(stock)
     def function(boxes1: Tensor, boxes2: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        chosen = ours if _runs_here([boxes1, boxes2], FLOATING) else stock
+        chosen = ours if devices.takes(boxes1, boxes2) else stock
         return chosen(boxes1, boxes2, *args, **kwargs)
 
     return function
@@ -51,6 +40,7 @@ def masks_to_boxes_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Ten
 
     @keeping_torchscript(stock)
     def masks_to_boxes(masks: Tensor) -> Tensor:
-        return ops.masks_to_boxes(masks) if _runs_here([masks], dtypes) else stock(masks)
+        chosen = ops.masks_to_boxes if devices.takes(masks, dtypes=dtypes) else stock
+        return chosen(masks)
 
     return masks_to_boxes

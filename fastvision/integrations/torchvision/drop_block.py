@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import ops
-from ...ops._checks import FLOATING, is_eager
 from . import devices
 from .recording import keeping_torchscript
 
@@ -21,13 +19,10 @@ def drop_block_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]
     @keeping_torchscript(stock)
     def drop_block(input: Tensor, p: float, block_size: int, *args: Any, **kwargs: Any) -> Tensor:
         if (
-            type(input) in (Tensor, torch.nn.Parameter)
-            and input.dtype in FLOATING
-            and input.device.type in devices.active
+            devices.takes(input)
             and type(block_size) is int
             and block_size > 0
             and input.numel() > 0
-            and is_eager()
         ):
             return ours(input, p, block_size, *args, **kwargs)
         return stock(input, p, block_size, *args, **kwargs)

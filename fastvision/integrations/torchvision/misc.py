@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import ops
-from ...ops._checks import FLOATING, is_eager, needs_gradient
+from ...ops._checks import needs_gradient
 from . import devices
 from .recording import keeping_torchscript
-
-
-def _runs_here(input: Any) -> bool:
-    """Whether it is a plain map, and no program is recorded."""
-    return (
-        type(input) in (Tensor, torch.nn.Parameter)
-        and input.dim() == 4
-        and input.dtype in FLOATING
-        and input.device.type in devices.active
-        and is_eager()
-    )
 
 
 def frozen_batch_norm_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @keeping_torchscript(stock)
     def forward(self: Any, x: Tensor) -> Tensor:
-        if _runs_here(x):
+        if devices.takes(x) and x.dim() == 4:
             return ops.FrozenBatchNorm2d.forward(self, x)
         return stock(self, x)
 
@@ -39,7 +27,11 @@ def squeeze_excitation_instead_of(stock: Callable[..., Tensor]) -> Callable[...,
     @keeping_torchscript(stock)
     def forward(self: Any, input: Tensor) -> Tensor:
         # with gradients it is made of torch's operations too
-        if _runs_here(input) and not needs_gradient((input, *self.parameters())):
+        if (
+            devices.takes(input)
+            and input.dim() == 4
+            and not needs_gradient((input, *self.parameters()))
+        ):
             return ops.SqueezeExcitation.forward(self, input)
         return stock(self, input)
 

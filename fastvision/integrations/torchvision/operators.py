@@ -104,7 +104,7 @@ OPERATORS = (
         "float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, "
         "SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
         kernel=position_sensitive.ps_roi_align_backward,
-        fake=position_sensitive.fake_backward,
+        fake=roi_pool.fake_backward,
     ),
     Operator(
         "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
@@ -118,7 +118,7 @@ OPERATORS = (
         "float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, "
         "SymInt channels, SymInt height, SymInt width) -> Tensor",
         kernel=position_sensitive.ps_roi_pool_backward,
-        fake=position_sensitive.fake_backward,
+        fake=roi_pool.fake_backward,
     ),
     Operator(
         "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...ops._position_sensitive import _OPERATORS, run, run_backward, sensitive_bins_of
 from ...ops._rois import as_rois, check_feature
+from . import roi_pool
 
 
 def _channel_mapping(pooled: Tensor, channels: int) -> Tensor:
@@ -73,41 +74,9 @@ def fake(
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int32)
 
 
-def fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
-    return grad.new_empty(arguments[-4:])
-
-
-def _recorded(name: str) -> type[torch.autograd.Function]:
-    class Recorded(torch.autograd.Function):
-        """torchvision's operators in both directions.
-
-        torchvision's own formula is the same, but refuses CUDA in deterministic mode.
-        """
-
-        @staticmethod
-        def forward(
-            ctx: Any, keyset: Any, input: Tensor, rois: Tensor, *options: Any
-        ) -> tuple[Tensor, Tensor]:
-            operator = getattr(torch.ops.torchvision, name).default
-            with torch._C._AutoDispatchBelowAutograd():
-                pooled, mapping = operator.redispatch(keyset, input, rois, *options)
-            ctx.mark_non_differentiable(mapping)
-            ctx.save_for_backward(rois, mapping)
-            ctx.shape, ctx.options = input.shape, options
-            return pooled, mapping
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-            operator = getattr(torch.ops.torchvision, f"_{name}_backward")
-            grad_input = operator(grad, *ctx.saved_tensors, *ctx.options, *ctx.shape)
-            return (None, grad_input, *(None,) * (1 + len(ctx.options)))
-
-    return Recorded
-
-
 ps_roi_align: Callable[..., Any] = partial(_forward, "ps_roi_align")
 ps_roi_align_backward: Callable[..., Any] = partial(_backward, "ps_roi_align")
-PSRoIAlignRecorded = _recorded("ps_roi_align")
+PSRoIAlignRecorded = roi_pool.recorded("ps_roi_align")
 ps_roi_pool: Callable[..., Any] = partial(_forward, "ps_roi_pool")
 ps_roi_pool_backward: Callable[..., Any] = partial(_backward, "ps_roi_pool")
-PSRoIPoolRecorded = _recorded("ps_roi_pool")
+PSRoIPoolRecorded = roi_pool.recorded("ps_roi_pool")

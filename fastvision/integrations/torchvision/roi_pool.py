@@ -56,44 +56,38 @@ def fake(
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int32)
 
 
-def fake_backward(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    return grad.new_empty((batch_size, channels, height, width))
+def fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
+    return grad.new_empty(arguments[-4:])  # N, C, H and W
 
 
-class Recorded(torch.autograd.Function):
-    """torchvision's operators in both directions.
+def recorded(name: str) -> type[torch.autograd.Function]:
+    """Of an operator of features and rois, whose second result is for the backward alone."""
 
-    torchvision's own formula is the same, but refuses CUDA in deterministic mode.
-    """
+    class Recorded(torch.autograd.Function):
+        """torchvision's operators in both directions.
 
-    @staticmethod
-    def forward(
-        ctx: Any, keyset: Any, input: Tensor, rois: Tensor, *options: Any
-    ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            pooled, argmax = torch.ops.torchvision.roi_pool.default.redispatch(
-                keyset, input, rois, *options
-            )
-        ctx.mark_non_differentiable(argmax)
-        ctx.save_for_backward(rois, argmax)
-        ctx.shape, ctx.options = input.shape, options
-        return pooled, argmax
+        torchvision's own formula is the same, but refuses CUDA in deterministic mode.
+        """
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        rois, argmax = ctx.saved_tensors
-        grad_input = torch.ops.torchvision._roi_pool_backward(
-            grad, rois, argmax, *ctx.options, *ctx.shape
-        )
-        return (None, grad_input, *(None,) * 4)
+        @staticmethod
+        def forward(
+            ctx: Any, keyset: Any, input: Tensor, rois: Tensor, *options: Any
+        ) -> tuple[Tensor, Tensor]:
+            operator = getattr(torch.ops.torchvision, name).default
+            with torch._C._AutoDispatchBelowAutograd():
+                pooled, source = operator.redispatch(keyset, input, rois, *options)
+            ctx.mark_non_differentiable(source)
+            ctx.save_for_backward(rois, source)
+            ctx.shape, ctx.options = input.shape, options
+            return pooled, source
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+            operator = getattr(torch.ops.torchvision, f"_{name}_backward")
+            grad_input = operator(grad, *ctx.saved_tensors, *ctx.options, *ctx.shape)
+            return (None, grad_input, *(None,) * (1 + len(ctx.options)))
+
+    return Recorded
+
+
+Recorded = recorded("roi_pool")
