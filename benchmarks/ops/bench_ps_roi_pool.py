@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torchvision
@@ -11,11 +9,10 @@ from torch import Tensor
 
 import fastvision
 from benchmarks import work
-from benchmarks.harness import BASELINE, Case, Providers, backends
+from benchmarks.harness import Case
+from benchmarks.rois import BOTH, FORWARD, roi_case
 from fastvision.testing import cases
-from fastvision.testing.numerics import assert_matches
 
-FORWARD, BOTH = "forward", "forward and backward"
 R_FCN, LIGHT, TINY = (1, 1029, 40, 56), (1, 490, 50, 76), (1, 98, 13, 17)
 # (shape, boxes, dtype, mode), layouts (channels_last), part of a quick run
 SPECIFICATIONS = [
@@ -28,22 +25,6 @@ SPECIFICATIONS = [
     ((R_FCN, 300, torch.bfloat16, FORWARD), (False,), False),
 ]
 BINS, SCALE = 7, 1 / 16
-GRADIENT_TERMS = 32  # a pixel's gradient sums the bins of many boxes
-
-
-class Differentiated:
-    """Gradient of the features: forward and backward in each call."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-        self.grad: Tensor | None = None
-
-    def __call__(self, x: Tensor, rois: Tensor) -> Tensor:
-        output = self.forward(x, rois)
-        if self.grad is None:
-            self.grad = torch.empty_like(output)  # in the result's memory format
-            self.grad.copy_(cases.feature_map(*output.shape, seed=7))
-        return torch.autograd.grad(output, x, self.grad)[0]
 
 
 def ps_roi_pool_case(
@@ -55,49 +36,38 @@ def ps_roi_pool_case(
     channels_last: bool,
     quick: bool,
 ) -> Case:
-    gradient = mode == BOTH
+    height, width = shape[2] / SCALE, shape[3] / SCALE
 
-    def inputs(device: torch.device) -> tuple[Tensor, Tensor]:
-        x = cases.feature_map(*shape, dtype=dtype, channels_last=channels_last).to(device)
-        height, width = shape[2] / SCALE, shape[3] / SCALE
+    def boxes() -> Tensor:
         rois = cases.rois(count, shape[0], height=height, width=width)
         # where torchvision's gradient is of other bins than its forward's
         rois[:, 3].clamp_(max=width - 2 / SCALE)
         rois[:, 4].clamp_(max=height - 2 / SCALE)
-        return x.requires_grad_(gradient), rois.to(device)
+        return rois
 
-    def providers(device: torch.device) -> Providers:
-        def baseline(x: Tensor, rois: Tensor) -> Tensor:
-            # bfloat16 has no kernel
-            wide = x.float() if dtype == torch.bfloat16 else x
-            pooled = torchvision.ops.ps_roi_pool(wide, rois, BINS, SCALE)
-            return pooled.to(x.dtype)
+    def baseline(x: Tensor, rois: Tensor) -> Tensor:
+        return torchvision.ops.ps_roi_pool(x, rois, BINS, SCALE)
 
-        def run(x: Tensor, rois: Tensor, backend: str) -> Tensor:
-            return fastvision.ops.ps_roi_pool(x, rois, BINS, SCALE, backend=backend)
+    def run(x: Tensor, rois: Tensor, backend: str) -> Tensor:
+        return fastvision.ops.ps_roi_pool(x, rois, BINS, SCALE, backend=backend)
 
-        ours = backends(run, device, reference=shape == TINY)
-        ours.pop("triton", None)  # has no kernel
-        every = {BASELINE: baseline} | ours
-        return {name: Differentiated(f) if gradient else f for name, f in every.items()}
+    def least_work(x: Tensor, rois: Tensor) -> work.Work:
+        return work.ps_roi_pool(x, rois, SCALE, BINS, backward=mode == BOTH)
 
-    def least_work(tensors: tuple[Tensor, Tensor], _: Tensor) -> work.Work:
-        return work.ps_roi_pool(*tensors, SCALE, BINS, backward=gradient)
-
-    layout = "channels_last" if channels_last else "contiguous"
-    kind = str(dtype).removeprefix("torch.")
-    size = "x".join(map(str, shape))
-    return Case(
+    return roi_case(
         "ps_roi_pool",
-        f"{mode}, {size}, {count} boxes, {BINS}x{BINS} bins, {kind}, {layout}",
-        inputs=inputs,
-        providers=providers,
-        check=lambda y, expected: assert_matches(
-            y, expected, scale=GRADIENT_TERMS if gradient else 1
-        ),
-        work=least_work,
+        mode,
+        shape,
+        count,
+        f"{BINS}x{BINS} bins",
+        dtype,
+        boxes=boxes,
+        baseline=baseline,
+        run=run,
+        least_work=least_work,
+        channels_last=channels_last,
         quick=quick,
-        note="torchvision through float32" if dtype != torch.float32 else "",
+        reference=shape == TINY,
     )
 
 
