@@ -10,8 +10,8 @@ struct Terms {
   V x1{}, y1{}, x2{}, y2{}, area{}, angle{};
 };
 
-// The gradients of a pair, given that of its overlap. Those of the common area and the angles count
-// once for each box.
+// Adds the gradients of a pair's overlap to the terms of both boxes. Gradients of areas and angles
+// are converted to coordinates later, once per box instead of once per pair.
 template <BoxIouKind kind, typename A>
 inline void backward(
     const BoxVector<kind, A>& a,

@@ -182,8 +182,8 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor, *, backend: str | None =
 def distance_box_iou(
     boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7, *, backend: str | None = None
 ) -> Tensor:
-    """IoU minus the squared distance of the centers over that of the opposite corners of the
-    smallest box around both.
+    """IoU minus the squared distance of the centers, divided by the squared diagonal of the
+    smallest enclosing box.
 
     Zheng et al., Distance-IoU loss, 2020, equation 7.
 

@@ -25,7 +25,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 def assert_same(actual: Any, expected: Any, computed_in: torch.dtype = torch.float64) -> None:
     """Within the budget of each result's dtype, in whatever memory format.
 
-    ``computed_in``: the dtype of the arithmetic, where it is coarser than that of the results.
+    ``computed_in``: the dtype of the arithmetic, if less precise than the results' dtype.
     """
     actual, expected = tensors_of(actual), tensors_of(expected)
     assert len(actual) == len(expected) > 0

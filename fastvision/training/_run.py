@@ -89,7 +89,7 @@ class Run:
             raise ValueError(f"bar.metric must be one of {known}, got {self.metric!r}")
 
         seed_all(recipe.seed)
-        # the layout of the maps, into which weights would else be copied in each step
+        # as the feature maps; otherwise each step converts the weights
         model = model_of(recipe).to(processes.device)
         self.model = model.to(memory_format=torch.channels_last)
         self.forward = processes.wrapped(self.model, recipe.sync_batch_norm)
