@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .._memory_format import format_of, is_channels_last, memory_format
-from ._checks import needs_gradient
+from ._functions import differentiated, in_one_step
 from ._library import Operator, declare
 from ._rois import bins_of
 
@@ -100,20 +99,11 @@ class _Pool(torch.autograd.Function):
         return (None, None, None, None, run(*arguments))
 
 
-class _PoolEager(_Pool):
-    """In one step: torch binds a signature in each call of a Function that has a setup_context."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _Pool.forward(*inputs)
-        _Pool.setup_context(ctx, inputs, output)
-        return output
-
-    setup_context = torch.autograd.Function.setup_context
+_PoolEager = in_one_step(_Pool)
 
 
 class _PoolDual(_Pool):
-    """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
+    """With forward-mode derivatives."""
 
     @staticmethod
     def jvp(
@@ -157,16 +147,12 @@ def run_backward(
 
 
 def run(name: str, backend: str, rois: Tensor, options: tuple[Any, ...], input: Tensor) -> Tensor:
-    """The op, through autograd only where a derivative is wanted: that costs microseconds."""
-    pooled: Tensor
+    """The op, through autograd only where a derivative is wanted."""
     if backend == "reference":
-        pooled = _OPERATORS[name].reference(input, rois, *options)
-    elif forward_ad._current_level >= 0:
-        pooled = _PoolDual.apply(name, backend, rois, options, input)
-    elif needs_gradient((input,)):
-        # torch.func takes only a Function with a setup_context
-        transformed = torch._C._are_functorch_transforms_active()
-        function = _Pool if transformed else _PoolEager
+        return _OPERATORS[name].reference(input, rois, *options)
+    function = differentiated((input,), _Pool, _PoolEager, _PoolDual)
+    pooled: Tensor
+    if function is not None:
         pooled = function.apply(name, backend, rois, options, input)
     else:
         pooled = _OPERATORS[name].forward.run[backend](input, rois, *options)

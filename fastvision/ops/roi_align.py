@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from .. import reference
 from .._memory_format import format_of, is_channels_last, memory_format
-from ._checks import check_number, is_traced, needs_gradient, of_torchvision
+from ._checks import check_number, is_traced, of_torchvision
+from ._functions import differentiated, in_one_step
 from ._library import declare
 from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
@@ -89,20 +89,11 @@ class _RoIAlign(torch.autograd.Function):
         return (None, None, None, *grads)
 
 
-class _RoIAlignEager(_RoIAlign):
-    """Without setup_context: with one, torch binds the signature in every call, which is slow."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _RoIAlign.forward(*inputs)
-        _RoIAlign.setup_context(ctx, inputs, output)
-        return output
-
-    setup_context = torch.autograd.Function.setup_context
+_RoIAlignEager = in_one_step(_RoIAlign)
 
 
 class _RoIAlignDual(_RoIAlign):
-    """With forward-mode AD; separate because torch.compile rejects a Function with a jvp."""
+    """With forward-mode derivatives."""
 
     @staticmethod
     def jvp(ctx: Any, _backend: None, _rois: None, _options: None, *tangents: Tensor) -> Tensor:
@@ -141,16 +132,13 @@ def _run_backward(
 
 
 def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Tensor]) -> Tensor:
-    """The op; goes through autograd, which costs microseconds, only if a derivative is needed."""
+    """The op, through autograd only where a derivative is wanted."""
     if backend == "reference":
         return reference.multiscale_roi_align(features, rois, *options)
-    if forward_ad._current_level >= 0:
-        return _RoIAlignDual.apply(backend, rois, options, *features)
-    if needs_gradient(features):
-        # torch.func needs a Function with a setup_context
-        transformed = torch._C._are_functorch_transforms_active()
-        function = _RoIAlign if transformed else _RoIAlignEager
-        return function.apply(backend, rois, options, *features)
+    function = differentiated(features, _RoIAlign, _RoIAlignEager, _RoIAlignDual)
+    if function is not None:
+        pooled: Tensor = function.apply(backend, rois, options, *features)
+        return pooled
     return _FORWARD.run[backend](features, rois, *options)
 
 

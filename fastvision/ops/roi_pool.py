@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from .. import reference
 from .._memory_format import format_of, is_channels_last, memory_format
-from ._checks import is_traced, needs_gradient
+from ._checks import is_traced
+from ._functions import differentiated, in_one_step
 from ._library import declare
 from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
@@ -102,20 +102,11 @@ class _RoIPool(torch.autograd.Function):
         return (None, None, None, _BACKWARD.run[ctx.backend](*arguments))
 
 
-class _RoIPoolEager(_RoIPool):
-    """In one step: torch binds a signature in each call of a Function that has a setup_context."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _RoIPool.forward(*inputs)
-        _RoIPool.setup_context(ctx, inputs, output)
-        return output
-
-    setup_context = torch.autograd.Function.setup_context
+_RoIPoolEager = in_one_step(_RoIPool)
 
 
 class _RoIPoolDual(_RoIPool):
-    """With forward-mode derivatives; apart, since torch.compile refuses a Function with a jvp."""
+    """With forward-mode derivatives."""
 
     @staticmethod
     def jvp(
@@ -143,16 +134,10 @@ class _RoIPoolBackward(torch.autograd.Function):
 def _run(
     backend: str, rois: Tensor, options: tuple[Any, ...], input: Tensor, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
-    """The op, through autograd only where a derivative is wanted: that costs microseconds."""
+    """The op, through autograd only where a derivative is wanted."""
     if backend == "reference":
         return reference.roi_pool(input, rois, *options)
-    function: Any = None
-    if forward_ad._current_level >= 0:
-        function = _RoIPoolDual
-    elif needs_gradient((input,)):
-        # torch.func takes only a Function with a setup_context
-        transformed = torch._C._are_functorch_transforms_active()
-        function = _RoIPool if transformed else _RoIPoolEager
+    function = differentiated((input,), _RoIPool, _RoIPoolEager, _RoIPoolDual)
     if function is not None:
         pooled, argmax = function.apply(backend, rois, options, input)
     else:
