@@ -20,6 +20,7 @@ from .common.box_pairs import (
     load_axis_aligned_box,
     not_negative,
     share_of_minimum,
+    summed_terms,
     tile_of_pairs,
 )
 from .common.scalars import as_double, divide, double_bits
@@ -264,22 +265,12 @@ def launch_box_iou_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the boxes, for every image."""
-    batched = boxes1.dim() == 3
-    boxes1, boxes2, B, step1, step2 = batched_pairs(boxes1, boxes2)
-    N, M = boxes1.shape[1], boxes2.shape[1]
     double = grad.dtype == torch.float64
-    block_m, block_n = tile("box_iou_backward", double)
-    blocks, strips = triton.cdiv(M, block_n), triton.cdiv(N, GRADIENT_ROWS)
-    rows = grad.new_zeros((blocks, B, N, TERMS))
-    columns = grad.new_zeros((strips, B, M, TERMS))
-    if B * N * M > 0:
-        with torch.cuda.device_of(boxes1):
-            _box_iou_backward_kernel[(blocks, strips, B)](
-                grad.contiguous(), boxes1, boxes2, rows, columns, B, N, M, step1, step2,
-                double_bits(eps), KIND=kind, FORMAT=format, DOUBLE=double,
-                STRIP=GRADIENT_ROWS, BLOCK_M=block_m, BLOCK_N=block_n,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
-    first = _by_coordinates(rows.sum(0), boxes1, kind, format)
-    second = _by_coordinates(columns.sum(0), boxes2, kind, format)
-    return (first, second) if batched else (first[0], second[0])
+    rows, columns = summed_terms(
+        _box_iou_backward_kernel, grad, boxes1, boxes2, TERMS, double_bits(eps),
+        strip=GRADIENT_ROWS, blocks=tile("box_iou_backward", double), num_warps=NUM_WARPS,
+        KIND=kind, FORMAT=format, DOUBLE=double,
+    )  # fmt: skip
+    first = _by_coordinates(rows, boxes1, kind, format)
+    second = _by_coordinates(columns, boxes2, kind, format)
+    return (first, second) if boxes1.dim() == 3 else (first[0], second[0])

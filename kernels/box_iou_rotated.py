@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common.box_pairs import batched_pairs, tile_of_pairs
+from .common.box_pairs import batched_pairs, summed_terms, tile_of_pairs
 from .common.rotated_box import (
     intersection_area,
     intersection_gradient,
@@ -171,22 +171,12 @@ def launch_box_iou_rotated_backward(
     boxes2: Tensor,  # [M, 5] or [B, M, 5]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the boxes, for every image."""
-    batched = boxes1.dim() == 3
-    boxes1, boxes2, B, step1, step2 = batched_pairs(boxes1, boxes2)
-    N, M = boxes1.shape[1], boxes2.shape[1]
     double = grad.dtype == torch.float64
-    block_m, block_n = tile("box_iou_rotated_backward", double)
-    blocks, strips = triton.cdiv(M, block_n), triton.cdiv(N, GRADIENT_ROWS)
-    rows = grad.new_zeros((blocks, B, N, TERMS))
-    columns = grad.new_zeros((strips, B, M, TERMS))
-    if B * N * M > 0:
-        with torch.cuda.device_of(boxes1):
-            _box_iou_rotated_backward_kernel[(blocks, strips, B)](
-                grad.contiguous(), boxes1, boxes2, rows, columns, B, N, M, step1, step2,
-                DOUBLE=double, STRIP=GRADIENT_ROWS, BLOCK_M=block_m, BLOCK_N=block_n,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
-    first, second = rows.sum(0), columns.sum(0)
-    for sums in (first, second):
-        sums[..., 4] *= math.pi / 180
-    return (first, second) if batched else (first[0], second[0])
+    sums = summed_terms(
+        _box_iou_rotated_backward_kernel, grad, boxes1, boxes2, TERMS,
+        strip=GRADIENT_ROWS, blocks=tile("box_iou_rotated_backward", double), num_warps=NUM_WARPS,
+        DOUBLE=double,
+    )  # fmt: skip
+    for each in sums:
+        each[..., 4] *= math.pi / 180
+    return sums if boxes1.dim() == 3 else (sums[0][0], sums[1][0])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -77,3 +80,34 @@ def batched_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, int, 
     images = len(boxes2) if len(boxes1) == 1 else len(boxes1)
     step1, step2 = (b.shape[1] if len(b) > 1 else 0 for b in (boxes1, boxes2))
     return boxes1, boxes2, images, step1, step2
+
+
+def summed_terms(
+    kernel: Any,
+    grad: Tensor,  # [N, M] or [B, N, M]
+    boxes1: Tensor,
+    boxes2: Tensor,
+    terms: int,
+    *arguments: Any,
+    strip: int,
+    blocks: tuple[int, int],
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Sums of the gradients' terms over pairs, [B, N, terms] and [B, M, terms].
+
+    Programs write partial sums of a block of columns by a strip of rows, which are added in order.
+    """
+    boxes1, boxes2, B, step1, step2 = batched_pairs(boxes1, boxes2)
+    N, M = boxes1.shape[1], boxes2.shape[1]
+    block_m, block_n = blocks
+    across, strips = triton.cdiv(M, block_n), triton.cdiv(N, strip)
+    rows = grad.new_zeros((across, B, N, terms))
+    columns = grad.new_zeros((strips, B, M, terms))
+    if B * N * M > 0:
+        with torch.cuda.device_of(boxes1):
+            kernel[(across, strips, B)](
+                grad.contiguous(), boxes1, boxes2, rows, columns, B, N, M, step1, step2,
+                *arguments, STRIP=strip, BLOCK_M=block_m, BLOCK_N=block_n, enable_fp_fusion=False,
+                **options,
+            )  # fmt: skip
+    return rows.sum(0), columns.sum(0)
