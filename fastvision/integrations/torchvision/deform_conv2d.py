@@ -36,19 +36,12 @@ def forward(
     offset: Tensor,
     mask: Tensor,
     bias: Tensor,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    groups: int,
-    offset_groups: int,
-    use_mask: bool,
+    *options: Any,  # of the schema
 ) -> Tensor:
-    window = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    groups, offset_groups, use_mask = options[6:]
+    pairs = options[:2], options[2:4], options[4:6]  # stride, padding, dilation
     try:
-        result = ops.deform_conv2d(input, offset, weight, bias, *window, mask if use_mask else None)
+        result = ops.deform_conv2d(input, offset, weight, bias, *pairs, mask if use_mask else None)
     except (TypeError, ValueError) as error:
         raise RuntimeError(str(error)) from error  # as torchvision's operator
     _check_groups(input, weight, offset, groups, offset_groups)
@@ -63,18 +56,10 @@ def backward(
     offset: Tensor,
     mask: Tensor,
     bias: Tensor,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    groups: int,
-    offset_groups: int,
-    use_mask: bool,
+    *options: Any,  # of the schema
 ) -> tuple[Tensor, ...]:
     """For graphs that torchvision's own autograd has recorded, before enable()."""
-    window = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    window, (groups, offset_groups, use_mask) = options[:6], options[6:]
     factors = mask if use_mask else None
     try:
         check(input, offset, factors, weight, bias, window)
@@ -83,8 +68,8 @@ def backward(
     _check_groups(input, weight, offset, groups, offset_groups)
     run = _BACKWARD.run[_choose(grad, None)]
     needs = 0b11111 if use_mask else 0b11011
-    options = (window, groups, offset_groups, needs)
-    dx, doffset, dmask, dweight, dbias = run(grad, input, offset, factors, weight, *options)
+    tensors = (grad, input, offset, factors, weight)
+    dx, doffset, dmask, dweight, dbias = run(*tensors, window, groups, offset_groups, needs)
     dmask = dmask if use_mask else torch.zeros_like(mask)
     found = (dx, dweight, doffset, dmask, dbias.view_as(bias))
     return tuple(gradient.contiguous() for gradient in found)
