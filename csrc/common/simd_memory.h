@@ -24,8 +24,13 @@ inline double_v load(const double* p) {
 inline void store(float* p, float_v v) { memcpy(p, &v, sizeof v); }
 inline void store(double* p, double_v v) { memcpy(p, &v, sizeof v); }
 
-#if defined(FASTVISION_AVX2)
-// one instruction, where GCC emits four
+// one instruction, where GCC emits up to six
+#if defined(FASTVISION_AVX512)
+inline float_v load(const bfloat16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return (float_v)_mm512_slli_epi32(wide, 16);
+}
+#elif defined(FASTVISION_AVX2)
 inline float_v load(const bfloat16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
   return (float_v)_mm256_slli_epi32(wide, 16);

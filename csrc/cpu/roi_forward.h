@@ -37,19 +37,24 @@ struct PoolChannelsLast {
   T* pooled;  // [PH, PW, C]
 
   template <int kVectors, bool kPartial>
-  inline void operator()(int64_t c, int count) const {
+  // not inlined: among its caller's variables, those of the loops do not fit the registers
+  __attribute__((noinline)) void operator()(int64_t c, int count) const {
     using Sum = Accumulator<Reduction, A>;
     constexpr int lanes = lanes_v<A>;
+    // copies, since the compiler reloads members after each store
+    const RoiBins<A> of = bins;
+    const int64_t C = args.C, PH = args.PH, PW = args.PW, row_size = W * C;
+    const T* image = map + c;
     T* out = pooled + c;
-    for (int64_t ph = 0; ph < args.PH; ++ph) {
-      const Range<A> ys = bins.y(ph);
-      for (int64_t pw = 0; pw < args.PW; ++pw, out += args.C) {
-        const Range<A> xs = bins.x(pw);
+    for (int64_t ph = 0; ph < PH; ++ph) {
+      const Range<A> ys = of.y(ph);
+      for (int64_t pw = 0; pw < PW; ++pw, out += C) {
+        const Range<A> xs = of.x(pw);
         Sum sum[kVectors];
         for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
-          const T* row = map + y->pixel * W * args.C + c;
+          const T* row = image + y->pixel * row_size;
           for (const Tap<A>* x = xs.begin; x < xs.end; ++x) {
-            const T* pixel = row + x->pixel * args.C;
+            const T* pixel = row + x->pixel * C;
             const auto weight = Sum::weight(*y, *x);
 #pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i) {
