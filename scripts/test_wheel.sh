@@ -23,7 +23,7 @@ if [ ! -x "$environment/bin/python" ]; then
   "${PYTHON:-python3}" -m venv "$environment"
 fi
 python=$environment/bin/python
-"$python" -m pip install -q "torch==$torch" numpy pytest hypothesis
+"$python" -m pip install -q "torch==$torch" numpy pytest pytest-xdist hypothesis
 "$python" -m pip install -q --no-deps --force-reinstall "$wheel"
 
 mkdir "$work/tests"
@@ -42,4 +42,4 @@ assert _extension.missing is None, _extension.missing
 assert importlib.util.find_spec("fastvision._C") is None, "it is tied to one Python"
 assert Path(fastvision.__file__).is_relative_to(Path(sys.argv[1]).resolve()), fastvision.__file__
 PYTHON
-"$python" -m pytest -q tests "$@"
+"$python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests "$@"
