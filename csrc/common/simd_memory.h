@@ -44,13 +44,17 @@ inline float_v load(const bfloat16_t* p) {
 }
 #endif
 
-inline void store(bfloat16_t* p, float_v v) {
+inline uint16_half_v to_bfloat16(float_v v) {
   const uint32_v bits = (uint32_v)v;
   const uint32_v rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const int32_v is_nan = v != v;
   const uint32_v quiet_nan = uint32_v{} + 0x7fc0;
   const uint32_v chosen = ((uint32_v)is_nan & quiet_nan) | (~(uint32_v)is_nan & rounded);
-  const uint16_half_v raw = __builtin_convertvector(chosen, uint16_half_v);
+  return __builtin_convertvector(chosen, uint16_half_v);
+}
+
+inline void store(bfloat16_t* p, float_v v) {
+  const uint16_half_v raw = to_bfloat16(v);
   memcpy(p, &raw, sizeof raw);
 }
 
@@ -103,7 +107,60 @@ inline void store(half_t* p, float_v v) {
 }
 #endif
 
-// The first `count` lanes only; the others read as zero and are not written.
+// load_partial and store_partial: the first `count` lanes only; the others read as zero and are not
+// written. Masked instructions where there are any, since a copy of variable length is a call.
+#if defined(FASTVISION_AVX512)
+inline __mmask16 first_lanes(int count) { return (__mmask16)((1u << count) - 1); }
+
+inline float_v load_partial(const float* p, int count) {
+  return (float_v)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+inline double_v load_partial(const double* p, int count) {
+  return (double_v)_mm512_maskz_loadu_pd((__mmask8)first_lanes(count), p);
+}
+inline float_v load_partial(const half_t* p, int count) {
+  return (float_v)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+inline float_v load_partial(const bfloat16_t* p, int count) {
+  const __m256i raw = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return (float_v)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+}
+inline void store_partial(float* p, float_v v, int count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+inline void store_partial(double* p, double_v v, int count) {
+  _mm512_mask_storeu_pd(p, (__mmask8)first_lanes(count), (__m512d)v);
+}
+inline void store_partial(half_t* p, float_v v, int count) {
+  const __m256i raw = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_mask_storeu_epi16(p, first_lanes(count), raw);
+}
+inline void store_partial(bfloat16_t* p, float_v v, int count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)to_bfloat16(v));
+}
+#else
+#if defined(FASTVISION_AVX2)
+inline __m256i first_floats(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_doubles(int count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+inline float_v load_partial(const float* p, int count) {
+  return (float_v)_mm256_maskload_ps(p, first_floats(count));
+}
+inline double_v load_partial(const double* p, int count) {
+  return (double_v)_mm256_maskload_pd(p, first_doubles(count));
+}
+inline void store_partial(float* p, float_v v, int count) {
+  _mm256_maskstore_ps(p, first_floats(count), (__m256)v);
+}
+inline void store_partial(double* p, double_v v, int count) {
+  _mm256_maskstore_pd(p, first_doubles(count), (__m256d)v);
+}
+#endif
+
 template <typename T>
 inline auto load_partial(const T* p, int count) {
   T buffer[kVectorBytes / sizeof(accumulate_t<T>)] = {};
@@ -117,6 +174,7 @@ inline void store_partial(T* p, V v, int count) {
   store(buffer, v);
   memcpy(p, buffer, count * sizeof(T));
 }
+#endif
 
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA

@@ -26,10 +26,10 @@ inline void transpose(
 ) {
   using V = vector_t<accumulate_t<S>>;
   constexpr int n = lanes_v<accumulate_t<S>>;
-  for (int64_t i = 0; i < rows; i += n) {
-    const int height = (int)min<int64_t>(rows - i, n);
-    for (int64_t j = 0; j < columns; j += n) {
-      const int width = (int)min<int64_t>(columns - j, n);
+  for (int64_t j = 0; j < columns; j += n) {
+    const int width = (int)min<int64_t>(columns - j, n);
+    for (int64_t i = 0; i < rows; i += n) {
+      const int height = (int)min<int64_t>(rows - i, n);
       V square[n];
       if (width == n && height == n) {
 #pragma GCC unroll 16

@@ -86,12 +86,10 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   });
 }
 
-// Views all pixels as one row, for 1x1 convolutions. `batch`: of all images, which are contiguous.
-void flatten(ConvImage& image, bool batch) {
-  const int64_t images = batch ? image.N : 1;
-  image.W *= image.H * images;
-  image.H = 1;
-  image.N /= images;
+// Views all pixels of a channels_last batch as one row, for 1x1 convolutions.
+void flatten(ConvImage& image) {
+  image.W *= image.N * image.H;
+  image.N = image.H = 1;
 }
 
 Tensor conv_packed(
@@ -130,10 +128,11 @@ Tensor conv_packed(
   const bool last = has_channels_last_strides(x);
   ConvImage from{const_cast<void*>(x.const_data_ptr()), N, C, H, W, last};
   ConvImage to{output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)};
-  if (o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W && o.top == 0 && o.left == 0) {
-    const bool batch = from.channels_last && to.channels_last;
-    flatten(from, batch);
-    flatten(to, batch);
+  const bool pointwise =
+      o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W && o.top == 0 && o.left == 0;
+  if (pointwise && from.channels_last && to.channels_last) {
+    flatten(from);
+    flatten(to);
   }
   ConvPlan plan{
       dtype,

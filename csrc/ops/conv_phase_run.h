@@ -130,8 +130,9 @@ struct PhaseRun {
     const int64_t wanted = 4 * threads;
     const int64_t least = depthwise_rows ? kLeastDepthwise / input.C : kLeastPixels;
     chunk = std::min(chunk, std::max(ceil_div(pixels, wanted), least));
-    // chunks of equal length, in units of a tile or a row
-    const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
+    // chunks of equal length, in units of a tile, or of a row where tasks gather whole rows
+    const bool gathers_rows = !direct_input && phase.R * phase.S == 1 && phase.step_x == 1;
+    const int64_t unit = depthwise_rows || gathers_rows ? phase.grid_w : kTilePixels;
     chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
     chunks = ceil_div(pixels, chunk);
     splits = depthwise_rows ? 1 : std::clamp<int64_t>(ceil_div(wanted, chunks), 1, all_blocks());

@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "common/result_memory.h"
 #include "ops/conv_engine.h"
+#include "ops/conv_format.h"
 #include "ops/conv_taps.h"
 
 namespace fastvision {
@@ -260,9 +261,13 @@ Tensor conv_winograd(
       "packed does not belong to these sizes, this type and this CPU level"
   );
   STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
-  const Tensor x = in_format(input, true);
+  const bool channels_last = has_channels_last_strides(input);
+  const Tensor x = in_channels_last(input);
   Tensor output = empty_in_format(input, N, o.K, OH, OW, true);
-  const std::optional<Tensor> addend = residual_of(residual, output, true);
+  std::optional<Tensor> addend = residual_of(residual, output, channels_last);
+  if (addend.has_value()) {
+    addend = in_channels_last(*addend);
+  }
   if (output.numel() == 0) {
     return output;
   }
@@ -302,7 +307,12 @@ Tensor conv_winograd(
       }
     };
   });
-  return output;
+  if (channels_last) {
+    return output;
+  }
+  Tensor planes = empty_in_format(input, N, o.K, OH, OW, false);
+  copy_to_contiguous(output, planes);
+  return planes;
 }
 
 }  // namespace

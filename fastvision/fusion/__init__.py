@@ -61,12 +61,12 @@ def fuse(
     With ``training=True``, the copy is for training. It shares the parameters and buffers of
     ``model``, so an optimizer may hold either's, and keeps its hooks and state dict; convert the
     model (``to()``, ``double()``) before, not after. Batch normalization, addition and activation
-    run as one differentiable op, and on the CPU 3x3 convolutions in channels_last use Winograd's
-    algorithm where that is faster. The result of a normalization is computed at its first use:
-    writing in place to its input, its parameters or a residual added to it before that is an error,
-    if torch counts the write (``.data`` is not counted). Once an activation has used it, asking for
-    its gradient by a hook or ``retain_grad()`` is an error. Results are ordinary tensors, in lists,
-    tuples and dicts too. ``fuse(copy)`` makes an inference copy.
+    run as one differentiable op, and on the CPU 3x3 convolutions use Winograd's algorithm where
+    that is faster. The result of a normalization is computed at its first use: writing in place to
+    its input, its parameters or a residual added to it before that is an error, if torch counts the
+    write (``.data`` is not counted). Once an activation has used it, asking for its gradient by a
+    hook or ``retain_grad()`` is an error. Results are ordinary tensors, in lists, tuples and dicts
+    too. ``fuse(copy)`` makes an inference copy.
 
     Args:
         model: any module; it is not changed.

@@ -179,18 +179,23 @@ def test_empty_batch_and_strided_input(backend):
 @pytest.mark.parametrize("size", [(12, 12), (13, 31)])
 @pytest.mark.parametrize(("C", "K"), [(32, 33), (37, 72), (130, 40)])
 @pytest.mark.only(lambda backend: backend.name == "cpp")
-def test_winograd(backend, C, K, size):
+def test_winograd(backend, C, K, size, monkeypatch):
     sample = Sample(C, K, (3, 3), size=size, channels_last=True)
-    window = {"padding": (0, 1, 2, 1)}
-    y = sample(**window, backend="cpp")
     nchw = Sample(C, K, (3, 3), size=size)
-    assert not torch.equal(y, nchw(**window)), "the plain sum was used"
-    residual = in_format(cases.feature_map(*y.shape, seed=25), True)
+    window = {"padding": (0, 1, 2, 1)}
+    shape = sample(**window).shape
+    residual = in_format(cases.feature_map(*shape, seed=25), True)
     for activation, added in (("relu6", None), ("silu", residual), ("none", residual)):
         options = {**window, "activation": activation, "residual": added}
         y = sample(**options, backend="cpp")
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert_matches(y, sample.expected(**options), scale=2)
+        for other in (added, added.contiguous()) if added is not None else (None,):
+            planes = nchw(**{**options, "residual": other})
+            assert planes.is_contiguous()
+            assert torch.equal(planes, y), "another algorithm in another memory format"
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_WINOGRAD_PIXELS", float("inf"))
+    assert not torch.equal(y, sample(**options)), "the plain sum was used"
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -223,9 +228,10 @@ def test_winograd_keeps_hostile_values_within_tiles(value):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 40])
-@pytest.mark.parametrize("channels_last", [False, True])  # True: Winograd's algorithm
-def test_same_bits_for_any_number_of_threads(threads, channels_last):
-    sample = Sample(40, 140, (3, 3), images=3, size=(40, 30), channels_last=channels_last)
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 4), (1, 1)])  # 3x3: Winograd's algorithm
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_same_bits_for_any_number_of_threads(threads, kernel, channels_last):
+    sample = Sample(40, 140, kernel, images=3, size=(40, 30), channels_last=channels_last)
     expected = sample()
     before = torch.get_num_threads()
     try:

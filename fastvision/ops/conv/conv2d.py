@@ -86,11 +86,11 @@ def conv_bn_relu(
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
-    On the CPU, float32 channels_last 3x3 convolutions with stride 1, at least 32 input and 16
-    output channels use Winograd's minimal filtering on tiles of 4x4 pixels (Lavin and Gray 2016).
-    Its root mean square error is about twice that of direct convolution. All pixels of a tile
-    share their inputs: NaN makes the whole tile NaN, infinities make it undefined, and small values
-    lose precision next to huge ones, up to three pixels beyond the window.
+    On the CPU, float32 3x3 convolutions with stride 1, at least 32 input and 16 output channels use
+    Winograd's minimal filtering on tiles of 4x4 pixels (Lavin and Gray 2016). Its root mean square
+    error is about twice that of direct convolution. All pixels of a tile share their inputs: NaN
+    makes the whole tile NaN, infinities make it undefined, and small values lose precision next to
+    huge ones, up to three pixels beyond the window.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

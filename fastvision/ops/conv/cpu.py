@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ... import reference
-from ..._memory_format import is_channels_last
 from . import onednn
 from .packing import Packs
 from .prepared import Prepared, by_torch, prepare
@@ -84,11 +83,7 @@ def winograd_fits(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> bool:
 def has_tiles(input: Tensor) -> bool:
     N, _, H, W = input.shape
     pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
-    return (
-        N * pixels >= _MIN_WINOGRAD_PIXELS
-        and pixels >= _MIN_PIXELS_OF_TILE * tiles
-        and is_channels_last(input)
-    )
+    return N * pixels >= _MIN_WINOGRAD_PIXELS and pixels >= _MIN_PIXELS_OF_TILE * tiles
 
 
 def least_onednn_pixels(shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> float:
