@@ -125,7 +125,7 @@ class KeptBoxes {
     int32_t first = -1;
     search(box, [&](int32_t block) {
       for (uint32_t left = hits(blocks_[block], box); left != 0; left &= left - 1) {
-        const int32_t rank = ranks_[block * Blk::lanes + __builtin_ctz(left)];
+        const int32_t rank = ranks_[(int64_t)block * Blk::lanes + __builtin_ctz(left)];
         first = first < 0 || rank < first ? rank : first;
       }
       return false;

@@ -24,7 +24,9 @@ pytestmark = [
 OP = torch.ops.fastvision.nms_match.default
 
 
-def check(backend, boxes, scores, idxs=None, iou_threshold=0.3) -> tuple[Tensor, Tensor]:
+def check(
+    backend, boxes: Tensor, scores: Tensor, idxs: Tensor | None = None, iou_threshold: float = 0.3
+) -> tuple[Tensor, Tensor]:
     on_device = [None if t is None else t.to(backend.device) for t in (boxes, scores, idxs)]
     keep, match = nms_match(*on_device[:2], iou_threshold, idxs=on_device[2], backend=backend.name)
     expected = reference.nms_match(boxes, scores, idxs, iou_threshold)

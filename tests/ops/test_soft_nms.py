@@ -123,7 +123,8 @@ def test_sigmas(backend, sigma):
 def test_equal_scores_are_in_the_order_of_their_index(backend):
     boxes = torch.tensor([[20.0, 0, 30, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     scores = torch.full((4,), 0.5)
-    keep, decayed = soft_nms(boxes.to(backend.device), scores.to(backend.device), min_score=0)
+    boxes, scores = boxes.to(backend.device), scores.to(backend.device)
+    keep, decayed = soft_nms(boxes, scores, min_score=0, backend=backend.name)
     assert keep.tolist() == [0, 1, 2, 3] and decayed.tolist() == [0.5, 0.5, 0, 0]
 
 
