@@ -21,7 +21,7 @@ _OPERATOR = declare(
     triton="kernels.mask_iou.launch_mask_iou",
     reference=reference.mask_iou,
     lacks={"cuda": "the Triton kernel serves GPUs"},
-    serves=("mask_iou",),
+    serves=("mask_iou", "mask_matrix_nms"),
 )
 
 

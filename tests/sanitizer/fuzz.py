@@ -211,7 +211,7 @@ def fuzz_mask_nms(rng: random.Random) -> list[Tensor]:
     idxs = torch.randint(-2, 2, (count,)) if rng.random() < 0.5 else None
     kept = ops.mask_nms(masks, scores, rng.choice((-1.0, 0.0, 0.5, float("nan"))), idxs=idxs)
     assert kept.unique().numel() == kept.numel() <= count
-    return [kept]
+    return [kept, ops.mask_matrix_nms(masks, scores, idxs=idxs)]
 
 
 def fuzz_matrix_nms(rng: random.Random) -> list[Tensor]:
