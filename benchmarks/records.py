@@ -33,13 +33,17 @@ GROUPS = {
     "detection": r"^(\w+)",
     "focal_loss": r"^([^,]+, [^,]+), .*, (\w+), \w+$",
     "linear_act": r"^([^,]+)",
+    "mask_nms": r"^([^,]+)",
+    "matrix_nms": r"^([^,]+)",
     "max_pool2d": r"^(\w+(?:, gradient)?), .*, (\w+), \w+$",
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
+    "nms_match": r"^([^,]+)",
     "ps_roi_align": r"^([^,]+), .* samples, (\w+)",
     "ps_roi_pool": r"^([^,]+), .* bins, (\w+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",
     "roi_pool": r"^([^,]+), .* bins, (\w+)",
+    "soft_nms": r"^([^,]+)",
 }
 
 

@@ -22,6 +22,31 @@ def nms(inputs: tuple[Tensor, ...], kept: int, dropped: int) -> Work:
     return Work(moved, IOU_FLOPS * dropped)
 
 
+def nms_match(inputs: tuple[Tensor, ...], kept: int) -> Work:
+    """As :func:`nms`, with an index written per box."""
+    count = inputs[0].shape[0]
+    work = nms(inputs, kept, count - kept)
+    return Work(work.bytes + 8 * count, work.flops)
+
+
+def matrix_nms(inputs: tuple[Tensor, ...]) -> Work:
+    """Inputs read once, a score written per box, one IoU for each pair."""
+    boxes, scores = inputs[:2]
+    count = boxes.shape[0]
+    moved = sum(t.numel() * t.element_size() for t in inputs) + count * scores.element_size()
+    return Work(moved, IOU_FLOPS * count * (count - 1) // 2)
+
+
+def soft_nms(inputs: tuple[Tensor, ...], kept: int) -> Work:
+    """Inputs read once, an index and a score written per kept box, one IoU for each box.
+
+    A floor that no soft-NMS comes near: it decays scores as often as boxes are kept.
+    """
+    boxes, scores = inputs[:2]
+    moved = sum(t.numel() * t.element_size() for t in inputs)
+    return Work(moved + kept * (8 + scores.element_size()), IOU_FLOPS * boxes.shape[0])
+
+
 # operations per pair: IoU, and what the kinds of overlap add to it
 OVERLAP_FLOPS = {"iou": 14, "generalized": 24, "distance": 32, "complete": 42}
 
@@ -45,6 +70,12 @@ def masks_to_boxes(masks: Tensor, boxes: Tensor) -> Work:
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     outside = masks.numel() - int((sides[:, 0] * sides[:, 1]).sum())
     return Work(outside * masks.element_size() + boxes.numel() * boxes.element_size(), outside)
+
+
+def mask_overlaps(inputs: tuple[Tensor, ...], result: Tensor) -> Work:
+    """Masks and scores read once and the result written; counting bits is no arithmetic here."""
+    tensors = (*inputs, result)
+    return Work(sum(t.numel() * t.element_size() for t in tensors), 0)
 
 
 def _axis(low: float, size: float, bins: int, samples: int, extent: int) -> tuple[np.ndarray, int]:

@@ -11,15 +11,13 @@ synchronizes; steps that no class needs return early.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common.geometry import intersection_over_union, load_box
-from .common.scalars import as_double, double_bits
+from .common.scalars import as_double, threshold_bits
 
 # larger blocks mean fewer launches, but more pairs for the program that settles a block
 BLOCK = 512
@@ -27,6 +25,7 @@ TILE = 64
 COMPACT = 2048
 # settling needs registers for a second tile of overlaps
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
+MATCH_BLOCK, MATCH_TILE, MATCH_WARPS = 64, 32, 4
 LAST_CLASS = tl.constexpr(2**63 - 1)
 
 
@@ -35,14 +34,16 @@ def _any(x, axis: tl.constexpr):
     return tl.max(x.to(tl.int32), axis) > 0
 
 
-@triton.jit(do_not_specialize=["N", "step", "iou_threshold"])
+@triton.jit(do_not_specialize=["N", "step", "max_output", "iou_threshold"])
 def _nms_suppress_kernel(
     boxes_ptr,  # [B, N, 4] sorted
     classes_ptr,  # [B, N] sorted, or None
     origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
     alive_ptr,  # [B, N] changed in place
+    counts_ptr,  # [B] boxes kept in earlier blocks; only without classes
     N,
     step,
+    max_output,
     iou_threshold,  # bits of a double
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
@@ -59,8 +60,11 @@ def _nms_suppress_kernel(
         classes_ptr += image * N
         origin = tl.load(origins_ptr + image * tl.cdiv(N, BLOCK) + block)
         source_block += origin.to(tl.int32) // BLOCK
-    # later steps do not involve this class
-    if source_block < block:
+        # later steps do not involve this class
+        is_due = source_block < block
+    else:
+        is_due = tl.load(counts_ptr + image) < max_output
+    if is_due:
         alive = tl.load(alive_ptr + target, mask=target < N, other=0) != 0
         if classes_ptr is not None:
             # only the class that the block begins with comes from an earlier block
@@ -81,14 +85,16 @@ def _nms_suppress_kernel(
             tl.store(alive_ptr + target, 0, mask=alive & _any(suppressed, 0))
 
 
-@triton.jit(do_not_specialize=["N", "step", "iou_threshold"])
+@triton.jit(do_not_specialize=["N", "step", "max_output", "iou_threshold"])
 def _nms_settle_kernel(
     boxes_ptr,  # [B, N, 4] sorted
     classes_ptr,  # [B, N] sorted, or None
     origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
     alive_ptr,  # [B, N] changed in place
+    counts_ptr,  # [B] boxes kept in earlier blocks, changed in place; only without classes
     N,
     step,
+    max_output,
     iou_threshold,  # bits of a double
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
@@ -105,8 +111,13 @@ def _nms_settle_kernel(
         origin = tl.load(origins_ptr + image * tl.cdiv(N, BLOCK) + block)
         depth -= origin.to(tl.int32) // BLOCK
         label = tl.load(classes_ptr + block * BLOCK)
-    # classes that start within the block are settled in step 0
-    if (depth == step) | (step == 0):
+        # classes that start within the block are settled in step 0
+        is_due = (depth == step) | (step == 0)
+    else:
+        # once enough boxes are kept, the others may stay, since they rank lower
+        count = tl.load(counts_ptr + image)
+        is_due = count < max_output
+    if is_due:
         tiles = tl.cdiv(tl.minimum(N - block * BLOCK, BLOCK), TILE)
         for tile in range(tiles):
             target = block * BLOCK + tile * TILE + tl.arange(0, TILE)
@@ -145,6 +156,10 @@ def _nms_settle_kernel(
                 kept = survivors
             tl.store(alive_ptr + target, 0, mask=alive & ~kept)
             tl.debug_barrier()  # the next tile reads these stores
+            if classes_ptr is None:
+                count += tl.sum(kept.to(tl.int32), 0)
+        if classes_ptr is None:
+            tl.store(counts_ptr + image, count)
 
 
 @triton.jit(do_not_specialize=["N", "max_output"])
@@ -176,15 +191,43 @@ def _nms_compact_kernel(
     tl.store(counts_ptr + image, count.to(tl.int64))
 
 
-@functools.lru_cache(maxsize=64)
-def _threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
-    """The threshold rounded down to ``dtype``, which does not change any comparison with an IoU."""
-    if iou_threshold < 0:  # below the -1 that stands for an IoU of 0
-        return double_bits(-2.0)
-    rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
-    if rounded.item() > iou_threshold:
-        rounded = torch.nextafter(rounded, torch.tensor(-torch.inf, dtype=dtype))
-    return double_bits(rounded.item())
+@triton.jit(do_not_specialize=["N", "K", "iou_threshold"])
+def _nms_match_kernel(
+    boxes_ptr,  # [N, 4]
+    classes_ptr,  # [N], or None
+    keep_ptr,  # [K] by descending score
+    match_ptr,  # [N] changed in place where a kept box matches; the others are kept themselves
+    N,
+    K,
+    iou_threshold,  # bits of a double
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Compares a block of boxes with the kept ones, by descending score, until all match one."""
+    threshold = as_double(iou_threshold)
+    target = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = target < N
+    # a box that is kept matches itself already
+    is_open = here & (tl.load(match_ptr + target, mask=here, other=0) < 0)
+    target_boxes = load_box(boxes_ptr + target * 4, is_open)
+    if classes_ptr is not None:
+        label = tl.load(classes_ptr + target, mask=is_open, other=0)
+    first = 0
+    searching = tl.max(is_open.to(tl.int32), 0) > 0
+    while searching:
+        rank = first + tl.arange(0, TILE)
+        exists = rank < K
+        source = tl.load(keep_ptr + rank, mask=exists, other=0)
+        iou = intersection_over_union(load_box(boxes_ptr + source * 4, exists), target_boxes)
+        covers = (iou > threshold.to(iou.dtype)) & exists[:, None]
+        if classes_ptr is not None:
+            covers &= tl.load(classes_ptr + source, mask=exists, other=0)[:, None] == label[None, :]
+        best = tl.min(tl.where(covers, rank[:, None], K), 0)
+        matched = is_open & (best < K)
+        tl.store(match_ptr + target, tl.load(keep_ptr + best, mask=matched), mask=matched)
+        is_open = is_open & ~matched
+        first += TILE
+        searching = (first < K) & (tl.max(is_open.to(tl.int32), 0) > 0)
 
 
 def _gather_boxes(boxes: Tensor, order: Tensor) -> Tensor:
@@ -220,10 +263,15 @@ def launch_nms_padded(
         alive = (scores > score_threshold).gather(1, by_class).to(torch.int8)
 
     blocks = triton.cdiv(N, BLOCK)
-    threshold = _threshold_bits(iou_threshold, compute_type)
+    threshold = threshold_bits(iou_threshold, compute_type)
+    counts.zero_()
+    most = min(max_output, N)
     with torch.cuda.device_of(boxes):
         for step in range(blocks):
-            args = (in_blocks, classes, origins, alive, N, step, threshold, BLOCK, TILE)
+            args = (
+                in_blocks, classes, origins, alive, counts, N, step, most, threshold,
+                BLOCK, TILE,
+            )  # fmt: skip
             if step > 0:
                 tiles = triton.cdiv(N - step * BLOCK, TILE)
                 _nms_suppress_kernel[(B, tiles)](
@@ -244,10 +292,34 @@ def launch_nms(
     scores: Tensor,  # [N]
     idxs: Tensor | None,  # [N]
     iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
 ) -> Tensor:
     """Indices of the kept boxes in descending order of score. See :func:`fastvision.ops.nms`."""
     idxs = None if idxs is None else idxs[None]
+    most = len(boxes) if max_output is None else min(max_output, len(boxes))
     indices, counts = launch_nms_padded(
-        boxes[None], scores[None], idxs, iou_threshold, None, len(boxes)
+        boxes[None], scores[None], idxs, iou_threshold, score_threshold, most
     )
     return indices[0, : int(counts)]
+
+
+def launch_nms_match(
+    boxes: Tensor,  # [N, 4]
+    scores: Tensor,  # [N]
+    idxs: Tensor | None,  # [N]
+    iou_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Kept boxes [K] and the one that matches each box [N]. See
+    :func:`fastvision.ops.nms_match`."""
+    keep = launch_nms(boxes, scores, idxs, iou_threshold)
+    match = torch.full_like(scores, -1, dtype=torch.int64).scatter_(0, keep, keep)
+    if len(keep) < len(boxes):
+        dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+        with torch.cuda.device_of(boxes):
+            _nms_match_kernel[(triton.cdiv(len(boxes), MATCH_BLOCK),)](
+                boxes.to(dtype).contiguous(), None if idxs is None else idxs.contiguous(),
+                keep, match, len(boxes), len(keep), threshold_bits(iou_threshold, dtype),
+                BLOCK=MATCH_BLOCK, TILE=MATCH_TILE, num_warps=MATCH_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+    return keep, match

@@ -9,6 +9,7 @@
 #include "ops/nms.h"
 
 #include "common/simd.h"
+#include "cpu/nms_threshold.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -100,6 +101,8 @@ class KeptBoxes {
     blocks_ = (Blk*)segment.workspace;
     links_ = (Link*)(blocks_ + max_blocks);
     heads_ = (int32_t*)(links_ + max_blocks);
+    // behind the heads of the cells
+    ranks_ = heads_ + nms_max_cells(segment.n);
     // the IoU's rounding error is below 16 half ulps; for tiny thresholds only the overlap is a
     // bound
     const double relax = 64 * limits<T>::epsilon;
@@ -114,27 +117,24 @@ class KeptBoxes {
   }
 
   bool suppress(const Box<T>& box) const {
-    if (columns_ * rows_ == 1) {
-      return search_all(box);
-    }
-    // the box that suppresses this one is most often in the same cell
-    const T cx = centre(box.x1, box.x2), cy = centre(box.y1, box.y2);
-    const int32_t column = x_.cell(cx), row = y_.cell(cy);
-    if (search(box, column, column, row, row)) {
-      return true;
-    }
-    const T reach = box.area >= limits<T>::safe_area ? reach_ : limits<T>::infinity;
-    const T half_x = x_.half_window(box.x1, box.x2, reach);
-    const T half_y = y_.half_window(box.y1, box.y2, reach);
-    const int32_t left = x_.cell(cx - half_x), right = x_.cell(cx + half_x);
-    const int32_t top = y_.cell(cy - half_y), bottom = y_.cell(cy + half_y);
-    if ((int64_t)(right - left + 1) * (bottom - top + 1) >= used_) {
-      return search_all(box);
-    }
-    return search(box, left, right, top, bottom);
+    return search(box, [&](int32_t block) { return hits(blocks_[block], box) != 0; });
   }
 
-  void insert(const Box<T>& box) {
+  // The lowest rank of the boxes that suppress this one, or -1.
+  int32_t first_match(const Box<T>& box) const {
+    int32_t first = -1;
+    search(box, [&](int32_t block) {
+      for (uint32_t left = hits(blocks_[block], box); left != 0; left &= left - 1) {
+        const int32_t rank = ranks_[(int64_t)block * Blk::lanes + __builtin_ctz(left)];
+        first = first < 0 || rank < first ? rank : first;
+      }
+      return false;
+    });
+    return first;
+  }
+
+  template <bool matches>
+  void insert(const Box<T>& box, int32_t rank) {
     const int64_t cell =
         y_.cell(centre(box.y1, box.y2)) * columns_ + x_.cell(centre(box.x1, box.x2));
     int32_t head = heads_[cell];
@@ -150,6 +150,9 @@ class KeptBoxes {
     block.x2[lane] = box.x2;
     block.y2[lane] = box.y2;
     block.area[lane] = box.area;
+    if (matches) {
+      ranks_[(int64_t)head * Blk::lanes + lane] = rank;
+    }
     x_.largest = box.x2 - box.x1 > x_.largest ? box.x2 - box.x1 : x_.largest;
     y_.largest = box.y2 - box.y1 > y_.largest ? box.y2 - box.y1 : y_.largest;
   }
@@ -157,7 +160,31 @@ class KeptBoxes {
  private:
   static T centre(T low, T high) { return low / 2 + high / 2; }  // the sum could overflow
 
-  bool hit(const Blk& block, const Box<T>& box) const {
+  // Visits the blocks that may suppress a box, some of them twice, until `visit` returns true.
+  template <typename Visit>
+  bool search(const Box<T>& box, const Visit& visit) const {
+    if (columns_ * rows_ == 1) {
+      return search_all(visit);
+    }
+    // the box that suppresses this one is most often in the same cell
+    const T cx = centre(box.x1, box.x2), cy = centre(box.y1, box.y2);
+    const int32_t column = x_.cell(cx), row = y_.cell(cy);
+    if (search_cells(column, column, row, row, visit)) {
+      return true;
+    }
+    const T reach = box.area >= limits<T>::safe_area ? reach_ : limits<T>::infinity;
+    const T half_x = x_.half_window(box.x1, box.x2, reach);
+    const T half_y = y_.half_window(box.y1, box.y2, reach);
+    const int32_t left = x_.cell(cx - half_x), right = x_.cell(cx + half_x);
+    const int32_t top = y_.cell(cy - half_y), bottom = y_.cell(cy + half_y);
+    if ((int64_t)(right - left + 1) * (bottom - top + 1) >= used_) {
+      return search_all(visit);
+    }
+    return search_cells(left, right, top, bottom, visit);
+  }
+
+  // One bit per box of the block that suppresses this one.
+  uint32_t hits(const Blk& block, const Box<T>& box) const {
     const V x1 = max(load(block.x1), broadcast(box.x1));
     const V y1 = max(load(block.y1), broadcast(box.y1));
     const V x2 = min(load(block.x2), broadcast(box.x2));
@@ -166,26 +193,30 @@ class KeptBoxes {
     const V area = load(block.area) + broadcast(box.area) - inter;
     // necessary for a quotient that rounds above the threshold, which saves most divisions
     if (threshold_ > 0 && movemask(inter >= area * broadcast(threshold_)) == 0) {
-      return false;
+      return 0;
     }
-    return movemask(inter / area > broadcast(threshold_)) != 0;
+    return movemask(inter / area > broadcast(threshold_));
   }
 
-  bool search_all(const Box<T>& box) const {
+  template <typename Visit>
+  bool search_all(const Visit& visit) const {
     for (int64_t i = 0; i < used_; ++i) {
-      if (hit(blocks_[i], box)) {
+      if (visit((int32_t)i)) {
         return true;
       }
     }
     return false;
   }
 
-  bool search(const Box<T>& box, int32_t left, int32_t right, int32_t top, int32_t bottom) const {
+  template <typename Visit>
+  bool search_cells(
+      int32_t left, int32_t right, int32_t top, int32_t bottom, const Visit& visit
+  ) const {
     for (int64_t row = top; row <= bottom; ++row) {
       const int32_t* heads = heads_ + row * columns_;
       for (int32_t column = left; column <= right; ++column) {
         for (int32_t i = heads[column]; i >= 0; i = links_[i].next) {
-          if (hit(blocks_[i], box)) {
+          if (visit(i)) {
             return true;
           }
         }
@@ -262,30 +293,19 @@ class KeptBoxes {
   Blk* blocks_;
   Link* links_;
   int32_t* heads_;
+  int32_t* ranks_;  // of the boxes in the blocks; only to find matches
   int64_t used_ = 0;
 };
 
-// iou > threshold, with iou in T, is iou > the largest T not above the threshold
-inline double round_down(double threshold, double) { return threshold; }
-inline float round_down(double threshold, float) {
-  const float nearest = (float)threshold;
-  if ((double)nearest <= threshold) {
-    return nearest;
-  }
-  int32_t bits;
-  memcpy(&bits, &nearest, sizeof bits);
-  bits += nearest > 0 ? -1 : 1;  // the next value towards -infinity
-  float below;
-  memcpy(&below, &bits, sizeof below);
-  return below;
-}
-
-template <typename T>
+template <typename T, bool matches>
 void run(const NmsSegment<T>& segment) {
   // an IoU never exceeds 1, and comparisons with NaN are false
   if (!(segment.iou_threshold < 1)) {
     for (int64_t i = 0; i < segment.n; ++i) {
       segment.kept[i] = i < segment.max_output;
+      if (matches) {
+        segment.match[i] = (int32_t)i;
+      }
     }
     return;
   }
@@ -296,11 +316,18 @@ void run(const NmsSegment<T>& segment) {
   for (; i < segment.n && kept < segment.max_output; ++i) {
     const Box<T> box(segment.boxes + 4 * i);
     const bool takes_part = box.takes_part(threshold);
-    const bool dropped = takes_part && boxes.suppress(box);
+    bool dropped;
+    if (matches) {
+      const int32_t first = takes_part ? boxes.first_match(box) : -1;
+      dropped = first >= 0;
+      segment.match[i] = dropped ? first : (int32_t)i;
+    } else {
+      dropped = takes_part && boxes.suppress(box);
+    }
     segment.kept[i] = !dropped;
     kept += !dropped;
     if (takes_part && !dropped) {
-      boxes.insert(box);
+      boxes.template insert<matches>(box, (int32_t)i);
     }
   }
   memset(segment.kept + i, 0, segment.n - i);
@@ -308,7 +335,11 @@ void run(const NmsSegment<T>& segment) {
 
 }  // namespace
 
-void nms_segment_float(const NmsSegment<float>& segment) { run(segment); }
-void nms_segment_double(const NmsSegment<double>& segment) { run(segment); }
+void nms_segment_float(const NmsSegment<float>& segment) {
+  segment.match == nullptr ? run<float, false>(segment) : run<float, true>(segment);
+}
+void nms_segment_double(const NmsSegment<double>& segment) {
+  segment.match == nullptr ? run<double, false>(segment) : run<double, true>(segment);
+}
 
 }  // namespace fastvision::FASTVISION_ISA

@@ -68,6 +68,7 @@ struct Shape {
   uint32_t tiles;
   int words;
   int chunk_log2;
+  uint32_t max_output;  // kept boxes of an image, at most N
 };
 
 int bits_for(uint64_t count) {  // to represent numbers below count
@@ -86,6 +87,7 @@ Shape shape_of(const NmsArgs& args, int64_t chunk) {
   s.tiles = static_cast<uint32_t>(ceil_div(s.total, kTile));
   s.words = static_cast<int>(ceil_div(args.N < chunk ? args.N : chunk, kTile)) + 1;
   s.chunk_log2 = bits_for(chunk);
+  s.max_output = static_cast<uint32_t>(args.max_output < args.N ? args.max_output : args.N);
   return s;
 }
 

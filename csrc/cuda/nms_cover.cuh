@@ -164,7 +164,7 @@ __device__ bool may_be_active(const Buffers<A>& b, const Shape& s, uint32_t tile
   const uint32_t first = tile * kTile;
   const uint32_t begin = b.begin[first];
   return begin != kNoSegment && (first - begin) >> s.chunk_log2 <= step &&
-         (first + kTile - 1 - begin) >> s.chunk_log2 >= step;
+         (first + kTile - 1 - begin) >> s.chunk_log2 >= step && b.kept_counts[begin] < s.max_output;
 }
 
 // Grid: x is the tile; y first covers the earlier tiles of the chunk, kWarps at a time

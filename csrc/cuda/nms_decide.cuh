@@ -33,6 +33,10 @@ __global__ __launch_bounds__(kMaxThreads) void decide_kernel(Buffers<A> b, Shape
     if (segment.end - segment.begin <= offset) {
       continue;
     }
+    // the boxes kept so far are enough, since all others rank lower
+    if (step > 0 && b.kept_counts[segment.begin] >= s.max_output) {
+      continue;
+    }
     const uint32_t first = segment.begin + offset;
     const uint32_t last = min(segment.end, first + (1u << s.chunk_log2));
     const uint32_t first_tile = first / kTile;

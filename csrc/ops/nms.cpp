@@ -2,28 +2,36 @@
 
 #include <algorithm>
 
-#include "common/result_memory.h"
 #include "ops/nms_inputs.h"
 #include "ops/nms_suppression.h"
 
 namespace fastvision {
 namespace {
 
-// torch::stable::empty goes through the dispatcher, which takes half of a call with few boxes.
-Tensor empty_indices(const std::vector<int64_t>& sizes) {
-  const int64_t columns = sizes.back();
-  const auto strides =
-      sizes.size() == 2 ? std::vector<int64_t>{columns, 1} : std::vector<int64_t>{1};
-  return empty_strided(
-      sizes,
-      strides,
-      ScalarType::Long,
-      sizeof(int64_t),
-      torch::stable::Device(torch::headeronly::DeviceType::CPU)
-  );
+Tensor nms(
+    const Tensor& boxes,
+    const Tensor& scores,
+    const std::optional<Tensor>& idxs,
+    double iou_threshold,
+    std::optional<double> score_threshold,
+    std::optional<int64_t> max_output
+) {
+  check_shapes(boxes, scores, idxs, 2);
+  NmsInputs inputs(boxes, scores, idxs, iou_threshold);
+  NmsArgs& args = inputs.args;
+  args.max_output = most_kept(args, max_output);
+  std::optional<Tensor> indices;
+  FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
+    inputs.set_score_threshold<scalar_t>(score_threshold);
+    const Suppression<scalar_t> suppression(args);
+    const int64_t count = suppression.kept(0);
+    indices = empty_indices({count});
+    suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
+  });
+  return *indices;
 }
 
-Tensor nms(
+std::tuple<Tensor, Tensor> nms_match(
     const Tensor& boxes,
     const Tensor& scores,
     const std::optional<Tensor>& idxs,
@@ -34,13 +42,15 @@ Tensor nms(
   NmsArgs& args = inputs.args;
   args.max_output = args.N;
   std::optional<Tensor> indices;
+  Tensor match = empty_indices({args.N});
   FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
-    const Suppression<scalar_t> suppression(args);
+    const Suppression<scalar_t> suppression(args, true);
     const int64_t count = suppression.kept(0);
     indices = empty_indices({count});
     suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
+    suppression.write_match(match.mutable_data_ptr<int64_t>());
   });
-  return *indices;
+  return {*indices, match};
 }
 
 std::tuple<Tensor, Tensor> nms_padded(
@@ -78,6 +88,7 @@ std::tuple<Tensor, Tensor> nms_padded(
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("nms", FASTVISION_BOX(&nms));
+  m.impl("nms_match", FASTVISION_BOX(&nms_match));
   m.impl("nms_padded", FASTVISION_BOX(&nms_padded));
 }
 

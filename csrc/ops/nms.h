@@ -1,5 +1,7 @@
 // Contract of the NMS kernels: greedy non-maximum suppression of B images, exact per class.
 //
+// An image keeps max_output boxes at most, and no kernel searches a class for more.
+//
 // Order: scores descending, NaN first, ties by index ascending (torch.sort, stable). A box is
 // suppressed if an earlier kept box of its class has IoU > threshold with it. The IoU is computed
 // in float for 16-bit and float boxes, in double for double ones, without fused multiply-adds:
@@ -33,10 +35,11 @@ struct NmsArgs {
 // The boxes of one image and class, for the CPU kernels.
 template <typename T>
 struct NmsSegment {
-  const T* boxes;      // [n, 4] by descending score
-  uint8_t* kept;       // [n] result: 1 or 0
-  char* workspace;     // nms_segment_bytes<T>(n), aligned to 64 bytes
-  int64_t n;           // below 2^31
+  const T* boxes;   // [n, 4] by descending score
+  uint8_t* kept;    // [n] result: 1 or 0
+  int32_t* match;   // [n] result, unless null: the first kept box that suppresses each, or itself
+  char* workspace;  // nms_segment_bytes<T>(n, match != nullptr), aligned to 64 bytes
+  int64_t n;        // below 2^31
   int64_t max_output;  // maximum number of kept boxes
   double iou_threshold;
 };
@@ -53,10 +56,10 @@ static constexpr int64_t nms_max_blocks(int64_t n, int64_t lanes) {
 
 // Workspace of a segment, large enough for the registers of every CPU level.
 template <typename T>
-static constexpr size_t nms_segment_bytes(int64_t n) {
+static constexpr size_t nms_segment_bytes(int64_t n, bool matches) {
   size_t most = 0;
   for (int64_t lanes = 16 / sizeof(T); lanes <= int64_t(64 / sizeof(T)); lanes *= 2) {
-    const size_t block = 5 * lanes * sizeof(T) + 2 * sizeof(int32_t);
+    const size_t block = 5 * lanes * sizeof(T) + (2 + (matches ? lanes : 0)) * sizeof(int32_t);
     const size_t bytes = nms_max_blocks(n, lanes) * block;
     most = bytes > most ? bytes : most;
   }

@@ -57,14 +57,17 @@ Tensor nms_cuda(
     const Tensor& boxes,
     const Tensor& scores,
     const std::optional<Tensor>& idxs,
-    double iou_threshold
+    double iou_threshold,
+    std::optional<double> score_threshold,
+    std::optional<int64_t> max_output
 ) {
   check_inputs(boxes, scores, idxs, 2);
   const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
-  Tensor indices = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Long);
-  const Tensor counts = torch::stable::new_empty(boxes, {1}, ScalarType::Long);
   NmsInputs inputs(boxes, scores, idxs, iou_threshold);
-  queue_nms_cuda(inputs, std::nullopt, indices, counts);
+  const int64_t most = most_kept(inputs.args, max_output);
+  Tensor indices = torch::stable::new_empty(boxes, {most}, ScalarType::Long);
+  const Tensor counts = torch::stable::new_empty(boxes, {1}, ScalarType::Long);
+  queue_nms_cuda(inputs, score_threshold, indices, counts);
   // the only synchronization: the size of the result is known on the device only
   const cudaStream_t stream = current_cuda_stream(boxes.get_device_index());
   int64_t count = 0;

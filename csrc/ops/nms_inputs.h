@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 
+#include "common/result_memory.h"
 #include "common/torch.h"
 #include "ops/nms.h"
 
@@ -42,6 +43,20 @@ inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+// torch::stable::empty goes through the dispatcher, which takes half of a call with few boxes.
+inline Tensor empty_indices(const std::vector<int64_t>& sizes) {
+  const int64_t columns = sizes.back();
+  const auto strides =
+      sizes.size() == 2 ? std::vector<int64_t>{columns, 1} : std::vector<int64_t>{1};
+  return empty_strided(
+      sizes,
+      strides,
+      ScalarType::Long,
+      sizeof(int64_t),
+      torch::stable::Device(torch::headeronly::DeviceType::CPU)
+  );
+}
+
 // NmsArgs without results; owns the memory behind its pointers.
 struct NmsInputs {
   Tensor boxes, scores;
@@ -73,5 +88,13 @@ struct NmsInputs {
     args.score_threshold = static_cast<torch_scalar_t<T>>(threshold.value_or(0));
   }
 };
+
+// The number of boxes that an image may keep; without a limit, all of them.
+inline int64_t most_kept(const NmsArgs& args, std::optional<int64_t> max_output) {
+  STD_TORCH_CHECK(
+      max_output.value_or(0) >= 0, "max_output must not be negative, got ", max_output.value_or(0)
+  );
+  return max_output && *max_output < args.N ? *max_output : args.N;
+}
 
 }  // namespace fastvision

@@ -64,12 +64,14 @@ class Suppression {
   using T = accumulate_t<scalar_t>;
 
  public:
-  explicit Suppression(const NmsArgs& args) : args_(args) {
+  // matches: whether write_match() will be called, for a single image
+  explicit Suppression(const NmsArgs& args, bool matches = false) : args_(args) {
     const int64_t total = args.B * args.N;
     items_ = memory_.take<SortItem>(2 * total);
     order_ = memory_.take<int32_t>(total);
     boxes_ = memory_.take<T>(4 * total);
     kept_ = memory_.take<uint8_t>(total);
+    match_ = matches ? memory_.take<int32_t>(total) : nullptr;
     if (args.idxs != nullptr) {
       ranks_ = memory_.take<int32_t>(total);
       kept_by_class_ = memory_.take<uint8_t>(total);
@@ -86,7 +88,7 @@ class Suppression {
     for (const std::vector<Segment>& of_image : segments) {
       for (const Segment& segment : of_image) {
         segments_.push_back({segment.begin, segment.n, segment_bytes_});
-        segment_bytes_ += (nms_segment_bytes<T>(segment.n) + 63) / 64 * 64;
+        segment_bytes_ += (nms_segment_bytes<T>(segment.n, matches) + 63) / 64 * 64;
       }
     }
     run_segments();
@@ -111,6 +113,15 @@ class Suppression {
     }
   }
 
+  // The box that each box of the only image was matched with.
+  void write_match(int64_t* match) const {
+    for (const Segment& segment : segments_) {
+      for (int64_t i = 0; i < segment.n; ++i) {
+        match[index(segment.begin + i)] = index(segment.begin + match_[segment.begin + i]);
+      }
+    }
+  }
+
  private:
   static constexpr int64_t kParallelMin = 2048;  // boxes below which waking threads does not pay
 
@@ -119,6 +130,11 @@ class Suppression {
     int64_t n;
     int64_t workspace = 0;
   };
+
+  // The box at a place in the order of classes.
+  int32_t index(int64_t position) const {
+    return order_[ranks_ == nullptr ? position : ranks_[position]];
+  }
 
   // Fills an image's part of the arrays and lists its segments; returns the number of boxes above
   // the score threshold.
@@ -186,6 +202,7 @@ class Suppression {
               NmsSegment<T>{
                   boxes_ + 4 * segment.begin,
                   kept + segment.begin,
+                  match_ == nullptr ? nullptr : match_ + segment.begin,
                   workspace + segment.workspace,
                   segment.n,
                   args_.max_output,
@@ -212,6 +229,7 @@ class Suppression {
   int32_t* ranks_ = nullptr;          // [B, N] rank of each box in order of classes
   T* boxes_;                          // [B, N, 4] in order of classes
   uint8_t* kept_;                     // [B, N] by rank
+  int32_t* match_;                    // [B, N] in order of classes, within a segment; or null
   uint8_t* kept_by_class_ = nullptr;  // [B, N]
   std::vector<int64_t> counts_;       // [B] boxes that take part
   std::vector<Segment> segments_;

@@ -22,7 +22,10 @@ from .focal_loss import (
     softmax_focal_loss,
 )
 from .giou_loss import generalized_box_iou_loss
+from .mask_iou import mask_iou
+from .mask_nms import mask_nms
 from .masks_to_boxes import masks_to_boxes
+from .matrix_nms import mask_matrix_nms, matrix_nms
 from .max_pool2d import MaxPool2d, max_pool2d_with_indices
 from .max_unpool2d import MaxUnpool2d, max_unpool2d
 from .misc import (
@@ -35,11 +38,13 @@ from .misc import (
     Permute,
 )
 from .nms import batched_nms, batched_nms_padded, nms
+from .nms_match import nms_match
 from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
 from .ps_roi_pool import PSRoIPool, ps_roi_pool
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 from .roi_pool import RoIPool, roi_pool
+from .soft_nms import soft_nms
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
 
@@ -89,11 +94,16 @@ __all__ = [
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "linear_act",
+    "mask_iou",
+    "mask_matrix_nms",
+    "mask_nms",
     "masks_to_boxes",
+    "matrix_nms",
     "max_pool2d_with_indices",
     "max_unpool2d",
     "multiscale_roi_align",
     "nms",
+    "nms_match",
     "norm_act",
     "ps_roi_align",
     "ps_roi_pool",
@@ -101,6 +111,7 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",
+    "soft_nms",
     "softmax_focal_loss",
     "squeeze_excitation",
     "stochastic_depth",

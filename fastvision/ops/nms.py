@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ._checks import FLOATING, check_tensor, integer, is_traced, of_torchvision
+from ._checks import check_tensor, integer, is_traced, of_torchvision
 from ._library import declare
+from ._scored_boxes import autocast, check_boxes, class_ids
 
 
-def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+def _fake_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size(min=0)
     return boxes.new_empty(kept, dtype=torch.int64)
 
@@ -31,7 +41,9 @@ def _fake_nms_padded(
 
 
 _NMS = declare(
-    "nms", "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
+    "nms",
+    "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, "
+    "float? score_threshold=None, SymInt? max_output=None) -> Tensor",
     fake=_fake_nms, triton="kernels.nms.launch_nms", reference=reference.nms,
     serves=("nms", "batched_nms"),
 )  # fmt: skip
@@ -44,55 +56,23 @@ _NMS_PADDED = declare(
 )  # fmt: skip
 
 
-def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -> None:
-    # torchvision raises RuntimeError for these, and callers rely on it
-    if boxes.dim() != dim or boxes.shape[-1] != 4:
-        shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
-        raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
-    if boxes.shape != (*scores.shape, 4):
-        raise RuntimeError(
-            f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
-            f"got {list(scores.shape)}"
-        )
-    if boxes.dtype not in FLOATING:
-        raise RuntimeError(f"boxes must be of a floating-point type, got {boxes.dtype}")
-    if scores.dtype != boxes.dtype:
-        raise RuntimeError(f"scores must have the type of boxes, {boxes.dtype}, got {scores.dtype}")
-    if scores.device != boxes.device:
-        raise RuntimeError(f"scores must be on {boxes.device} as boxes, got {scores.device}")
-    if idxs is not None:
-        if idxs.shape != scores.shape:
-            raise RuntimeError(
-                f"idxs must have shape {list(scores.shape)} to match scores, got {list(idxs.shape)}"
-            )
-        if idxs.device != boxes.device:
-            raise RuntimeError(f"idxs must be on {boxes.device} as boxes, got {idxs.device}")
-
-
-def _class_ids(idxs: Tensor) -> Tensor:
-    """Class labels of any dtype as int64; distinct labels stay distinct."""
-    if idxs.dtype == torch.int64:
-        return idxs
-    if idxs.is_complex() or idxs.is_quantized:
-        raise RuntimeError(f"idxs must be of an integer or floating-point type, got {idxs.dtype}")
-    if idxs.is_floating_point():
-        if is_traced():  # traced graphs cannot hold a view of another dtype
-            return torch.unique(idxs.double(), return_inverse=True)[1]
-        return (idxs.double() + 0.0).view(torch.int64)  # compares bits; + 0.0 turns -0 into 0
-    return idxs.to(torch.int64)
-
-
-def _autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Casts both to float32 if autocast made their dtypes differ."""
-    check_tensor(boxes, "boxes")
-    check_tensor(scores, "scores")
-    if boxes.dtype != scores.dtype and torch.is_autocast_enabled(boxes.device.type):
-        return boxes.float(), scores.float()
-    return boxes, scores
+def _check_max_output(max_output: Any) -> Any:
+    max_output = integer(max_output, "max_output must be an integer")
+    if max_output < 0:
+        raise ValueError(f"max_output must not be negative, got {max_output}")
+    if max_output >= 2**63:
+        raise ValueError(f"max_output must fit 64 bits, got {max_output}")
+    return max_output
 
 
 def nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | None = None
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Greedy non-maximum suppression.
 
@@ -105,6 +85,8 @@ def nms(
         scores: [N] in the dtype of ``boxes``. Equal scores are ordered by index, NaN comes first.
         iou_threshold: compared in double precision with the IoU, which is computed in float32
             (float64 for float64 boxes).
+        score_threshold: boxes with a score not greater than this are dropped first.
+        max_output: maximum number of boxes kept; the best ones are, and the search ends with them.
         backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
@@ -114,16 +96,24 @@ def nms(
 
     Raises:
         RuntimeError: wrong shape, dtype or device (torchvision's error type).
-        ValueError: ``backend`` cannot run here.
-        TypeError: an argument is not a tensor.
+        ValueError: ``backend`` cannot run here; ``max_output`` is negative.
+        TypeError: an argument is not a tensor; ``max_output`` is no integer.
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
-            is imported, whose kernel then runs.
+            is imported, whose kernel then runs, without ``score_threshold`` and ``max_output``.
     """
-    boxes, scores = _autocast(boxes, scores)
+    boxes, scores = autocast(boxes, scores)
+    if max_output is not None:
+        max_output = _check_max_output(max_output)
     if boxes.is_quantized:
+        if score_threshold is not None or max_output is not None:
+            raise NotImplementedError(
+                "boxes must not be quantized with score_threshold or max_output, "
+                f"got {score_threshold} and {max_output}"
+            )
         return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
-    _check_boxes(boxes, scores, None, 2)
-    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, None, iou_threshold)
+    check_boxes(boxes, scores, None, 2)
+    run = _NMS.run[_NMS.choose(boxes, backend)]
+    return run(boxes, scores, None, iou_threshold, score_threshold, max_output)
 
 
 def batched_nms(
@@ -132,6 +122,8 @@ def batched_nms(
     idxs: Tensor,
     iou_threshold: float,
     *,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """:func:`nms` within each class.
@@ -146,6 +138,8 @@ def batched_nms(
         scores: [N].
         idxs: [N] class of each box; any integer or floating-point dtype, any values.
         iou_threshold: see :func:`nms`.
+        score_threshold: see :func:`nms`.
+        max_output: maximum number of boxes kept of all classes together; the best ones are.
         backend: see :func:`nms`.
 
     Returns:
@@ -163,10 +157,13 @@ def batched_nms(
         and not is_traced()
     ):
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
-    boxes, scores = _autocast(boxes, scores)
+    boxes, scores = autocast(boxes, scores)
     check_tensor(idxs, "idxs")
-    _check_boxes(boxes, scores, idxs, 2)
-    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
+    check_boxes(boxes, scores, idxs, 2)
+    if max_output is not None:
+        max_output = _check_max_output(max_output)
+    run = _NMS.run[_NMS.choose(boxes, backend)]
+    return run(boxes, scores, class_ids(idxs), iou_threshold, score_threshold, max_output)
 
 
 def batched_nms_padded(
@@ -200,15 +197,11 @@ def batched_nms_padded(
         RuntimeError, ValueError, TypeError, NotImplementedError: as in :func:`nms`; ValueError also
             if ``max_output`` is negative. Quantized boxes are not supported.
     """
-    max_output = integer(max_output, "max_output must be an integer")
-    if max_output < 0:
-        raise ValueError(f"max_output must not be negative, got {max_output}")
-    if max_output >= 2**63:
-        raise ValueError(f"max_output must fit 64 bits, got {max_output}")
-    boxes, scores = _autocast(boxes, scores)
+    max_output = _check_max_output(max_output)
+    boxes, scores = autocast(boxes, scores)
     if idxs is not None:
         check_tensor(idxs, "idxs")
-    _check_boxes(boxes, scores, idxs, 3)
-    idxs = None if idxs is None else _class_ids(idxs)
+    check_boxes(boxes, scores, idxs, 3)
+    idxs = None if idxs is None else class_ids(idxs)
     run = _NMS_PADDED.run[_NMS_PADDED.choose(boxes, backend)]
     return run(boxes, scores, idxs, iou_threshold, score_threshold, max_output)

@@ -15,14 +15,18 @@ from .conv_transpose2d import conv_transpose2d
 from .deform_conv2d import deform_conv2d, deform_conv2d_backward
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .linear_act import linear_act
+from .mask_iou import mask_iou, mask_nms
 from .masks_to_boxes import masks_to_boxes
+from .matrix_nms import decayed_scores, matrix_nms
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
+from .nms_match import nms_match
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
+from .soft_nms import soft_nms
 from .squeeze_excitation import squeeze_excitation
 
 __all__ = [
@@ -41,17 +45,22 @@ __all__ = [
     "box_iou_rotated_backward",
     "conv_bn_relu",
     "conv_transpose2d",
+    "decayed_scores",
     "deform_conv2d",
     "deform_conv2d_backward",
     "fold_batch_norm",
     "linear_act",
+    "mask_iou",
+    "mask_nms",
     "masks_to_boxes",
+    "matrix_nms",
     "max_pool2d_backward",
     "max_pool2d_with_indices",
     "max_unpool2d",
     "max_unpool2d_backward",
     "multiscale_roi_align",
     "nms",
+    "nms_match",
     "nms_padded",
     "pixels_at",
     "ps_roi_align",
@@ -59,6 +68,7 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",
+    "soft_nms",
     "softmax_focal_loss",
     "squeeze_excitation",
 ]

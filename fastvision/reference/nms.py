@@ -6,7 +6,30 @@ import torch
 from torch import Tensor
 
 
-def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+def iou_with(boxes: Tensor, area: Tensor, i: int, others: slice = slice(None)) -> Tensor:
+    """IoU of box ``i`` with others, of boxes [N, 4] and their areas [N]."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
+    width = (x2[others].fmin(x2[i]) - x1[others].fmax(x1[i])).clamp(min=0)
+    height = (y2[others].fmin(y2[i]) - y1[others].fmax(y1[i])).clamp(min=0)
+    inter = width * height
+    return inter / (area[i] + area[others] - inter)
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """[N] of boxes [N, 4]; negative if one side is."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return (x2 - x1) * (y2 - y1)
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+) -> Tensor:
     """Suppresses within each class of ``idxs`` and returns the indices of the kept boxes.
 
     Args:
@@ -14,30 +37,31 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
         scores: [N].
         idxs: [N] class labels, or None for a single class.
         iou_threshold: see :func:`fastvision.ops.nms`.
+        score_threshold: see :func:`fastvision.ops.nms`.
+        max_output: see :func:`fastvision.ops.nms`.
 
     Returns:
         int64 indices in descending order of score.
     """
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()  # exact for 16-bit boxes
     order = scores.argsort(descending=True, stable=True)
-    x1, y1, x2, y2 = boxes[order].unbind(1)
-    area = (x2 - x1) * (y2 - y1)
+    if score_threshold is not None:
+        order = order[scores[order] > score_threshold]
+    boxes = boxes[order]
+    area = areas(boxes)
     classes = None if idxs is None else idxs[order]
     alive = torch.ones_like(order, dtype=torch.bool)
     for i in range(len(order)):
         if not alive[i]:
             continue
         rest = slice(i + 1, None)
-        # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
-        width = (x2[rest].fmin(x2[i]) - x1[rest].fmax(x1[i])).clamp(min=0)
-        height = (y2[rest].fmin(y2[i]) - y1[rest].fmax(y1[i])).clamp(min=0)
-        inter = width * height
-        iou = inter / (area[i] + area[rest] - inter)
-        dropped = iou.double() > iou_threshold  # the threshold is not rounded to float32
+        dropped = (
+            iou_with(boxes, area, i, rest).double() > iou_threshold
+        )  # the threshold is not rounded to float32
         if classes is not None:
             dropped &= classes[rest] == classes[i]
         alive[rest] &= ~dropped
-    return order[alive]
+    return order[alive][:max_output]
 
 
 def nms_padded(
@@ -53,12 +77,8 @@ def nms_padded(
     indices = boxes.new_full((images, max_output), -1, dtype=torch.int64)
     counts = boxes.new_zeros(images, dtype=torch.int64)
     for image in range(images):
-        taking_part = torch.arange(boxes.shape[1], device=boxes.device)
-        if score_threshold is not None:
-            taking_part = taking_part[scores[image] > score_threshold]
-        classes = None if idxs is None else idxs[image][taking_part]
-        kept = nms(boxes[image][taking_part], scores[image][taking_part], classes, iou_threshold)
-        kept = taking_part[kept[:max_output]]
+        classes = None if idxs is None else idxs[image]
+        kept = nms(boxes[image], scores[image], classes, iou_threshold, score_threshold, max_output)
         indices[image, : len(kept)] = kept
         counts[image] = len(kept)
     return indices, counts

@@ -37,7 +37,9 @@ def intersection_over_union(a, b):
     height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
     inter = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
     union = area_a[:, None] + area_b[None, :] - inter
-    return divide(tl.where(inter > 0, inter, -union), union)
+    iou = divide(tl.where(inter > 0, inter, -union), union)
+    # an infinite union that is divided by itself
+    return tl.where((inter <= 0) & (tl.abs(union) == float("inf")), -1.0, iou)
 
 
 @triton.jit

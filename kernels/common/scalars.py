@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 
+import torch
 import triton
 import triton.language as tl
 
@@ -11,6 +13,17 @@ import triton.language as tl
 def double_bits(value: float) -> int:
     """Bits of ``value`` for :func:`as_double`, since Triton passes a Python float as float32."""
     return struct.unpack("q", struct.pack("d", value))[0]
+
+
+@functools.lru_cache(maxsize=64)
+def threshold_bits(iou_threshold: float, dtype: torch.dtype) -> int:
+    """The threshold rounded down to ``dtype``, which does not change any comparison with an IoU."""
+    if iou_threshold < 0:  # below the -1 that stands for an IoU of 0
+        return double_bits(-2.0)
+    rounded = torch.tensor(iou_threshold, dtype=torch.float64).to(dtype)
+    if rounded.item() > iou_threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(-torch.inf, dtype=dtype))
+    return double_bits(rounded.item())
 
 
 @triton.jit

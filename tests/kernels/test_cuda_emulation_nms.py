@@ -133,6 +133,13 @@ def test_chunks_of_many_kept_boxes(check) -> None:
     )
 
 
+@pytest.mark.parametrize("max_output", [1, 40, 150])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_later_chunks_are_skipped(check, classes: int, max_output: int) -> None:
+    boxes, scores = cases.uniform_boxes(700, max_size=60), cases.scores(700)
+    check(boxes, scores, cases.classes(700, classes), 0.3, max_output=max_output, chunk=64)
+
+
 def test_sizes_mixed_in_one_call(check) -> None:
     boxes, scores, idxs = scene(400, classes=40)
     idxs[torch.arange(400) % 3 > 0] = 5  # one class of several chunks among classes of a few boxes

@@ -103,12 +103,12 @@ def roi_align_variants(all_variants):
 
 
 def nms_variants(all_variants):
-    from fastvision.kernels import nms
+    from fastvision.kernels import matrix_nms, nms, soft_nms
 
     for classes in ("*i64", None) if all_variants else ("*i64",):
         values = dict.fromkeys(["N", "step", "max_output"], "i32")
         values |= {"boxes_ptr": "*fp32", "alive_ptr": "*i8", "iou_threshold": "i64"}
-        values |= {"classes_ptr": classes, "origins_ptr": classes}
+        values |= {"classes_ptr": classes, "origins_ptr": classes, "counts_ptr": "*i64"}
         values |= {"BLOCK": nms.BLOCK, "TILE": nms.TILE}
         yield (
             f"suppress {classes}",
@@ -121,6 +121,59 @@ def nms_variants(all_variants):
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
         yield "compact", nms._nms_compact_kernel, values, {"num_warps": nms.COMPACT_WARPS}
+
+    values = {"boxes_ptr": "*fp32", "keep_ptr": "*i64", "match_ptr": "*i64", "N": "i32", "K": "i32"}
+    values |= {"iou_threshold": "i64", "BLOCK": nms.MATCH_BLOCK, "TILE": nms.MATCH_TILE}
+    for classes in ("*i64", None) if all_variants else ("*i64",):
+        yield (
+            f"match {classes}",
+            nms._nms_match_kernel,
+            values | {"classes_ptr": classes},
+            {"num_warps": nms.MATCH_WARPS},
+        )
+    values = dict.fromkeys(["iou_threshold", "exponent", "min_score"], "i64")
+    values |= {"N": "i32", "BLOCK": soft_nms.BLOCK}
+    for dtype, begins, gaussian in [
+        ("fp32", None, True),
+        ("fp32", "*i64", False),
+        ("fp64", "*i64", True),
+    ][: 3 if all_variants else 1]:
+        values |= dict.fromkeys(["boxes_ptr", "scores_ptr", "decayed_ptr"], f"*{dtype}")
+        values |= {"begins_ptr": begins, "ends_ptr": begins, "GAUSSIAN": gaussian}
+        name = f"soft {dtype} {begins} {gaussian}"
+        yield name, soft_nms._soft_nms_kernel, values, {"num_warps": soft_nms.NUM_WARPS}
+
+    values = dict.fromkeys(["boxes_ptr", "result_ptr"], "*fp32") | {"N": "i32", "sigma": "i64"}
+    values |= {"begins_ptr": "*i64", "BLOCK": matrix_nms.BLOCK, "TILE": matrix_nms.TILE}
+    for compensation, gaussian in [("*fp32", True), ("*fp32", False), (None, True)][
+        : 3 if all_variants else 1
+    ]:
+        yield (
+            f"matrix {compensation} {gaussian}",
+            matrix_nms._matrix_nms_kernel,
+            values | {"compensation_ptr": compensation, "GAUSSIAN": gaussian},
+            {"num_warps": matrix_nms.NUM_WARPS},
+        )
+
+
+def mask_iou_variants(all_variants):
+    from fastvision.kernels import mask_iou
+
+    values = dict.fromkeys(["words", "row_words", "W", "M", "H", "N"], "i32")
+    values |= {"masks_ptr": "*u8", "words_ptr": "*i32", "threshold": "i64", "covers_ptr": "*i8"}
+    values |= dict.fromkeys(["words1_ptr", "words2_ptr"], "*i32") | {"alive_ptr": "*i8"}
+    values |= dict.fromkeys(["extents1_ptr", "extents2_ptr"], "*i64")
+    values |= {"PIXELS": mask_iou.PIXELS, "BLOCK_M": mask_iou.BLOCK_M, "TILE": mask_iou.TILE}
+    pack = values | {"BLOCK": mask_iou.BLOCK_WORDS}
+    yield "mask pack", mask_iou._mask_pack_kernel, pack, {"num_warps": mask_iou.PACK_WARPS}
+    for classes in ("*i64", None) if all_variants else ("*i64",):
+        given = {"classes_ptr": classes, "COVERS": classes is not None}
+        given["result_ptr"] = "*i8" if given["COVERS"] else "*fp32"
+        options = {"num_warps": mask_iou.OVERLAP_WARPS}
+        yield f"mask overlap {classes}", mask_iou._mask_overlap_kernel, values | given, options
+    suppress = values | {"BLOCK": mask_iou.BLOCK}
+    options = {"num_warps": mask_iou.SUPPRESS_WARPS}
+    yield "mask suppress", mask_iou._mask_suppress_kernel, suppress, options
 
 
 def focal_loss_variants(all_variants):
@@ -387,6 +440,7 @@ if __name__ == "__main__":
             nms_variants,
             focal_loss_variants,
             box_iou_variants,
+            mask_iou_variants,
             masks_to_boxes_variants,
             batch_norm_relu_variants,
             squeeze_excitation_variants,

@@ -245,6 +245,16 @@ def test_nms_padded(num_classes, score_threshold, max_output):
     assert torch.equal(counts, expected[1])
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("max_output", [0, 5, 70, 100])
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_nms_ends_with_the_last_box_kept(num_classes, max_output):
+    boxes, scores = cases.uniform_boxes(200, max_size=40).to(DEVICE), cases.scores(200).to(DEVICE)
+    idxs = None if num_classes is None else cases.classes(200, num_classes).to(DEVICE)
+    kept = torch.ops.fastvision.nms_triton(boxes, scores, idxs, 0.1, 0.05, max_output)
+    assert torch.equal(kept, reference.nms(boxes, scores, idxs, 0.1, 0.05, max_output))
+
+
 def test_nms_opcheck_and_compile():
     boxes, scores = cases.clustered_boxes(40).to(DEVICE), cases.scores(40).to(DEVICE)
     idxs = cases.classes(40, 3).to(DEVICE)

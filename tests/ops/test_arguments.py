@@ -18,6 +18,7 @@ from fastvision.testing import numerics
 
 X, W = torch.randn(1, 4, 9, 9), torch.randn(4, 4, 3, 3)
 BOXES = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [5, 5, 9, 9]])
+MASKS = torch.ones(3, 4, 5, dtype=torch.bool)
 SCORES = torch.tensor([0.9, 0.8, 0.7])
 ROIS = torch.tensor([[0.0, 1, 1, 6, 7]])
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -156,6 +157,12 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "nms, scores": ("scores", SCORES, lambda s: ops.nms(BOXES, s, 0.5)),
     "batched_nms": ("boxes", BOXES, lambda b: ops.batched_nms(b, SCORES, SCORES, 0.5)),
     "batched_nms, idxs": ("idxs", SCORES, lambda i: ops.batched_nms(BOXES, SCORES, i, 0.5)),
+    "matrix_nms": ("boxes", BOXES, lambda b: ops.matrix_nms(b, SCORES)),
+    "matrix_nms, idxs": ("idxs", SCORES, lambda i: ops.matrix_nms(BOXES, SCORES, idxs=i)),
+    "nms_match": ("boxes", BOXES, lambda b: ops.nms_match(b, SCORES, 0.5)),
+    "nms_match, idxs": ("idxs", SCORES, lambda i: ops.nms_match(BOXES, SCORES, 0.5, idxs=i)),
+    "soft_nms": ("boxes", BOXES, lambda b: ops.soft_nms(b, SCORES)),
+    "soft_nms, idxs": ("idxs", SCORES, lambda i: ops.soft_nms(BOXES, SCORES, idxs=i)),
     "box_area": ("boxes", BOXES, ops.box_area),
     "box_convert": ("boxes", BOXES, lambda b: ops.box_convert(b, "xyxy", "xywh")),
     "box_iou": ("boxes1", BOXES, lambda b: ops.box_iou(b, BOXES)),
@@ -172,6 +179,10 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
         BOXES,
         lambda b: ops.generalized_box_iou_loss(b, BOXES),
     ),
+    "mask_iou": ("masks1", X, lambda m: ops.mask_iou(m, MASKS)),
+    "mask_iou, masks2": ("masks2", X, lambda m: ops.mask_iou(MASKS, m)),
+    "mask_nms": ("masks", X, lambda m: ops.mask_nms(m, SCORES, 0.5)),
+    "mask_matrix_nms": ("masks", X, lambda m: ops.mask_matrix_nms(m, SCORES)),
     "masks_to_boxes": ("masks", X, ops.masks_to_boxes),
     "remove_small_boxes": ("boxes", BOXES, lambda b: ops.remove_small_boxes(b, 1.0)),
     "ps_roi_align": ("input", X, lambda x: ops.ps_roi_align(x, ROIS, 2)),
@@ -298,6 +309,10 @@ def test_most_boxes_out_of_range():
     for most, error in ((-1, ValueError), (2**63, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="max_output must .*, got"):
             ops.batched_nms_padded(*images, max_output=most)
+        with pytest.raises(error, match="max_output must .*, got"):
+            ops.nms(BOXES, SCORES, 0.5, max_output=most)  # type: ignore[arg-type]
+        with pytest.raises(error, match="max_output must .*, got"):
+            ops.batched_nms(BOXES, SCORES, SCORES, 0.5, max_output=most)  # type: ignore[arg-type]
     assert ops.batched_nms_padded(*images, max_output=np.int64(2))[0].tolist() == [[0, 2]]
 
 

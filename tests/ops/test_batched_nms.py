@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
 
 from fastvision import reference
-from fastvision.ops import batched_nms, batched_nms_padded
+from fastvision.ops import batched_nms, batched_nms_padded, nms
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import BOXES, expect, scores_for
@@ -90,6 +91,40 @@ def test_padded(backend, with_classes, score_threshold, max_output):
             boxes[image, taking_part], scores[image, taking_part], classes[taking_part], 0.4
         )
         expect(indices[image, : counts[image]], taking_part[kept][:max_output])
+
+
+@pytest.mark.parametrize("score_threshold", (None, 0.3, math.nan))
+@pytest.mark.parametrize("max_output", (None, 0, 1, 7, 2**62))
+def test_limits(backend, max_output, score_threshold):
+    count = 40 if backend.interpreted else 300
+    boxes, scores = BOXES["special"](count, 3), scores_for(count, 5)
+    idxs = cases.classes(count, 3)
+    tensors = [t.to(backend.device) for t in (boxes, scores, idxs)]
+    limits = {"score_threshold": score_threshold, "max_output": max_output}
+    for kept, classes in (
+        (nms(*tensors[:2], 0.4, **limits, backend=backend.name), None),
+        (batched_nms(*tensors, 0.4, **limits, backend=backend.name), idxs),
+    ):
+        every = reference.nms(boxes, scores, classes, 0.4)
+        if score_threshold is not None:
+            above = scores > score_threshold
+            index = torch.arange(count)[above]
+            classes = None if classes is None else classes[above]
+            every = index[reference.nms(boxes[above], scores[above], classes, 0.4)]
+        expect(kept, every[:max_output])
+
+
+@needs_library
+def test_the_search_ends_with_the_last_box_kept():
+    boxes, scores = cases.uniform_boxes(100_000, min_size=1, max_size=2), cases.scores(100_000)
+    times, kept = [], []
+    for max_output in (10, None):
+        start = time.perf_counter()
+        kept.append(nms(boxes, scores, 0.5, max_output=max_output))
+        times.append(time.perf_counter() - start)
+    expect(kept[0], kept[1][:10])
+    # otherwise tens of thousands of boxes would still be compared
+    assert times[0] < times[1] and len(kept[1]) > 90_000
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -188,6 +188,8 @@ def test_other_errors():
     if _extension.missing is None:
         with pytest.raises(RuntimeError, match="max_output"):
             PADDED_OP(boxes, scores, None, 0.5, None, -1)
+        with pytest.raises(RuntimeError, match="max_output"):
+            OP(boxes[0], scores[0], None, 0.5, None, -1)
         with pytest.raises(RuntimeError, match="idxs"):
             OP(boxes[0], scores[0], torch.zeros(3, dtype=torch.int32), 0.5)
 

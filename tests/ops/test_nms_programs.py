@@ -71,7 +71,8 @@ def test_memory_is_linear():
 def detect(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:
     confident = torch.where(scores > 0.5)[0]
     boxes, scores, idxs = boxes[confident], scores[confident], idxs[confident]
-    return boxes[nms(boxes, scores, 0.5)], boxes[batched_nms(boxes, scores, idxs, 0.5)]
+    best = batched_nms(boxes, scores, idxs, 0.5, score_threshold=0.6, max_output=3)
+    return boxes[nms(boxes, scores, 0.5)], boxes[best]
 
 
 def detect_padded(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +136,7 @@ def test_opcheck():
     boxes, scores, idxs = cases.uniform_boxes(20), cases.scores(20), cases.classes(20, 3)
     for classes in (None, idxs):
         torch.library.opcheck(OP, (boxes, scores, classes, 0.3))
+        torch.library.opcheck(OP, (boxes, scores, classes, 0.3, 0.2, 8))
         batch = (boxes[None], scores[None], None if classes is None else classes[None])
         torch.library.opcheck(PADDED_OP, (*batch, 0.3, 0.2, 8))
 

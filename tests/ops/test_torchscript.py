@@ -248,10 +248,36 @@ def test_trace_nms():
         padded, _ = ops.batched_nms_padded(
             boxes[None], scores[None], classes[None].float(), 0.5, max_output=9
         )
-        return ops.nms(boxes, scores, 0.5), ops.batched_nms(boxes, scores, classes, 0.5), padded
+        kept = ops.batched_nms(boxes, scores, classes, 0.5, score_threshold=0.2, max_output=9)
+        return ops.nms(boxes, scores, 0.5), kept, padded
 
     traced = torch.jit.trace(keep, (boxes[:0], scores[:0], classes[:0]))
     assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b, s, c: (ops.matrix_nms(b, s, idxs=c),),
+        lambda b, s, c: ops.nms_match(b, s, 0.5, idxs=c),
+        lambda b, s, c: ops.soft_nms(b, s, 0.5, idxs=c.float()),
+    ],
+    ids=["matrix_nms", "nms_match", "soft_nms"],
+)
+def test_trace_results_of_any_size(function: Callable[..., tuple[Tensor, ...]]):
+    inputs = rois(30)[:, 1:], torch.rand(30), torch.arange(30) % 3
+    traced = torch.jit.trace(function, tuple(x[:0] for x in inputs))
+    assert all(map(torch.equal, traced(*inputs), function(*inputs)))
+
+
+def test_trace_masks():
+    def overlap(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        iou = ops.mask_iou(masks, masks)
+        return iou, ops.mask_nms(masks, scores, 0.5), ops.mask_matrix_nms(masks, scores)
+
+    inputs = image()[0] > 0.5, torch.rand(8)
+    traced = torch.jit.trace(overlap, tuple(x[:0] for x in inputs))
+    assert all(map(torch.equal, traced(*inputs), overlap(*inputs)))
 
 
 def test_tracing_finds_no_sizes_that_become_constants(recwarn: pytest.WarningsRecorder):

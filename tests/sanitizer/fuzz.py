@@ -137,7 +137,8 @@ def fuzz_ps_rois(rng: random.Random) -> list[Tensor]:
     return [pooled.detach(), x.grad]
 
 
-def fuzz_nms(rng: random.Random) -> list[Tensor]:
+def random_scored_boxes(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Boxes, scores, classes and a threshold, for non-maximum suppression."""
     dtype = rng.choice(DTYPES)
     count = rng.choice((0, 1, 2, 15, 16, 17, 65, 400, 1500))
     boxes = random_boxes(rng, count, 60.0).to(dtype) if count else torch.zeros(0, 4, dtype=dtype)
@@ -149,13 +150,21 @@ def fuzz_nms(rng: random.Random) -> list[Tensor]:
     threshold = rng.choice((0.0, 0.3, 0.5, 0.9, 1.0, -1.0, 2.0, float("nan"), float("inf")))
     labels = rng.choice((1, 2, 80, 1 << 62))
     idxs = torch.randint(-labels, labels, (count,))
+    return boxes, scores, idxs, threshold
+
+
+def fuzz_nms(rng: random.Random) -> list[Tensor]:
+    boxes, scores, idxs, threshold = random_scored_boxes(rng)
+    count = len(boxes)
     kind = rng.choice(("nms", "batched", "padded"))
+    most = rng.choice((0, 1, 5, 2000))
+    limits = {"max_output": most, "score_threshold": 0.2} if rng.random() < 0.3 else {}
     if kind == "nms":
-        kept = ops.nms(boxes, scores, threshold)
+        kept = ops.nms(boxes, scores, threshold, **limits)
     elif kind == "batched":
-        kept = ops.batched_nms(boxes, scores, idxs, threshold)
+        kept = ops.batched_nms(boxes, scores, idxs, threshold, **limits)
     else:
-        images, most = rng.randint(0, 3), rng.choice((0, 1, 5, 2000))
+        images = rng.randint(0, 3)
         indices, counts = ops.batched_nms_padded(
             boxes.expand(images, count, 4),
             scores.expand(images, count),
@@ -173,6 +182,75 @@ def fuzz_nms(rng: random.Random) -> list[Tensor]:
     assert kept.unique().numel() == kept.numel() <= count
     assert ((kept >= 0) & (kept < count)).all()
     return [kept]
+
+
+def random_masks(rng: random.Random) -> Tensor:
+    count = rng.choice((0, 1, 5, 40))
+    height, width = rng.choice((0, 1, 3, 20)), rng.choice((0, 1, 63, 64, 65, 130))
+    masks = torch.rand(count, height, width) < torch.rand(count, 1, 1)
+    if rng.random() < 0.5:
+        masks[:, height // 2 :, : width // 3] = False
+    return masks
+
+
+def fuzz_mask_iou(rng: random.Random) -> list[Tensor]:
+    masks = random_masks(rng)
+    other = masks if rng.random() < 0.3 else torch.rand(7, *masks.shape[1:]) < 0.5
+    x = masks.mT.contiguous().mT if rng.random() < 0.3 else masks
+    iou = ops.mask_iou(x, other)
+    assert iou.shape == (len(masks), len(other)) and ((iou >= 0) & (iou <= 1)).all()
+    return [iou]
+
+
+def fuzz_mask_nms(rng: random.Random) -> list[Tensor]:
+    masks = random_masks(rng)
+    count = len(masks)
+    scores = torch.rand(count).to(rng.choice(DTYPES))
+    if count and rng.random() < 0.3:
+        scores[torch.randint(0, count, (count // 3 + 1,))] = rng.choice(HOSTILE)
+    idxs = torch.randint(-2, 2, (count,)) if rng.random() < 0.5 else None
+    kept = ops.mask_nms(masks, scores, rng.choice((-1.0, 0.0, 0.5, float("nan"))), idxs=idxs)
+    assert kept.unique().numel() == kept.numel() <= count
+    return [kept, ops.mask_matrix_nms(masks, scores, idxs=idxs)]
+
+
+def fuzz_matrix_nms(rng: random.Random) -> list[Tensor]:
+    boxes, scores, idxs, _ = random_scored_boxes(rng)
+    decayed = ops.matrix_nms(
+        boxes,
+        scores,
+        idxs=idxs if rng.random() < 0.5 else None,
+        kernel=rng.choice(("gaussian", "linear")),
+        sigma=rng.choice((1e-300, 0.5, 2.0, 1e300)),
+    )
+    assert decayed.shape == scores.shape
+    return [decayed]
+
+
+def fuzz_nms_match(rng: random.Random) -> list[Tensor]:
+    boxes, scores, idxs, threshold = random_scored_boxes(rng)
+    classes = idxs if rng.random() < 0.5 else None
+    keep, match = ops.nms_match(boxes, scores, threshold, idxs=classes)
+    assert match.shape == scores.shape and torch.equal(match[keep], keep)
+    assert torch.isin(match, keep).all() and torch.isin(keep, match).all()
+    return [keep, match]
+
+
+def fuzz_soft_nms(rng: random.Random) -> list[Tensor]:
+    boxes, scores, idxs, threshold = random_scored_boxes(rng)
+    lowest = rng.choice((0.0, 1e-3, 0.5, 1e300))
+    keep, decayed = ops.soft_nms(
+        boxes,
+        scores,
+        threshold,
+        # levels round exponentials differently, so near-equal scores could change places
+        method="linear",
+        min_score=lowest,
+        idxs=idxs if rng.random() < 0.5 else None,
+    )
+    assert keep.unique().numel() == keep.numel() == decayed.numel() <= len(boxes)
+    ops.soft_nms(boxes, scores, method="gaussian", sigma=rng.choice((1e-300, 0.5, 1e300)))
+    return [keep, decayed]
 
 
 def fuzz_conv_bn_relu(rng: random.Random) -> list[Tensor]:
@@ -555,7 +633,12 @@ FUZZERS = (
     fuzz_roi_align,
     fuzz_roi_pool,
     fuzz_ps_rois,
+    fuzz_mask_iou,
+    fuzz_mask_nms,
+    fuzz_matrix_nms,
     fuzz_nms,
+    fuzz_nms_match,
+    fuzz_soft_nms,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
