@@ -106,7 +106,7 @@ def test_transition_pools_first(training):
     changed = Transition(16, 8)
     changed.load_state_dict(transition.state_dict())
     changed.train(training).pool = transition.pool
-    assert torch.equal(changed(x), transition(x))
+    assert torch.allclose(changed(x), transition(x), atol=1e-5)
 
 
 def test_memory_efficient_keeps_less():

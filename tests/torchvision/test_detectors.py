@@ -28,14 +28,9 @@ OURS = {
 
 
 SIZES = {"min_size": 96, "max_size": 128}
-
-
-IMAGES = [cases.feature_map(3, 80, 90), cases.feature_map(3, 96, 72)]
-
-
-CORNER = torch.tensor([[5.0, 5, 40, 50], [20, 10, 60, 70], [30, 30, 70, 60]])
-
-
+# in double precision no two scores of random weights are equal but for rounding
+IMAGES = [cases.feature_map(3, 80, 90).double(), cases.feature_map(3, 96, 72).double()]
+CORNER = torch.tensor([[5.0, 5, 40, 50], [20, 10, 60, 70], [30, 30, 70, 60]]).double()
 TARGETS = [
     {"boxes": CORNER, "labels": torch.tensor([1, 2, 3]), "masks": torch.ones(3, 80, 90)},
     {"boxes": CORNER[1:], "labels": torch.tensor([3, 1]), "masks": torch.ones(2, 96, 72)},
@@ -44,6 +39,10 @@ TARGETS = [
 
 def detector(name: str) -> nn.Module:
     torch.manual_seed(0)
+    return _detector(name).double()
+
+
+def _detector(name: str) -> nn.Module:
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
     if name == "faster_rcnn":
         return detection.FasterRCNN(backbone, 4, box_score_thresh=0, **SIZES)
