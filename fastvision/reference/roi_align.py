@@ -60,7 +60,7 @@ def roi_align(
     compute = torch.float64 if input.dtype == torch.float64 else torch.float32
     features = input.to(compute)
     rois = rois.to(compute)
-    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N) & (N > 0)
+    in_range = (rois[:, 0] >= 0) & (rois[:, 0] < N) & (N > 0)
     if input.device.type == "cpu" and not bool(in_range.all()):
         raise RuntimeError(f"rois: batch index must be in [0, {N})")
     if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
