@@ -39,6 +39,7 @@ from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
 from .ps_roi_pool import PSRoIPool, ps_roi_pool
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from .roi_pool import RoIPool, roi_pool
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
@@ -61,6 +62,7 @@ __all__ = [
     "PSRoIPool",
     "Permute",
     "RoIAlign",
+    "RoIAlignRotated",
     "RoIPool",
     "Sequential",
     "SigmoidFocalLoss",
@@ -99,6 +101,7 @@ __all__ = [
     "ps_roi_pool",
     "remove_small_boxes",
     "roi_align",
+    "roi_align_rotated",
     "roi_pool",
     "sigmoid_focal_loss",
     "softmax_focal_loss",

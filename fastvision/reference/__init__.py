@@ -22,6 +22,8 @@ from .nms import nms, nms_padded
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
+from .roi_align_max import roi_align_max, samples_at
+from .roi_align_rotated import roi_align_rotated
 from .roi_pool import pixels_at, roi_pool
 from .squeeze_excitation import squeeze_excitation
 
@@ -57,7 +59,10 @@ __all__ = [
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",
+    "roi_align_max",
+    "roi_align_rotated",
     "roi_pool",
+    "samples_at",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "squeeze_excitation",
