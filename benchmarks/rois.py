@@ -50,6 +50,7 @@ def roi_case(
     reference: bool,
     triton: bool = False,
     compile: bool = False,
+    peer: str = BASELINE,
 ) -> Case:
     """A case of pooling boxes from a feature map.
 
@@ -59,13 +60,14 @@ def roi_case(
         shape, count: of the features, and of the boxes.
         bins: what the case's name says of them and of their samples.
         boxes: makes [count, 5] boxes.
-        baseline: torchvision's function of features and boxes. 16-bit features go through float32,
-            as under autocast: bfloat16 kernels do not exist.
+        baseline: the peer's function of features and boxes, as a rule torchvision's. 16-bit
+            features go through float32, as under autocast: bfloat16 kernels do not exist.
         run: ours, called with ``backend``, too.
         least_work: of features and boxes.
         reference: whether the reference runs as well.
         triton: whether the op has a Triton kernel.
         compile: whether torch.compile of the baseline runs as well.
+        peer: whose function the baseline is.
     """
     gradient = mode != FORWARD
 
@@ -82,7 +84,7 @@ def roi_case(
         ours = backends(run, device, reference=reference)
         if not triton:
             ours.pop("triton", None)
-        peers = {BASELINE: stock} | ({COMPILED: compiled(stock)} if compile else {})
+        peers = {peer: stock} | ({COMPILED: compiled(stock)} if compile else {})
         every = peers | ours
         if not gradient:
             return every
@@ -102,5 +104,5 @@ def roi_case(
         ),
         work=lambda tensors, _: least_work(*tensors),
         quick=quick,
-        note="torchvision through float32" if dtype != torch.float32 else "",
+        note=f"{peer} through float32" if dtype != torch.float32 else "",
     )

@@ -114,9 +114,13 @@ struct SampledRoi {
       }
     };
     BilinearSample<A> sample;
-    for (int i = 0; i < y.samples; ++i) {
+    // of many samples only those that can be in the map
+    const Interval rows = y.samples > 8 ? rows_near(v_begin, u_begin) : Interval{0, y.samples};
+    for (int i = rows.begin; i < rows.end; ++i) {
+      if (i == rows.begin && i > 0) {
+        leave_out();
+      }
       const A v = y.sample(v_begin, static_cast<A>(i));
-      // of long rows only the part that can be in the map
       const Interval row = x.samples > 8 ? columns_near(v, u_begin) : Interval{0, x.samples};
       for (int j = row.begin; j < row.end; ++j) {
         if (j == row.begin && j > 0) {
@@ -132,6 +136,9 @@ struct SampledRoi {
       if (row.end < x.samples || row.begin >= row.end) {
         leave_out();
       }
+    }
+    if (rows.end < y.samples || rows.begin >= rows.end) {
+      leave_out();
     }
   }
 
@@ -158,16 +165,33 @@ struct SampledRoi {
     return static_cast<int>(whole < extent ? whole : extent);
   }
 
+  FASTVISION_HOST_DEVICE static Interval common(const Interval& a, const Interval& b) {
+    return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+  }
+
+  // The rows of a bin's samples with some near the map.
+  FASTVISION_HOST_DEVICE Interval rows_near(A v_begin, A u_begin) const {
+    const A step = y.bin_size / y.grid;
+    const A half_row = x.bin_size / 2;
+    const A v = v_begin + step / 2;
+    const A u = u_begin + half_row;
+    const A y_reach = 1 + slack + fabs(half_row * sine);
+    const A x_reach = 1 + slack + fabs(half_row * cosine);
+    return common(
+        steps_between(y_of(v, u), step * cosine, -y_reach, y.extent + y_reach, y.samples),
+        steps_between(x_of(v, u), step * sine, -x_reach, x.extent + x_reach, y.samples)
+    );
+  }
+
+  // The part of a row.
   FASTVISION_HOST_DEVICE Interval columns_near(A v, A u_begin) const {
     const A step = x.bin_size / x.grid;
     const A u = u_begin + step / 2;
     const A low = -1 - slack;
-    const Interval in_y = steps_between(y_of(v, u), -step * sine, low, y.extent + slack, x.samples);
-    const Interval in_x =
-        steps_between(x_of(v, u), step * cosine, low, x.extent + slack, x.samples);
-    return {
-        in_y.begin > in_x.begin ? in_y.begin : in_x.begin, in_y.end < in_x.end ? in_y.end : in_x.end
-    };
+    return common(
+        steps_between(y_of(v, u), -step * sine, low, y.extent + slack, x.samples),
+        steps_between(x_of(v, u), step * cosine, low, x.extent + slack, x.samples)
+    );
   }
 };
 

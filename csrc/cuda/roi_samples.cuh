@@ -5,9 +5,11 @@
 #pragma once
 
 #include <cfloat>
+#include <type_traits>
 
-#include "common/roi_samples.h"
 #include "cuda/roi_tiles.cuh"
+// after those of CUDA
+#include "common/roi_samples.h"
 #include "ops/roi_samples.h"
 
 namespace fastvision {
@@ -16,12 +18,6 @@ namespace {
 constexpr int kSampleChannels = 4;      // of a thread
 constexpr int kSampleCandidates = 128;  // rois whose axes are in shared memory at a time
 constexpr int kPixelLanes = 32;  // channels_last, backward: threads that share a pixel's channels
-
-// Where a bin of a channel of a roi is in the output.
-__device__ inline int64_t place_of(const RoiArgs& args, int64_t k, int64_t c, int64_t bin) {
-  const int64_t bins = args.PH * args.PW;
-  return args.channels_last ? (k * bins + bin) * args.C + c : (k * args.C + c) * bins + bin;
-}
 
 // A bin of one channel.
 template <typename Reduction, typename A>

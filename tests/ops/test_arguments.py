@@ -20,6 +20,7 @@ X, W = torch.randn(1, 4, 9, 9), torch.randn(4, 4, 3, 3)
 BOXES = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [5, 5, 9, 9]])
 SCORES = torch.tensor([0.9, 0.8, 0.7])
 ROIS = torch.tensor([[0.0, 1, 1, 6, 7]])
+TURNED = torch.tensor([[0.0, 4, 4, 5, 6, 30]])
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "conv_bn_relu": (lambda *a, **k: ops.conv_bn_relu(*a, activation="none", **k), F.conv2d),
     "conv_transpose2d": (ops.conv_transpose2d, F.conv_transpose2d),
@@ -177,6 +178,8 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "ps_roi_align": ("input", X, lambda x: ops.ps_roi_align(x, ROIS, 2)),
     "ps_roi_pool": ("input", X, lambda x: ops.ps_roi_pool(x, ROIS, 2)),
     "roi_align": ("input", X, lambda x: ops.roi_align(x, ROIS, 2)),
+    "roi_align, maximum": ("input", X, lambda x: ops.roi_align(x, ROIS, 2, pool_mode="max")),
+    "roi_align_rotated": ("input", X, lambda x: ops.roi_align_rotated(x, TURNED, 2)),
     "roi_pool": ("input", X, lambda x: ops.roi_pool(x, ROIS, 2)),
     "multiscale_roi_align": (
         r"features\[0\]",
