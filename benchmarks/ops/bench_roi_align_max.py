@@ -41,7 +41,11 @@ def roi_align_max_case(
 
     def boxes() -> Tensor:
         height, width = shape[2] / scale, shape[3] / scale
-        return cases.rois(count, shape[0], height=height, width=width, **sizes)
+        rois = cases.rois(count, shape[0], height=height, width=width, **sizes)
+        # positions that no way of computing them rounds, for the same sample to be the largest
+        corner = (rois[:, 1:3] * scale * 8).round() / 8
+        bin_size = ((rois[:, 3:] - rois[:, 1:3]) * scale / BINS * 4).round().clamp(min=1) / 4
+        return torch.cat([rois[:, :1], corner / scale, (corner + bin_size * BINS) / scale], 1)
 
     def baseline(x: Tensor, rois: Tensor) -> Tensor:
         """A bin for each sample, and the maximum of those."""

@@ -88,6 +88,7 @@ def roi_align_rotated_case(
         quick=quick,
         reference=shape == TINY,
         peer=EAGER,
+        forward_scale=4,
     )
 
 

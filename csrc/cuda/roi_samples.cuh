@@ -98,7 +98,7 @@ __device__ void reduce_samples(
 }
 
 template <typename Op, typename T>
-__global__ void __launch_bounds__(kThreads, 2) roi_samples_kernel(
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) roi_samples_kernel(
     const __grid_constant__ RoiArgs args, int groups, int slabs
 ) {
   using A = accumulate_t<T>;
