@@ -13,6 +13,7 @@ template <typename T, typename A>
 struct SamplesForward {
   const SampleBlock<A>& block;
   const T* image;
+  const T* image_end;  // of the tensor: up to there whole vectors can be read
   int64_t C;
   T* pooled;
   int32_t* argmax;
@@ -27,8 +28,9 @@ struct SamplesForward {
       const vector_t<A> weight = broadcast(block.weight[tap]);
 #pragma GCC unroll 8
       for (int i = 0; i < kVectors; ++i) {
-        const auto value = load_lanes<kPartial>(pixel + i * lanes_v<A>, count);
-        sum[i] = multiply_add(value, weight, sum[i]);
+        const T* lanes = pixel + i * lanes_v<A>;
+        const bool whole = !kPartial || image_end - lanes >= lanes_v<A>;
+        sum[i] = multiply_add(whole ? load(lanes) : load_partial(lanes, count), weight, sum[i]);
       }
     }
   }
@@ -169,71 +171,75 @@ inline void widen_positions(const int32_t* row, int64_t channels, int64_t padded
 
 }  // namespace
 
-#define FASTVISION_DEFINE_ROI_SAMPLES(T, A)                                                     \
-  void roi_samples_forward(                                                                     \
-      RoiKernel<T, MeanSample, AllChannels>,                                                    \
-      const SampleBlock<A>& block,                                                              \
-      const T* image,                                                                           \
-      int64_t C,                                                                                \
-      T* pooled,                                                                                \
-      int32_t* argmax,                                                                          \
-      A* scratch                                                                                \
-  ) {                                                                                           \
-    for_channel_pieces<A>(0, C, MeanForward<T, A>{{block, image, C, pooled, argmax, scratch}}); \
-  }                                                                                             \
-  void roi_samples_forward(                                                                     \
-      RoiKernel<T, LargestSample, AllChannels>,                                                 \
-      const SampleBlock<A>& block,                                                              \
-      const T* image,                                                                           \
-      int64_t C,                                                                                \
-      T* pooled,                                                                                \
-      int32_t* argmax,                                                                          \
-      A* scratch                                                                                \
-  ) {                                                                                           \
-    const SamplesForward<T, A> own{block, image, C, pooled, argmax, scratch};                   \
-    if (argmax == nullptr) {                                                                    \
-      for_channel_pieces<A, 4>(0, C, MaximumForward<T, A, false>{own});                         \
-    } else {                                                                                    \
-      for_channel_pieces<A, 4>(0, C, MaximumForward<T, A, true>{own});                          \
-    }                                                                                           \
-  }                                                                                             \
-  void roi_samples_backward(                                                                    \
-      RoiKernel<T, MeanSample, AllChannels>,                                                    \
-      const SampleBlock<A>& block,                                                              \
-      const T* grad,                                                                            \
-      const int32_t*,                                                                           \
-      int64_t channels,                                                                         \
-      A* tile,                                                                                  \
-      A* scratch                                                                                \
-  ) {                                                                                           \
-    const int64_t padded = sample_padded(channels);                                             \
-    if (block.first) {                                                                          \
-      widen_row(grad, channels, padded, block.bin_samples, scratch);                            \
-    }                                                                                           \
-    add_to_tile(block, MeanGradient<A>{scratch}, padded, tile);                                 \
-  }                                                                                             \
-  void roi_samples_backward(                                                                    \
-      RoiKernel<T, LargestSample, AllChannels>,                                                 \
-      const SampleBlock<A>& block,                                                              \
-      const T* grad,                                                                            \
-      const int32_t* argmax,                                                                    \
-      int64_t channels,                                                                         \
-      A* tile,                                                                                  \
-      A* scratch                                                                                \
-  ) {                                                                                           \
-    const int64_t padded = sample_padded(channels);                                             \
-    if (block.first) {                                                                          \
-      widen_row(grad, channels, padded, A(1), scratch);                                         \
-      widen_positions(argmax, channels, padded, scratch + padded);                              \
-    }                                                                                           \
-    add_to_tile(block, MaximumGradient<A>{scratch, scratch + padded}, padded, tile);            \
-  }                                                                                             \
-  void roi_samples_write(                                                                       \
-      const A* tile, T* grad, int64_t cells, int64_t channels, int64_t stride                   \
-  ) {                                                                                           \
-    for (int64_t cell = 0; cell < cells; ++cell) {                                              \
-      write(tile + cell * sample_padded(channels), grad + cell * stride, channels);             \
-    }                                                                                           \
+#define FASTVISION_DEFINE_ROI_SAMPLES(T, A)                                              \
+  void roi_samples_forward(                                                              \
+      RoiKernel<T, MeanSample, AllChannels>,                                             \
+      const SampleBlock<A>& block,                                                       \
+      const T* image,                                                                    \
+      const T* image_end,                                                                \
+      int64_t C,                                                                         \
+      T* pooled,                                                                         \
+      int32_t* argmax,                                                                   \
+      A* scratch                                                                         \
+  ) {                                                                                    \
+    for_channel_pieces<A>(                                                               \
+        0, C, MeanForward<T, A>{{block, image, image_end, C, pooled, argmax, scratch}}   \
+    );                                                                                   \
+  }                                                                                      \
+  void roi_samples_forward(                                                              \
+      RoiKernel<T, LargestSample, AllChannels>,                                          \
+      const SampleBlock<A>& block,                                                       \
+      const T* image,                                                                    \
+      const T* image_end,                                                                \
+      int64_t C,                                                                         \
+      T* pooled,                                                                         \
+      int32_t* argmax,                                                                   \
+      A* scratch                                                                         \
+  ) {                                                                                    \
+    const SamplesForward<T, A> own{block, image, image_end, C, pooled, argmax, scratch}; \
+    if (argmax == nullptr) {                                                             \
+      for_channel_pieces<A, 4>(0, C, MaximumForward<T, A, false>{own});                  \
+    } else {                                                                             \
+      for_channel_pieces<A, 4>(0, C, MaximumForward<T, A, true>{own});                   \
+    }                                                                                    \
+  }                                                                                      \
+  void roi_samples_backward(                                                             \
+      RoiKernel<T, MeanSample, AllChannels>,                                             \
+      const SampleBlock<A>& block,                                                       \
+      const T* grad,                                                                     \
+      const int32_t*,                                                                    \
+      int64_t channels,                                                                  \
+      A* tile,                                                                           \
+      A* scratch                                                                         \
+  ) {                                                                                    \
+    const int64_t padded = sample_padded(channels);                                      \
+    if (block.first) {                                                                   \
+      widen_row(grad, channels, padded, block.bin_samples, scratch);                     \
+    }                                                                                    \
+    add_to_tile(block, MeanGradient<A>{scratch}, padded, tile);                          \
+  }                                                                                      \
+  void roi_samples_backward(                                                             \
+      RoiKernel<T, LargestSample, AllChannels>,                                          \
+      const SampleBlock<A>& block,                                                       \
+      const T* grad,                                                                     \
+      const int32_t* argmax,                                                             \
+      int64_t channels,                                                                  \
+      A* tile,                                                                           \
+      A* scratch                                                                         \
+  ) {                                                                                    \
+    const int64_t padded = sample_padded(channels);                                      \
+    if (block.first) {                                                                   \
+      widen_row(grad, channels, padded, A(1), scratch);                                  \
+      widen_positions(argmax, channels, padded, scratch + padded);                       \
+    }                                                                                    \
+    add_to_tile(block, MaximumGradient<A>{scratch, scratch + padded}, padded, tile);     \
+  }                                                                                      \
+  void roi_samples_write(                                                                \
+      const A* tile, T* grad, int64_t cells, int64_t channels, int64_t stride            \
+  ) {                                                                                    \
+    for (int64_t cell = 0; cell < cells; ++cell) {                                       \
+      write(tile + cell * sample_padded(channels), grad + cell * stride, channels);      \
+    }                                                                                    \
   }
 FASTVISION_DEFINE_ROI_SAMPLES(float, float)
 FASTVISION_DEFINE_ROI_SAMPLES(double, double)

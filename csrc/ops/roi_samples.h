@@ -34,7 +34,8 @@ static inline int64_t sample_padded(int64_t channels) {
       roi_samples_forward,                              \
       RoiKernel<T, Reduction, AllChannels>,             \
       const SampleBlock<A>&,                            \
-      const T* image, /* [H, W, C] */                   \
+      const T* image,     /* [H, W, C] */               \
+      const T* image_end, /* of the whole tensor */     \
       int64_t C,                                        \
       T* pooled,       /* [C] */                        \
       int32_t* argmax, /* [C], or null */               \

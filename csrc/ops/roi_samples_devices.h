@@ -126,14 +126,16 @@ struct RoiSamplesCpu {
   static void pool_row(const RoiArgs& args, int64_t k, int64_t ph, A* scratch) {
     const SampledRoi<A> roi = read_sampled_roi<A>(args, k);
     const RoiLevel& map = args.levels[roi.level];
-    const T* image = static_cast<const T*>(map.features) + roi.image * map.H * map.W * args.C;
+    const T* images = static_cast<const T*>(map.features);
+    const int64_t image_size = map.H * map.W * args.C;
     int64_t place = (k * args.PH + ph) * args.PW * args.C;
     const auto consume = [&](const SampleBlock<A>& block) {
       FASTVISION_CALL(
           roi_samples_forward,
           Kernel<T>{},
           block,
-          image,
+          images + roi.image * image_size,
+          images + args.N * image_size,
           args.C,
           static_cast<T*>(args.pooled) + place,
           args.argmax == nullptr ? nullptr : args.argmax + place,
