@@ -30,9 +30,9 @@ struct RoiArgs {
   const void* rois;  // [K, 5] (batch, x1, y1, x2, y2), float, or double for double features; if
                      // rotated [K, 6] (batch, centre x and y, width, height, degrees)
   void* pooled;      // [K, C, PH, PW], or [K, PH, PW, C] if channels_last; output or its gradient
-  int32_t* argmax;   // as pooled: where the maximum is, y * W + x, or the number of its sample in
-                    // the bin, or -1; of an op that has one, and null in a forward that nobody
-                    // differentiates
+  // as pooled, of an op with a maximum: its pixel y * W + x, or its sample's number in the bin, or
+  // -1; null in a forward that nobody differentiates
+  int32_t* argmax;
   int64_t N;
   int64_t C;
   int64_t K;

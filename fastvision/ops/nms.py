@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._checks import FLOATING, check_tensor, integer, is_traced, of_torchvision
+from ._checks import FLOATING, check_tensor, integer, is_traced
 from ._library import declare
 
 
@@ -91,6 +91,15 @@ def _autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, scores
 
 
+def _integers(x: Tensor, name: str) -> Tensor:
+    """What a quantized tensor holds: of the same order, and with the same IoU."""
+    if not x.is_quantized:
+        raise TypeError(f"boxes and scores must both be quantized, got {name} in {x.dtype}")
+    if x.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        raise TypeError(f"{name} must be quantized per tensor, got {x.qscheme()}")
+    return x.int_repr().to(torch.float32)
+
+
 def nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | None = None
 ) -> Tensor:
@@ -101,8 +110,10 @@ def nms(
     ties included; memory is O(N).
 
     Args:
-        boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64.
-        scores: [N] in the dtype of ``boxes``. Equal scores are ordered by index, NaN comes first.
+        boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64, or quantized
+            per tensor.
+        scores: [N] in the dtype of ``boxes``, or quantized with them. Equal scores are ordered by
+            index, NaN comes first.
         iou_threshold: compared in double precision with the IoU, which is computed in float32
             (float64 for float64 boxes).
         backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
@@ -116,12 +127,11 @@ def nms(
         RuntimeError: wrong shape, dtype or device (torchvision's error type).
         ValueError: ``backend`` cannot run here.
         TypeError: an argument is not a tensor.
-        NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
-            is imported, whose kernel then runs.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     boxes, scores = _autocast(boxes, scores)
-    if boxes.is_quantized:
-        return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
+    if boxes.is_quantized or scores.is_quantized:
+        boxes, scores = _integers(boxes, "boxes"), _integers(scores, "scores")
     _check_boxes(boxes, scores, None, 2)
     return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, None, iou_threshold)
 
