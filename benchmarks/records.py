@@ -42,6 +42,8 @@ GROUPS = {
     "ps_roi_align": r"^([^,]+), .* samples, (\w+)",
     "ps_roi_pool": r"^([^,]+), .* bins, (\w+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",
+    "roi_align_max": r"^([^,]+), .* samples, (\w+)",
+    "roi_align_rotated": r"^([^,]+), .* samples, (\w+)",
     "roi_pool": r"^([^,]+), .* bins, (\w+)",
     "soft_nms": r"^([^,]+)",
 }

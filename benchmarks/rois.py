@@ -50,6 +50,8 @@ def roi_case(
     reference: bool,
     triton: bool = False,
     compile: bool = False,
+    peer: str = BASELINE,
+    forward_scale: int = 1,
 ) -> Case:
     """A case of pooling boxes from a feature map.
 
@@ -59,13 +61,15 @@ def roi_case(
         shape, count: of the features, and of the boxes.
         bins: what the case's name says of them and of their samples.
         boxes: makes [count, 5] boxes.
-        baseline: torchvision's function of features and boxes. 16-bit features go through float32,
-            as under autocast: bfloat16 kernels do not exist.
+        baseline: the peer's function of features and boxes, as a rule torchvision's. 16-bit
+            features go through float32, as under autocast: bfloat16 kernels do not exist.
         run: ours, called with ``backend``, too.
         least_work: of features and boxes.
         reference: whether the reference runs as well.
         triton: whether the op has a Triton kernel.
         compile: whether torch.compile of the baseline runs as well.
+        peer: whose function the baseline is.
+        forward_scale: of a forward's tolerance, where the peer rounds positions otherwise.
     """
     gradient = mode != FORWARD
 
@@ -82,7 +86,7 @@ def roi_case(
         ours = backends(run, device, reference=reference)
         if not triton:
             ours.pop("triton", None)
-        peers = {BASELINE: stock} | ({COMPILED: compiled(stock)} if compile else {})
+        peers = {peer: stock} | ({COMPILED: compiled(stock)} if compile else {})
         every = peers | ours
         if not gradient:
             return every
@@ -98,9 +102,9 @@ def roi_case(
         inputs=inputs,
         providers=providers,
         check=lambda y, expected: assert_matches(
-            y, expected, scale=GRADIENT_TERMS if gradient else 1
+            y, expected, scale=GRADIENT_TERMS if gradient else forward_scale
         ),
         work=lambda tensors, _: least_work(*tensors),
         quick=quick,
-        note="torchvision through float32" if dtype != torch.float32 else "",
+        note=f"{peer} through float32" if dtype != torch.float32 else "",
     )

@@ -178,6 +178,35 @@ def roi_pool(
     return Work(moved, (compared * forward + len(rois) * bins * bins * backward) * C)
 
 
+def roi_samples(
+    input: Tensor,
+    rois: Tensor,
+    bins: int,
+    sampling_ratio: int,
+    *,
+    backward: bool = False,
+    argmax: bool = False,
+) -> Work:
+    """Each sample by itself: four pixels of every channel, and all pixels of the map at most.
+
+    Args:
+        input: [N, C, H, W].
+        rois: [K, 5 or 6].
+        bins: per axis.
+        sampling_ratio: of samples per bin and axis.
+        backward: also of the gradient.
+        argmax: whether that needs the number of each bin's sample.
+    """
+    element, channels = input.element_size(), input.shape[1]
+    samples = len(rois) * bins**2 * sampling_ratio**2
+    results = len(rois) * channels * bins**2
+    moved = rois.numel() * rois.element_size() + results * element
+    moved += min(4 * samples * channels, input.numel()) * element
+    if backward:
+        moved += results * (element + 8 * argmax) + input.numel() * element
+    return Work(moved, SAMPLE_FLOPS * samples * channels * (1 + backward))
+
+
 def ps_roi_align(
     input: Tensor,
     rois: Tensor,

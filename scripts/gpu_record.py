@@ -70,6 +70,8 @@ ORDER = [
     ("bench", "deform_conv2d", 2),
     ("bench", "multiscale_roi_align", 2),
     ("bench", "ps_roi_align", 1),
+    ("bench", "roi_align_max", 1),
+    ("bench", "roi_align_rotated", 1),
     ("bench", "ps_roi_pool", 1),
     ("bench", "roi_pool", 2),
     ("bench", "box_iou", 1),

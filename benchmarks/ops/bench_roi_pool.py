@@ -14,12 +14,15 @@ from benchmarks.rois import BOTH, FORWARD, roi_case
 from fastvision.testing import cases
 
 LARGE, STRIDE_16, TINY = (2, 256, 200, 304), (1, 512, 50, 76), (1, 5, 33, 47)
+STRIDE_8 = (1, 256, 80, 112)
 # (shape, boxes, bins, scale, dtype, mode), layouts (channels_last), part of a quick run
 SPECIFICATIONS = [
     ((TINY, 17, 7, 1 / 4, torch.float32, FORWARD), (False,), True),
     ((TINY, 17, 7, 1 / 4, torch.float32, BOTH), (False,), True),
     ((STRIDE_16, 300, 7, 1 / 16, torch.float32, FORWARD), (False, True), True),
     ((STRIDE_16, 300, 7, 1 / 16, torch.float32, BOTH), (False, True), True),
+    ((STRIDE_8, 300, 7, 1 / 8, torch.float32, FORWARD), (False, True), False),
+    ((STRIDE_8, 300, 7, 1 / 8, torch.float32, BOTH), (False, True), False),
     ((LARGE, 1000, 7, 1 / 4, torch.float32, FORWARD), (False, True), False),
     ((LARGE, 1000, 7, 1 / 4, torch.float32, BOTH), (False, True), False),
     ((LARGE, 1000, 7, 1 / 4, torch.bfloat16, FORWARD), (True,), False),

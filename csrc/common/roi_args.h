@@ -27,10 +27,12 @@ struct RoiLevel {
 struct RoiArgs {
   RoiLevel levels[kMaxLevels];
   int num_levels;
-  const void* rois;  // [K, 5] (batch, x1, y1, x2, y2), float, or double for double features
+  const void* rois;  // [K, 5] (batch, x1, y1, x2, y2), float, or double for double features; if
+                     // rotated [K, 6] (batch, centre x and y, width, height, degrees)
   void* pooled;      // [K, C, PH, PW], or [K, PH, PW, C] if channels_last; output or its gradient
-  int32_t* argmax;  // as pooled: where the maximum is, y * W + x, or -1; of an op that has one, and
-                    // null in a forward that nobody differentiates
+  // as pooled, of an op with a maximum: its pixel y * W + x, or its sample's number in the bin, or
+  // -1; null in a forward that nobody differentiates
+  int32_t* argmax;
   int64_t N;
   int64_t C;
   int64_t K;
@@ -38,6 +40,8 @@ struct RoiArgs {
   int64_t PW;
   int64_t sampling_ratio;  // <= 0: adaptive, ceil(roi size / bins) samples per bin
   bool aligned;
+  bool rotated;
+  bool clockwise;  // the angles of rotated rois
   bool channels_last;
   // level of a roi (FPN, equation 1): floor(canonical_level + log2(sqrt(area) / canonical_scale) +
   // 1e-6), clamped to [min_level, min_level + num_levels), less min_level; not used when num_levels

@@ -60,6 +60,22 @@ FASTVISION_HOST_DEVICE inline int append_tap(Tap<A>* taps, int count, int pixel,
   return count + 1;
 }
 
+// Of the two pixels around a position inside the map, -1 counted as 0, the lower one and the weight
+// of the next: 0 at the last pixel, which has none.
+template <typename A>
+struct PixelBelow {
+  int pixel;
+  A fraction;
+};
+template <typename A>
+FASTVISION_HOST_DEVICE inline PixelBelow<A> pixel_below(A position, int extent) {
+  position = at_least(position, A(0));
+  const int last = extent - 1;
+  const int below = static_cast<int>(position);
+  const int pixel = below < last ? below : last;
+  return {pixel, pixel == last ? A(0) : position - static_cast<A>(pixel)};
+}
+
 constexpr int kMaxSamples = 1 << 20;  // per bin and axis; more can only come from a nonsensical box
 
 // RoIAlign: the mean of bilinear samples, `grid` per bin at equal distances (Mask R-CNN, section
@@ -80,12 +96,25 @@ struct BilinearAxis {
   ) {
     const A scale = static_cast<A>(spatial_scale);
     const A offset = args.aligned ? A(0.5) : A(0);
+    const A start = rounded_add(rounded_multiply(low, scale), -offset);
+    const A size = rounded_add(rounded_add(rounded_multiply(high, scale), -offset), -start);
+    return from(args, start, args.aligned ? size : at_least(size, A(1)), bins, extent);
+  }
+
+  // Around 0.
+  FASTVISION_HOST_DEVICE static BilinearAxis centred(
+      const RoiArgs& args, A size, double spatial_scale, int64_t bins, int64_t extent
+  ) {
+    size = rounded_multiply(size, static_cast<A>(spatial_scale));
+    size = args.aligned ? size : at_least(size, A(1));
+    return from(args, -size / 2, size, bins, extent);
+  }
+
+  FASTVISION_HOST_DEVICE static BilinearAxis from(
+      const RoiArgs& args, A start, A size, int64_t bins, int64_t extent
+  ) {
     BilinearAxis axis;
-    axis.start = rounded_add(rounded_multiply(low, scale), -offset);
-    A size = rounded_add(rounded_add(rounded_multiply(high, scale), -offset), -axis.start);
-    if (!args.aligned) {
-      size = at_least(size, A(1));
-    }
+    axis.start = start;
     axis.bin_size = size / static_cast<A>(bins);
     axis.grid = args.sampling_ratio > 0 ? static_cast<A>(args.sampling_ratio)
                                         : at_least(static_cast<A>(ceil(axis.bin_size)), A(0));
@@ -102,6 +131,17 @@ struct BilinearAxis {
   // What the weights of a bin's taps are to be divided by.
   FASTVISION_HOST_DEVICE A divisor(int) const { return grid; }
 
+  FASTVISION_HOST_DEVICE A bin_start(int bin) const {
+    return rounded_add(start, rounded_multiply(static_cast<A>(bin), bin_size));
+  }
+  // The position of a sample of the bin that starts there.
+  FASTVISION_HOST_DEVICE A sample(A bin_begin, A index) const {
+    return rounded_add(bin_begin, rounded_multiply(index + A(0.5), bin_size) / grid);
+  }
+  FASTVISION_HOST_DEVICE bool has(A position) const {
+    return position >= -1 && position <= static_cast<A>(extent);
+  }
+
   // Can a sample touch a pixel of [low, high]? May be true where none does.
   FASTVISION_HOST_DEVICE bool reaches(int low, int high) const {
     const A end = start + bin_size * static_cast<A>(bins);
@@ -114,13 +154,13 @@ struct BilinearAxis {
   // divided and none of them 0. Samples that cannot touch [low, high] are left out.
   template <typename F>
   FASTVISION_DEVICE void for_each_tap(int bin, int low, int high, F f) const {
-    const A bin_start = rounded_add(start, rounded_multiply(static_cast<A>(bin), bin_size));
+    const A bin_begin = bin_start(bin);
     int begin = 0;
     int end = samples;
     if (samples > 8) {
       // a superset, since the exact positions are rounded; a NaN leaves everything in
       const A per_pixel = grid / fabs(bin_size);
-      const A origin = bin_size < 0 ? bin_start + bin_size : bin_start;
+      const A origin = bin_size < 0 ? bin_begin + bin_size : bin_begin;
       const A slack = 2 + rounding() * per_pixel;
       const A from = (static_cast<A>(low) - 1 - origin) * per_pixel - slack;
       const A to = (static_cast<A>(high) + 1 - origin) * per_pixel + slack;
@@ -129,15 +169,13 @@ struct BilinearAxis {
     }
     for (int i = begin; i < end; ++i) {
       const A index = static_cast<A>(bin_size < 0 ? samples - 1 - i : i);
-      A position = rounded_add(bin_start, rounded_multiply(index + A(0.5), bin_size) / grid);
-      if (!(position >= -1 && position <= static_cast<A>(extent))) {
+      const A position = sample(bin_begin, index);
+      if (!has(position)) {
         continue;
       }
-      position = at_least(position, A(0));
-      const int last = extent - 1;
-      const int below = static_cast<int>(position);
-      const int pixel = below < last ? below : last;
-      const A fraction = pixel == last ? A(0) : position - static_cast<A>(pixel);
+      const PixelBelow<A> below = pixel_below(position, extent);
+      const int pixel = below.pixel;
+      const A fraction = below.fraction;
 #ifdef __CUDA_ARCH__
 #pragma unroll 1  // f once in the code, for its registers
       for (int side = 0; side < 2; ++side) {

@@ -35,6 +35,12 @@ FASTVISION_HOST_DEVICE inline int level_of(const RoiArgs& args, const A* roi) {
   return level > 0 ? static_cast<int>(at_most(level, static_cast<A>(args.num_levels - 1))) : 0;
 }
 
+// Written so that NaN is refused.
+template <typename A>
+FASTVISION_HOST_DEVICE inline bool has_image(const RoiArgs& args, A index) {
+  return args.N > 0 && index >= 0 && index < static_cast<A>(args.N);
+}
+
 // The axes are empty where the roi gives zeros; its level and image are in range in any case.
 template <typename Axis>
 FASTVISION_HOST_DEVICE inline Roi<Axis> read_roi(const RoiArgs& args, int64_t k) {
@@ -46,9 +52,8 @@ FASTVISION_HOST_DEVICE inline Roi<Axis> read_roi(const RoiArgs& args, int64_t k)
     roi[i] = p[i];
     finite = finite && isfinite(roi[i]);
   }
-  // written so that NaN is refused; without images every index is out of range, -0.5 too
-  const bool has_image = args.N > 0 && roi[0] > -1 && roi[0] < static_cast<A>(args.N);
-  const int level = finite && has_image ? level_of(args, roi) : -1;
+  const bool in_batch = has_image(args, roi[0]);
+  const int level = finite && in_batch ? level_of(args, roi) : -1;
   const bool usable = level >= 0;
   Roi<Axis> result;
   result.level = usable ? level : 0;
@@ -57,7 +62,7 @@ FASTVISION_HOST_DEVICE inline Roi<Axis> read_roi(const RoiArgs& args, int64_t k)
   result.y = Axis::make(args, roi[2], roi[4], map.spatial_scale, args.PH, map.H);
   result.x = Axis::make(args, roi[1], roi[3], map.spatial_scale, args.PW, map.W);
   result.fault = RoiFault::none;
-  if (!has_image) {
+  if (!in_batch) {
     result.fault = RoiFault::batch_index;
   } else if (
       usable && map.H > 0 && map.W > 0 && isfinite(result.y.start) && isfinite(result.x.start) &&

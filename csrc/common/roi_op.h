@@ -16,6 +16,12 @@ struct WeightedSum {};
 // that is the result, and the gradient goes nowhere. A bin without pixels gives 0.
 struct Maximum {};
 
+// The mean or the largest of a bin's bilinear samples, one by one (roi_samples.h); of the largest
+// its number in the bin, the first such. Samples count as pixels do in Maximum; one outside the map
+// is 0, without a gradient. A bin without samples gives 0.
+struct MeanSample {};
+struct LargestSample {};
+
 // Output channel c is pooled from channel c of the features in every bin.
 struct AllChannels {
   // every bin reads the same channels, so a kernel may share their pixels among bins

@@ -90,6 +90,12 @@ struct ChannelGroup {
   }
 };
 
+// Where a bin of a channel of a roi is in the output.
+__device__ inline int64_t place_of(const RoiArgs& args, int64_t k, int64_t c, int64_t bin) {
+  const int64_t bins = args.PH * args.PW;
+  return args.channels_last ? (k * bins + bin) * args.C + c : (k * args.C + c) * bins + bin;
+}
+
 // The smallest power of two from `low` to `high` that is at least n, or `high`.
 __host__ __device__ inline int power_of_two(int64_t n, int low, int high) {
   int power = low;

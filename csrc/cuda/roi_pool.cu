@@ -13,12 +13,6 @@ constexpr int kBinsPerThread = 4;
 constexpr int kChannels = 4;       // of a thread of the backward
 constexpr int kChannelLanes = 32;  // channels_last: threads that share a pixel's channels
 
-// Where a bin of a channel of a roi is in the output.
-__device__ inline int64_t place_of(const RoiArgs& args, int64_t k, int64_t c, int64_t bin) {
-  const int64_t bins = args.PH * args.PW;
-  return args.channels_last ? (k * bins + bin) * args.C + c : (k * args.C + c) * bins + bin;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 3) roi_pool_kernel(
     const __grid_constant__ RoiArgs args, int slabs

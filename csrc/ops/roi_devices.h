@@ -16,6 +16,8 @@ namespace fastvision {
 
 template <typename Op>
 struct RoiCpu {
+  static constexpr bool kChannelsLastOnly = false;
+
   static void forward(const RoiArgs& args, const Tensor& features) {
     FASTVISION_DISPATCH_FLOATING(features.scalar_type(), "features", [&] {
       run_forward<scalar_t>(args);
@@ -34,14 +36,7 @@ struct RoiCpu {
   template <typename A>
   static Taps<A> build_taps(const RoiArgs& args) {
     Taps<A> taps(args);
-    STD_TORCH_CHECK(
-        taps.fault == RoiFault::none,
-        "rois: roi ",
-        taps.bad_roi,
-        taps.fault == RoiFault::samples
-            ? " has more than 2**20 samples per bin, pass a smaller sampling_ratio"
-            : " has a batch index outside [0, batch size)"
-    );
+    check_roi(taps.fault, taps.bad_roi);
     return taps;
   }
 
@@ -82,6 +77,8 @@ struct RoiCpu {
 #ifdef USE_CUDA
 template <typename Op>
 struct RoiCuda {
+  static constexpr bool kChannelsLastOnly = false;
+
   static void forward(const RoiArgs& args, const Tensor& features) {
     check_sizes(args);
     const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
@@ -112,7 +109,11 @@ struct RoiCuda {
 
 template <typename Op, template <typename> typename Device>
 constexpr RoiKernels roi_kernels = {
-    &Op::Channels::pooled, &Op::Channels::features, &Device<Op>::forward, &Device<Op>::backward
+    &Op::Channels::pooled,
+    &Op::Channels::features,
+    &Device<Op>::forward,
+    &Device<Op>::backward,
+    Device<Op>::kChannelsLastOnly
 };
 
 }  // namespace fastvision

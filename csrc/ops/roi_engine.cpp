@@ -8,9 +8,17 @@ namespace fastvision {
 namespace {
 
 // Checks the rois for features of type `features`; gives them contiguous.
-Tensor checked_rois(const Tensor& rois, ScalarType features) {
+Tensor checked_rois(const RoiArgs& args, const Tensor& rois, ScalarType features) {
+  const int64_t numbers = args.rotated ? 6 : 5;
   check_dim(rois, 2, "rois");
-  STD_TORCH_CHECK(rois.size(1) == 5, "rois must have shape [K, 5], got [K, ", rois.size(1), "]");
+  STD_TORCH_CHECK(
+      rois.size(1) == numbers,
+      "rois must have shape [K, ",
+      numbers,
+      "], got [K, ",
+      rois.size(1),
+      "]"
+  );
   const ScalarType expected =
       features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(
@@ -83,6 +91,17 @@ void check_positions(const Tensor& argmax, const Tensor& grad) {
 
 }  // namespace
 
+void check_roi(RoiFault fault, int64_t k) {
+  STD_TORCH_CHECK(
+      fault == RoiFault::none,
+      "rois: roi ",
+      k,
+      fault == RoiFault::samples
+          ? " has more than 2**20 samples per bin, pass a smaller sampling_ratio"
+          : " has a batch index outside [0, batch size)"
+  );
+}
+
 void check_fits_int(int64_t size, const char* name) {
   STD_TORCH_CHECK(size <= INT32_MAX, "RoI kernels cannot handle ", name, " of ", size);
 }
@@ -112,10 +131,11 @@ Tensor roi_pooled(
 ) {
   check_levels(features.size(), spatial_scales.size());
   const ScalarType dtype = features[0].scalar_type();
-  const Tensor rois_dense = checked_rois(rois, dtype);
+  const Tensor rois_dense = checked_rois(args, rois, dtype);
   STD_TORCH_CHECK(args.PH >= 0 && args.PW >= 0, "output_size must not be negative");
   args.num_levels = static_cast<int>(features.size());
-  args.channels_last = is_channels_last(features[0]);
+  const bool channels_last = is_channels_last(features[0]);
+  args.channels_last = channels_last || op.channels_last_only;
   for (size_t level = 0; level < features.size(); ++level) {
     Tensor& map = features[level];
     check_dim(map, 4, "features");
@@ -148,7 +168,13 @@ Tensor roi_pooled(
     check_axes(args, argmax != nullptr);
     op.forward(args, features[0]);
   }
-  return pooled;
+  if (args.channels_last == channels_last) {
+    return pooled;
+  }
+  if (argmax != nullptr) {
+    *argmax = in_format(*argmax, channels_last);
+  }
+  return in_format(pooled, channels_last);
 }
 
 std::vector<Tensor> roi_gradients(
@@ -164,11 +190,13 @@ std::vector<Tensor> roi_gradients(
   STD_TORCH_CHECK(sizes.size() % 2 == 1, "sizes must be N, then H and W of each level");
   check_levels(sizes.size() / 2, spatial_scales.size());
   STD_TORCH_CHECK(*std::min_element(sizes.begin(), sizes.end()) >= 0, "sizes must not be negative");
-  const Tensor rois_dense = checked_rois(rois, grad.scalar_type());
+  const Tensor rois_dense = checked_rois(args, rois, grad.scalar_type());
   STD_TORCH_CHECK(grad.device() == rois.device(), "grad and rois must be on the same device");
   STD_TORCH_CHECK(
       grad.size(0) == rois.size(0), "grad must be of ", rois.size(0), " rois, got ", grad.size(0)
   );
+  const bool channels_last = args.channels_last;
+  args.channels_last = channels_last || op.channels_last_only;
   const Tensor pooled = in_format(grad, args.channels_last);
   Tensor positions;  // as long as the kernels read it
   if (argmax != nullptr) {
@@ -198,6 +226,9 @@ std::vector<Tensor> roi_gradients(
   } else if (args.N > 0 && args.C > 0) {
     check_axes(args, argmax != nullptr);
     op.backward(args, grad);
+  }
+  for (Tensor& g : grads) {
+    g = args.channels_last == channels_last ? g : in_format(g, channels_last);
   }
   return grads;
 }

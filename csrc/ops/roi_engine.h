@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "common/roi_geometry.h"
 #include "common/torch.h"
 #include "ops/roi.h"
 
@@ -15,6 +16,7 @@ struct RoiKernels {
   int64_t (*feature_channels)(const RoiArgs&, int64_t pooled);  // the other way round
   void (*forward)(const RoiArgs&, const Tensor& features);      // of an output that is not empty
   void (*backward)(const RoiArgs&, const Tensor& grad);
+  bool channels_last_only;  // contiguous maps are copied
 };
 
 // Pools rois [K, 5] from the levels of a pyramid, [N, C, H, W] each, to [K, pooled channels, PH,
@@ -44,6 +46,9 @@ std::vector<Tensor> roi_gradients(
 // Refuses an input [N, C, H, W] whose channels do not make a position-sensitive map of that many
 // bins.
 void check_sensitive(const Tensor& input, int64_t pooled_height, int64_t pooled_width);
+
+// Refuses roi k where it has a fault.
+void check_roi(RoiFault fault, int64_t k);
 
 // Refuses a size that kernels cannot count in int; `name` has its article.
 void check_fits_int(int64_t size, const char* name);

@@ -67,8 +67,7 @@ int64_t work_of(const RoiArgs& args, bool shared) {
   return args.K * pooled_channels(args, shared) * args.PH * args.PW * taps * taps;
 }
 
-// One chunk for all items where the work is small, else one each.
-int64_t chunk_of(int64_t work, int64_t items) { return work < kSerialWork ? items : 1; }
+bool is_small(int64_t work) { return work < kSerialWork; }
 
 // Neighbours in the order of work find their pixels in cache.
 std::vector<int32_t> order_of_work(const RoiFootprint* footprints, int64_t K) {
@@ -125,7 +124,8 @@ RoiForwardSchedule::RoiForwardSchedule(
   roi_groups = divide_up(rois, roi_step);
   bin_groups = divide_up(bins, bin_step);
   tasks = divide_up(channels, channel_step) * bin_groups * roi_groups;
-  chunk = chunk_of(work_of(args, shared), tasks);
+  small = is_small(work_of(args, shared));
+  chunk = small ? tasks : 1;
 }
 
 RoiForwardTask RoiForwardSchedule::operator[](int64_t task) const {
@@ -153,7 +153,7 @@ RoiBackwardSchedule::RoiBackwardSchedule(
     cut_into_tiles(args, shared, level, element);
     work += args.N * args.C * args.levels[level].H * args.levels[level].W / 8;
   }
-  chunk = chunk_of(work, static_cast<int64_t>(tasks.size()));
+  chunk = is_small(work) ? static_cast<int64_t>(tasks.size()) : 1;
 }
 
 void RoiBackwardSchedule::group_rois(const RoiArgs& args, const RoiFootprint* footprints) {

@@ -17,6 +17,7 @@ struct RoiForwardSchedule {
   int64_t tasks;
   int64_t chunk;    // tasks that a worker takes at once
   int64_t scratch;  // elements of a worker
+  bool small;       // not worth waking threads
 
   // `shared`: whether all bins read the same channels
   RoiForwardSchedule(const RoiArgs& args, bool shared, const RoiFootprint* footprints);

@@ -43,6 +43,7 @@ from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
 from .ps_roi_pool import PSRoIPool, ps_roi_pool
 from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from .roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from .roi_pool import RoIPool, roi_pool
 from .soft_nms import soft_nms
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
@@ -66,6 +67,7 @@ __all__ = [
     "PSRoIPool",
     "Permute",
     "RoIAlign",
+    "RoIAlignRotated",
     "RoIPool",
     "Sequential",
     "SigmoidFocalLoss",
@@ -109,6 +111,7 @@ __all__ = [
     "ps_roi_pool",
     "remove_small_boxes",
     "roi_align",
+    "roi_align_rotated",
     "roi_pool",
     "sigmoid_focal_loss",
     "soft_nms",

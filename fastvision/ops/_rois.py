@@ -19,30 +19,35 @@ def check_feature(feature: object, name: str) -> None:
     check_floating(feature, name)
 
 
-def stacked(boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype) -> Tensor:
-    """[K, 5] of one [L, 4] per image."""
+def stacked(
+    boxes: Sequence[Tensor], feature: Tensor, dtype: torch.dtype, numbers: int = 4
+) -> Tensor:
+    """[K, 1 + numbers] of one [L, numbers] per image."""
     # the index is written in the final dtype: in bfloat16 it would be rounded from 256 on
     parts = [nn.functional.pad(box.to(dtype), (1, 0), value=i) for i, box in enumerate(boxes)]
-    return torch.cat(parts) if parts else feature.new_empty((0, 5), dtype=dtype)
+    return torch.cat(parts) if parts else feature.new_empty((0, 1 + numbers), dtype=dtype)
 
 
-def as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
-    """[K, 5] in float32; in float64 if the features are."""
+def as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor, numbers: int = 4) -> Tensor:
+    """[K, 1 + numbers of a box] in float32; in float64 if the features are."""
     dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
     if isinstance(boxes, Tensor):
         # torchvision raises AssertionError for the shape of boxes
-        if boxes.dim() != 2 or boxes.shape[1] != 5:
-            raise AssertionError(f"boxes must have shape [K, 5], got {list(boxes.shape)}")
+        if boxes.dim() != 2 or boxes.shape[1] != 1 + numbers:
+            shape = list(boxes.shape)
+            raise AssertionError(f"boxes must have shape [K, {1 + numbers}], got {shape}")
         rois = boxes
     elif isinstance(boxes, (list, tuple)) and all(isinstance(box, Tensor) for box in boxes):
         for i, box in enumerate(boxes):
-            if box.dim() != 2 or box.shape[1] != 4:
-                raise AssertionError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
+            if box.dim() != 2 or box.shape[1] != numbers:
+                raise AssertionError(
+                    f"boxes[{i}] must have shape [L, {numbers}], got {list(box.shape)}"
+                )
         if len(boxes) > feature.shape[0]:
             raise ValueError(
                 f"boxes must be one Tensor per image, {feature.shape[0]} at most, got {len(boxes)}"
             )
-        rois = stacked(boxes, feature, dtype)
+        rois = stacked(boxes, feature, dtype, numbers)
     else:
         raise AssertionError(
             f"boxes must be a Tensor or a list of them, got {type(boxes).__name__}"
@@ -54,11 +59,12 @@ def as_rois(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
     return rois if rois.dtype == dtype else rois.to(dtype)
 
 
-def as_recorded(boxes: Tensor | Sequence[Tensor], feature: Tensor) -> Tensor:
+def as_recorded(boxes: Tensor | Sequence[Tensor], feature: Tensor, numbers: int = 4) -> Tensor:
     """The same for torch.jit.trace: no checks, for which sizes would become constants."""
     if isinstance(boxes, Tensor):
         return boxes
-    return stacked(boxes, feature, torch.promote_types(feature.dtype, torch.float32))
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    return stacked(boxes, feature, dtype, numbers)
 
 
 def bins_of(output_size: int | Sequence[int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._checks import check_tensor, integer, is_traced, of_torchvision
+from ._checks import check_tensor, integer, is_traced
 from ._library import declare
 from ._scored_boxes import autocast, check_boxes, class_ids
 
@@ -65,6 +65,15 @@ def _check_max_output(max_output: Any) -> Any:
     return max_output
 
 
+def _integers(x: Tensor, name: str) -> Tensor:
+    """What a quantized tensor holds: of the same order, and with the same IoU."""
+    if not x.is_quantized:
+        raise TypeError(f"boxes and scores must both be quantized, got {name} in {x.dtype}")
+    if x.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        raise TypeError(f"{name} must be quantized per tensor, got {x.qscheme()}")
+    return x.int_repr().to(torch.float32)
+
+
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -81,8 +90,10 @@ def nms(
     ties included; memory is O(N).
 
     Args:
-        boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64.
-        scores: [N] in the dtype of ``boxes``. Equal scores are ordered by index, NaN comes first.
+        boxes: [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or float64, or quantized
+            per tensor.
+        scores: [N] in the dtype of ``boxes``, or quantized with them. Equal scores are ordered by
+            index, NaN comes first.
         iou_threshold: compared in double precision with the IoU, which is computed in float32
             (float64 for float64 boxes).
         score_threshold: boxes with a score not greater than this are dropped first.
@@ -98,19 +109,15 @@ def nms(
         RuntimeError: wrong shape, dtype or device (torchvision's error type).
         ValueError: ``backend`` cannot run here; ``max_output`` is negative.
         TypeError: an argument is not a tensor; ``max_output`` is no integer.
-        NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
-            is imported, whose kernel then runs, without ``score_threshold`` and ``max_output``.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     boxes, scores = autocast(boxes, scores)
     if max_output is not None:
         max_output = _check_max_output(max_output)
-    if boxes.is_quantized:
-        if score_threshold is not None or max_output is not None:
-            raise NotImplementedError(
-                "boxes must not be quantized with score_threshold or max_output, "
-                f"got {score_threshold} and {max_output}"
-            )
-        return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
+    if boxes.is_quantized or scores.is_quantized:
+        order = _integers(scores, "scores")
+        boxes = _integers(boxes, "boxes")
+        scores = order if score_threshold is None else scores.dequantize()
     check_boxes(boxes, scores, None, 2)
     run = _NMS.run[_NMS.choose(boxes, backend)]
     return run(boxes, scores, None, iou_threshold, score_threshold, max_output)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._rois import as_rois, bins_of
 from ._utils import _upcast
-from .roi_align import MAX_LEVELS, multiscale_roi_align, roi_align
+from .roi_align import MAX_LEVELS, PoolMode, multiscale_roi_align, roi_align
 
 
 class LevelMapper:
@@ -143,6 +143,7 @@ def _pool(
     sampling_ratio: int,
     canonical_scale: int,
     canonical_level: int,
+    pool_mode: PoolMode,
 ) -> Tensor:
     size = _largest(image_shapes)
     features = _filter_input(x, names)
@@ -154,6 +155,7 @@ def _pool(
         sampling_ratio,
         canonical_scale=canonical_scale,
         canonical_level=canonical_level,
+        pool_mode=pool_mode,
     )
 
 
@@ -167,7 +169,7 @@ class MultiScaleRoIAlign(nn.Module):
         featmap_names: names of the maps to pool from, among those passed to forward.
         output_size: bins (PH, PW), or one number for both.
         sampling_ratio: see :func:`roi_align`.
-        canonical_scale, canonical_level: see :func:`multiscale_roi_align`.
+        canonical_scale, canonical_level, pool_mode: see :func:`multiscale_roi_align`.
 
     torchvision's module keeps the scales of its first call; this one infers them in every call.
     If a level between the first and the last is missing, its boxes are pooled from the next coarser
@@ -182,6 +184,7 @@ class MultiScaleRoIAlign(nn.Module):
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
+        pool_mode: PoolMode = "avg",
     ) -> None:
         nn.Module.__init__(self)  # torchvision's class may be a base (integrations/torchvision)
         if isinstance(output_size, int):
@@ -191,6 +194,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.output_size = tuple(output_size)
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
+        self.pool_mode = pool_mode
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -217,6 +221,7 @@ class MultiScaleRoIAlign(nn.Module):
             self.sampling_ratio,
             self.canonical_scale,
             self.canonical_level,
+            self.pool_mode,
         )
 
     def extra_repr(self) -> str:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from .. import reference
 from ._checks import is_traced
-from ._position_sensitive import ARGUMENTS, declare_pooling, run, sensitive_bins_of
+from ._linear_pooling import ARGUMENTS, declare_pooling, run, sensitive_bins_of
 from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
 
 _OPTIONS = ", int sampling_ratio"
-OPERATORS = declare_pooling("ps_roi_align", _OPTIONS, reference.ps_roi_align)
+OPERATORS = declare_pooling("ps_roi_align", _OPTIONS, reference.ps_roi_align, sensitive=True)
 
 
 def _traced(

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from .. import reference
 from ._checks import is_traced
-from ._position_sensitive import ARGUMENTS, declare_pooling, run, sensitive_bins_of
+from ._linear_pooling import ARGUMENTS, declare_pooling, run, sensitive_bins_of
 from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
 
-OPERATORS = declare_pooling("ps_roi_pool", "", reference.ps_roi_pool)
+OPERATORS = declare_pooling("ps_roi_pool", "", reference.ps_roi_pool, sensitive=True)
 
 
 def _traced(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import reference
 from .._memory_format import format_of, is_channels_last, memory_format
+from . import _roi_align_max
 from ._checks import check_number, is_traced, of_torchvision
 from ._functions import differentiated, in_one_step
 from ._library import declare
@@ -29,6 +30,7 @@ _BACKWARD_SCHEMA = (
     "bool channels_last) -> Tensor[]"
 )
 MAX_LEVELS = 8  # kMaxLevels of csrc/common/roi_args.h
+PoolMode = Literal["avg", "max"]
 
 
 def _fake(
@@ -131,6 +133,26 @@ def _run_backward(
     )
 
 
+def _pool(
+    pool_mode: PoolMode,
+    backend: str | None,
+    boxes: Tensor | Sequence[Tensor],
+    options: tuple[Any, ...],
+    features: list[Tensor],
+) -> Tensor:
+    first = features[0]
+    rois = as_rois(boxes, first)
+    if pool_mode == "max":
+        chosen = _roi_align_max.FORWARD.choose(first, backend)
+        return _roi_align_max.run(chosen, rois, options, features)
+    return _run(_FORWARD.choose(first, backend), rois, options, features)
+
+
+def _check_pool_mode(pool_mode: object) -> None:
+    if pool_mode not in ("avg", "max"):
+        raise ValueError(f'pool_mode must be "avg" or "max", got {pool_mode!r}')
+
+
 def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Tensor]) -> Tensor:
     """The op, through autograd only where a derivative is wanted."""
     if backend == "reference":
@@ -150,19 +172,22 @@ def _traced_call(
 
 
 def _traced(features: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
-    scales, PH, PW, sampling_ratio, aligned, *level_rule, backend = options
+    scales, PH, PW, sampling_ratio, aligned, *level_rule, pool_mode, backend = options
     if len(features) == 1:
         return roi_align(
-            features[0], rois, (PH, PW), scales[0], sampling_ratio, aligned, backend=backend
-        )
+            features[0], rois, (PH, PW), scales[0], sampling_ratio, aligned, pool_mode=pool_mode,
+            backend=backend,
+        )  # fmt: skip
     canonical_scale, canonical_level, min_level = level_rule
     return multiscale_roi_align(
         features, rois, (PH, PW), scales, sampling_ratio, aligned, canonical_scale=canonical_scale,
-        canonical_level=canonical_level, min_level=min_level, backend=backend,
+        canonical_level=canonical_level, min_level=min_level, pool_mode=pool_mode, backend=backend,
     )  # fmt: skip
 
 
-_TRACED = traced_op("roi_align", _SCHEMA.replace(") ->", ", str? backend) ->"), _traced)
+_TRACED = traced_op(
+    "roi_align", _SCHEMA.replace(") ->", ", str pool_mode, str? backend) ->"), _traced
+)
 
 
 @torch.fx.wrap
@@ -174,6 +199,7 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    pool_mode: PoolMode = "avg",
     backend: str | None = None,
 ) -> Tensor:
     """Averages bilinear samples in each bin of each box (RoIAlign, He et al. 2017, section 3).
@@ -187,6 +213,10 @@ def roi_align(
         sampling_ratio: samples per bin and axis; if <= 0, ``ceil(roi size / bins)``.
         aligned: shift the scaled coordinates by -0.5, since pixel centres are at integers. False is
             the original behaviour, in which boxes are at least one pixel wide and high.
+        pool_mode: "max" takes the largest sample of a bin instead of the average, as in mmcv. A
+            sample beyond one pixel outside the map is 0, and one that is NaN or below -3.4e38 is
+            left out; a bin with no others has -3.4e38 (-inf in 16 bits), one without samples 0,
+            where mmcv's has -3.4e38, too.
         backend: "cuda", "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:
@@ -194,14 +224,16 @@ def roi_align(
         are float32 (float64 for float64 features), also under autocast and for 16-bit features.
 
     Differentiable in ``input``, any number of times and in forward mode; the gradient is
-    deterministic. Boxes get no gradient.
+    deterministic. Boxes get no gradient. The gradient of a largest sample, by rows the first of
+    several, goes to the pixels around it.
 
     ===============================================  ===============================  ============
     input                                            CPU                              CUDA
     ===============================================  ===============================  ============
     batch index outside [0, N), or NaN               RuntimeError                     zeros
     NaN or infinite coordinate                       zeros                            zeros
-    more than 2**20 samples per bin and axis         RuntimeError                     zeros
+    more than 2**20 samples per bin and axis,        RuntimeError                     zeros
+    or with "max" than 2**24 per bin
     sample beyond one pixel outside the map          counts as 0                      counts as 0
     x2 < x1 or y2 < y1, aligned, adaptive sampling   zeros                            zeros
     K, C, PH or PW of 0                              empty result of that shape       the same
@@ -218,19 +250,19 @@ def roi_align(
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
             is imported, whose kernel then runs.
     """
-    if isinstance(input, Tensor) and input.is_quantized:
+    if isinstance(input, Tensor) and input.is_quantized and pool_mode == "avg":
         quantized = of_torchvision("roi_align", "input")
         return quantized(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
     pooled = bins_of(output_size)
     check_scale(spatial_scale)
+    _check_pool_mode(pool_mode)
     if is_traced():
         level_rule = (0.0, 0.0, 0)
         numbers = ([spatial_scale], *pooled, sampling_ratio, aligned, *level_rule)
-        return _traced_call([input], boxes, *numbers, backend)
+        return _traced_call([input], boxes, *numbers, pool_mode, backend)
     check_feature(input, "input")
-    rois = as_rois(boxes, input)
     options = ([spatial_scale], *pooled, sampling_ratio, aligned, 0.0, 0.0, 0)
-    return _run(_FORWARD.choose(input, backend), rois, options, [input])
+    return _pool(pool_mode, backend, boxes, options, [input])
 
 
 def multiscale_roi_align(
@@ -244,6 +276,7 @@ def multiscale_roi_align(
     canonical_scale: float = 224,
     canonical_level: float = 4,
     min_level: int | None = None,
+    pool_mode: PoolMode = "avg",
     backend: str | None = None,
 ) -> Tensor:
     """:func:`roi_align` from a feature pyramid in one launch, each box from the level of its size.
@@ -259,7 +292,7 @@ def multiscale_roi_align(
             image.
         output_size: bins (PH, PW), or one number for both.
         spatial_scales: factor from box coordinates to pixels of each level; positive and finite.
-        sampling_ratio, aligned, backend: see :func:`roi_align`.
+        sampling_ratio, aligned, pool_mode, backend: see :func:`roi_align`.
         canonical_scale: size in pixels of boxes that belong to ``canonical_level``.
         canonical_level: level of boxes of that size.
         min_level: level of ``features[0]``; if None, ``-log2(spatial_scales[0])``.
@@ -281,6 +314,7 @@ def multiscale_roi_align(
         )
     first = features[0]
     pooled = bins_of(output_size)
+    _check_pool_mode(pool_mode)
     for level, feature in enumerate(features if not is_traced() else ()):
         check_feature(feature, f"features[{level}]")
         if feature.shape[:2] != first.shape[:2] or feature.device != first.device:
@@ -306,8 +340,8 @@ def multiscale_roi_align(
         min_level,
     )
     if is_traced():
-        return _traced_call(maps, boxes, *options, backend)
-    return _run(_FORWARD.choose(first, backend), as_rois(boxes, first), options, maps)
+        return _traced_call(maps, boxes, *options, pool_mode, backend)
+    return _pool(pool_mode, backend, boxes, options, maps)
 
 
 class RoIAlign(nn.Module):
@@ -319,22 +353,27 @@ class RoIAlign(nn.Module):
         spatial_scale: float,
         sampling_ratio: int,
         aligned: bool = False,
+        *,
+        pool_mode: PoolMode = "avg",
     ) -> None:
         nn.Module.__init__(self)  # torchvision's class may be a base (integrations/torchvision)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
+        self.pool_mode = pool_mode
 
     def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         return roi_align(
-            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
-        )
+            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned,
+            pool_mode=self.pool_mode,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, "
+            f"pool_mode={self.pool_mode!r}"
         )
 
     __repr__ = nn.Module.__repr__

@@ -25,6 +25,8 @@ from .nms_match import nms_match
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
+from .roi_align_max import roi_align_max, samples_at
+from .roi_align_rotated import roi_align_rotated
 from .roi_pool import pixels_at, roi_pool
 from .soft_nms import soft_nms
 from .squeeze_excitation import squeeze_excitation
@@ -66,7 +68,10 @@ __all__ = [
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",
+    "roi_align_max",
+    "roi_align_rotated",
     "roi_pool",
+    "samples_at",
     "sigmoid_focal_loss",
     "soft_nms",
     "softmax_focal_loss",

@@ -52,7 +52,7 @@ def ps_roi_pool(
     N, C = input.shape[:2]
     compute = torch.float64 if input.dtype == torch.float64 else torch.float32
     rois = rois.to(compute)
-    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N) & (N > 0)
+    in_range = (rois[:, 0] >= 0) & (rois[:, 0] < N) & (N > 0)
     if input.device.type == "cpu" and not bool(in_range.all()):
         raise RuntimeError(f"rois: batch index must be in [0, {N})")
     shape = (len(rois), C // (pooled_height * pooled_width), pooled_height, pooled_width)

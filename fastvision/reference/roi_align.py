@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._memory_format import is_channels_last
+from .roi_samples import MAX_GRID, SampleAxis, pixel_below
 
-MAX_GRID = 1 << 20  # samples per bin and axis; only a degenerate box needs more
 _CHUNK_ELEMENTS = 1 << 24  # gathered at a time
 
 
@@ -21,28 +21,46 @@ def _axis_taps(
     sampling_ratio: int,
 ) -> tuple[Tensor, Tensor]:
     """Pixel indices and weights of all samples along one axis, both [K, bins, taps]."""
-    bin_size = size / bins
-    if sampling_ratio > 0:
-        grid = torch.full_like(size, sampling_ratio)
-    else:
-        grid = torch.ceil(bin_size).clamp(min=0)
-    samples = int(grid.max()) if grid.numel() else 0
-    if samples > MAX_GRID:
-        raise RuntimeError(
-            f"rois: {samples} samples per bin, more than {MAX_GRID}; pass a sampling_ratio"
-        )
-    sample = torch.arange(samples, device=size.device)
-    grid, width = grid[:, None, None], bin_size[:, None, None]
-    bin_start = start[:, None, None] + torch.arange(bins, device=size.device)[:, None] * width
-    position = bin_start + (sample + 0.5).to(size.dtype) * width / grid.clamp(min=1)
-    valid = (position >= -1) & (position <= extent) & (sample < grid)
-    position = position.clamp(min=0)
-    low = position.floor().clamp(max=extent - 1).to(torch.int64)
-    high = (low + 1).clamp(max=extent - 1)
-    fraction = torch.where(low == extent - 1, 0, position - low)
-    indices = torch.cat([low, high], -1)
+    axis = SampleAxis.of(start, size, bins, sampling_ratio)
+    position, exists = axis.positions()
+    low, fraction, valid = pixel_below(position, extent)
+    valid = valid & exists
+    indices = torch.cat([low, (low + 1).clamp(max=extent - 1)], -1)
     weights = torch.cat([1 - fraction, fraction], -1) * torch.cat([valid, valid], -1)
-    return indices, weights / grid.clamp(min=1)
+    return indices, weights / axis.grid.clamp(min=1)[:, None, None]
+
+
+def has_image(rois: Tensor, input: Tensor) -> Tensor:
+    """Whether the batch index of each roi is one, [K]; on the CPU all have to be."""
+    N = input.shape[0]
+    in_range = (rois[:, 0] >= 0) & (rois[:, 0] < N) & (N > 0)
+    if input.device.type == "cpu" and not bool(in_range.all()):
+        raise RuntimeError(f"rois: batch index must be in [0, {N})")
+    return in_range
+
+
+def upright_boxes(
+    rois: Tensor,  # [K, 5]
+    in_range: Tensor,  # [K]
+    spatial_scale: float,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images [K], corners and sizes (x, y) [K, 2] in pixels, and which rois give no zeros [K]."""
+    usable = rois.isfinite().all(1) & in_range
+    batch = torch.where(usable, rois[:, 0], 0).to(torch.int64)
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    sizes = corners[:, 2:] - corners[:, :2]
+    usable = usable & corners.isfinite().all(1)
+    if sampling_ratio > 0:
+        usable = usable & sizes.isfinite().all(1)
+    elif rois.device.type != "cpu":  # on the CPU, too many samples raise an error later
+        most = MAX_GRID * torch.tensor(bins[::-1], device=sizes.device)
+        usable = usable & (sizes <= most).all(1)
+    corners = torch.where(usable[:, None], corners, 0)
+    sizes = torch.where(usable[:, None], sizes, 0)
+    return batch, corners[:, :2], sizes if aligned else sizes.clamp(min=1), usable
 
 
 def roi_align(
@@ -55,32 +73,20 @@ def roi_align(
     aligned: bool,
 ) -> Tensor:
     """Averages of bilinear samples, [K, C, PH, PW]. See :func:`fastvision.ops.roi_align`."""
-    N, C, H, W = input.shape
+    C, H, W = input.shape[1:]
     K = rois.shape[0]
     compute = torch.float64 if input.dtype == torch.float64 else torch.float32
     features = input.to(compute)
     rois = rois.to(compute)
-    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N) & (N > 0)
-    if input.device.type == "cpu" and not bool(in_range.all()):
-        raise RuntimeError(f"rois: batch index must be in [0, {N})")
+    in_range = has_image(rois, input)
     if K == 0 or input.numel() == 0 or pooled_height == 0 or pooled_width == 0:
         zeros = features.new_zeros((K, C, pooled_height, pooled_width)).to(input.dtype)
         return zeros + 0 * input.sum()  # still part of the autograd graph
 
-    usable = rois.isfinite().all(1) & in_range
-    batch = torch.where(usable, rois[:, 0], 0).to(torch.int64)
-    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
-    sizes = corners[:, 2:] - corners[:, :2]
-    usable = usable & corners.isfinite().all(1)
-    if sampling_ratio > 0:
-        usable = usable & sizes.isfinite().all(1)
-    elif input.device.type != "cpu":  # on the CPU, too many samples raise an error below
-        bins = torch.tensor([pooled_width, pooled_height], device=sizes.device)
-        usable = usable & (sizes <= MAX_GRID * bins).all(1)
-    corners = torch.where(usable[:, None], corners, 0)
-    sizes = torch.where(usable[:, None], sizes, 0)
-    if not aligned:
-        sizes = sizes.clamp(min=1)
+    bins = (pooled_height, pooled_width)
+    batch, corners, sizes, usable = upright_boxes(
+        rois, in_range, spatial_scale, bins, sampling_ratio, aligned
+    )
     x_index, x_weight = _axis_taps(corners[:, 0], sizes[:, 0], pooled_width, W, sampling_ratio)
     y_index, y_weight = _axis_taps(corners[:, 1], sizes[:, 1], pooled_height, H, sampling_ratio)
     y_weight = y_weight * usable[:, None, None]

@@ -107,7 +107,7 @@ def roi_pool(
     N, C, H, W = input.shape
     shape = (rois.shape[0], C, pooled_height, pooled_width)
     rois = rois.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
-    in_range = (rois[:, 0] > -1) & (rois[:, 0] < N) & (N > 0)
+    in_range = (rois[:, 0] >= 0) & (rois[:, 0] < N) & (N > 0)
     if input.device.type == "cpu" and not bool(in_range.all()):
         raise RuntimeError(f"rois: batch index must be in [0, {N})")
     argmax = torch.full(shape, -1, dtype=torch.int64, device=input.device)

@@ -112,3 +112,10 @@ def small_rois(
     )
     boxes[::3, 1:] -= 4 / scale
     return boxes
+
+
+def rotated(rois: Tensor, seed: int = 8) -> Tensor:
+    """[K, 6] (image, cx, cy, width, height, degrees) of [K, 5] boxes, at any angle."""
+    degrees = torch.rand(len(rois), 1, generator=generator(seed)) * 720 - 360
+    centre, size = (rois[:, 1:3] + rois[:, 3:]) / 2, rois[:, 3:] - rois[:, 1:3]
+    return torch.cat([rois[:, :1], centre, size, degrees.to(rois)], 1)

@@ -25,6 +25,7 @@ UNUSABLE_ROIS = torch.tensor(
     [
         [0, 4, 4, 30, 30],
         [-1, 4, 4, 30, 30],
+        [-0.5, 4, 4, 30, 30],
         [2, 4, 4, 30, 30],
         [1e30, 4, 4, 30, 30],
         [nan, 4, 4, 30, 30],
@@ -36,7 +37,7 @@ UNUSABLE_ROIS = torch.tensor(
         [1, -3e38, 4, 3e38, 30],
     ]
 )
-USABLE = torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
+USABLE = torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
 # input, boxes, bins
 EMPTY = [
     ((2, 3, 4, 5), 0, (2, 2)),

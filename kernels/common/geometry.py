@@ -60,7 +60,7 @@ def is_usable(batch, x1, y1, x2, y2, N, LEVELS: tl.constexpr):
     usable = is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
     if LEVELS > 1:
         usable = usable & ((x2 - x1) * (y2 - y1) >= 0)
-    return usable & (batch > -1) & (batch < N) & (N > 0)
+    return usable & (batch >= 0) & (batch < N) & (N > 0)
 
 
 @triton.jit

@@ -55,7 +55,7 @@ def check_roi_align(maps, rois, size, scales, *args, **kwargs):
     exact = [x.detach().double().requires_grad_() for x in maps]
     output = ops.multiscale_roi_align(maps, rois, size, scales, *args, backend="triton", **kwargs)
     # the reference refuses a batch index out of range on the CPU, the kernels give zeros
-    known = (rois[:, 0] > -1) & (rois[:, 0] < maps[0].shape[0])
+    known = (rois[:, 0] >= 0) & (rois[:, 0] < maps[0].shape[0])
     expected = ops.multiscale_roi_align(
         exact, rois[known].double(), size, scales, *args, backend="reference", **kwargs
     )

@@ -21,6 +21,7 @@ BOXES = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [5, 5, 9, 9]])
 MASKS = torch.ones(3, 4, 5, dtype=torch.bool)
 SCORES = torch.tensor([0.9, 0.8, 0.7])
 ROIS = torch.tensor([[0.0, 1, 1, 6, 7]])
+TURNED = torch.tensor([[0.0, 4, 4, 5, 6, 30]])
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "conv_bn_relu": (lambda *a, **k: ops.conv_bn_relu(*a, activation="none", **k), F.conv2d),
     "conv_transpose2d": (ops.conv_transpose2d, F.conv_transpose2d),
@@ -188,6 +189,8 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "ps_roi_align": ("input", X, lambda x: ops.ps_roi_align(x, ROIS, 2)),
     "ps_roi_pool": ("input", X, lambda x: ops.ps_roi_pool(x, ROIS, 2)),
     "roi_align": ("input", X, lambda x: ops.roi_align(x, ROIS, 2)),
+    "roi_align, maximum": ("input", X, lambda x: ops.roi_align(x, ROIS, 2, pool_mode="max")),
+    "roi_align_rotated": ("input", X, lambda x: ops.roi_align_rotated(x, TURNED, 2)),
     "roi_pool": ("input", X, lambda x: ops.roi_pool(x, ROIS, 2)),
     "multiscale_roi_align": (
         r"features\[0\]",
@@ -326,15 +329,38 @@ class TestQuantized:
         ours, theirs = ops.roi_align(x, rois, 3), torchvision.ops.roi_align(x, rois, 3)
         assert ours.q_scale() == theirs.q_scale() and ours.q_zero_point() == theirs.q_zero_point()
         assert torch.equal(ours.int_repr(), theirs.int_repr())
+
+    @pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32], ids=str)
+    def test_nms_is_torchvisions(self, torchvision, dtype):
+        g = torch.Generator().manual_seed(0)
+        for scale, threshold in ((0.2, 0.5), (0.4, 1 / 3), (0.2, 0.0), (1.0, 0.25), (0.2, 1.0)):
+            boxes = torch.rand(80, 4, generator=g) * 20
+            boxes[:, 2:] += boxes[:, :2]
+            boxes = torch.quantize_per_tensor(boxes, scale, 3, dtype)
+            # steps as coarse as to make many scores equal
+            scores = torch.quantize_per_tensor(torch.rand(80, generator=g), 0.02, 1, dtype)
+            theirs = torchvision.ops.nms(boxes, scores, threshold)
+            assert torch.equal(ops.nms(boxes, scores, threshold), theirs)
+
+    def test_nms_refuses(self):
         boxes, scores = self.quantized(BOXES, 0.1), self.quantized(SCORES, 0.01)
         assert ops.nms(boxes, scores, 0.5).tolist() == [0, 2]
+        options = {"score_threshold": 0.75, "max_output": 1}
+        expected = ops.nms(BOXES, SCORES, 0.5, **options)
+        assert torch.equal(ops.nms(boxes, scores, 0.5, **options), expected)
+        with pytest.raises(TypeError, match=r"both be quantized, got scores in torch\.float32"):
+            ops.nms(boxes, SCORES, 0.5)
+        with pytest.raises(TypeError, match=r"both be quantized, got boxes in torch\.float32"):
+            ops.nms(BOXES, scores, 0.5)
+        scales, zeros = torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int64)
+        by_column = torch.quantize_per_channel(BOXES, scales, zeros, 1, torch.qint8)
+        with pytest.raises(TypeError, match="boxes must be quantized per tensor"):
+            ops.nms(by_column, scores, 0.5)
 
     def test_without_torchvision(self, monkeypatch):
         monkeypatch.delitem(sys.modules, "torchvision.ops", raising=False)
         with pytest.raises(NotImplementedError, match="input must not be quantized unless"):
             ops.roi_align(self.quantized(X, 0.1), ROIS, 3)
-        with pytest.raises(NotImplementedError, match="boxes must not be quantized unless"):
-            ops.nms(self.quantized(BOXES, 0.1), SCORES, 0.5)
 
     def test_ops_that_take_none(self):
         x = self.quantized(X, 0.1)

@@ -95,7 +95,7 @@ def test_boxes_as_a_list(backend, name):
 def test_indices_of_images(backend, name, channels_last):
     x = cases.feature_map(2, 8, 6, 7, channels_last=channels_last).to(backend.device)
     good = [0, 1.0, 1, 5, 5]
-    for index in (-1.0, 2.0, 1e30, math.nan):
+    for index in (-1.0, -0.5, 2.0, 1e30, math.nan):
         rois = torch.tensor([good, [index, 1, 1, 5, 5]], device=backend.device)
         if backend.device == "cpu":
             with pytest.raises(RuntimeError, match="batch index"):

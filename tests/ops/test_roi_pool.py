@@ -133,7 +133,7 @@ def test_bad_rois(backend, channels_last):
     pooled = ops.roi_pool(x, huge, 1, backend=backend.name)
     assert torch.equal(pooled[0].flatten(), x[0].flatten(1).max(1).values)
     assert torch.equal(pooled[1], pooled[0])
-    for index in (-1.0, 2.0, 1e30, nan):
+    for index in (-1.0, -0.5, 2.0, 1e30, nan):
         rois = torch.tensor([good, [index, 1, 1, 5, 5]], device=backend.device)
         if backend.device == "cpu":
             with pytest.raises(RuntimeError, match="batch index"):

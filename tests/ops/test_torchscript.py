@@ -95,6 +95,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "PSRoIPool": (lambda: Call(ops.PSRoIPool((4, 2), 1.0)), ROIS),
     "RoIAlign": (lambda: Call(ops.RoIAlign(3, 1.0, 2)), ROIS),
     "MultiScaleRoIAlign": (Pyramid, ROIS),
+    "RoIAlign, maximum": (lambda: Call(ops.RoIAlign(3, 1.0, 2, pool_mode="max")), ROIS),
+    "RoIAlignRotated": (
+        lambda: Call(lambda x, r: ops.roi_align_rotated(x, torch.cat([r, r[:, :1] + 20], 1), 3)),
+        ROIS,
+    ),
     "RoIPool": (lambda: Call(ops.RoIPool(3, 1.0)), ROIS),
     "SigmoidFocalLoss": (
         lambda: Call(ops.SigmoidFocalLoss()),
@@ -308,6 +313,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "PSRoIAlign": lambda: ops.PSRoIAlign(7, 1.0, 2),
     "PSRoIPool": lambda: ops.PSRoIPool(7, 1.0),
     "RoIAlign": lambda: ops.RoIAlign(7, 1.0, 2),
+    "RoIAlignRotated": lambda: ops.RoIAlignRotated(7, 1.0),
     "RoIPool": lambda: ops.RoIPool(7, 1.0),
     "SigmoidFocalLoss": ops.SigmoidFocalLoss,
     "SoftmaxFocalLoss": ops.SoftmaxFocalLoss,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops._position_sensitive import _OPERATORS, run, run_backward, sensitive_bins_of
+from ...ops._linear_pooling import _OPERATORS, run, run_backward, sensitive_bins_of
 from ...ops._rois import as_rois, check_feature
 from . import roi_pool
 

@@ -1,8 +1,9 @@
-"""Pooling from position-sensitive maps: declaration and derivatives of an op that is linear."""
+"""Pooling of boxes from one map: declaration and derivatives of an op that is linear."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ _OPERATORS: dict[str, _Operators] = {}
 
 
 def _fake(
+    sensitive: bool,
     input: Tensor,
     rois: Tensor,
     spatial_scale: float,
@@ -35,38 +37,46 @@ def _fake(
     pooled_width: int,
     *_: Any,
 ) -> Tensor:
-    channels = input.shape[1] // (pooled_height * pooled_width)
+    channels = input.shape[1] // (pooled_height * pooled_width if sensitive else 1)
     shape = (rois.shape[0], channels, pooled_height, pooled_width)
     return input.new_empty(shape).to(memory_format=format_of(input))
 
 
 def _fake_backward(
-    grad: Tensor, rois: Tensor, spatial_scale: float, sizes: list[int], *rest: Any
+    sensitive: bool,
+    grad: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    sizes: list[int],
+    *rest: Any,
 ) -> Tensor:
     N, H, W = sizes
-    channels = grad.shape[1] * grad.shape[2] * grad.shape[3]
+    channels = grad.shape[1] * (grad.shape[2] * grad.shape[3] if sensitive else 1)
     return grad.new_empty((N, channels, H, W)).to(memory_format=memory_format(rest[-1]))
 
 
-def declare_pooling(name: str, options: str, reference: Callable[..., Tensor]) -> _Operators:
+def declare_pooling(
+    name: str, options: str, reference: Callable[..., Tensor], *, sensitive: bool
+) -> _Operators:
     """Defines ``fastvision::name`` and ``fastvision::name_backward``.
 
     Args:
         name: of the public function, too.
         options: the schema of what follows ``ARGUMENTS``, each with a comma before it.
         reference: the op in eager PyTorch.
+        sensitive: whether the map is position-sensitive, so that each bin has its own channels.
     """
-    # the taps of a bin are few, and of other channels than the next one's
+    # the taps of a bin are few, and of other channels or at other places than the next one's
     lacks = {"triton": f"{name} has no Triton kernel"}
     forward = declare(
-        name, f"({ARGUMENTS}{options}) -> Tensor", fake=_fake, reference=reference, lacks=lacks,
-        serves=(name,),
+        name, f"({ARGUMENTS}{options}) -> Tensor", fake=partial(_fake, sensitive),
+        reference=reference, lacks=lacks, serves=(name,),
     )  # fmt: skip
     # sizes: N, H, W
     schema = f"Tensor grad, Tensor rois, float spatial_scale, SymInt[] sizes{options}"
     backward = declare(
-        f"{name}_backward", f"({schema}, bool channels_last) -> Tensor", fake=_fake_backward,
-        lacks=lacks,
+        f"{name}_backward", f"({schema}, bool channels_last) -> Tensor",
+        fake=partial(_fake_backward, sensitive), lacks=lacks,
     )  # fmt: skip
     _OPERATORS[name] = _Operators(forward, backward, reference)
     return _OPERATORS[name]
