@@ -70,6 +70,24 @@ inline RunningMaximum<A, kArgmax> maximum_of_columns(
   return best;
 }
 
+// Positions [n][lanes], as wide as values, to planes from `offset` on.
+template <typename A, int kLanes>
+inline void write_positions(
+    const A* in, const Planes<int32_t, kLanes>& to, int64_t offset, int64_t n
+) {
+  if constexpr (sizeof(A) == sizeof(int32_t)) {  // shuffles leave the bits of integers as they are
+    deinterleave(
+        in, Planes<A, kLanes>(reinterpret_cast<A*>(to.first), to.stride, to.count), offset, n
+    );
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      positions_t<A> at;
+      memcpy(&at, in + i * kLanes, sizeof at);
+      store_positions<A>(at, to.first + offset + i, to.stride, to.count);
+    }
+  }
+}
+
 // Of a vector's worth of channels: columns of a row of bins first, with lanes along the row, then,
 // transposed, the columns of each bin.
 template <bool kArgmax, typename T, typename A>
@@ -85,6 +103,7 @@ inline void maximum_planar(
   A* columns = scratch;                                                // [width][lanes]
   A* values = columns + roi_padded(width) * lanes;                     // [bins of a batch][lanes]
   A* column_positions = values + roi_padded(batch * args.PW) * lanes;  // [width][lanes]
+  A* positions = column_positions + roi_padded(width) * lanes;         // [bins of a batch][lanes]
   Positions iota;
   for (int i = 0; i < lanes; ++i) {
     iota[i] = i;
@@ -133,15 +152,16 @@ inline void maximum_planar(
         }
         store(value, is_empty(xs) || is_empty(ys) ? vector_t<A>{} : best.value);
         if constexpr (kArgmax) {
-          const auto argmax = own.template argmax_planes<lanes>(c, c_end);
-          store_positions<A>(
-              best.position, argmax.first + ph * args.PW + pw, argmax.stride, argmax.count
-          );
+          memcpy(positions + (value - values), &best.position, sizeof best.position);
         }
       }
     }
     const auto pooled = own.template pooled_planes<lanes>(c, c_end);
     deinterleave(values, pooled, first * args.PW, (last - first) * args.PW);
+    if constexpr (kArgmax) {
+      const auto argmax = own.template argmax_planes<lanes>(c, c_end);
+      write_positions(positions, argmax, first * args.PW, (last - first) * args.PW);
+    }
   }
 }
 
