@@ -36,6 +36,7 @@ GROUPS = {
     "max_pool2d": r"^(\w+(?:, gradient)?), .*, (\w+), \w+$",
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
+    "nms_rotated": r"^(\w+, [^,]+)",
     "ps_roi_align": r"^([^,]+), .* samples, (\w+)",
     "ps_roi_pool": r"^([^,]+), .* bins, (\w+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",

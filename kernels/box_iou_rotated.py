@@ -1,4 +1,5 @@
-"""Overlap of every rotated box of one set with every box of another, and its gradients.
+"""Overlap of every rotated box of one set with every box of another, and its gradients; the overlap
+of solid boxes.
 
 A program has a tile of pairs, and only compares upright boxes if none of them meet. For the
 gradients it goes down a strip of rows and keeps the sums of its columns; sums of rows and of
@@ -16,26 +17,18 @@ from torch import Tensor
 
 from .common.box_pairs import batched_pairs, summed_terms, tile_of_pairs
 from .common.rotated_box import (
+    boxes_meet,
     intersection_area,
     intersection_gradient,
     load_rotated_box,
+    load_sized_box,
+    rotated_overlap,
     seen_from,
-    upright_extent,
 )
 from .common.scalars import divide
 from .configs.box_iou import GRADIENT_ROWS, NUM_WARPS, tile
 
 TERMS = 5  # of a gradient: by center, width, height and angle in radians
-MIN_AREA = tl.constexpr(1e-14)
-
-
-@triton.jit
-def _meets(a, b, area_a, area_b):
-    """Whether the upright boxes around a pair meet and neither box is empty."""
-    ax, ay = upright_extent(a)
-    bx, by = upright_extent(b)
-    near = (tl.abs(a[0] - b[0]) <= ax + bx) & (tl.abs(a[1] - b[1]) <= ay + by)
-    return near & (area_a >= MIN_AREA) & (area_b >= MIN_AREA)
 
 
 @triton.jit
@@ -47,6 +40,7 @@ def _box_iou_rotated_kernel(
     M,
     step1,  # boxes from one image to the next; 0 if all have the same
     step2,
+    SOLID: tl.constexpr,  # boxes have 7 numbers
     DOUBLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -54,18 +48,13 @@ def _box_iou_rotated_kernel(
     image, rows, columns = tile_of_pairs(N, M, tl.program_id(0), BLOCK_M, BLOCK_N)
     in_rows = rows[:, None] < N
     in_columns = columns[None, :] < M
-    a = load_rotated_box(boxes1_ptr + (image * step1 + rows[:, None]) * 5, in_rows, DOUBLE)
-    b = load_rotated_box(boxes2_ptr + (image * step2 + columns[None, :]) * 5, in_columns, DOUBLE)
-    area_a = a[2] * a[3]
-    area_b = b[2] * b[3]
+    size: tl.constexpr = 7 if SOLID else 5
+    a = load_sized_box(boxes1_ptr + (image * step1 + rows[:, None]) * size, in_rows, SOLID, DOUBLE)
+    b = load_sized_box(
+        boxes2_ptr + (image * step2 + columns[None, :]) * size, in_columns, SOLID, DOUBLE
+    )
     mask = in_rows & in_columns
-    meets = _meets(a, b, area_a, area_b) & mask
-    both = area_a + area_b
-    result = tl.where(both == both, 0.0, float("nan")).to(both.dtype)
-    if tl.max(tl.max(meets.to(tl.int32), 1), 0) > 0:
-        inter = intersection_area(seen_from(a, b))
-        result = tl.where(meets, divide(inter, both - inter), result)
-    result = tl.where((area_a < MIN_AREA) | (area_b < MIN_AREA), 0.0, result)
+    result = rotated_overlap(a, b, mask, SOLID)
     offsets = (image * N + rows[:, None]) * M + columns[None, :]
     tl.store(output_ptr + offsets, result, mask=mask)
 
@@ -103,7 +92,7 @@ def _box_iou_rotated_backward_kernel(
         in_rows = rows[:, None] < N
         a = load_rotated_box(boxes1_ptr + (image * step1 + rows[:, None]) * 5, in_rows, DOUBLE)
         area_a = a[2] * a[3]
-        meets = _meets(a, b, area_a, area_b) & in_rows & in_columns
+        meets = boxes_meet(a, b, area_a, area_b) & in_rows & in_columns
         if tl.max(tl.max(meets.to(tl.int32), 1), 0) > 0:
             offsets = (image * N + rows[:, None]) * M + columns[None, :]
             gradient = tl.load(grad_ptr + offsets, mask=meets, other=0.0)
@@ -143,11 +132,7 @@ def _times(meets, by_inter, of_inter):
     return tl.where(meets, by_inter * of_inter, 0.0)
 
 
-def launch_box_iou_rotated(
-    boxes1: Tensor,  # [N, 5] or [B, N, 5]
-    boxes2: Tensor,  # [M, 5] or [B, M, 5]
-) -> Tensor:
-    """Overlaps [N, M] or [B, N, M]. See :func:`fastvision.ops.box_iou_rotated`."""
+def _overlaps(boxes1: Tensor, boxes2: Tensor, solid: bool) -> Tensor:
     batched = boxes1.dim() == 3
     boxes1, boxes2, B, step1, step2 = batched_pairs(boxes1, boxes2)
     N, M = boxes1.shape[1], boxes2.shape[1]
@@ -159,10 +144,26 @@ def launch_box_iou_rotated(
         with torch.cuda.device_of(boxes1):
             _box_iou_rotated_kernel[(tiles,)](
                 boxes1, boxes2, output, N, M, step1, step2,
-                DOUBLE=double, BLOCK_M=block_m, BLOCK_N=block_n,
+                SOLID=solid, DOUBLE=double, BLOCK_M=block_m, BLOCK_N=block_n,
                 num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return output if batched else output[0]
+
+
+def launch_box_iou_rotated(
+    boxes1: Tensor,  # [N, 5] or [B, N, 5]
+    boxes2: Tensor,  # [M, 5] or [B, M, 5]
+) -> Tensor:
+    """Overlaps [N, M] or [B, N, M]. See :func:`fastvision.ops.box_iou_rotated`."""
+    return _overlaps(boxes1, boxes2, solid=False)
+
+
+def launch_box_iou_3d(
+    boxes1: Tensor,  # [N, 7] or [B, N, 7]
+    boxes2: Tensor,  # [M, 7] or [B, M, 7]
+) -> Tensor:
+    """Overlaps [N, M] or [B, N, M]. See :func:`fastvision.ops.box_iou_3d`."""
+    return _overlaps(boxes1, boxes2, solid=True)
 
 
 def launch_box_iou_rotated_backward(

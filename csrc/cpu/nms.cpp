@@ -8,6 +8,7 @@
 // and the same holds for heights.
 #include "ops/nms.h"
 
+#include "common/round_down.h"
 #include "common/simd.h"
 
 namespace fastvision::FASTVISION_ISA {
@@ -264,21 +265,6 @@ class KeptBoxes {
   int32_t* heads_;
   int64_t used_ = 0;
 };
-
-// iou > threshold, with iou in T, is iou > the largest T not above the threshold
-inline double round_down(double threshold, double) { return threshold; }
-inline float round_down(double threshold, float) {
-  const float nearest = (float)threshold;
-  if ((double)nearest <= threshold) {
-    return nearest;
-  }
-  int32_t bits;
-  memcpy(&bits, &nearest, sizeof bits);
-  bits += nearest > 0 ? -1 : 1;  // the next value towards -infinity
-  float below;
-  memcpy(&below, &bits, sizeof below);
-  return below;
-}
 
 template <typename T>
 void run(const NmsSegment<T>& segment) {

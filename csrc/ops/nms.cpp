@@ -2,26 +2,10 @@
 
 #include <algorithm>
 
-#include "common/result_memory.h"
-#include "ops/nms_inputs.h"
 #include "ops/nms_suppression.h"
 
 namespace fastvision {
 namespace {
-
-// torch::stable::empty goes through the dispatcher, which takes half of a call with few boxes.
-Tensor empty_indices(const std::vector<int64_t>& sizes) {
-  const int64_t columns = sizes.back();
-  const auto strides =
-      sizes.size() == 2 ? std::vector<int64_t>{columns, 1} : std::vector<int64_t>{1};
-  return empty_strided(
-      sizes,
-      strides,
-      ScalarType::Long,
-      sizeof(int64_t),
-      torch::stable::Device(torch::headeronly::DeviceType::CPU)
-  );
-}
 
 Tensor nms(
     const Tensor& boxes,
@@ -31,16 +15,7 @@ Tensor nms(
 ) {
   check_shapes(boxes, scores, idxs, 2);
   NmsInputs inputs(boxes, scores, idxs, iou_threshold);
-  NmsArgs& args = inputs.args;
-  args.max_output = args.N;
-  std::optional<Tensor> indices;
-  FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
-    const Suppression<scalar_t> suppression(args);
-    const int64_t count = suppression.kept(0);
-    indices = empty_indices({count});
-    suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
-  });
-  return *indices;
+  return kept_indices<UprightBoxes>(inputs);
 }
 
 std::tuple<Tensor, Tensor> nms_padded(

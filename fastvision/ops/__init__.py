@@ -35,6 +35,7 @@ from .misc import (
     Permute,
 )
 from .nms import batched_nms, batched_nms_padded, nms
+from .nms_rotated import batched_nms_rotated, nms_rotated
 from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
 from .ps_roi_pool import PSRoIPool, ps_roi_pool
@@ -70,6 +71,7 @@ __all__ = [
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
+    "batched_nms_rotated",
     "box_area",
     "box_convert",
     "box_iou",
@@ -94,6 +96,7 @@ __all__ = [
     "max_unpool2d",
     "multiscale_roi_align",
     "nms",
+    "nms_rotated",
     "norm_act",
     "ps_roi_align",
     "ps_roi_pool",

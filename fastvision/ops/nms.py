@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._checks import FLOATING, check_tensor, integer, is_traced, of_torchvision
+from ._checks import check_tensor, integer, is_traced, of_torchvision
 from ._library import declare
+from ._nms_checks import check_boxes, class_ids, same_dtype
 
 
 def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
@@ -44,53 +45,6 @@ _NMS_PADDED = declare(
 )  # fmt: skip
 
 
-def _check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -> None:
-    # torchvision raises RuntimeError for these, and callers rely on it
-    if boxes.dim() != dim or boxes.shape[-1] != 4:
-        shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
-        raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
-    if boxes.shape != (*scores.shape, 4):
-        raise RuntimeError(
-            f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
-            f"got {list(scores.shape)}"
-        )
-    if boxes.dtype not in FLOATING:
-        raise RuntimeError(f"boxes must be of a floating-point type, got {boxes.dtype}")
-    if scores.dtype != boxes.dtype:
-        raise RuntimeError(f"scores must have the type of boxes, {boxes.dtype}, got {scores.dtype}")
-    if scores.device != boxes.device:
-        raise RuntimeError(f"scores must be on {boxes.device} as boxes, got {scores.device}")
-    if idxs is not None:
-        if idxs.shape != scores.shape:
-            raise RuntimeError(
-                f"idxs must have shape {list(scores.shape)} to match scores, got {list(idxs.shape)}"
-            )
-        if idxs.device != boxes.device:
-            raise RuntimeError(f"idxs must be on {boxes.device} as boxes, got {idxs.device}")
-
-
-def _class_ids(idxs: Tensor) -> Tensor:
-    """Class labels of any dtype as int64; distinct labels stay distinct."""
-    if idxs.dtype == torch.int64:
-        return idxs
-    if idxs.is_complex() or idxs.is_quantized:
-        raise RuntimeError(f"idxs must be of an integer or floating-point type, got {idxs.dtype}")
-    if idxs.is_floating_point():
-        if is_traced():  # traced graphs cannot hold a view of another dtype
-            return torch.unique(idxs.double(), return_inverse=True)[1]
-        return (idxs.double() + 0.0).view(torch.int64)  # compares bits; + 0.0 turns -0 into 0
-    return idxs.to(torch.int64)
-
-
-def _autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Casts both to float32 if autocast made their dtypes differ."""
-    check_tensor(boxes, "boxes")
-    check_tensor(scores, "scores")
-    if boxes.dtype != scores.dtype and torch.is_autocast_enabled(boxes.device.type):
-        return boxes.float(), scores.float()
-    return boxes, scores
-
-
 def nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | None = None
 ) -> Tensor:
@@ -119,10 +73,10 @@ def nms(
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
             is imported, whose kernel then runs.
     """
-    boxes, scores = _autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     if boxes.is_quantized:
         return of_torchvision("nms", "boxes")(boxes, scores, iou_threshold)
-    _check_boxes(boxes, scores, None, 2)
+    check_boxes(boxes, scores, None, 2)
     return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, None, iou_threshold)
 
 
@@ -163,10 +117,10 @@ def batched_nms(
         and not is_traced()
     ):
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
-    boxes, scores = _autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     check_tensor(idxs, "idxs")
-    _check_boxes(boxes, scores, idxs, 2)
-    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, _class_ids(idxs), iou_threshold)
+    check_boxes(boxes, scores, idxs, 2)
+    return _NMS.run[_NMS.choose(boxes, backend)](boxes, scores, class_ids(idxs), iou_threshold)
 
 
 def batched_nms_padded(
@@ -205,10 +159,10 @@ def batched_nms_padded(
         raise ValueError(f"max_output must not be negative, got {max_output}")
     if max_output >= 2**63:
         raise ValueError(f"max_output must fit 64 bits, got {max_output}")
-    boxes, scores = _autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     if idxs is not None:
         check_tensor(idxs, "idxs")
-    _check_boxes(boxes, scores, idxs, 3)
-    idxs = None if idxs is None else _class_ids(idxs)
+    check_boxes(boxes, scores, idxs, 3)
+    idxs = None if idxs is None else class_ids(idxs)
     run = _NMS_PADDED.run[_NMS_PADDED.choose(boxes, backend)]
     return run(boxes, scores, idxs, iou_threshold, score_threshold, max_output)

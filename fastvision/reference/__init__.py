@@ -19,6 +19,7 @@ from .masks_to_boxes import masks_to_boxes
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
+from .nms_rotated import nms_rotated
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
@@ -53,6 +54,7 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "nms_rotated",
     "pixels_at",
     "ps_roi_align",
     "ps_roi_pool",

@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+
+def greedy(
+    order: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    overlaps: Callable[[int], Tensor],
+) -> Tensor:
+    """The boxes that no box kept before suppresses.
+
+    Args:
+        order: [N] indices of the boxes, as they are visited.
+        idxs: [N] class labels, or None for a single class.
+        iou_threshold: see :func:`fastvision.ops.nms`.
+        overlaps: what box ``order[i]`` has with those after it.
+    """
+    classes = None if idxs is None else idxs[order]
+    alive = torch.ones_like(order, dtype=torch.bool)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        rest = slice(i + 1, None)
+        dropped = overlaps(i).double() > iou_threshold  # the threshold is not rounded to float32
+        if classes is not None:
+            dropped &= classes[rest] == classes[i]
+        alive[rest] &= ~dropped
+    return order[alive]
 
 
 def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
@@ -22,22 +51,16 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
     order = scores.argsort(descending=True, stable=True)
     x1, y1, x2, y2 = boxes[order].unbind(1)
     area = (x2 - x1) * (y2 - y1)
-    classes = None if idxs is None else idxs[order]
-    alive = torch.ones_like(order, dtype=torch.bool)
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
+
+    def overlaps(i: int) -> Tensor:
         rest = slice(i + 1, None)
         # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
         width = (x2[rest].fmin(x2[i]) - x1[rest].fmax(x1[i])).clamp(min=0)
         height = (y2[rest].fmin(y2[i]) - y1[rest].fmax(y1[i])).clamp(min=0)
         inter = width * height
-        iou = inter / (area[i] + area[rest] - inter)
-        dropped = iou.double() > iou_threshold  # the threshold is not rounded to float32
-        if classes is not None:
-            dropped &= classes[rest] == classes[i]
-        alive[rest] &= ~dropped
-    return order[alive]
+        return inter / (area[i] + area[rest] - inter)
+
+    return greedy(order, idxs, iou_threshold, overlaps)
 
 
 def nms_padded(

@@ -109,7 +109,7 @@ def nms_variants(all_variants):
         values = dict.fromkeys(["N", "step", "max_output"], "i32")
         values |= {"boxes_ptr": "*fp32", "alive_ptr": "*i8", "iou_threshold": "i64"}
         values |= {"classes_ptr": classes, "origins_ptr": classes}
-        values |= {"BLOCK": nms.BLOCK, "TILE": nms.TILE}
+        values |= {"KIND": 0, "BLOCK": nms.BLOCK, "TILE": nms.TILE}
         yield (
             f"suppress {classes}",
             nms._nms_suppress_kernel,
@@ -117,6 +117,14 @@ def nms_variants(all_variants):
             {"num_warps": nms.SUPPRESS_WARPS},
         )
         yield f"settle {classes}", nms._nms_settle_kernel, values, {"num_warps": nms.SETTLE_WARPS}
+        for kind, dtype in ((1, "fp32"), (2, "fp64")):
+            given = values | {"boxes_ptr": f"*{dtype}", "KIND": kind}
+            tile = nms.ROTATED_TILE // (2 if dtype == "fp64" else 1)
+            given |= {"BLOCK": nms.ROTATED_BLOCK, "TILE": tile}
+            options = {"num_warps": nms.ROTATED_WARPS}
+            for part in ("suppress", "settle"):
+                kernel = getattr(nms, f"_nms_{part}_kernel")
+                yield f"{part} {classes} {kind}", kernel, given, options
     if all_variants:
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
@@ -217,7 +225,7 @@ def box_iou_variants(all_variants):
         values |= dict.fromkeys(["boxes1_ptr", "boxes2_ptr"], f"*{dtype}")
         names = ["output_ptr", "grad_ptr", "rows_ptr", "columns_ptr"]
         values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
-        values |= {"KIND": kind, "FORMAT": format, "DOUBLE": double}
+        values |= {"KIND": kind, "FORMAT": format, "SOLID": format > 0, "DOUBLE": double}
         values |= {"STRIP": config.GRADIENT_ROWS}
         if kind > 0 and dtype in ("fp32", "fp64"):
             names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]

@@ -156,6 +156,12 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "nms, scores": ("scores", SCORES, lambda s: ops.nms(BOXES, s, 0.5)),
     "batched_nms": ("boxes", BOXES, lambda b: ops.batched_nms(b, SCORES, SCORES, 0.5)),
     "batched_nms, idxs": ("idxs", SCORES, lambda i: ops.batched_nms(BOXES, SCORES, i, 0.5)),
+    "nms_rotated": ("boxes", ROIS, lambda b: ops.nms_rotated(b, SCORES, 0.5)),
+    "batched_nms_rotated": (
+        "idxs",
+        SCORES,
+        lambda i: ops.batched_nms_rotated(ROIS, SCORES, i, 0.5),
+    ),
     "box_area": ("boxes", BOXES, ops.box_area),
     "box_convert": ("boxes", BOXES, lambda b: ops.box_convert(b, "xyxy", "xywh")),
     "box_iou": ("boxes1", BOXES, lambda b: ops.box_iou(b, BOXES)),

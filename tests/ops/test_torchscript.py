@@ -254,6 +254,17 @@ def test_trace_nms():
     assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
 
 
+def test_trace_nms_rotated():
+    boxes, scores, classes = rois(30).flip(1), torch.rand(30), torch.arange(30) % 3
+
+    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        kept = ops.batched_nms_rotated(boxes, scores, classes, 0.3)
+        return ops.nms_rotated(boxes, scores, 0.3), kept
+
+    traced = torch.jit.trace(keep, (boxes[:0], scores[:0], classes[:0]))
+    assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
+
+
 def test_tracing_finds_no_sizes_that_become_constants(recwarn: pytest.WarningsRecorder):
     for case in ("Conv2dNormActivation", "RoIAlign", "SigmoidFocalLoss", "batch_norm_relu"):
         make, (first, _) = CASES[case]

@@ -472,19 +472,41 @@ def fuzz_box_iou_loss(rng: random.Random) -> list[Tensor]:
     return [loss.detach()]
 
 
+def random_rotated_boxes(rng: random.Random, count: int) -> Tensor:
+    """[count, 5] boxes whose angle may be anything too."""
+    boxes = random_boxes(rng, max(count, 1), 40.0)[:count]
+    angle = torch.rand(count, 1) * 720 - 360
+    if count and rng.random() < 0.3:
+        angle[rng.randrange(count)] = rng.choice(HOSTILE)
+    return torch.cat([boxes, angle], 1)
+
+
 def fuzz_box_iou_rotated(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
-    sets = []
-    for _ in range(2):
-        count = rng.choice((0, 1, 3, 17, 70))
-        boxes = random_boxes(rng, max(count, 1), 40.0)[:count]
-        angle = torch.rand(count, 1) * 720 - 360
-        if count and rng.random() < 0.3:
-            angle[rng.randrange(count)] = rng.choice(HOSTILE)
-        sets.append(torch.cat([boxes, angle], 1).to(dtype).requires_grad_())
+    sets = [
+        random_rotated_boxes(rng, rng.choice((0, 1, 3, 17, 70))).to(dtype).requires_grad_()
+        for _ in range(2)
+    ]
     overlap = ops.box_iou_rotated(*sets)
     torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), sets)
     return [overlap.detach()]
+
+
+def fuzz_nms_rotated(rng: random.Random) -> list[Tensor]:
+    """Indices only: the levels may round an overlap near the threshold differently."""
+    dtype = rng.choice(DTYPES)
+    count = rng.choice((0, 1, 2, 15, 16, 17, 65, 300, 800))
+    boxes, scores = random_rotated_boxes(rng, count).to(dtype), torch.rand(count).to(dtype)
+    if count and rng.random() < 0.3:
+        scores[torch.randint(0, count, (count // 3 + 1,))] = rng.choice(HOSTILE)
+    threshold = rng.choice((0.0, 0.3, 0.5, 0.9, 1.0, -1.0, 2.0, float("nan"), float("inf")))
+    if rng.random() < 0.5:
+        kept = ops.nms_rotated(boxes, scores, threshold)
+    else:
+        kept = ops.batched_nms_rotated(boxes, scores, torch.randint(-3, 3, (count,)), threshold)
+    assert kept.unique().numel() == kept.numel() <= count
+    assert ((kept >= 0) & (kept < count)).all()
+    return []
 
 
 def fuzz_masks_to_boxes(rng: random.Random) -> list[Tensor]:
@@ -556,6 +578,7 @@ FUZZERS = (
     fuzz_roi_pool,
     fuzz_ps_rois,
     fuzz_nms,
+    fuzz_nms_rotated,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
