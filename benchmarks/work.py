@@ -35,7 +35,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, *, backward: bool = False
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Work:
-    """Boxes read once and the overlaps written once; six operations tell that a pair is apart."""
+    """Boxes read once and the overlaps written once; six operations tell that a pair is apart.
+    Solid boxes too."""
     pairs = boxes1.shape[0] * boxes2.shape[0]
     return Work((boxes1.numel() + boxes2.numel() + pairs) * boxes1.element_size(), 6 * pairs)
 

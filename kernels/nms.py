@@ -31,6 +31,7 @@ COMPACT = 2048
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
 # a pair of rotated boxes takes more of everything, and half a tile if it is in double
 ROTATED_BLOCK, ROTATED_TILE, ROTATED_WARPS = 256, 32, 8
+ROTATED_REGISTERS = 224  # ptxas otherwise spills some to fit more programs
 LAST_CLASS = tl.constexpr(2**63 - 1)
 # kinds of boxes, and how many numbers each has
 UPRIGHT, ROTATED, SOLID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -241,10 +242,12 @@ def launch_nms_padded(
     """Indices [B, max_output] in descending order of score, padded with -1, and counts [B]."""
     B, N = scores.shape
     kind = COLUMNS.index(boxes.shape[2])
-    block, tile, suppress_warps, settle_warps = BLOCK, TILE, SUPPRESS_WARPS, SETTLE_WARPS
+    block, tile = BLOCK, TILE
+    suppress: dict[str, object] = {"num_warps": SUPPRESS_WARPS}
+    settle: dict[str, object] = {"num_warps": SETTLE_WARPS}
     if kind != UPRIGHT.value:
         block, tile = ROTATED_BLOCK, ROTATED_TILE // (2 if boxes.dtype == torch.float64 else 1)
-        suppress_warps = settle_warps = ROTATED_WARPS
+        suppress = settle = {"num_warps": ROTATED_WARPS, "maxnreg": ROTATED_REGISTERS}
     indices = boxes.new_empty((B, max_output), dtype=torch.int64)
     counts = boxes.new_empty((B,), dtype=torch.int64)
     if B * N * max_output == 0:
@@ -270,12 +273,10 @@ def launch_nms_padded(
             args = (in_blocks, classes, origins, alive, N, step, threshold, kind, block, tile)
             if step > 0:
                 tiles = triton.cdiv(N - step * block, tile)
-                _nms_suppress_kernel[(B, tiles)](
-                    *args, num_warps=suppress_warps, enable_fp_fusion=False
-                )
+                _nms_suppress_kernel[(B, tiles)](*args, **suppress, enable_fp_fusion=False)
             # without classes all boxes start in block 0, so only one block is due
             due = 1 if classes is None else blocks - step
-            _nms_settle_kernel[(B, due)](*args, num_warps=settle_warps, enable_fp_fusion=False)
+            _nms_settle_kernel[(B, due)](*args, **settle, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
         _nms_compact_kernel[(B,)](
             kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=COMPACT_WARPS

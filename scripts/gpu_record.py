@@ -70,6 +70,7 @@ ORDER = [
     ("bench", "roi_pool", 2),
     ("bench", "box_iou", 1),
     ("bench", "box_iou_rotated", 1),
+    ("bench", "box_iou_3d", 1),
     ("bench", "nms_rotated", 1),
     ("bench", "masks_to_boxes", 1),
     ("bench", "fuse", 4),

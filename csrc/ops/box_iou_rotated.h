@@ -12,7 +12,9 @@
 namespace fastvision {
 
 constexpr double kMinRotatedArea = 1e-14;  // or volume
-constexpr int kRotatedTerms = 5;  // derivatives by center, width, height and angle in radians
+// derivatives by center, width, height and angle in radians
+constexpr int kRotatedTerms = 5;
+constexpr int kSolidTerms = 7;  // with a depth
 
 // What the arrays of a set of boxes hold. `measure` is the area, or the volume of solid boxes,
 // which stand upright on the plane. The extents are half of the upright box around it, below 0 if

@@ -1,7 +1,7 @@
 // NMS of rotated boxes on the CPU: what nms_suppression.h asks of a kind of boxes.
 #pragma once
 
-#include "ops/box_iou_rotated_memory.h"
+#include "ops/box_iou_rotated_engine.h"
 #include "ops/nms_rotated.h"
 #include "ops/nms_suppression.h"
 

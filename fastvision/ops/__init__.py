@@ -4,6 +4,7 @@ from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
 from .box_convert import box_convert
 from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from .box_iou_3d import box_iou_3d
 from .box_iou_rotated import box_iou_rotated
 from .boxes import box_area, clip_boxes_to_image, remove_small_boxes
 from .chain import Sequential, conv_norm_act, norm_act
@@ -35,6 +36,7 @@ from .misc import (
     Permute,
 )
 from .nms import batched_nms, batched_nms_padded, nms
+from .nms_3d import nms_3d
 from .nms_rotated import batched_nms_rotated, nms_rotated
 from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
@@ -75,6 +77,7 @@ __all__ = [
     "box_area",
     "box_convert",
     "box_iou",
+    "box_iou_3d",
     "box_iou_rotated",
     "clip_boxes_to_image",
     "complete_box_iou",
@@ -96,6 +99,7 @@ __all__ = [
     "max_unpool2d",
     "multiscale_roi_align",
     "nms",
+    "nms_3d",
     "nms_rotated",
     "norm_act",
     "ps_roi_align",

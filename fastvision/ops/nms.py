@@ -8,12 +8,7 @@ from torch import Tensor
 from .. import reference
 from ._checks import check_tensor, integer, is_traced, of_torchvision
 from ._library import declare
-from ._nms_checks import check_boxes, class_ids, same_dtype
-
-
-def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)
-    return boxes.new_empty(kept, dtype=torch.int64)
+from ._nms_checks import check_boxes, class_ids, fake_kept, same_dtype
 
 
 def _fake_nms_padded(
@@ -33,7 +28,7 @@ def _fake_nms_padded(
 
 _NMS = declare(
     "nms", "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
-    fake=_fake_nms, triton="kernels.nms.launch_nms", reference=reference.nms,
+    fake=fake_kept, triton="kernels.nms.launch_nms", reference=reference.nms,
     serves=("nms", "batched_nms"),
 )  # fmt: skip
 _NMS_PADDED = declare(

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from ._checks import check_tensor
 from ._library import declare
-from ._nms_checks import check_boxes, class_ids, same_dtype
-
-
-def _fake(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)
-    return boxes.new_empty(kept, dtype=torch.int64)
-
+from ._nms_checks import check_boxes, class_ids, fake_kept, same_dtype
 
 _NMS_ROTATED = declare(
     "nms_rotated",
     "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
-    fake=_fake,
+    fake=fake_kept,
     triton="kernels.nms.launch_nms",
     reference=reference.nms_rotated,
     lacks={"cuda": "the Triton kernel serves GPUs"},

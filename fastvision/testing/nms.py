@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastvision.testing import cases
+from fastvision.testing.boxes import solid_boxes
 
 
 def special_boxes(count: int, seed: int) -> Tensor:
@@ -78,15 +79,23 @@ def turned_boxes(corners: Tensor, seed: int) -> Tensor:
     return torch.cat([(low + high) / 2, high - low, angle], 1)
 
 
-def special_rotated_boxes(count: int, seed: int) -> Tensor:
-    """Uniform boxes, some with a number that is negative, tiny, huge, infinite or NaN."""
+def _with_special_numbers(boxes: Tensor, seed: int) -> Tensor:
+    """Some of the boxes with a number that is negative, tiny, huge, infinite or NaN."""
     g = cases.generator(seed)
-    boxes = turned_boxes(cases.uniform_boxes(count, seed=seed), seed)
     values = torch.tensor([math.nan, math.inf, -math.inf, 3e38, 1e20, 0.0, -0.0, 1e-40, -50])
-    rows = torch.randint(0, count, (count // 3,), generator=g)
-    columns = torch.randint(0, 5, rows.shape, generator=g)
+    rows = torch.randint(0, len(boxes), (len(boxes) // 3,), generator=g)
+    columns = torch.randint(0, boxes.shape[1], rows.shape, generator=g)
     boxes[rows, columns] = values[torch.randint(0, len(values), rows.shape, generator=g)]
     return boxes
+
+
+def special_rotated_boxes(count: int, seed: int) -> Tensor:
+    boxes = turned_boxes(cases.uniform_boxes(count, seed=seed), seed)
+    return _with_special_numbers(boxes, seed)
+
+
+def special_solid_boxes(count: int, seed: int) -> Tensor:
+    return _with_special_numbers(solid_boxes(count, seed=seed), seed)
 
 
 def dense_corners(count: int, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .angles import cosine_and_sine
+from .box_pairs import share_of_minimum
 from .scalars import divide
 
 MIN_AREA = tl.constexpr(1e-14)  # or volume
@@ -219,12 +220,14 @@ def intersection_gradient(a, b, frame, area):
 
 
 @triton.jit
-def boxes_meet(a, b, area_a, area_b):
-    """Whether the upright boxes around a pair meet and neither box is empty."""
+def boxes_meet(a, b, SOLID: tl.constexpr):
+    """Whether the upright boxes around two sized boxes meet and neither is empty."""
     ax, ay = upright_extent(a)
     bx, by = upright_extent(b)
     near = (tl.abs(a[0] - b[0]) <= ax + bx) & (tl.abs(a[1] - b[1]) <= ay + by)
-    return near & (area_a >= MIN_AREA) & (area_b >= MIN_AREA)
+    if SOLID:
+        near = near & (a[7] <= b[8]) & (b[7] <= a[8])
+    return near & (a[6] >= MIN_AREA) & (b[6] >= MIN_AREA)
 
 
 @triton.jit
@@ -235,9 +238,7 @@ def rotated_overlap(a, b, mask, SOLID: tl.constexpr):
     bx, by, b_width, b_height, b_cos, b_sin, area_b, b_bottom, b_top = b
     first = (ax, ay, a_width, a_height, a_cos, a_sin)
     second = (bx, by, b_width, b_height, b_cos, b_sin)
-    meets = boxes_meet(first, second, area_a, area_b) & mask
-    if SOLID:
-        meets = meets & (a_bottom <= b_top) & (b_bottom <= a_top)
+    meets = boxes_meet(a, b, SOLID) & mask
     both = area_a + area_b
     result = tl.where(both == both, 0.0, float("nan")).to(both.dtype)
     if tl.max(tl.max(meets.to(tl.int32), 1), 0) > 0:
@@ -247,3 +248,67 @@ def rotated_overlap(a, b, mask, SOLID: tl.constexpr):
             inter = tl.where(inter < float("inf"), inter, 0.0)
         result = tl.where(meets, divide(inter, both - inter), result)
     return tl.where((area_a < MIN_AREA) | (area_b < MIN_AREA), 0.0, result)
+
+
+@triton.jit
+def _times(meets, by_inter, of_inter):
+    # a pair that is apart may have no derivative at all
+    return tl.where(meets, by_inter * of_inter, 0.0)
+
+
+@triton.jit
+def overlap_gradient(a, b, meets, gradient, SOLID: tl.constexpr):
+    """Derivatives of the overlap of sized boxes times ``gradient``, by (cx, cy, width, height,
+    angle) or (cx, cy, cz, width, height, depth, angle) of each; 0 where not ``meets``."""
+    ax, ay, a_width, a_height, a_cos, a_sin, area_a, a_bottom, a_top = a
+    bx, by, b_width, b_height, b_cos, b_sin, area_b, b_bottom, b_top = b
+    first = (ax, ay, a_width, a_height, a_cos, a_sin)
+    second = (bx, by, b_width, b_height, b_cos, b_sin)
+    frame = seen_from(first, second)
+    area = intersection_area(frame)
+    of_a, of_b = intersection_gradient(first, second, frame, area)
+    if SOLID:
+        depth = tl.maximum(tl.minimum(a_top, b_top) - tl.maximum(a_bottom, b_bottom), 0.0)
+        inter = area * depth
+    else:
+        inter = area
+    union = area_a + area_b - inter
+    by_size = divide(-gradient * divide(inter, union), union)
+    by_inter = divide(gradient, union) - by_size
+    if SOLID:
+        by_depth = tl.where(meets & (depth > 0), by_inter * area, 0.0)
+        by_inter = by_inter * depth
+        top = share_of_minimum(a_top, b_top, by_depth)
+        bottom = share_of_minimum(-a_bottom, -b_bottom, by_depth)
+        half = (top + bottom) / 2
+        return (
+            _times(meets, by_inter, of_a[0]),
+            _times(meets, by_inter, of_a[1]),
+            top - bottom,
+            _times(meets, by_inter, of_a[2]) + _times(meets, by_size, divide(area_a, a_width)),
+            _times(meets, by_inter, of_a[3]) + _times(meets, by_size, divide(area_a, a_height)),
+            half + _times(meets, by_size, a_width * a_height),
+            _times(meets, by_inter, of_a[4]),
+        ), (
+            _times(meets, by_inter, of_b[0]),
+            _times(meets, by_inter, of_b[1]),
+            bottom - top,
+            _times(meets, by_inter, of_b[2]) + _times(meets, by_size, divide(area_b, b_width)),
+            _times(meets, by_inter, of_b[3]) + _times(meets, by_size, divide(area_b, b_height)),
+            by_depth - half + _times(meets, by_size, b_width * b_height),
+            _times(meets, by_inter, of_b[4]),
+        )
+    else:
+        return (
+            _times(meets, by_inter, of_a[0]),
+            _times(meets, by_inter, of_a[1]),
+            _times(meets, by_inter, of_a[2]) + _times(meets, by_size, a_height),
+            _times(meets, by_inter, of_a[3]) + _times(meets, by_size, a_width),
+            _times(meets, by_inter, of_a[4]),
+        ), (
+            _times(meets, by_inter, of_b[0]),
+            _times(meets, by_inter, of_b[1]),
+            _times(meets, by_inter, of_b[2]) + _times(meets, by_size, b_height),
+            _times(meets, by_inter, of_b[3]) + _times(meets, by_size, b_width),
+            _times(meets, by_inter, of_b[4]),
+        )

@@ -117,14 +117,15 @@ def nms_variants(all_variants):
             {"num_warps": nms.SUPPRESS_WARPS},
         )
         yield f"settle {classes}", nms._nms_settle_kernel, values, {"num_warps": nms.SETTLE_WARPS}
-        for kind, dtype in ((1, "fp32"), (2, "fp64")):
+        kinds = [(1, "fp32"), (2, "fp64"), *([(2, "fp32")] if all_variants else [])]
+        for kind, dtype in kinds:
             given = values | {"boxes_ptr": f"*{dtype}", "KIND": kind}
             tile = nms.ROTATED_TILE // (2 if dtype == "fp64" else 1)
             given |= {"BLOCK": nms.ROTATED_BLOCK, "TILE": tile}
-            options = {"num_warps": nms.ROTATED_WARPS}
+            options = {"num_warps": nms.ROTATED_WARPS, "maxnreg": nms.ROTATED_REGISTERS}
             for part in ("suppress", "settle"):
                 kernel = getattr(nms, f"_nms_{part}_kernel")
-                yield f"{part} {classes} {kind}", kernel, given, options
+                yield f"{part} {classes} {kind} {dtype}", kernel, given, options
     if all_variants:
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
@@ -225,7 +226,7 @@ def box_iou_variants(all_variants):
         values |= dict.fromkeys(["boxes1_ptr", "boxes2_ptr"], f"*{dtype}")
         names = ["output_ptr", "grad_ptr", "rows_ptr", "columns_ptr"]
         values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
-        values |= {"KIND": kind, "FORMAT": format, "SOLID": format > 0, "DOUBLE": double}
+        values |= {"KIND": kind, "FORMAT": format, "SOLID": kind == 1, "DOUBLE": double}
         values |= {"STRIP": config.GRADIENT_ROWS}
         if kind > 0 and dtype in ("fp32", "fp64"):
             names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]
@@ -240,7 +241,9 @@ def box_iou_variants(all_variants):
                 chosen = config.tile(op, double)
                 given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
                 kernel = getattr(module, f"_{op}_kernel")
-                yield f"{op} {dtype} {kind}", kernel, given, options
+                solid = part == "_backward" and module is box_iou_rotated and values["SOLID"]
+                more = {"maxnreg": config.SOLID_REGISTERS} if solid else {}
+                yield f"{op} {dtype} {kind}", kernel, given, options | more
 
 
 def masks_to_boxes_variants(all_variants):

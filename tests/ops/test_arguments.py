@@ -20,6 +20,7 @@ X, W = torch.randn(1, 4, 9, 9), torch.randn(4, 4, 3, 3)
 BOXES = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [5, 5, 9, 9]])
 SCORES = torch.tensor([0.9, 0.8, 0.7])
 ROIS = torch.tensor([[0.0, 1, 1, 6, 7]])
+SOLID = torch.ones(1, 7)
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "conv_bn_relu": (lambda *a, **k: ops.conv_bn_relu(*a, activation="none", **k), F.conv2d),
     "conv_transpose2d": (ops.conv_transpose2d, F.conv_transpose2d),
@@ -162,10 +163,12 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
         SCORES,
         lambda i: ops.batched_nms_rotated(ROIS, SCORES, i, 0.5),
     ),
+    "nms_3d": ("boxes", SOLID, lambda b: ops.nms_3d(b, SCORES, 0.5)),
     "box_area": ("boxes", BOXES, ops.box_area),
     "box_convert": ("boxes", BOXES, lambda b: ops.box_convert(b, "xyxy", "xywh")),
     "box_iou": ("boxes1", BOXES, lambda b: ops.box_iou(b, BOXES)),
     "box_iou, boxes2": ("boxes2", BOXES, lambda b: ops.box_iou(BOXES, b)),
+    "box_iou_3d": ("boxes1", SOLID, lambda b: ops.box_iou_3d(b, SOLID)),
     "box_iou_rotated": ("boxes1", ROIS, lambda b: ops.box_iou_rotated(b, ROIS)),
     "clip_boxes_to_image": ("boxes", BOXES, lambda b: ops.clip_boxes_to_image(b, (4, 4))),
     "complete_box_iou": ("boxes2", BOXES, lambda b: ops.complete_box_iou(BOXES, b)),

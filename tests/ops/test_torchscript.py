@@ -67,6 +67,10 @@ def labels(N: int) -> Tensor:
     return torch.arange(N * 8 * 16).view(N, 8, 16) % 16
 
 
+def solid(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :3], boxes[:, 1:] / 2 + 1, boxes[:, :1]], 1)
+
+
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # to trace with, and of other sizes
 IMAGES: Inputs = ((image(1),), (image(3),))
 ROIS: Inputs = ((image(), rois(2)), (image(), rois(5)))
@@ -121,6 +125,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         ROIS,
     ),
     "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b.detach() + 1)), BOXES),
+    "box_iou_3d": (
+        lambda: Call(lambda b: ops.box_iou_3d(solid(b), solid(b).flip(0))),
+        BOXES,
+    ),
     "box_iou_rotated": (
         lambda: Call(lambda b: ops.box_iou(b, b.flip(0), "xywhr")),
         ((rois(2).flip(1),), (rois(5).flip(1),)),
@@ -257,9 +265,10 @@ def test_trace_nms():
 def test_trace_nms_rotated():
     boxes, scores, classes = rois(30).flip(1), torch.rand(30), torch.arange(30) % 3
 
-    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept = ops.batched_nms_rotated(boxes, scores, classes, 0.3)
-        return ops.nms_rotated(boxes, scores, 0.3), kept
+        in_space = ops.nms_3d(solid(boxes[:, :4]), scores, 0.1, idxs=classes)
+        return ops.nms_rotated(boxes, scores, 0.3), kept, in_space
 
     traced = torch.jit.trace(keep, (boxes[:0], scores[:0], classes[:0]))
     assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))

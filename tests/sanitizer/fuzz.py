@@ -492,15 +492,37 @@ def fuzz_box_iou_rotated(rng: random.Random) -> list[Tensor]:
     return [overlap.detach()]
 
 
+def random_solid_boxes(rng: random.Random, count: int) -> Tensor:
+    """[count, 7] boxes whose heights and yaws may be anything too."""
+    flat, upright = (random_boxes(rng, max(count, 1), 40.0)[:count] for _ in range(2))
+    yaw = random_rotated_boxes(rng, count)[:, 4:] / 57
+    return torch.cat([flat[:, :2], upright[:, :1], flat[:, 2:], upright[:, 2:3], yaw], 1)
+
+
+def fuzz_box_iou_3d(rng: random.Random) -> list[Tensor]:
+    dtype, fmt = rng.choice(DTYPES), rng.choice(("cxcyczdxdydzr", "xyzxyz"))
+    sets = [random_solid_boxes(rng, rng.choice((0, 1, 3, 17, 70))).to(dtype) for _ in range(2)]
+    if fmt == "xyzxyz":
+        sets = [boxes[:, :6] for boxes in sets]
+    sets = [boxes.requires_grad_() for boxes in sets]
+    overlap = ops.box_iou_3d(*sets, fmt=fmt)
+    torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), sets)
+    return [overlap.detach()]
+
+
 def fuzz_nms_rotated(rng: random.Random) -> list[Tensor]:
-    """Indices only: the levels may round an overlap near the threshold differently."""
-    dtype = rng.choice(DTYPES)
+    """nms_rotated, batched_nms_rotated and nms_3d. No indices are compared: the levels may round an
+    overlap near the threshold differently."""
+    dtype, solid = rng.choice(DTYPES), rng.random() < 0.4
     count = rng.choice((0, 1, 2, 15, 16, 17, 65, 300, 800))
-    boxes, scores = random_rotated_boxes(rng, count).to(dtype), torch.rand(count).to(dtype)
+    boxes = (random_solid_boxes if solid else random_rotated_boxes)(rng, count).to(dtype)
+    scores = torch.rand(count).to(dtype)
     if count and rng.random() < 0.3:
         scores[torch.randint(0, count, (count // 3 + 1,))] = rng.choice(HOSTILE)
     threshold = rng.choice((0.0, 0.3, 0.5, 0.9, 1.0, -1.0, 2.0, float("nan"), float("inf")))
-    if rng.random() < 0.5:
+    if solid:
+        kept = ops.nms_3d(boxes, scores, threshold, bev=rng.random() < 0.3)
+    elif rng.random() < 0.5:
         kept = ops.nms_rotated(boxes, scores, threshold)
     else:
         kept = ops.batched_nms_rotated(boxes, scores, torch.randint(-3, 3, (count,)), threshold)
@@ -571,6 +593,7 @@ def fuzz_deform_conv2d(rng: random.Random) -> list[Tensor]:
 
 FUZZERS = (
     fuzz_box_iou,
+    fuzz_box_iou_3d,
     fuzz_box_iou_loss,
     fuzz_box_iou_rotated,
     fuzz_masks_to_boxes,

@@ -118,4 +118,67 @@ Tensor rotated_overlaps(const Tensor& boxes1, const Tensor& boxes2, const Kernel
   return output;
 }
 
+// The sum of `parts` terms of each of `count` boxes, in order; by the angle as it is given.
+template <bool kSolid, typename A>
+void sum_parts(const A* terms, int64_t parts, int64_t count, A* grad) {
+  constexpr int kTerms = rotated_columns(kSolid);
+  for (int64_t i = 0; i < count * kTerms; ++i) {
+    A sum = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      sum += terms[part * count * kTerms + i];
+    }
+    const bool is_angle = i % kTerms == kTerms - 1;
+    grad[i] = is_angle ? sum * static_cast<A>(kSolid ? -1 : kRadians) : sum;
+  }
+}
+
+// Gradients of the boxes in float, or in double for double boxes; with a batch if they have one.
+// `kernel` takes the gradient of an image, its boxes, a tile, and the terms of rows and columns.
+template <bool kSolid, typename Kernel>
+std::tuple<Tensor, Tensor> rotated_gradients(
+    const Tensor& grad_output, const Tensor& boxes1, const Tensor& boxes2, const Kernel& kernel
+) {
+  constexpr int kTerms = rotated_columns(kSolid);
+  const BoxPairs pairs(boxes1, boxes2, kTerms);
+  const bool wide = boxes1.scalar_type() == ScalarType::Double;
+  pairs.check_gradient(grad_output, wide);
+  const Tensor grad = torch::stable::contiguous(grad_output);
+  const int64_t B = pairs.B, N = pairs.N, M = pairs.M;
+  Tensor grad1 = pairs.empty_gradient(N, wide), grad2 = pairs.empty_gradient(M, wide);
+  FASTVISION_DISPATCH_FLOATING(boxes1.scalar_type(), "boxes1", [&] {
+    using A = accumulate_t<scalar_t>;
+    const RotatedPairs<kSolid, scalar_t> boxes(pairs);
+    const auto* g = static_cast<const A*>(grad.const_data_ptr());
+    const PairParts parts(pairs);
+    const int64_t of_rows = N * kTerms, of_columns = M * kTerms;
+    // the terms of rows for each part of the columns, and the reverse
+    const std::unique_ptr<A[]> rows(new A[B * parts.columns * of_rows]());
+    const std::unique_ptr<A[]> columns(new A[B * parts.rows * of_columns]());
+    parts.run<RotatedTile>(
+        pairs,
+        kRotatedSerialPairs,
+        [&](int64_t image, int64_t row, int64_t column, const RotatedTile& tile) {
+          kernel(
+              g + image * N * M,
+              boxes.of_image(image),
+              tile,
+              rows.get() + (image * parts.columns + column) * of_rows,
+              columns.get() + (image * parts.rows + row) * of_columns
+          );
+        }
+    );
+    auto* to1 = static_cast<A*>(grad1.mutable_data_ptr());
+    auto* to2 = static_cast<A*>(grad2.mutable_data_ptr());
+    for (int64_t image = 0; image < B; ++image) {
+      sum_parts<kSolid>(
+          rows.get() + image * parts.columns * of_rows, parts.columns, N, to1 + image * of_rows
+      );
+      sum_parts<kSolid>(
+          columns.get() + image * parts.rows * of_columns, parts.rows, M, to2 + image * of_columns
+      );
+    }
+  });
+  return {grad1, grad2};
+}
+
 }  // namespace fastvision
