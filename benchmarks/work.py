@@ -22,6 +22,14 @@ def nms(inputs: tuple[Tensor, ...], kept: int, dropped: int) -> Work:
     return Work(moved, IOU_FLOPS * dropped)
 
 
+def weighted_boxes_fusion(boxes: list[Tensor], fused: Tensor) -> Work:
+    """Boxes, scores and labels read once, the fused ones written once, and one IoU for each box
+    that joins another."""
+    count, element = sum(map(len, boxes)), boxes[0].element_size()
+    moved = (count + len(fused)) * (5 * element + 8)
+    return Work(moved, IOU_FLOPS * (count - len(fused)))
+
+
 # operations per pair: IoU, and what the kinds of overlap add to it
 OVERLAP_FLOPS = {"iou": 14, "generalized": 24, "distance": 32, "complete": 42}
 

@@ -72,6 +72,7 @@ ORDER = [
     ("bench", "box_iou_rotated", 1),
     ("bench", "box_iou_3d", 1),
     ("bench", "nms_rotated", 1),
+    ("bench", "weighted_boxes_fusion", 1),
     ("bench", "masks_to_boxes", 1),
     ("bench", "fuse", 4),
     ("report", "", 2),

@@ -45,6 +45,7 @@ from .roi_align import RoIAlign, multiscale_roi_align, roi_align
 from .roi_pool import RoIPool, roi_pool
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
+from .weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
     "MLP",
@@ -111,6 +112,7 @@ __all__ = [
     "softmax_focal_loss",
     "squeeze_excitation",
     "stochastic_depth",
+    "weighted_boxes_fusion",
 ]
 
 for _name in __all__:

@@ -27,6 +27,7 @@ from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
 from .roi_pool import pixels_at, roi_pool
 from .squeeze_excitation import squeeze_excitation
+from .weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
     "ACTIVATIONS",
@@ -68,4 +69,5 @@ __all__ = [
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "squeeze_excitation",
+    "weighted_boxes_fusion",
 ]

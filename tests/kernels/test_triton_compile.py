@@ -258,6 +258,18 @@ def masks_to_boxes_variants(all_variants):
         yield f"masks_to_boxes {dtype}", kernel, values, {"num_warps": config.NUM_WARPS}
 
 
+def weighted_boxes_fusion_variants(all_variants):
+    from fastvision.kernels import weighted_boxes_fusion as kernels
+
+    for dtype, maximum in [("fp32", False), ("fp64", True)][: 2 if all_variants else 1]:
+        names = ["boxes_ptr", "scores_ptr", "fused_ptr", "sums_ptr", "totals_ptr"]
+        values = dict.fromkeys([*names, "fused_scores_ptr"], f"*{dtype}")
+        values |= {"labels_ptr": "*i64", "counts_ptr": "*i64", "N": "i32", "iou_threshold": "i64"}
+        values |= {"MAXIMUM": maximum, "BLOCK": kernels.BLOCK}
+        kernel = kernels._weighted_boxes_fusion_kernel
+        yield f"boxes fusion {dtype}", kernel, values, {"num_warps": kernels.NUM_WARPS}
+
+
 def conv_transpose2d_variants(all_variants):
     from fastvision.kernels import conv_transpose2d
     from fastvision.kernels.configs import conv_transpose2d as config
@@ -399,6 +411,7 @@ if __name__ == "__main__":
             focal_loss_variants,
             box_iou_variants,
             masks_to_boxes_variants,
+            weighted_boxes_fusion_variants,
             batch_norm_relu_variants,
             squeeze_excitation_variants,
             conv_transpose2d_variants,

@@ -164,6 +164,11 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
         lambda i: ops.batched_nms_rotated(ROIS, SCORES, i, 0.5),
     ),
     "nms_3d": ("boxes", SOLID, lambda b: ops.nms_3d(b, SCORES, 0.5)),
+    "weighted_boxes_fusion": (
+        r"boxes\[0\]",
+        BOXES,
+        lambda b: ops.weighted_boxes_fusion([b], [SCORES], [SCORES]),
+    ),
     "box_area": ("boxes", BOXES, ops.box_area),
     "box_convert": ("boxes", BOXES, lambda b: ops.box_convert(b, "xyxy", "xywh")),
     "box_iou": ("boxes1", BOXES, lambda b: ops.box_iou(b, BOXES)),

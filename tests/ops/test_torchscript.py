@@ -274,6 +274,18 @@ def test_trace_nms_rotated():
     assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
 
 
+def test_trace_weighted_boxes_fusion():
+    def fuse(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lists = [boxes, boxes.flip(0)], [scores, scores], [classes, classes.flip(0)]
+        return ops.weighted_boxes_fusion(*lists)
+
+    first, second = (
+        (rois(count)[:, 1:], torch.rand(count), torch.arange(count) % 3) for count in (5, 30)
+    )
+    traced = torch.jit.trace(fuse, first, check_trace=False)
+    assert all(map(torch.equal, traced(*second), fuse(*second)))
+
+
 def test_tracing_finds_no_sizes_that_become_constants(recwarn: pytest.WarningsRecorder):
     for case in ("Conv2dNormActivation", "RoIAlign", "SigmoidFocalLoss", "batch_norm_relu"):
         make, (first, _) = CASES[case]

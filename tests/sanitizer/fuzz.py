@@ -531,6 +531,29 @@ def fuzz_nms_rotated(rng: random.Random) -> list[Tensor]:
     return []
 
 
+def fuzz_weighted_boxes_fusion(rng: random.Random) -> list[Tensor]:
+    dtype, boxes, scores, labels = rng.choice(DTYPES), [], [], []
+    classes = rng.choice((1, 3, 200))
+    for _ in range(rng.randint(1, 4)):
+        count = rng.choice((0, 1, 2, 17, 65, 300))
+        boxes.append(random_boxes(rng, max(count, 1), 40.0)[:count].to(dtype))
+        scores.append(torch.rand(count).to(dtype))
+        if count and rng.random() < 0.3:
+            scores[-1][rng.randrange(count)] = rng.choice(HOSTILE)
+        labels.append(torch.randint(-classes, classes, (count,)))
+    fused, confidence, of_class = ops.weighted_boxes_fusion(
+        boxes,
+        scores,
+        labels,
+        weights=[rng.choice((1, 0.5, 1e30)) for _ in boxes],
+        iou_threshold=rng.choice((0.0, 0.55, 0.9, -1.0, float("nan"))),
+        skip_box_threshold=rng.choice((0.0, 0.3, -1e30)),
+        conf_type=rng.choice(("avg", "max")),
+    )
+    assert len(fused) == len(confidence) == len(of_class) <= sum(map(len, boxes))
+    return [fused, confidence, of_class]
+
+
 def fuzz_masks_to_boxes(rng: random.Random) -> list[Tensor]:
     shape = (rng.choice((0, 1, 3)), rng.choice((0, 1, 2, 9)), rng.choice((1, 7, 64, 65, 300)))
     masks = (torch.rand(shape) < rng.choice((0.0, 0.001, 0.1, 1.0))).float()
@@ -602,6 +625,7 @@ FUZZERS = (
     fuzz_ps_rois,
     fuzz_nms,
     fuzz_nms_rotated,
+    fuzz_weighted_boxes_fusion,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,
