@@ -18,7 +18,7 @@ struct RotatedSegment {
 };
 
 // So that vectors can be loaded from any box on.
-constexpr int64_t rotated_step(int64_t n) { return n + 16; }
+static constexpr int64_t rotated_step(int64_t n) { return n + 16; }
 
 FASTVISION_DECLARE_CPU(void, nms_rotated_segment, const RotatedSegment<float>&)
 FASTVISION_DECLARE_CPU(void, nms_rotated_segment, const RotatedSegment<double>&)

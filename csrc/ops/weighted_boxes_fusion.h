@@ -24,7 +24,7 @@ struct FusionArgs {
 };
 
 // Numbers of A that a class of n boxes needs as scratch memory.
-constexpr int64_t fusion_scratch(int64_t n) { return 10 * (n + 16); }
+static constexpr int64_t fusion_scratch(int64_t n) { return 10 * (n + 16); }
 
 // The class that has boxes [begin, end).
 #define FASTVISION_DECLARE_FUSION(A)                                                 \

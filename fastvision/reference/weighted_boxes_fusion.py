@@ -19,7 +19,7 @@ def weighted_boxes_fusion(
         maximum: of the scores of a cluster, instead of their mean.
 
     Returns:
-        Fused boxes [N, 4], their scores [N], and how many boxes [N] each is of: those of a class
+        Fused boxes [N, 4], their scores [N], and how many boxes [N] each is of. Those of a class
         are at its first places, and 0 is at the others.
     """
     fused, sums = torch.zeros_like(boxes), torch.zeros_like(boxes)
