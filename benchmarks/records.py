@@ -25,6 +25,7 @@ DIRECT_SUM = {"batch_norm_relu", "conv_bn_relu", "conv_bn_relu_gpu", "conv_trans
 GROUPS = {
     "batch_norm_relu": r"^(training step|forward and backward|forward).*?(float32|bfloat16)",
     "box_iou": r"^(\w+(?:, forward and backward)?)",
+    "box_iou_3d": r"^([^,]+)",
     "calls": r"^(\w+)",
     "conv_bn_relu": r"^(\w+, batch \d+)",
     "conv_bn_relu_gpu": r"^(batch \d+),.*, (\w+)$",
@@ -39,6 +40,7 @@ GROUPS = {
     "multiscale_roi_align": r"(\w+, \w+)$",
     "nms": r"^(\w+, [^,]+)",
     "nms_match": r"^([^,]+)",
+    "nms_rotated": r"^(\w+, [^,]+)",
     "ps_roi_align": r"^([^,]+), .* samples, (\w+)",
     "ps_roi_pool": r"^([^,]+), .* bins, (\w+)",
     "roi_align": r"^([^,]+), .* samples, (\w+)",

@@ -47,6 +47,14 @@ def soft_nms(inputs: tuple[Tensor, ...], kept: int) -> Work:
     return Work(moved + kept * (8 + scores.element_size()), IOU_FLOPS * boxes.shape[0])
 
 
+def weighted_boxes_fusion(boxes: list[Tensor], fused: Tensor) -> Work:
+    """Boxes, scores and labels read once, the fused ones written once, and one IoU for each box
+    that joins another."""
+    count, element = sum(map(len, boxes)), boxes[0].element_size()
+    moved = (count + len(fused)) * (5 * element + 8)
+    return Work(moved, IOU_FLOPS * (count - len(fused)))
+
+
 # operations per pair: IoU, and what the kinds of overlap add to it
 OVERLAP_FLOPS = {"iou": 14, "generalized": 24, "distance": 32, "complete": 42}
 
@@ -60,7 +68,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, *, backward: bool = False
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Work:
-    """Boxes read once and the overlaps written once; six operations tell that a pair is apart."""
+    """Boxes read once and the overlaps written once; six operations tell that a pair is apart.
+    Solid boxes too."""
     pairs = boxes1.shape[0] * boxes2.shape[0]
     return Work((boxes1.numel() + boxes2.numel() + pairs) * boxes1.element_size(), 6 * pairs)
 

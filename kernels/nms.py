@@ -1,4 +1,5 @@
-"""Greedy non-maximum suppression of a batch of images, exact per class.
+"""Greedy non-maximum suppression of a batch of images, exact per class; of corners, rotated boxes
+or solid ones.
 
 The boxes of each image are sorted by class, then by score, and split into blocks. Step ``s``
 decides the ``s``-th block of all classes. One kernel removes the boxes that the previous block
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common.geometry import intersection_over_union, load_box
+from .common.rotated_box import load_sized_box, rotated_overlap
 from .common.scalars import as_double, threshold_bits
 
 # larger blocks mean fewer launches, but more pairs for the program that settles a block
@@ -25,8 +27,14 @@ TILE = 64
 COMPACT = 2048
 # settling needs registers for a second tile of overlaps
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
+# a pair of rotated boxes takes more of everything, and half a tile if it is in double
+ROTATED_BLOCK, ROTATED_TILE, ROTATED_WARPS = 256, 32, 8
+ROTATED_REGISTERS = 224  # ptxas otherwise spills some to fit more programs
 MATCH_BLOCK, MATCH_TILE, MATCH_WARPS = 64, 32, 4
 LAST_CLASS = tl.constexpr(2**63 - 1)
+# kinds of boxes, and how many numbers each has
+UPRIGHT, ROTATED, SOLID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+COLUMNS = (4, 5, 7)
 
 
 @triton.jit
@@ -34,9 +42,39 @@ def _any(x, axis: tl.constexpr):
     return tl.max(x.to(tl.int32), axis) > 0
 
 
+@triton.jit
+def _load(boxes_ptr, index, mask, KIND: tl.constexpr):
+    if KIND == UPRIGHT:
+        return load_box(boxes_ptr + index * 4, mask)
+    else:
+        size: tl.constexpr = 7 if KIND == SOLID else 5
+        double: tl.constexpr = boxes_ptr.dtype.element_ty == tl.float64
+        return load_sized_box(boxes_ptr + index * size, mask, KIND == SOLID, double)
+
+
+@triton.jit
+def _overlap(a, b, mask, KIND: tl.constexpr):
+    """Intersection over union [M, N] of boxes a, [M], and b, [N]; of the pairs in ``mask``."""
+    if KIND == UPRIGHT:
+        return intersection_over_union(a, b)
+    else:
+        return rotated_overlap(
+            (
+                a[0][:, None], a[1][:, None], a[2][:, None], a[3][:, None], a[4][:, None],
+                a[5][:, None], a[6][:, None], a[7][:, None], a[8][:, None],
+            ),
+            (
+                b[0][None, :], b[1][None, :], b[2][None, :], b[3][None, :], b[4][None, :],
+                b[5][None, :], b[6][None, :], b[7][None, :], b[8][None, :],
+            ),
+            mask,
+            KIND == SOLID,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["N", "step", "max_output", "iou_threshold"])
 def _nms_suppress_kernel(
-    boxes_ptr,  # [B, N, 4] sorted
+    boxes_ptr,  # [B, N, columns] sorted
     classes_ptr,  # [B, N] sorted, or None
     origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
     alive_ptr,  # [B, N] changed in place
@@ -45,6 +83,7 @@ def _nms_suppress_kernel(
     step,
     max_output,
     iou_threshold,  # bits of a double
+    KIND: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -53,7 +92,7 @@ def _nms_suppress_kernel(
     image = tl.program_id(0).to(tl.int64)
     target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
     block = step + tl.program_id(1) * TILE // BLOCK
-    boxes_ptr += image * N * 4
+    boxes_ptr += image * N * (4 if KIND == UPRIGHT else 7 if KIND == SOLID else 5)
     alive_ptr += image * N
     source_block = step - 1
     if classes_ptr is not None:
@@ -71,7 +110,7 @@ def _nms_suppress_kernel(
             label = tl.load(classes_ptr + block * BLOCK)
             alive &= tl.load(classes_ptr + target, mask=alive, other=0) == label
         if _any(alive, 0):
-            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            target_boxes = _load(boxes_ptr, target, alive, KIND)
             suppressed = tl.zeros([TILE, TILE], tl.int1)
             for tile in range(BLOCK // TILE):
                 source = source_block * BLOCK + tile * TILE + tl.arange(0, TILE)
@@ -79,15 +118,15 @@ def _nms_suppress_kernel(
                 if classes_ptr is not None:
                     kept &= tl.load(classes_ptr + source) == label
                 if _any(kept, 0):
-                    source_boxes = load_box(boxes_ptr + source * 4, kept)
-                    iou = intersection_over_union(source_boxes, target_boxes)
+                    source_boxes = _load(boxes_ptr, source, kept, KIND)
+                    iou = _overlap(source_boxes, target_boxes, kept[:, None] & alive[None, :], KIND)
                     suppressed |= (iou > threshold.to(iou.dtype)) & kept[:, None]
             tl.store(alive_ptr + target, 0, mask=alive & _any(suppressed, 0))
 
 
 @triton.jit(do_not_specialize=["N", "step", "max_output", "iou_threshold"])
 def _nms_settle_kernel(
-    boxes_ptr,  # [B, N, 4] sorted
+    boxes_ptr,  # [B, N, columns] sorted
     classes_ptr,  # [B, N] sorted, or None
     origins_ptr,  # [B, blocks] where the class of each block's first box starts, or None
     alive_ptr,  # [B, N] changed in place
@@ -96,6 +135,7 @@ def _nms_settle_kernel(
     step,
     max_output,
     iou_threshold,  # bits of a double
+    KIND: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -103,7 +143,7 @@ def _nms_settle_kernel(
     threshold = as_double(iou_threshold)
     image = tl.program_id(0).to(tl.int64)
     block = step + tl.program_id(1)
-    boxes_ptr += image * N * 4
+    boxes_ptr += image * N * (4 if KIND == UPRIGHT else 7 if KIND == SOLID else 5)
     alive_ptr += image * N
     depth = block
     if classes_ptr is not None:
@@ -125,7 +165,7 @@ def _nms_settle_kernel(
             if classes_ptr is not None:
                 target_class = tl.load(classes_ptr + target, mask=target < N, other=LAST_CLASS)
                 alive &= tl.where(target_class == label, depth == step, step == 0)
-            target_boxes = load_box(boxes_ptr + target * 4, alive)
+            target_boxes = _load(boxes_ptr, target, alive, KIND)
             suppressed = tl.zeros([TILE, TILE], tl.int1)
             for earlier in range(tile):
                 source = block * BLOCK + earlier * TILE + tl.arange(0, TILE)
@@ -134,14 +174,14 @@ def _nms_settle_kernel(
                     source_class = tl.load(classes_ptr + source)
                     kept &= source_class >= tl.min(target_class, 0)
                 if _any(kept, 0):
-                    source_boxes = load_box(boxes_ptr + source * 4, kept)
-                    iou = intersection_over_union(source_boxes, target_boxes)
+                    source_boxes = _load(boxes_ptr, source, kept, KIND)
+                    iou = _overlap(source_boxes, target_boxes, kept[:, None] & alive[None, :], KIND)
                     overlaps = (iou > threshold.to(iou.dtype)) & kept[:, None]
                     if classes_ptr is not None:
                         overlaps &= source_class[:, None] == target_class[None, :]
                     suppressed |= overlaps
 
-            iou = intersection_over_union(target_boxes, target_boxes)
+            iou = _overlap(target_boxes, target_boxes, alive[:, None] & alive[None, :], KIND)
             overlaps = (iou > threshold.to(iou.dtype)) & (target[:, None] < target[None, :])
             if classes_ptr is not None:
                 overlaps &= target_class[:, None] == target_class[None, :]
@@ -231,11 +271,11 @@ def _nms_match_kernel(
 
 
 def _gather_boxes(boxes: Tensor, order: Tensor) -> Tensor:
-    return boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return boxes.gather(1, order[..., None].expand(-1, -1, boxes.shape[2]))
 
 
 def launch_nms_padded(
-    boxes: Tensor,  # [B, N, 4]
+    boxes: Tensor,  # [B, N, columns]
     scores: Tensor,  # [B, N]
     idxs: Tensor | None,  # [B, N]
     iou_threshold: float,
@@ -244,6 +284,13 @@ def launch_nms_padded(
 ) -> tuple[Tensor, Tensor]:
     """Indices [B, max_output] in descending order of score, padded with -1, and counts [B]."""
     B, N = scores.shape
+    kind = COLUMNS.index(boxes.shape[2])
+    block, tile = BLOCK, TILE
+    suppress: dict[str, object] = {"num_warps": SUPPRESS_WARPS}
+    settle: dict[str, object] = {"num_warps": SETTLE_WARPS}
+    if kind != UPRIGHT.value:
+        block, tile = ROTATED_BLOCK, ROTATED_TILE // (2 if boxes.dtype == torch.float64 else 1)
+        suppress = settle = {"num_warps": ROTATED_WARPS, "maxnreg": ROTATED_REGISTERS}
     indices = boxes.new_empty((B, max_output), dtype=torch.int64)
     counts = boxes.new_empty((B,), dtype=torch.int64)
     if B * N * max_output == 0:
@@ -253,7 +300,7 @@ def launch_nms_padded(
     classes = origins = rank = None
     if idxs is not None:
         classes, rank = idxs.gather(1, order).sort(stable=True)
-        origins = torch.searchsorted(classes, classes[:, ::BLOCK].contiguous())
+        origins = torch.searchsorted(classes, classes[:, ::block].contiguous())
         by_class = order.gather(1, rank)
     compute_type = torch.float64 if boxes.dtype == torch.float64 else torch.float32
     in_blocks = _gather_boxes(boxes.to(compute_type), by_class)
@@ -262,7 +309,7 @@ def launch_nms_padded(
     else:
         alive = (scores > score_threshold).gather(1, by_class).to(torch.int8)
 
-    blocks = triton.cdiv(N, BLOCK)
+    blocks = triton.cdiv(N, block)
     threshold = threshold_bits(iou_threshold, compute_type)
     counts.zero_()
     most = min(max_output, N)
@@ -270,16 +317,14 @@ def launch_nms_padded(
         for step in range(blocks):
             args = (
                 in_blocks, classes, origins, alive, counts, N, step, most, threshold,
-                BLOCK, TILE,
+                kind, block, tile,
             )  # fmt: skip
             if step > 0:
-                tiles = triton.cdiv(N - step * BLOCK, TILE)
-                _nms_suppress_kernel[(B, tiles)](
-                    *args, num_warps=SUPPRESS_WARPS, enable_fp_fusion=False
-                )
+                tiles = triton.cdiv(N - step * block, tile)
+                _nms_suppress_kernel[(B, tiles)](*args, **suppress, enable_fp_fusion=False)
             # without classes all boxes start in block 0, so only one block is due
             due = 1 if classes is None else blocks - step
-            _nms_settle_kernel[(B, due)](*args, num_warps=SETTLE_WARPS, enable_fp_fusion=False)
+            _nms_settle_kernel[(B, due)](*args, **settle, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
         _nms_compact_kernel[(B,)](
             kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=COMPACT_WARPS
@@ -288,14 +333,15 @@ def launch_nms_padded(
 
 
 def launch_nms(
-    boxes: Tensor,  # [N, 4]
+    boxes: Tensor,  # [N, columns]
     scores: Tensor,  # [N]
     idxs: Tensor | None,  # [N]
     iou_threshold: float,
     score_threshold: float | None = None,
     max_output: int | None = None,
 ) -> Tensor:
-    """Indices of the kept boxes in descending order of score. See :func:`fastvision.ops.nms`."""
+    """Indices of the kept boxes in descending order of score. See :func:`fastvision.ops.nms`,
+    ``nms_rotated`` and ``nms_3d``, whose boxes have 4, 5 and 7 numbers."""
     idxs = None if idxs is None else idxs[None]
     most = len(boxes) if max_output is None else min(max_output, len(boxes))
     indices, counts = launch_nms_padded(

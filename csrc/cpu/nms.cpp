@@ -8,8 +8,8 @@
 // and the same holds for heights.
 #include "ops/nms.h"
 
+#include "common/round_down.h"
 #include "common/simd.h"
-#include "cpu/nms_threshold.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {

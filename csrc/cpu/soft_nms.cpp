@@ -2,8 +2,8 @@
 // kept and finds the next one.
 #include "ops/soft_nms.h"
 
+#include "common/round_down.h"
 #include "common/simd_math.h"
-#include "cpu/nms_threshold.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {

@@ -11,14 +11,39 @@
 
 namespace fastvision {
 
-constexpr double kMinRotatedArea = 1e-14;
-constexpr int kRotatedTerms = 5;  // derivatives by center, width, height and angle in radians
+constexpr double kMinRotatedArea = 1e-14;  // or volume
+// derivatives by center, width, height and angle in radians
+constexpr int kRotatedTerms = 5;
+constexpr int kSolidTerms = 7;  // with a depth
 
-// Boxes as a structure of arrays [count].
+// What the arrays of a set of boxes hold. `measure` is the area, or the volume of solid boxes,
+// which stand upright on the plane. The extents are half of the upright box around it, below 0 if
+// it is empty.
+enum class RotatedArray {
+  cx,
+  cy,
+  width,
+  height,
+  cos,
+  sin,
+  measure,
+  extent_x,
+  extent_y,
+  bottom,
+  top
+};
+constexpr int kRotatedArrays = 9;
+constexpr int kSolidArrays = 11;
+
+// Boxes as a structure of arrays, `step` numbers apart.
 template <typename A>
 struct RotatedSet {
-  const A *cx, *cy, *width, *height, *cos, *sin, *area;
-  const A *extent_x, *extent_y;  // half of the upright box around it; below 0 if it is empty
+  const A* first;
+  int64_t step;
+
+  FASTVISION_NO_COPY const A* operator[](RotatedArray array) const {
+    return first + static_cast<int64_t>(array) * step;
+  }
 };
 
 template <typename A>

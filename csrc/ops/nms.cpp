@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "ops/nms_inputs.h"
 #include "ops/nms_suppression.h"
 
 namespace fastvision {
@@ -18,17 +17,7 @@ Tensor nms(
 ) {
   check_shapes(boxes, scores, idxs, 2);
   NmsInputs inputs(boxes, scores, idxs, iou_threshold);
-  NmsArgs& args = inputs.args;
-  args.max_output = most_kept(args, max_output);
-  std::optional<Tensor> indices;
-  FASTVISION_DISPATCH_FLOATING(boxes.scalar_type(), "boxes", [&] {
-    inputs.set_score_threshold<scalar_t>(score_threshold);
-    const Suppression<scalar_t> suppression(args);
-    const int64_t count = suppression.kept(0);
-    indices = empty_indices({count});
-    suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
-  });
-  return *indices;
+  return kept_indices<UprightBoxes>(inputs, score_threshold, max_output);
 }
 
 std::tuple<Tensor, Tensor> nms_match(

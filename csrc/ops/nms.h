@@ -35,10 +35,10 @@ struct NmsArgs {
 // The boxes of one image and class, for the CPU kernels.
 template <typename T>
 struct NmsSegment {
-  const T* boxes;   // [n, 4] by descending score
+  const T* boxes;   // [n, 4] by descending score; other kinds of boxes have other columns
   uint8_t* kept;    // [n] result: 1 or 0
   int32_t* match;   // [n] result, unless null: the first kept box that suppresses each, or itself
-  char* workspace;  // nms_segment_bytes<T>(n, match != nullptr), aligned to 64 bytes
+  char* workspace;  // nms_segment_bytes<T>(n, match != nullptr) for corners, aligned to 64 bytes
   int64_t n;        // below 2^31
   int64_t max_output;  // maximum number of kept boxes
   double iou_threshold;

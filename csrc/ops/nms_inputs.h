@@ -18,11 +18,21 @@ using torch_scalar_t = std::conditional_t<
     std::conditional_t<std::is_same_v<T, bfloat16_t>, torch::headeronly::BFloat16, T>>;
 
 inline void check_shapes(
-    const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, int64_t dim
+    const Tensor& boxes,
+    const Tensor& scores,
+    const std::optional<Tensor>& idxs,
+    int64_t dim,
+    int64_t columns = 4
 ) {
   check_dim(boxes, dim, "boxes");
   check_dim(scores, dim - 1, "scores");
-  STD_TORCH_CHECK(boxes.size(dim - 1) == 4, "boxes must have 4 columns, got ", boxes.size(dim - 1));
+  STD_TORCH_CHECK(
+      boxes.size(dim - 1) == columns,
+      "boxes must have ",
+      columns,
+      " columns, got ",
+      boxes.size(dim - 1)
+  );
   STD_TORCH_CHECK(
       scores.scalar_type() == boxes.scalar_type(), "scores must have the type of boxes"
   );

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/result_memory.h"
 #include "common/sort.h"
 #include "ops/nms_inputs.h"
 
@@ -50,26 +51,33 @@ inline uint64_t score_key(double score) {
   return x != x ? 0 : bits >> 63 ? bits : ~(bits | 1ull << 63);
 }
 
-inline void run_segment(const NmsSegment<float>& segment) {
-  FASTVISION_CALL(nms_segment_float, segment);
-}
-inline void run_segment(const NmsSegment<double>& segment) {
-  FASTVISION_CALL(nms_segment_double, segment);
-}
+// Boxes as corners (x1, y1, x2, y2). Other kinds of boxes have the same members.
+struct UprightBoxes {
+  static constexpr int columns = 4;
+
+  template <typename T>
+  static int64_t bytes(int64_t n, bool matches) {
+    return nms_segment_bytes<T>(n, matches);
+  }
+  static void run(const NmsSegment<float>& segment) { FASTVISION_CALL(nms_segment_float, segment); }
+  static void run(const NmsSegment<double>& segment) {
+    FASTVISION_CALL(nms_segment_double, segment);
+  }
+};
 
 // The boxes of one call, image by image. Within an image they are ordered twice: by score, and by
 // class and score (the same without classes). A run of one class is a segment.
-template <typename scalar_t>
+template <typename scalar_t, typename Boxes = UprightBoxes>
 class Suppression {
   using T = accumulate_t<scalar_t>;
 
  public:
-  // matches: whether write_match() will be called, for a single image
+  // matches: whether write_match() will be called, for corners of a single image
   explicit Suppression(const NmsArgs& args, bool matches = false) : args_(args) {
     const int64_t total = args.B * args.N;
     items_ = memory_.take<SortItem>(2 * total);
     order_ = memory_.take<int32_t>(total);
-    boxes_ = memory_.take<T>(4 * total);
+    boxes_ = memory_.take<T>(kColumns * total);
     kept_ = memory_.take<uint8_t>(total);
     match_ = matches ? memory_.take<int32_t>(total) : nullptr;
     if (args.idxs != nullptr) {
@@ -88,7 +96,7 @@ class Suppression {
     for (const std::vector<Segment>& of_image : segments) {
       for (const Segment& segment : of_image) {
         segments_.push_back({segment.begin, segment.n, segment_bytes_});
-        segment_bytes_ += (nms_segment_bytes<T>(segment.n, matches) + 63) / 64 * 64;
+        segment_bytes_ += (Boxes::template bytes<T>(segment.n, matches) + 63) / 64 * 64;
       }
     }
     run_segments();
@@ -123,6 +131,7 @@ class Suppression {
   }
 
  private:
+  static constexpr int kColumns = Boxes::columns;
   static constexpr int64_t kParallelMin = 2048;  // boxes below which waking threads does not pay
 
   struct Segment {
@@ -180,12 +189,12 @@ class Suppression {
   template <typename Index>
   void gather_boxes(int64_t image, int64_t n, const Index& index) {
     const int64_t first = image * args_.N;
-    const auto* from = static_cast<const torch_scalar_t<scalar_t>*>(args_.boxes) + 4 * first;
-    T* to = boxes_ + 4 * first;
+    const auto* from = static_cast<const torch_scalar_t<scalar_t>*>(args_.boxes) + kColumns * first;
+    T* to = boxes_ + kColumns * first;
     for (int64_t i = 0; i < n; ++i) {
-      const auto* box = from + 4 * static_cast<int64_t>(index(i));
-      for (int k = 0; k < 4; ++k) {
-        to[4 * i + k] = static_cast<T>(box[k]);
+      const auto* box = from + kColumns * static_cast<int64_t>(index(i));
+      for (int k = 0; k < kColumns; ++k) {
+        to[kColumns * i + k] = static_cast<T>(box[k]);
       }
     }
   }
@@ -198,9 +207,9 @@ class Suppression {
       return [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const Segment& segment = segments_[i];
-          run_segment(
+          Boxes::run(
               NmsSegment<T>{
-                  boxes_ + 4 * segment.begin,
+                  boxes_ + kColumns * segment.begin,
                   kept + segment.begin,
                   match_ == nullptr ? nullptr : match_ + segment.begin,
                   workspace + segment.workspace,
@@ -227,7 +236,7 @@ class Suppression {
   SortItem* items_;
   int32_t* order_;                    // [B, N] box of each rank
   int32_t* ranks_ = nullptr;          // [B, N] rank of each box in order of classes
-  T* boxes_;                          // [B, N, 4] in order of classes
+  T* boxes_;                          // [B, N, columns] in order of classes
   uint8_t* kept_;                     // [B, N] by rank
   int32_t* match_;                    // [B, N] in order of classes, within a segment; or null
   uint8_t* kept_by_class_ = nullptr;  // [B, N]
@@ -235,5 +244,25 @@ class Suppression {
   std::vector<Segment> segments_;
   int64_t segment_bytes_ = 0;
 };
+
+// Indices of one image's kept boxes.
+template <typename Boxes>
+Tensor kept_indices(
+    NmsInputs& inputs,
+    std::optional<double> score_threshold = std::nullopt,
+    std::optional<int64_t> max_output = std::nullopt
+) {
+  NmsArgs& args = inputs.args;
+  args.max_output = most_kept(args, max_output);
+  std::optional<Tensor> indices;
+  FASTVISION_DISPATCH_FLOATING(inputs.boxes.scalar_type(), "boxes", [&] {
+    inputs.set_score_threshold<scalar_t>(score_threshold);
+    const Suppression<scalar_t, Boxes> suppression(args);
+    const int64_t count = suppression.kept(0);
+    indices = empty_indices({count});
+    suppression.write(0, count, indices->mutable_data_ptr<int64_t>());
+  });
+  return *indices;
+}
 
 }  // namespace fastvision

@@ -4,6 +4,7 @@ from ._torchscript import refuse_scripting
 from .batch_norm_relu import batch_norm_relu
 from .box_convert import box_convert
 from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from .box_iou_3d import box_iou_3d
 from .box_iou_rotated import box_iou_rotated
 from .boxes import box_area, clip_boxes_to_image, remove_small_boxes
 from .chain import Sequential, conv_norm_act, norm_act
@@ -38,7 +39,9 @@ from .misc import (
     Permute,
 )
 from .nms import batched_nms, batched_nms_padded, nms
+from .nms_3d import nms_3d
 from .nms_match import nms_match
+from .nms_rotated import batched_nms_rotated, nms_rotated
 from .poolers import MultiScaleRoIAlign
 from .ps_roi_align import PSRoIAlign, ps_roi_align
 from .ps_roi_pool import PSRoIPool, ps_roi_pool
@@ -48,6 +51,7 @@ from .roi_pool import RoIPool, roi_pool
 from .soft_nms import soft_nms
 from .squeeze_excitation import SqueezeExcitation, squeeze_excitation
 from .stochastic_depth import StochasticDepth, stochastic_depth
+from .weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
     "MLP",
@@ -77,9 +81,11 @@ __all__ = [
     "batch_norm_relu",
     "batched_nms",
     "batched_nms_padded",
+    "batched_nms_rotated",
     "box_area",
     "box_convert",
     "box_iou",
+    "box_iou_3d",
     "box_iou_rotated",
     "clip_boxes_to_image",
     "complete_box_iou",
@@ -105,7 +111,9 @@ __all__ = [
     "max_unpool2d",
     "multiscale_roi_align",
     "nms",
+    "nms_3d",
     "nms_match",
+    "nms_rotated",
     "norm_act",
     "ps_roi_align",
     "ps_roi_pool",
@@ -118,6 +126,7 @@ __all__ = [
     "softmax_focal_loss",
     "squeeze_excitation",
     "stochastic_depth",
+    "weighted_boxes_fusion",
 ]
 
 for _name in __all__:

@@ -31,6 +31,29 @@ def check_sets(boxes1: object, boxes2: object, size: int) -> None:
         raise ValueError(f"boxes2 must be on {boxes1.device} as boxes1, got {boxes2.device}")
 
 
+def same_floating(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the floating-point type that they promote to; integers in float32."""
+    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
+    if boxes1.dtype == boxes2.dtype and dtype.is_floating_point:
+        return boxes1, boxes2
+    dtype = dtype if dtype.is_floating_point else torch.float32
+    return boxes1.to(dtype), boxes2.to(dtype)
+
+
+def fake_overlaps(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """[..., N, M] in float32, or in float64 for such boxes."""
+    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    dtype = torch.promote_types(boxes1.dtype, torch.float32)
+    return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
+
+
+def fake_gradients(grad: Tensor, boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the boxes of every image, in the dtype of the overlaps."""
+    batch = grad.shape[:-2]
+    first, second = (grad.new_empty((*batch, *b.shape[-2:])) for b in (boxes1, boxes2))
+    return first, second
+
+
 def _flat(boxes: Tensor, batch: torch.Size) -> Tensor:
     """[B, N, size] for a batch of B, or [1, N, size] for any."""
     if math.prod(boxes.shape[:-2]) == 1:

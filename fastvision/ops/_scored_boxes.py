@@ -1,4 +1,4 @@
-"""Checks of what non-maximum suppression takes: boxes, their scores and their classes."""
+"""What non-maximum suppression takes, boxes, their scores and their classes, and what it keeps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ from torch import Tensor
 from ._checks import FLOATING, check_tensor, is_traced
 
 
-def check_boxes(boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int) -> None:
+def fake_kept(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+) -> Tensor:
+    """Any number of indices, none included."""
+    kept = torch.library.get_ctx().new_dynamic_size(min=0)
+    return boxes.new_empty(kept, dtype=torch.int64)
+
+
+def check_boxes(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, dim: int, size: int = 4
+) -> None:
+    """Boxes of ``size`` numbers, in a tensor of ``dim`` dimensions."""
     # torchvision raises RuntimeError for these, and callers rely on it
-    if boxes.dim() != dim or boxes.shape[-1] != 4:
-        shape = "[N, 4]" if dim == 2 else "[B, N, 4]"
+    if boxes.dim() != dim or boxes.shape[-1] != size:
+        shape = f"[N, {size}]" if dim == 2 else f"[B, N, {size}]"
         raise RuntimeError(f"boxes must have shape {shape}, got {list(boxes.shape)}")
-    if boxes.shape != (*scores.shape, 4):
+    if boxes.shape != (*scores.shape, size):
         raise RuntimeError(
             f"scores must have shape {list(boxes.shape[:-1])} to match boxes, "
             f"got {list(scores.shape)}"
@@ -46,7 +62,7 @@ def class_ids(idxs: Tensor) -> Tensor:
     return idxs.to(torch.int64)
 
 
-def autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def same_dtype(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Casts both to float32 if autocast made their dtypes differ."""
     check_tensor(boxes, "boxes")
     check_tensor(scores, "scores")
@@ -56,11 +72,11 @@ def autocast(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scored_boxes(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, size: int = 4
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Checked boxes [N, 4] and scores [N] without derivatives, and classes [N] as int64."""
-    boxes, scores = autocast(boxes, scores)
+    """Checked boxes [N, size] and scores [N] without derivatives, and classes [N] as int64."""
+    boxes, scores = same_dtype(boxes, scores)
     if idxs is not None:
         check_tensor(idxs, "idxs")
-    check_boxes(boxes, scores, idxs, 2)
+    check_boxes(boxes, scores, idxs, 2, size)
     return boxes.detach(), scores.detach(), None if idxs is None else class_ids(idxs)

@@ -8,28 +8,22 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._box_pairs import check_sets, gradients, of_batches
+from ._box_pairs import (
+    check_sets,
+    fake_gradients,
+    fake_overlaps,
+    gradients,
+    of_batches,
+    same_floating,
+)
 from ._checks import is_traced, is_transformed, needs_gradient
 from ._library import declare
-
-
-def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    dtype = torch.promote_types(boxes1.dtype, torch.float32)
-    return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
-
-
-def _fake_backward(grad: Tensor, boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    batch = grad.shape[:-2]
-    first, second = (grad.new_empty((*batch, b.shape[-2], 5)) for b in (boxes1, boxes2))
-    return first, second
-
 
 # boxes [N, 5] and [M, 5], or [B, N, 5] and [B, M, 5] where either B may be 1
 _FORWARD = declare(
     "box_iou_rotated",
     "(Tensor boxes1, Tensor boxes2) -> Tensor",
-    fake=_fake,
+    fake=fake_overlaps,
     triton="kernels.box_iou_rotated.launch_box_iou_rotated",
     reference=reference.box_iou_rotated,
     lacks={"cuda": "the Triton kernel serves GPUs"},
@@ -38,7 +32,7 @@ _FORWARD = declare(
 _BACKWARD = declare(
     "box_iou_rotated_backward",
     "(Tensor grad, Tensor boxes1, Tensor boxes2) -> (Tensor, Tensor)",
-    fake=_fake_backward,
+    fake=fake_gradients,
     triton="kernels.box_iou_rotated.launch_box_iou_rotated_backward",
 )
 
@@ -99,10 +93,7 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, backend: str | None = Non
     """
     if not is_traced():  # which would take sizes for constants
         check_sets(boxes1, boxes2, 5)
-    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
-    if boxes1.dtype != boxes2.dtype or not dtype.is_floating_point:
-        dtype = dtype if dtype.is_floating_point else torch.float32
-        boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
+    boxes1, boxes2 = same_floating(boxes1, boxes2)
     chosen = _FORWARD.choose(boxes1, backend)
     if chosen == "reference" or is_transformed() or is_traced():
         return reference.box_iou_rotated(

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from ._checks import check_floating, check_number, check_tensor
 from ._library import declare
-from ._scored_boxes import class_ids
+from ._scored_boxes import class_ids, fake_kept
 from .mask_iou import check_masks
-
-
-def _fake(masks: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)
-    return masks.new_empty(kept, dtype=torch.int64)
-
 
 _OPERATOR = declare(
     "mask_nms",
     "(Tensor masks, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
-    fake=_fake,
+    fake=fake_kept,
     triton="kernels.mask_iou.launch_mask_nms",
     reference=reference.mask_nms,
     lacks={"cuda": "the Triton kernel serves GPUs"},

@@ -10,19 +10,7 @@ from torch import Tensor
 from .. import reference
 from ._checks import check_tensor, integer, is_traced
 from ._library import declare
-from ._scored_boxes import autocast, check_boxes, class_ids
-
-
-def _fake_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    idxs: Tensor | None,
-    iou_threshold: float,
-    score_threshold: float | None = None,
-    max_output: int | None = None,
-) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)
-    return boxes.new_empty(kept, dtype=torch.int64)
+from ._scored_boxes import check_boxes, class_ids, fake_kept, same_dtype
 
 
 def _fake_nms_padded(
@@ -44,7 +32,7 @@ _NMS = declare(
     "nms",
     "(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, "
     "float? score_threshold=None, SymInt? max_output=None) -> Tensor",
-    fake=_fake_nms, triton="kernels.nms.launch_nms", reference=reference.nms,
+    fake=fake_kept, triton="kernels.nms.launch_nms", reference=reference.nms,
     serves=("nms", "batched_nms"),
 )  # fmt: skip
 _NMS_PADDED = declare(
@@ -111,7 +99,7 @@ def nms(
         TypeError: an argument is not a tensor; ``max_output`` is no integer.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
-    boxes, scores = autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     if max_output is not None:
         max_output = _check_max_output(max_output)
     if boxes.is_quantized or scores.is_quantized:
@@ -164,7 +152,7 @@ def batched_nms(
         and not is_traced()
     ):
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
-    boxes, scores = autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     check_tensor(idxs, "idxs")
     check_boxes(boxes, scores, idxs, 2)
     if max_output is not None:
@@ -205,7 +193,7 @@ def batched_nms_padded(
             if ``max_output`` is negative. Quantized boxes are not supported.
     """
     max_output = _check_max_output(max_output)
-    boxes, scores = autocast(boxes, scores)
+    boxes, scores = same_dtype(boxes, scores)
     if idxs is not None:
         check_tensor(idxs, "idxs")
     check_boxes(boxes, scores, idxs, 3)

@@ -8,6 +8,7 @@ from .batch_norm_relu import (
     batch_norm_relu_sums,
 )
 from .box_iou import box_iou, box_iou_backward
+from .box_iou_3d import box_iou_3d, box_iou_3d_backward
 from .box_iou_loss import box_iou_loss, box_iou_loss_backward
 from .box_iou_rotated import box_iou_rotated, box_iou_rotated_backward
 from .conv_bn_relu import conv_bn_relu, fold_batch_norm
@@ -21,7 +22,9 @@ from .matrix_nms import decayed_scores, matrix_nms
 from .max_pool2d import max_pool2d_backward, max_pool2d_with_indices
 from .max_unpool2d import max_unpool2d, max_unpool2d_backward
 from .nms import nms, nms_padded
+from .nms_3d import nms_3d
 from .nms_match import nms_match
+from .nms_rotated import nms_rotated
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import assign_levels, multiscale_roi_align, roi_align
@@ -30,6 +33,7 @@ from .roi_align_rotated import roi_align_rotated
 from .roi_pool import pixels_at, roi_pool
 from .soft_nms import soft_nms
 from .squeeze_excitation import squeeze_excitation
+from .weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,6 +44,8 @@ __all__ = [
     "batch_norm_relu_statistics",
     "batch_norm_relu_sums",
     "box_iou",
+    "box_iou_3d",
+    "box_iou_3d_backward",
     "box_iou_backward",
     "box_iou_loss",
     "box_iou_loss_backward",
@@ -62,8 +68,10 @@ __all__ = [
     "max_unpool2d_backward",
     "multiscale_roi_align",
     "nms",
+    "nms_3d",
     "nms_match",
     "nms_padded",
+    "nms_rotated",
     "pixels_at",
     "ps_roi_align",
     "ps_roi_pool",
@@ -76,4 +84,5 @@ __all__ = [
     "soft_nms",
     "softmax_focal_loss",
     "squeeze_excitation",
+    "weighted_boxes_fusion",
 ]

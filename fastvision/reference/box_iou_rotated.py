@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -84,9 +85,16 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def box_iou_rotated_backward(grad: Tensor, boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of both sets of boxes, [..., N, 5] and [..., M, 5]."""
+    return gradients_of_pairs(box_iou_rotated, grad, boxes1, boxes2)
+
+
+def gradients_of_pairs(
+    overlaps: Callable[[Tensor, Tensor], Tensor], grad: Tensor, boxes1: Tensor, boxes2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of both sets of boxes, by autograd of ``overlaps``."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
         b1, b2 = (b if b.requires_grad else b.detach().requires_grad_() for b in (boxes1, boxes2))
-        overlap = box_iou_rotated(b1, b2)
+        overlap = overlaps(b1, b2)
     first, second = torch.autograd.grad(overlap, (b1, b2), grad, create_graph=create)
     return first, second

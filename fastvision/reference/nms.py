@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,33 @@ def areas(boxes: Tensor) -> Tensor:
     """[N] of boxes [N, 4]; negative if one side is."""
     x1, y1, x2, y2 = boxes.unbind(1)
     return (x2 - x1) * (y2 - y1)
+
+
+def greedy(
+    order: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    overlaps: Callable[[int], Tensor],
+) -> Tensor:
+    """The boxes that no box kept before suppresses.
+
+    Args:
+        order: [N] indices of the boxes, as they are visited.
+        idxs: [N] class labels, or None for a single class.
+        iou_threshold: see :func:`fastvision.ops.nms`.
+        overlaps: what box ``order[i]`` has with those after it.
+    """
+    classes = None if idxs is None else idxs[order]
+    alive = torch.ones_like(order, dtype=torch.bool)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        rest = slice(i + 1, None)
+        dropped = overlaps(i).double() > iou_threshold  # the threshold is not rounded to float32
+        if classes is not None:
+            dropped &= classes[rest] == classes[i]
+        alive[rest] &= ~dropped
+    return order[alive]
 
 
 def nms(
@@ -47,21 +76,13 @@ def nms(
     order = scores.argsort(descending=True, stable=True)
     if score_threshold is not None:
         order = order[scores[order] > score_threshold]
-    boxes = boxes[order]
-    area = areas(boxes)
-    classes = None if idxs is None else idxs[order]
-    alive = torch.ones_like(order, dtype=torch.bool)
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        rest = slice(i + 1, None)
-        dropped = (
-            iou_with(boxes, area, i, rest).double() > iou_threshold
-        )  # the threshold is not rounded to float32
-        if classes is not None:
-            dropped &= classes[rest] == classes[i]
-        alive[rest] &= ~dropped
-    return order[alive][:max_output]
+    visited = boxes[order]
+    area = areas(visited)
+
+    def overlaps(i: int) -> Tensor:
+        return iou_with(visited, area, i, slice(i + 1, None))
+
+    return greedy(order, idxs, iou_threshold, overlaps)[:max_output]
 
 
 def nms_padded(

@@ -28,6 +28,16 @@ def rotated_boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
     return torch.cat([center, sides, angle], -1)
 
 
+def solid_boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
+    """[*shape, 7] centers, sides and yaws in radians, from -2 pi to 2 pi."""
+    flat = rotated_boxes(*shape, seed=seed, extent=extent)
+    g = generator(seed + 100)
+    z = torch.rand(*shape, 1, generator=g) * extent
+    depth = 2 + torch.rand(*shape, 1, generator=g) * extent
+    yaw = flat[..., 4:] * (math.pi / 180)
+    return torch.cat([flat[..., :2], z, flat[..., 2:4], depth, yaw], -1)
+
+
 def hostile_boxes() -> Tensor:
     """[N, 4] corners with NaN, infinities, sides that are 0, negative or huge, and equal boxes."""
     inf, nan = math.inf, math.nan

@@ -2,7 +2,8 @@
 
 A box is a tuple (cx, cy, width, height, cos, sin); all tensors broadcast. It turns counterclockwise
 as seen, with y pointing down. A box in the frame of another is (cx, cy, wx, wy, hx, hy, cos, sin,
-half width and half height of the other).
+half width and half height of the other). A sized box has three more: its area, bottom and top; a
+solid box stands upright, has a volume for an area, and turns the other way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import triton
 import triton.language as tl
 
 from .angles import cosine_and_sine
+from .box_pairs import share_of_minimum
 from .scalars import divide
+
+MIN_AREA = tl.constexpr(1e-14)  # or volume
+DEGREES = tl.constexpr(57.29577951308232)  # of a radian
 
 
 @triton.jit
@@ -28,9 +33,30 @@ def load_rotated_box(ptr, mask, DOUBLE: tl.constexpr):
 
 
 @triton.jit
+def load_sized_box(ptr, mask, SOLID: tl.constexpr, DOUBLE: tl.constexpr):
+    """A sized box at ``ptr``, or a solid one (center, width, height, depth, radians); a unit box
+    where ``mask`` is false."""
+    if SOLID:
+        dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+        cx = tl.load(ptr, mask=mask, other=0.0).to(dtype)
+        cy = tl.load(ptr + 1, mask=mask, other=0.0).to(dtype)
+        cz = tl.load(ptr + 2, mask=mask, other=0.0).to(dtype)
+        width = tl.load(ptr + 3, mask=mask, other=1.0).to(dtype)
+        height = tl.load(ptr + 4, mask=mask, other=1.0).to(dtype)
+        depth = tl.load(ptr + 5, mask=mask, other=1.0).to(dtype)
+        cos, sin = cosine_and_sine(tl.load(ptr + 6, mask=mask, other=0.0).to(dtype) * -DEGREES)
+        empty = (width <= 0) | (height <= 0) | (depth <= 0)
+        volume = tl.where(empty, 0.0, width * height * depth)
+        return cx, cy, width, height, cos, sin, volume, cz - depth / 2, cz + depth / 2
+    else:
+        cx, cy, width, height, cos, sin = load_rotated_box(ptr, mask, DOUBLE)
+        return cx, cy, width, height, cos, sin, width * height, cx, cx
+
+
+@triton.jit
 def upright_extent(b):
     """Half of the width and height of the upright box around a rotated one."""
-    _, _, width, height, cos, sin = b
+    width, height, cos, sin = b[2], b[3], b[4], b[5]
     x = (tl.abs(width * cos) + tl.abs(height * sin)) / 2
     y = (tl.abs(width * sin) + tl.abs(height * cos)) / 2
     return x, y
@@ -191,3 +217,98 @@ def intersection_gradient(a, b, frame, area):
         -(turn + turn2 + turn3 + turn4),
     )
     return of_a, of_b
+
+
+@triton.jit
+def boxes_meet(a, b, SOLID: tl.constexpr):
+    """Whether the upright boxes around two sized boxes meet and neither is empty."""
+    ax, ay = upright_extent(a)
+    bx, by = upright_extent(b)
+    near = (tl.abs(a[0] - b[0]) <= ax + bx) & (tl.abs(a[1] - b[1]) <= ay + by)
+    if SOLID:
+        near = near & (a[7] <= b[8]) & (b[7] <= a[8])
+    return near & (a[6] >= MIN_AREA) & (b[6] >= MIN_AREA)
+
+
+@triton.jit
+def rotated_overlap(a, b, mask, SOLID: tl.constexpr):
+    """Intersection over union of sized boxes. The geometry is left out if no pair of ``mask``
+    meets."""
+    ax, ay, a_width, a_height, a_cos, a_sin, area_a, a_bottom, a_top = a
+    bx, by, b_width, b_height, b_cos, b_sin, area_b, b_bottom, b_top = b
+    first = (ax, ay, a_width, a_height, a_cos, a_sin)
+    second = (bx, by, b_width, b_height, b_cos, b_sin)
+    meets = boxes_meet(a, b, SOLID) & mask
+    both = area_a + area_b
+    result = tl.where(both == both, 0.0, float("nan")).to(both.dtype)
+    if tl.max(tl.max(meets.to(tl.int32), 1), 0) > 0:
+        inter = intersection_area(seen_from(first, second))
+        if SOLID:
+            inter *= tl.maximum(tl.minimum(a_top, b_top) - tl.maximum(a_bottom, b_bottom), 0.0)
+            inter = tl.where(inter < float("inf"), inter, 0.0)
+        result = tl.where(meets, divide(inter, both - inter), result)
+    return tl.where((area_a < MIN_AREA) | (area_b < MIN_AREA), 0.0, result)
+
+
+@triton.jit
+def _times(meets, by_inter, of_inter):
+    # a pair that is apart may have no derivative at all
+    return tl.where(meets, by_inter * of_inter, 0.0)
+
+
+@triton.jit
+def overlap_gradient(a, b, meets, gradient, SOLID: tl.constexpr):
+    """Derivatives of the overlap of sized boxes times ``gradient``, by (cx, cy, width, height,
+    angle) or (cx, cy, cz, width, height, depth, angle) of each; 0 where not ``meets``."""
+    ax, ay, a_width, a_height, a_cos, a_sin, area_a, a_bottom, a_top = a
+    bx, by, b_width, b_height, b_cos, b_sin, area_b, b_bottom, b_top = b
+    first = (ax, ay, a_width, a_height, a_cos, a_sin)
+    second = (bx, by, b_width, b_height, b_cos, b_sin)
+    frame = seen_from(first, second)
+    area = intersection_area(frame)
+    of_a, of_b = intersection_gradient(first, second, frame, area)
+    if SOLID:
+        depth = tl.maximum(tl.minimum(a_top, b_top) - tl.maximum(a_bottom, b_bottom), 0.0)
+        inter = area * depth
+    else:
+        inter = area
+    union = area_a + area_b - inter
+    by_size = divide(-gradient * divide(inter, union), union)
+    by_inter = divide(gradient, union) - by_size
+    if SOLID:
+        by_depth = tl.where(meets & (depth > 0), by_inter * area, 0.0)
+        by_inter = by_inter * depth
+        top = share_of_minimum(a_top, b_top, by_depth)
+        bottom = share_of_minimum(-a_bottom, -b_bottom, by_depth)
+        half = (top + bottom) / 2
+        return (
+            _times(meets, by_inter, of_a[0]),
+            _times(meets, by_inter, of_a[1]),
+            top - bottom,
+            _times(meets, by_inter, of_a[2]) + _times(meets, by_size, divide(area_a, a_width)),
+            _times(meets, by_inter, of_a[3]) + _times(meets, by_size, divide(area_a, a_height)),
+            half + _times(meets, by_size, a_width * a_height),
+            _times(meets, by_inter, of_a[4]),
+        ), (
+            _times(meets, by_inter, of_b[0]),
+            _times(meets, by_inter, of_b[1]),
+            bottom - top,
+            _times(meets, by_inter, of_b[2]) + _times(meets, by_size, divide(area_b, b_width)),
+            _times(meets, by_inter, of_b[3]) + _times(meets, by_size, divide(area_b, b_height)),
+            by_depth - half + _times(meets, by_size, b_width * b_height),
+            _times(meets, by_inter, of_b[4]),
+        )
+    else:
+        return (
+            _times(meets, by_inter, of_a[0]),
+            _times(meets, by_inter, of_a[1]),
+            _times(meets, by_inter, of_a[2]) + _times(meets, by_size, a_height),
+            _times(meets, by_inter, of_a[3]) + _times(meets, by_size, a_width),
+            _times(meets, by_inter, of_a[4]),
+        ), (
+            _times(meets, by_inter, of_b[0]),
+            _times(meets, by_inter, of_b[1]),
+            _times(meets, by_inter, of_b[2]) + _times(meets, by_size, b_height),
+            _times(meets, by_inter, of_b[3]) + _times(meets, by_size, b_width),
+            _times(meets, by_inter, of_b[4]),
+        )

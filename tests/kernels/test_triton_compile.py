@@ -109,7 +109,7 @@ def nms_variants(all_variants):
         values = dict.fromkeys(["N", "step", "max_output"], "i32")
         values |= {"boxes_ptr": "*fp32", "alive_ptr": "*i8", "iou_threshold": "i64"}
         values |= {"classes_ptr": classes, "origins_ptr": classes, "counts_ptr": "*i64"}
-        values |= {"BLOCK": nms.BLOCK, "TILE": nms.TILE}
+        values |= {"KIND": 0, "BLOCK": nms.BLOCK, "TILE": nms.TILE}
         yield (
             f"suppress {classes}",
             nms._nms_suppress_kernel,
@@ -117,6 +117,15 @@ def nms_variants(all_variants):
             {"num_warps": nms.SUPPRESS_WARPS},
         )
         yield f"settle {classes}", nms._nms_settle_kernel, values, {"num_warps": nms.SETTLE_WARPS}
+        kinds = [(1, "fp32"), (2, "fp64"), *([(2, "fp32")] if all_variants else [])]
+        for kind, dtype in kinds:
+            given = values | {"boxes_ptr": f"*{dtype}", "KIND": kind}
+            tile = nms.ROTATED_TILE // (2 if dtype == "fp64" else 1)
+            given |= {"BLOCK": nms.ROTATED_BLOCK, "TILE": tile}
+            options = {"num_warps": nms.ROTATED_WARPS, "maxnreg": nms.ROTATED_REGISTERS}
+            for part in ("suppress", "settle"):
+                kernel = getattr(nms, f"_nms_{part}_kernel")
+                yield f"{part} {classes} {kind} {dtype}", kernel, given, options
     if all_variants:
         values |= {"kept_ptr": "*i8", "order_ptr": "*i64", "indices_ptr": "*i64"}
         values |= {"counts_ptr": "*i64", "BLOCK": nms.COMPACT}
@@ -270,7 +279,7 @@ def box_iou_variants(all_variants):
         values |= dict.fromkeys(["boxes1_ptr", "boxes2_ptr"], f"*{dtype}")
         names = ["output_ptr", "grad_ptr", "rows_ptr", "columns_ptr"]
         values |= dict.fromkeys(names, "*fp64" if double else "*fp32")
-        values |= {"KIND": kind, "FORMAT": format, "DOUBLE": double}
+        values |= {"KIND": kind, "FORMAT": format, "SOLID": kind == 1, "DOUBLE": double}
         values |= {"STRIP": config.GRADIENT_ROWS}
         if kind > 0 and dtype in ("fp32", "fp64"):
             names = [f"{name}_ptr" for name in ("boxes1", "boxes2", "losses", "grad1", "grad2")]
@@ -285,7 +294,9 @@ def box_iou_variants(all_variants):
                 chosen = config.tile(op, double)
                 given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
                 kernel = getattr(module, f"_{op}_kernel")
-                yield f"{op} {dtype} {kind}", kernel, given, options
+                solid = part == "_backward" and module is box_iou_rotated and values["SOLID"]
+                more = {"maxnreg": config.SOLID_REGISTERS} if solid else {}
+                yield f"{op} {dtype} {kind}", kernel, given, options | more
 
 
 def masks_to_boxes_variants(all_variants):
@@ -298,6 +309,18 @@ def masks_to_boxes_variants(all_variants):
         values |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "SIGNED_ZERO": dtype != "i8"}
         kernel = masks_to_boxes._masks_to_boxes_kernel
         yield f"masks_to_boxes {dtype}", kernel, values, {"num_warps": config.NUM_WARPS}
+
+
+def weighted_boxes_fusion_variants(all_variants):
+    from fastvision.kernels import weighted_boxes_fusion as kernels
+
+    for dtype, maximum in [("fp32", False), ("fp64", True)][: 2 if all_variants else 1]:
+        names = ["boxes_ptr", "scores_ptr", "fused_ptr", "sums_ptr", "totals_ptr"]
+        values = dict.fromkeys([*names, "fused_scores_ptr"], f"*{dtype}")
+        values |= {"labels_ptr": "*i64", "counts_ptr": "*i64", "N": "i32", "iou_threshold": "i64"}
+        values |= {"MAXIMUM": maximum, "BLOCK": kernels.BLOCK}
+        kernel = kernels._weighted_boxes_fusion_kernel
+        yield f"boxes fusion {dtype}", kernel, values, {"num_warps": kernels.NUM_WARPS}
 
 
 def conv_transpose2d_variants(all_variants):
@@ -442,6 +465,7 @@ if __name__ == "__main__":
             box_iou_variants,
             mask_iou_variants,
             masks_to_boxes_variants,
+            weighted_boxes_fusion_variants,
             batch_norm_relu_variants,
             squeeze_excitation_variants,
             conv_transpose2d_variants,

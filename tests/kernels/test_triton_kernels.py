@@ -8,7 +8,7 @@ from fastvision import _device, ops, reference
 from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
-from fastvision.testing.nms import chain_boxes, grid_boxes
+from fastvision.testing.nms import ROTATED, chain_boxes, grid_boxes, turned_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.roi_align import EMPTY, ODD_ROIS, UNUSABLE_ROIS
 
@@ -33,6 +33,8 @@ def small_blocks(monkeypatch):
 
     monkeypatch.setattr(nms, "BLOCK", 64)
     monkeypatch.setattr(nms, "TILE", 16)
+    monkeypatch.setattr(nms, "ROTATED_BLOCK", 32)
+    monkeypatch.setattr(nms, "ROTATED_TILE", 16)
 
 
 def pyramid(dtype, channels_last, levels=3, images=2, channels=3):
@@ -198,6 +200,31 @@ def test_nms(make, num_classes):
         scores = scores.sort(descending=True).values
     idxs = None if num_classes is None else cases.classes(150, num_classes) - 1
     check_nms(boxes, scores, idxs, 0.4)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("num_classes", [None, 2, 30])
+def test_nms_rotated(num_classes):
+    """Chains and clusters over several blocks."""
+    from fastvision.kernels import nms
+
+    chain = turned_boxes(chain_boxes(60), 0)
+    chain[:, 4] = 180.0
+    boxes = torch.cat([chain, ROTATED["clustered"](60, 1)]).to(DEVICE)
+    scores = torch.linspace(1, 0, 120, device=DEVICE)
+    idxs = None if num_classes is None else cases.classes(120, num_classes).to(DEVICE)
+    kept = ops.nms_rotated(boxes, scores, 0.4, idxs=idxs, backend="triton")
+    expected = ops.nms_rotated(
+        boxes.cpu(),
+        scores.cpu(),
+        0.4,
+        idxs=None if idxs is None else idxs.cpu(),
+        backend="reference",
+    )
+    assert kept.tolist() == expected.tolist()
+    for most in (5, 40):  # the op has no limit, but its kernels do
+        kept = nms.launch_nms(boxes, scores, idxs, 0.4, None, most)
+        assert kept.tolist() == expected[:most].tolist()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -22,6 +22,7 @@ MASKS = torch.ones(3, 4, 5, dtype=torch.bool)
 SCORES = torch.tensor([0.9, 0.8, 0.7])
 ROIS = torch.tensor([[0.0, 1, 1, 6, 7]])
 TURNED = torch.tensor([[0.0, 4, 4, 5, 6, 30]])
+SOLID = torch.ones(1, 7)
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "conv_bn_relu": (lambda *a, **k: ops.conv_bn_relu(*a, activation="none", **k), F.conv2d),
     "conv_transpose2d": (ops.conv_transpose2d, F.conv_transpose2d),
@@ -162,12 +163,25 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Tensor], Any]]] = {
     "matrix_nms, idxs": ("idxs", SCORES, lambda i: ops.matrix_nms(BOXES, SCORES, idxs=i)),
     "nms_match": ("boxes", BOXES, lambda b: ops.nms_match(b, SCORES, 0.5)),
     "nms_match, idxs": ("idxs", SCORES, lambda i: ops.nms_match(BOXES, SCORES, 0.5, idxs=i)),
+    "nms_rotated": ("boxes", ROIS, lambda b: ops.nms_rotated(b, SCORES, 0.5)),
+    "batched_nms_rotated": (
+        "idxs",
+        SCORES,
+        lambda i: ops.batched_nms_rotated(ROIS, SCORES, i, 0.5),
+    ),
+    "nms_3d": ("boxes", SOLID, lambda b: ops.nms_3d(b, SCORES, 0.5)),
     "soft_nms": ("boxes", BOXES, lambda b: ops.soft_nms(b, SCORES)),
     "soft_nms, idxs": ("idxs", SCORES, lambda i: ops.soft_nms(BOXES, SCORES, idxs=i)),
+    "weighted_boxes_fusion": (
+        r"boxes\[0\]",
+        BOXES,
+        lambda b: ops.weighted_boxes_fusion([b], [SCORES], [SCORES]),
+    ),
     "box_area": ("boxes", BOXES, ops.box_area),
     "box_convert": ("boxes", BOXES, lambda b: ops.box_convert(b, "xyxy", "xywh")),
     "box_iou": ("boxes1", BOXES, lambda b: ops.box_iou(b, BOXES)),
     "box_iou, boxes2": ("boxes2", BOXES, lambda b: ops.box_iou(BOXES, b)),
+    "box_iou_3d": ("boxes1", SOLID, lambda b: ops.box_iou_3d(b, SOLID)),
     "box_iou_rotated": ("boxes1", ROIS, lambda b: ops.box_iou_rotated(b, ROIS)),
     "clip_boxes_to_image": ("boxes", BOXES, lambda b: ops.clip_boxes_to_image(b, (4, 4))),
     "complete_box_iou": ("boxes2", BOXES, lambda b: ops.complete_box_iou(BOXES, b)),

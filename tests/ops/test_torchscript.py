@@ -67,6 +67,10 @@ def labels(N: int) -> Tensor:
     return torch.arange(N * 8 * 16).view(N, 8, 16) % 16
 
 
+def solid(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :3], boxes[:, 1:] / 2 + 1, boxes[:, :1]], 1)
+
+
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # to trace with, and of other sizes
 IMAGES: Inputs = ((image(1),), (image(3),))
 ROIS: Inputs = ((image(), rois(2)), (image(), rois(5)))
@@ -126,6 +130,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         ROIS,
     ),
     "box_iou": (lambda: Call(lambda b: ops.box_iou(b, b.detach() + 1)), BOXES),
+    "box_iou_3d": (
+        lambda: Call(lambda b: ops.box_iou_3d(solid(b), solid(b).flip(0))),
+        BOXES,
+    ),
     "box_iou_rotated": (
         lambda: Call(lambda b: ops.box_iou(b, b.flip(0), "xywhr")),
         ((rois(2).flip(1),), (rois(5).flip(1),)),
@@ -283,6 +291,30 @@ def test_trace_masks():
     inputs = image()[0] > 0.5, torch.rand(8)
     traced = torch.jit.trace(overlap, tuple(x[:0] for x in inputs))
     assert all(map(torch.equal, traced(*inputs), overlap(*inputs)))
+
+
+def test_trace_nms_rotated():
+    boxes, scores, classes = rois(30).flip(1), torch.rand(30), torch.arange(30) % 3
+
+    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept = ops.batched_nms_rotated(boxes, scores, classes, 0.3)
+        in_space = ops.nms_3d(solid(boxes[:, :4]), scores, 0.1, idxs=classes)
+        return ops.nms_rotated(boxes, scores, 0.3), kept, in_space
+
+    traced = torch.jit.trace(keep, (boxes[:0], scores[:0], classes[:0]))
+    assert all(map(torch.equal, traced(boxes, scores, classes), keep(boxes, scores, classes)))
+
+
+def test_trace_weighted_boxes_fusion():
+    def fuse(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lists = [boxes, boxes.flip(0)], [scores, scores], [classes, classes.flip(0)]
+        return ops.weighted_boxes_fusion(*lists)
+
+    first, second = (
+        (rois(count)[:, 1:], torch.rand(count), torch.arange(count) % 3) for count in (5, 30)
+    )
+    traced = torch.jit.trace(fuse, first, check_trace=False)
+    assert all(map(torch.equal, traced(*second), fuse(*second)))
 
 
 def test_tracing_finds_no_sizes_that_become_constants(recwarn: pytest.WarningsRecorder):

@@ -582,19 +582,86 @@ def fuzz_box_iou_loss(rng: random.Random) -> list[Tensor]:
     return [loss.detach()]
 
 
+def random_rotated_boxes(rng: random.Random, count: int) -> Tensor:
+    """[count, 5] boxes whose angle may be anything too."""
+    boxes = random_boxes(rng, max(count, 1), 40.0)[:count]
+    angle = torch.rand(count, 1) * 720 - 360
+    if count and rng.random() < 0.3:
+        angle[rng.randrange(count)] = rng.choice(HOSTILE)
+    return torch.cat([boxes, angle], 1)
+
+
 def fuzz_box_iou_rotated(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
-    sets = []
-    for _ in range(2):
-        count = rng.choice((0, 1, 3, 17, 70))
-        boxes = random_boxes(rng, max(count, 1), 40.0)[:count]
-        angle = torch.rand(count, 1) * 720 - 360
-        if count and rng.random() < 0.3:
-            angle[rng.randrange(count)] = rng.choice(HOSTILE)
-        sets.append(torch.cat([boxes, angle], 1).to(dtype).requires_grad_())
+    sets = [
+        random_rotated_boxes(rng, rng.choice((0, 1, 3, 17, 70))).to(dtype).requires_grad_()
+        for _ in range(2)
+    ]
     overlap = ops.box_iou_rotated(*sets)
     torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), sets)
     return [overlap.detach()]
+
+
+def random_solid_boxes(rng: random.Random, count: int) -> Tensor:
+    """[count, 7] boxes whose heights and yaws may be anything too."""
+    flat, upright = (random_boxes(rng, max(count, 1), 40.0)[:count] for _ in range(2))
+    yaw = random_rotated_boxes(rng, count)[:, 4:] / 57
+    return torch.cat([flat[:, :2], upright[:, :1], flat[:, 2:], upright[:, 2:3], yaw], 1)
+
+
+def fuzz_box_iou_3d(rng: random.Random) -> list[Tensor]:
+    dtype, fmt = rng.choice(DTYPES), rng.choice(("cxcyczdxdydzr", "xyzxyz"))
+    sets = [random_solid_boxes(rng, rng.choice((0, 1, 3, 17, 70))).to(dtype) for _ in range(2)]
+    if fmt == "xyzxyz":
+        sets = [boxes[:, :6] for boxes in sets]
+    sets = [boxes.requires_grad_() for boxes in sets]
+    overlap = ops.box_iou_3d(*sets, fmt=fmt)
+    torch.autograd.grad(overlap.nan_to_num(0, 0, 0).sum(), sets)
+    return [overlap.detach()]
+
+
+def fuzz_nms_rotated(rng: random.Random) -> list[Tensor]:
+    """nms_rotated, batched_nms_rotated and nms_3d. No indices are compared: the levels may round an
+    overlap near the threshold differently."""
+    dtype, solid = rng.choice(DTYPES), rng.random() < 0.4
+    count = rng.choice((0, 1, 2, 15, 16, 17, 65, 300, 800))
+    boxes = (random_solid_boxes if solid else random_rotated_boxes)(rng, count).to(dtype)
+    scores = torch.rand(count).to(dtype)
+    if count and rng.random() < 0.3:
+        scores[torch.randint(0, count, (count // 3 + 1,))] = rng.choice(HOSTILE)
+    threshold = rng.choice((0.0, 0.3, 0.5, 0.9, 1.0, -1.0, 2.0, float("nan"), float("inf")))
+    if solid:
+        kept = ops.nms_3d(boxes, scores, threshold, bev=rng.random() < 0.3)
+    elif rng.random() < 0.5:
+        kept = ops.nms_rotated(boxes, scores, threshold)
+    else:
+        kept = ops.batched_nms_rotated(boxes, scores, torch.randint(-3, 3, (count,)), threshold)
+    assert kept.unique().numel() == kept.numel() <= count
+    assert ((kept >= 0) & (kept < count)).all()
+    return []
+
+
+def fuzz_weighted_boxes_fusion(rng: random.Random) -> list[Tensor]:
+    dtype, boxes, scores, labels = rng.choice(DTYPES), [], [], []
+    classes = rng.choice((1, 3, 200))
+    for _ in range(rng.randint(1, 4)):
+        count = rng.choice((0, 1, 2, 17, 65, 300))
+        boxes.append(random_boxes(rng, max(count, 1), 40.0)[:count].to(dtype))
+        scores.append(torch.rand(count).to(dtype))
+        if count and rng.random() < 0.3:
+            scores[-1][rng.randrange(count)] = rng.choice(HOSTILE)
+        labels.append(torch.randint(-classes, classes, (count,)))
+    fused, confidence, of_class = ops.weighted_boxes_fusion(
+        boxes,
+        scores,
+        labels,
+        weights=[rng.choice((1, 0.5, 1e30)) for _ in boxes],
+        iou_threshold=rng.choice((0.0, 0.55, 0.9, -1.0, float("nan"))),
+        skip_box_threshold=rng.choice((0.0, 0.3, -1e30)),
+        conf_type=rng.choice(("avg", "max")),
+    )
+    assert len(fused) == len(confidence) == len(of_class) <= sum(map(len, boxes))
+    return [fused, confidence, of_class]
 
 
 def fuzz_masks_to_boxes(rng: random.Random) -> list[Tensor]:
@@ -659,6 +726,7 @@ def fuzz_deform_conv2d(rng: random.Random) -> list[Tensor]:
 
 FUZZERS = (
     fuzz_box_iou,
+    fuzz_box_iou_3d,
     fuzz_box_iou_loss,
     fuzz_box_iou_rotated,
     fuzz_masks_to_boxes,
@@ -671,7 +739,9 @@ FUZZERS = (
     fuzz_matrix_nms,
     fuzz_nms,
     fuzz_nms_match,
+    fuzz_nms_rotated,
     fuzz_soft_nms,
+    fuzz_weighted_boxes_fusion,
     fuzz_focal_loss,
     fuzz_conv_bn_relu,
     fuzz_batch_norm_relu,

@@ -1,0 +1,9 @@
+#include "ops/nms_rotated_boxes.h"
+
+namespace fastvision {
+
+STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("nms_rotated", FASTVISION_BOX(&suppress_rotated<false>));
+}
+
+}  // namespace fastvision
