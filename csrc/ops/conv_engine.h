@@ -77,6 +77,9 @@ Tensor pack_weight(
   return packed;
 }
 
+// Refuses a residual that does not fit the output.
+void check_residual(const Tensor& residual, const Tensor& output);
+
 // Checks the residual, if any, against the output and converts it to the output's memory format.
 std::optional<Tensor> residual_of(
     const std::optional<Tensor>& residual, const Tensor& output, bool channels_last

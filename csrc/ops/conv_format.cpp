@@ -34,6 +34,9 @@ Tensor in_channels_last(const Tensor& x) {
   if (has_channels_last_strides(x)) {
     return x;
   }
+  if (!x.is_contiguous() && x.stride(1) == 1) {  // torch reads its channels side by side
+    return torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  }
   const Tensor from = torch::stable::contiguous(x);
   const int64_t C = x.size(1), HW = x.size(2) * x.size(3);
   Tensor to = empty_in_format(x, x.size(0), C, x.size(2), x.size(3), true);

@@ -34,22 +34,26 @@ void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed) 
 template void pack_conv(const ConvPacking&, const float*, const float*, float*);
 template void pack_conv(const ConvPacking&, const double*, const double*, double*);
 
+void check_residual(const Tensor& residual, const Tensor& output) {
+  check_dim(residual, 4, "residual");
+  for (int dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(
+        residual.size(dim) == output.size(dim), "residual must have the shape of the result"
+    );
+  }
+  STD_TORCH_CHECK(
+      residual.scalar_type() == output.scalar_type() && residual.is_cpu(),
+      "residual must have the dtype and device of the result"
+  );
+}
+
 std::optional<Tensor> residual_of(
     const std::optional<Tensor>& residual, const Tensor& output, bool channels_last
 ) {
   if (!residual.has_value()) {
     return std::nullopt;
   }
-  check_dim(*residual, 4, "residual");
-  for (int dim = 0; dim < 4; ++dim) {
-    STD_TORCH_CHECK(
-        residual->size(dim) == output.size(dim), "residual must have the shape of the result"
-    );
-  }
-  STD_TORCH_CHECK(
-      residual->scalar_type() == output.scalar_type() && residual->is_cpu(),
-      "residual must have the dtype and device of the result"
-  );
+  check_residual(*residual, output);
   return in_format(*residual, channels_last);
 }
 
@@ -86,12 +90,6 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   });
 }
 
-// Views all pixels of a channels_last batch as one row, for 1x1 convolutions.
-void flatten(ConvImage& image) {
-  image.W *= image.N * image.H;
-  image.N = image.H = 1;
-}
-
 Tensor conv_packed(
     const Tensor& input,
     const Tensor& packed,
@@ -125,26 +123,17 @@ Tensor conv_packed(
   if (output.numel() == 0) {
     return output;
   }
-  const bool last = has_channels_last_strides(x);
-  ConvImage from{const_cast<void*>(x.const_data_ptr()), N, C, H, W, last};
-  ConvImage to{output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)};
-  const bool pointwise =
-      o.R * o.S * o.stride_y * o.stride_x == 1 && OH == H && OW == W && o.top == 0 && o.left == 0;
-  if (pointwise && from.channels_last && to.channels_last) {
-    flatten(from);
-    flatten(to);
-  }
   ConvPlan plan{
       dtype,
-      from,
-      to,
+      {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
+      {output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)},
       addend ? addend->const_data_ptr() : nullptr,
       o.groups,
       {},
       static_cast<Activation>(o.activation),
       o.negative_slope
   };
-  plan.phases.push_back({o.window(), packed.const_data_ptr(), to.H, to.W, 1, 1, 0, 0});
+  plan.phases.push_back({o.window(), packed.const_data_ptr(), OH, OW, 1, 1, 0, 0});
   run_conv(plan);
   return output;
 }

@@ -28,6 +28,8 @@ struct PhaseRun {
   bool depthwise_rows;               // the depthwise kernel computes whole rows
   bool padded;                       // rows are gathered with padding on both sides
   bool direct_input, direct_output;  // read or written in place, without scratch
+  bool pointwise;                    // pixel p of the grid reads pixel p of the input alone
+  bool whole_output;                 // pixel p of the grid is pixel p of the output
   int64_t taps, tap_values;
   int64_t pixels;
   int64_t chunk;           // pixels per task
@@ -50,6 +52,15 @@ struct PhaseRun {
         padded(merged || (depthwise_rows && phase.grid_w < kLeastWidth && may_pad())),
         direct_input(std::is_same_v<S, T> && input.channels_last && !padded),
         direct_output(std::is_same_v<S, T> && output.channels_last),
+        pointwise(
+            !depthwise_rows && phase.R == 1 && phase.S == 1 && phase.step_y == 1 &&
+            phase.step_x == 1 && phase.first_y == 0 && phase.first_x == 0 &&
+            phase.grid_h == input.H && phase.grid_w == input.W
+        ),
+        whole_output(
+            phase.out_step_y == 1 && phase.out_step_x == 1 && phase.grid_h == output.H &&
+            phase.grid_w == output.W
+        ),
         taps(merged ? phase.R : phase.R * phase.S),
         tap_values(merged ? phase.S * input.C : input.C),
         pixels(input.N * phase.grid_h * phase.grid_w) {
@@ -130,9 +141,8 @@ struct PhaseRun {
     const int64_t wanted = 4 * threads;
     const int64_t least = depthwise_rows ? kLeastDepthwise / input.C : kLeastPixels;
     chunk = std::min(chunk, std::max(ceil_div(pixels, wanted), least));
-    // chunks of equal length, in units of a tile, or of a row where tasks gather whole rows
-    const bool gathers_rows = !direct_input && phase.R * phase.S == 1 && phase.step_x == 1;
-    const int64_t unit = depthwise_rows || gathers_rows ? phase.grid_w : kTilePixels;
+    // chunks of equal length, in units of a tile, or of a row
+    const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
     chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
     chunks = ceil_div(pixels, chunk);
     splits = depthwise_rows ? 1 : std::clamp<int64_t>(ceil_div(wanted, chunks), 1, all_blocks());

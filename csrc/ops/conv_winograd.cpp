@@ -264,9 +264,10 @@ Tensor conv_winograd(
   const bool channels_last = has_channels_last_strides(input);
   const Tensor x = in_channels_last(input);
   Tensor output = empty_in_format(input, N, o.K, OH, OW, true);
-  std::optional<Tensor> addend = residual_of(residual, output, channels_last);
-  if (addend.has_value()) {
-    addend = in_channels_last(*addend);
+  std::optional<Tensor> addend;
+  if (residual.has_value()) {
+    check_residual(*residual, output);
+    addend = in_channels_last(*residual);
   }
   if (output.numel() == 0) {
     return output;

@@ -44,13 +44,33 @@ class ConvWorker {
     return {p / (w * h), p / w % h, p % w};
   }
 
-  // input rows of the chunk's pixels, in place or gathered into scratch memory
+  // what the chunk reads, in place or gathered into scratch memory
   void locate_input() {
-    const ConvImage& input = run_->input;
-    const ConvPhase& phase = run_->phase;
     if (run_->direct_input) {
       return;
     }
+    if (run_->pointwise) {
+      gather_pixels();
+    } else {
+      gather_all_rows();
+    }
+  }
+
+  void gather_pixels() {
+    const int64_t C = run_->input.C, HW = run_->input.H * run_->input.W;
+    T* scratch = input_scratch_.get((end_ - begin_) * C);
+    for (int64_t p = begin_; p < end_;) {
+      const int64_t n = p / HW, stop = std::min(end_, (n + 1) * HW);
+      const auto from = maps(n, 0, p - n * HW, stop - p);
+      FASTVISION_CALL(conv_gather, from, scratch + (p - begin_) * C, C);
+      p = stop;
+    }
+    gathered_ = scratch;
+  }
+
+  void gather_all_rows() {
+    const ConvImage& input = run_->input;
+    const ConvPhase& phase = run_->phase;
     const Pixel first = at(begin_), last = at(end_ - 1);
     const int64_t reach = (phase.R - 1) * phase.dilation_y;
     images_.clear();
@@ -115,6 +135,13 @@ class ConvWorker {
     }
   }
 
+  // first value of the chunk's pixel p where the convolution is pointwise
+  const T* input_at(int64_t p) const {
+    const int64_t C = run_->input.C;
+    return run_->direct_input ? static_cast<const T*>(run_->input.data) + p * C
+                              : gathered_ + (p - begin_) * C;
+  }
+
   // first value of row y of image n, which must be inside the map
   const T* input_row(int64_t n, int64_t y) const {
     if (run_->direct_input) {
@@ -160,9 +187,7 @@ class ConvWorker {
   template <typename Call>
   void for_each_stretch(const Call& call) const {
     const ConvPhase& phase = run_->phase;
-    const bool whole =
-        phase.out_step_x == 1 && phase.out_step_y == 1 && phase.grid_w == run_->output.W;
-    const int64_t length = whole ? phase.grid_h * phase.grid_w : phase.grid_w;
+    const int64_t length = run_->whole_output ? phase.grid_h * phase.grid_w : phase.grid_w;
     for (int64_t p = begin_; p < end_;) {
       const int64_t stop = std::min(end_, (p / length + 1) * length);
       call(p, stop - p);
@@ -224,14 +249,19 @@ class ConvWorker {
     T** outputs = outputs_.get(count);
     const T** residuals = run_->plan.residual == nullptr ? nullptr : residuals_.get(count);
     const ConvWindow window = run_->window();
+    const bool one_run = run_->pointwise && run_->whole_output;
     for (int64_t i = 0, length; i < count; i += length) {
       const Pixel pixel = at(begin + i);
-      length = std::min(count - i, phase.grid_w - pixel.x);
+      length = one_run ? count : std::min(count - i, phase.grid_w - pixel.x);
       const int64_t first = output_index(begin + i);
       const int64_t step = (run_->direct_output ? phase.out_step_x : run_->shared) * run_->output.C;
       fill_pointers(outputs + i, length, output_base_ + first * run_->output.C, step);
       if (residuals != nullptr) {
         fill_pointers(residuals + i, length, residual_base_ + first * run_->output.C, step);
+      }
+      if (run_->pointwise) {
+        fill_pointers(inputs + i, length, input_at(begin + i), run_->input.C);
+        continue;
       }
       locate_taps(
           window,

@@ -113,7 +113,8 @@ constexpr RoiKernels roi_kernels = {
     &Op::Channels::features,
     &Device<Op>::forward,
     &Device<Op>::backward,
-    Device<Op>::kChannelsLastOnly
+    Device<Op>::kChannelsLastOnly,
+    std::is_same_v<typename Op::Reduction, Maximum>
 };
 
 }  // namespace fastvision

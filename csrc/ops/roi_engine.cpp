@@ -37,7 +37,7 @@ void check_levels(size_t levels, size_t scales) {
 }
 
 // Taps count the pixels and bins of an axis in int, and float rounds the largest ints up.
-void check_axes(const RoiArgs& args, bool has_argmax) {
+void check_axes(const RoiArgs& args, bool records_pixels) {
   constexpr int64_t kMaxExtent = INT32_MAX - 128;
   check_fits_int(args.PH, "an output height");
   check_fits_int(args.PW, "an output width");
@@ -52,7 +52,7 @@ void check_axes(const RoiArgs& args, bool has_argmax) {
         " pixels"
     );
     STD_TORCH_CHECK(
-        !has_argmax || map.H * map.W <= INT32_MAX,
+        !records_pixels || map.H * map.W <= INT32_MAX,
         "the position of a maximum is int32, and cannot tell the pixels of a map of ",
         map.H,
         " x ",
@@ -91,14 +91,15 @@ void check_positions(const Tensor& argmax, const Tensor& grad) {
 
 }  // namespace
 
-void check_roi(RoiFault fault, int64_t k) {
+void check_roi(RoiFault fault, int64_t k, bool sampled) {
   STD_TORCH_CHECK(
       fault == RoiFault::none,
       "rois: roi ",
       k,
-      fault == RoiFault::samples
-          ? " has more than 2**20 samples per bin, pass a smaller sampling_ratio"
-          : " has a batch index outside [0, batch size)"
+      fault == RoiFault::batch_index ? " has a batch index outside [0, batch size)"
+      : sampled ? " has more than 2**20 samples per bin and axis, or 2**24 per bin; "
+                  "pass a smaller sampling_ratio"
+                : " has more than 2**20 samples per bin and axis; pass a smaller sampling_ratio"
   );
 }
 
@@ -165,7 +166,7 @@ Tensor roi_pooled(
     args.argmax = static_cast<int32_t*>(argmax->mutable_data_ptr());
   }
   if (pooled.numel() > 0) {
-    check_axes(args, argmax != nullptr);
+    check_axes(args, argmax != nullptr && op.argmax_is_pixel);
     op.forward(args, features[0]);
   }
   if (args.channels_last == channels_last) {
@@ -224,7 +225,7 @@ std::vector<Tensor> roi_gradients(
       torch::stable::zero_(g);
     }
   } else if (args.N > 0 && args.C > 0) {
-    check_axes(args, argmax != nullptr);
+    check_axes(args, argmax != nullptr && op.argmax_is_pixel);
     op.backward(args, grad);
   }
   for (Tensor& g : grads) {

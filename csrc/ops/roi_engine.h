@@ -17,11 +17,13 @@ struct RoiKernels {
   void (*forward)(const RoiArgs&, const Tensor& features);      // of an output that is not empty
   void (*backward)(const RoiArgs&, const Tensor& grad);
   bool channels_last_only;  // contiguous maps are copied
+  bool argmax_is_pixel;     // of the map, where not the number of a sample
 };
 
-// Pools rois [K, 5] from the levels of a pyramid, [N, C, H, W] each, to [K, pooled channels, PH,
-// PW], in the memory format of the first level. `args` has PH, PW and the options of the op.
-// `argmax`, of an op with a maximum, gets where each is, int32 and in the same format.
+// Pools rois [K, 5], [K, 6] if rotated, from the levels of a pyramid, [N, C, H, W] each, to [K,
+// pooled channels, PH, PW], in the memory format of the first level. `args` has PH, PW and the
+// options of the op. `argmax`, of an op with a maximum, gets where each is, int32 and in the same
+// format.
 Tensor roi_pooled(
     const RoiKernels& op,
     RoiArgs args,
@@ -47,8 +49,9 @@ std::vector<Tensor> roi_gradients(
 // bins.
 void check_sensitive(const Tensor& input, int64_t pooled_height, int64_t pooled_width);
 
-// Refuses roi k where it has a fault.
-void check_roi(RoiFault fault, int64_t k);
+// Refuses roi k where it has a fault. The limits of an op that takes samples one by one, `sampled`,
+// are for a bin too.
+void check_roi(RoiFault fault, int64_t k, bool sampled = false);
 
 // Refuses a size that kernels cannot count in int; `name` has its article.
 void check_fits_int(int64_t size, const char* name);

@@ -27,7 +27,7 @@ static inline int64_t sample_padded(int64_t channels) {
 // The CPU kernels, in channels_last only. The forward adds a block of a bin's samples to what
 // `scratch`, of 2 * sample_padded(C), has of the bin, and with the last block writes the bin.
 // The backward adds `channels` of a bin's gradient to a tile [cells, sample_padded(channels)];
-// `scratch` is of 2 * sample_padded(channels). Then write_tile gives a row of it its type.
+// `scratch` is of 2 * sample_padded(channels). Then roi_samples_write gives a row of it its type.
 #define FASTVISION_DECLARE_ROI_SAMPLES(Reduction, T, A) \
   FASTVISION_DECLARE_CPU(                               \
       void,                                             \

@@ -93,7 +93,7 @@ struct RoiSamplesCpu {
     std::vector<RoiFootprint> result(args.K);
     for (int64_t k = 0; k < args.K; ++k) {
       const SampledRoi<A> roi = read_sampled_roi<A>(args, k);
-      check_roi(roi.fault, k);
+      check_roi(roi.fault, k, /*sampled=*/true);
       const PixelBox box =
           roi.empty() ? PixelBox{}
                       : roi.pixels_of(0, static_cast<int>(args.PH), 0, static_cast<int>(args.PW));

@@ -41,7 +41,7 @@ def mask_iou(masks1: Tensor, masks2: Tensor, *, backend: str | None = None) -> T
 
     Args:
         masks1: [N, H, W] of type bool.
-        masks2: [M, H, W].
+        masks2: [M, H, W] of type bool.
         backend: "triton", "cpp" or "reference"; None picks the fastest that can run.
 
     Returns:

@@ -68,6 +68,7 @@ def mask_nms(
     Raises:
         ValueError: shapes or devices that do not fit; ``backend`` cannot run here.
         TypeError: an argument is not a tensor, or of another type.
+        RuntimeError: ``idxs`` of a complex or quantized type.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     scores, idxs = scored_masks(masks, scores, idxs)

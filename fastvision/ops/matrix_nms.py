@@ -74,10 +74,10 @@ def matrix_nms(
         float32 (float64 for float64 boxes). An IoU that is NaN counts as 0. No derivative.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, as in :func:`nms`.
+        RuntimeError: wrong shape, dtype or device, as in :func:`nms`; a quantized tensor.
         ValueError: an option out of range; ``backend`` cannot run here.
         TypeError: an argument is not a tensor or not a number.
-        NotImplementedError: a sparse, nested, mkldnn or quantized tensor.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     _check_options(kernel, sigma)
     boxes, scores, idxs = scored_boxes(boxes, scores, idxs)

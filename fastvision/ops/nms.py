@@ -59,7 +59,19 @@ def _integers(x: Tensor, name: str) -> Tensor:
         raise TypeError(f"boxes and scores must both be quantized, got {name} in {x.dtype}")
     if x.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         raise TypeError(f"{name} must be quantized per tensor, got {x.qscheme()}")
-    return x.int_repr().to(torch.float32)
+    return x.int_repr()
+
+
+def _as_floats(
+    boxes: Tensor, scores: Tensor, score_threshold: float | None
+) -> tuple[Tensor, Tensor, float | None]:
+    """What gives the result of quantized tensors, in float32 as torchvision computes the IoU."""
+    # ranks, since float32 does not tell large integers apart
+    ranks = torch.unique(_integers(scores, "scores"), return_inverse=True)[1]
+    if score_threshold is not None:
+        ranks = torch.where(scores.dequantize() > score_threshold, ranks, -1)
+        score_threshold = -1.0
+    return _integers(boxes, "boxes").float(), ranks.float(), score_threshold
 
 
 def nms(
@@ -103,9 +115,7 @@ def nms(
     if max_output is not None:
         max_output = _check_max_output(max_output)
     if boxes.is_quantized or scores.is_quantized:
-        order = _integers(scores, "scores")
-        boxes = _integers(boxes, "boxes")
-        scores = order if score_threshold is None else scores.dequantize()
+        boxes, scores, score_threshold = _as_floats(boxes, scores, score_threshold)
     check_boxes(boxes, scores, None, 2)
     run = _NMS.run[_NMS.choose(boxes, backend)]
     return run(boxes, scores, None, iou_threshold, score_threshold, max_output)
@@ -144,6 +154,8 @@ def batched_nms(
         RuntimeError, ValueError, TypeError, NotImplementedError: as in :func:`nms`. Quantized
             boxes are not supported, nor are they by torchvision.
     """
+    if max_output is not None:
+        max_output = _check_max_output(max_output)
     # torchvision accepts None for scores and idxs here; in a graph the size may be unknown
     if (
         not torch.compiler.is_compiling()
@@ -151,12 +163,11 @@ def batched_nms(
         and boxes.numel() == 0
         and not is_traced()
     ):
+        _NMS.choose(boxes, backend)
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = same_dtype(boxes, scores)
     check_tensor(idxs, "idxs")
     check_boxes(boxes, scores, idxs, 2)
-    if max_output is not None:
-        max_output = _check_max_output(max_output)
     run = _NMS.run[_NMS.choose(boxes, backend)]
     return run(boxes, scores, class_ids(idxs), iou_threshold, score_threshold, max_output)
 

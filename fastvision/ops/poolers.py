@@ -176,6 +176,8 @@ class MultiScaleRoIAlign(nn.Module):
     map, where torchvision returns zeros.
     """
 
+    pool_mode: PoolMode = "avg"  # of modules pickled without one
+
     def __init__(
         self,
         featmap_names: list[str],
@@ -225,9 +227,10 @@ class MultiScaleRoIAlign(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        pool_mode = "" if self.pool_mode == "avg" else f", pool_mode={self.pool_mode!r}"
         return (
             f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
-            f"sampling_ratio={self.sampling_ratio}"
+            f"sampling_ratio={self.sampling_ratio}{pool_mode}"
         )
 
     __repr__ = nn.Module.__repr__

@@ -223,9 +223,9 @@ def roi_align(
         [K, C, PH, PW] in the dtype and memory format of ``input``. Coordinates, weights and sums
         are float32 (float64 for float64 features), also under autocast and for 16-bit features.
 
-    Differentiable in ``input``, any number of times and in forward mode; the gradient is
-    deterministic. Boxes get no gradient. The gradient of a largest sample, by rows the first of
-    several, goes to the pixels around it.
+    Differentiable in ``input``, any number of times and in forward mode, not one within the other,
+    nor under vmap; the gradient is deterministic. Boxes get no gradient. The gradient of a largest
+    sample, by rows the first of several, goes to the pixels around it.
 
     ===============================================  ===============================  ============
     input                                            CPU                              CUDA
@@ -248,7 +248,7 @@ def roi_align(
             here.
         RuntimeError: on the CPU, see the table.
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
-            is imported, whose kernel then runs.
+            is imported, whose kernel then runs. With "max" it is a TypeError.
     """
     if isinstance(input, Tensor) and input.is_quantized and pool_mode == "avg":
         quantized = of_torchvision("roi_align", "input")
@@ -347,6 +347,8 @@ def multiscale_roi_align(
 class RoIAlign(nn.Module):
     """Module form of :func:`roi_align`."""
 
+    pool_mode: PoolMode = "avg"  # of modules pickled without one
+
     def __init__(
         self,
         output_size: int | Sequence[int],
@@ -370,10 +372,10 @@ class RoIAlign(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
+        pool_mode = "" if self.pool_mode == "avg" else f", pool_mode={self.pool_mode!r}"
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, "
-            f"pool_mode={self.pool_mode!r}"
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}{pool_mode}"
         )
 
     __repr__ = nn.Module.__repr__

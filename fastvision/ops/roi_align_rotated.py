@@ -78,8 +78,8 @@ def roi_align_rotated(
         are float32 (float64 for float64 features), also under autocast and for 16-bit features;
         cosine and sine are rounded from float64.
 
-    Differentiable in ``input``, any number of times and in forward mode; the gradient is
-    deterministic. Boxes get no gradient.
+    Differentiable in ``input``, any number of times and in forward mode, not one within the other,
+    nor under vmap; the gradient is deterministic. Boxes get no gradient.
 
     ===============================================  ===============================  ============
     input                                            CPU                              CUDA
@@ -98,7 +98,8 @@ def roi_align_rotated(
 
     Raises:
         AssertionError: wrong shape of ``boxes``, as in :func:`roi_align`.
-        TypeError, ValueError: other arguments that do not fit; ``backend`` cannot run here.
+        TypeError, ValueError: other arguments that do not fit, such as a quantized ``input``;
+            ``backend`` cannot run here.
         RuntimeError: on the CPU, see the table.
         NotImplementedError: sparse, nested or mkldnn tensors.
     """

@@ -62,7 +62,8 @@ def soft_nms(
         scores: [N] in the dtype of ``boxes``, such as probabilities; negative ones leave at once.
             Equal scores are ordered by index, NaN comes first and stays.
         iou_threshold: with "linear", scores decay where the intersection over union (IoU) is
-            greater than this; see :func:`nms` for its precision.
+            greater than this, as :func:`nms` removes boxes; in the paper and mmcv also where it is
+            equal. See :func:`nms` for its precision.
         method: "linear" multiplies a score by 1 - IoU, "gaussian" by exp(-IoU^2 / sigma).
         sigma: of "gaussian"; above 0.
         min_score: boxes with a score below it are not kept; 0 or more.
@@ -77,10 +78,10 @@ def soft_nms(
         ``min_score`` if it is the only one left.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, as in :func:`nms`.
+        RuntimeError: wrong shape, dtype or device, as in :func:`nms`; a quantized tensor.
         ValueError: an option out of range; ``backend`` cannot run here.
         TypeError: an argument is not a tensor or not a number.
-        NotImplementedError: a sparse, nested, mkldnn or quantized tensor.
+        NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")

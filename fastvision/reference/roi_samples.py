@@ -40,7 +40,7 @@ class SampleAxis(NamedTuple):
         samples = int(self.grid.max()) if self.grid.numel() else 0
         if samples > MAX_GRID:
             raise RuntimeError(
-                f"rois: {samples} samples per bin, more than {MAX_GRID}; pass a sampling_ratio"
+                "rois: more than 2**20 samples per bin and axis; pass a smaller sampling_ratio"
             )
         sample = torch.arange(samples, device=self.grid.device)
         bin = torch.arange(self.bins, device=self.grid.device)[:, None]
@@ -59,7 +59,7 @@ def few_samples(y: SampleAxis, x: SampleAxis, usable: Tensor) -> Tensor:
     many = (y.grid * x.grid > MAX_SAMPLES) | (y.grid > MAX_GRID) | (x.grid > MAX_GRID)
     if usable.device.type == "cpu" and bool((usable & many).any()):
         raise RuntimeError(
-            f"rois: more than {MAX_GRID} samples per bin and axis, or than {MAX_SAMPLES} per bin; "
+            "rois: more than 2**20 samples per bin and axis, or 2**24 per bin; "
             "pass a smaller sampling_ratio"
         )
     return usable & ~many

@@ -356,6 +356,14 @@ class TestQuantized:
             theirs = torchvision.ops.nms(boxes, scores, threshold)
             assert torch.equal(ops.nms(boxes, scores, threshold), theirs)
 
+    def test_nms_tells_large_integers_apart(self):
+        boxes = torch.tensor([[0.0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]])
+        boxes = torch.quantize_per_tensor(boxes, 1.0, 0, torch.qint32)
+        numbers = torch.tensor([5, 2**24, 2**24 + 1], dtype=torch.int32)
+        scores = torch._make_per_tensor_quantized_tensor(numbers, 1.0, 0)
+        assert ops.nms(boxes, scores, 0.5).tolist() == [2, 1, 0]
+        assert ops.nms(boxes, scores, 0.5, score_threshold=6.0).tolist() == [2, 1]
+
     def test_nms_refuses(self):
         boxes, scores = self.quantized(BOXES, 0.1), self.quantized(SCORES, 0.01)
         assert ops.nms(boxes, scores, 0.5).tolist() == [0, 2]

@@ -19,6 +19,15 @@ from fastvision.testing.numerics import DTYPES
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 
+def test_options_are_checked_without_boxes():
+    none = torch.zeros(0, 4)
+    with pytest.raises(ValueError, match="max_output must not be negative"):
+        batched_nms(none, none[:, 0], none[:, 0], 0.5, max_output=-1)
+    with pytest.raises(ValueError, match="backend"):
+        batched_nms(none, none[:, 0], none[:, 0], 0.5, backend="unknown")
+    assert batched_nms(none, none[:, 0], none[:, 0], 0.5, max_output=3).shape == (0,)
+
+
 @pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8, torch.float32), ids=str)
 @pytest.mark.parametrize("kind", ("uniform", "clustered", "special"))
 def test_batched(backend, kind, dtype):

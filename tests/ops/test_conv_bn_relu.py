@@ -190,7 +190,10 @@ def test_winograd(backend, C, K, size, monkeypatch):
         y = sample(**options, backend="cpp")
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert_matches(y, sample.expected(**options), scale=2)
-        for other in (added, added.contiguous()) if added is not None else (None,):
+        others = [None]
+        if added is not None:  # in both formats, and in neither
+            others = [added, added.contiguous(), in_format(added.repeat(1, 2, 1, 1), True)[:, :K]]
+        for other in others:
             planes = nchw(**{**options, "residual": other})
             assert planes.is_contiguous()
             assert torch.equal(planes, y), "another algorithm in another memory format"

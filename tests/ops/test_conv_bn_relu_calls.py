@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -317,3 +319,30 @@ def test_bad_arguments(message):
     ops.conv_bn_relu(**good)
     with pytest.raises((ValueError, TypeError), match=message):
         ops.conv_bn_relu(**good | BAD[message])
+
+
+MEMORY_SCRIPT = """
+import re, sys, torch
+from fastvision import ops
+from fastvision._memory_format import memory_format
+
+def peak():  # getrusage's would be the one of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+layout = memory_format(sys.argv[1] == "channels_last")
+x = torch.empty(2, 32, 1, 1 << 18, dtype=torch.float16, memory_format=layout).fill_(1)
+weight = torch.ones(32, 32, 1, 1).half()
+ops.conv_bn_relu(x[..., :8], weight, backend="cpp")  # code is in memory now
+before = peak()
+held = ops.conv_bn_relu(x, weight, backend="cpp")
+print((peak() - before) / x.nbytes)
+"""
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_long_rows_are_gathered_in_pieces(cpu_level, layout):
+    """A pointwise convolution of 16-bit maps takes no memory of the map's size but the result's."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, layout], capture_output=True, text=True, check=True
+    )
+    assert 0.9 < float(run.stdout) < 1.25

@@ -180,9 +180,10 @@ def test_bad_rois(backend, channels_last):
 
     for index in (-1.0, -0.5, 2.0, 1e30, nan):
         refused([index, 1, 1, 5, 5], 2, "batch index")
-    refused([0, 1, 1, 3e6, 5], 0, "samples per bin")
-    refused([0, 1, 1, 1e4, 1e4], 0, "samples per bin")  # on both axes together
-    refused(good, 5000, "samples per bin")
+    too_many = "2\\*\\*20 samples per bin and axis, or 2\\*\\*24 per bin; pass a smaller"
+    refused([0, 1, 1, 3e6, 5], 0, too_many)
+    refused([0, 1, 1, 1e4, 1e4], 0, too_many)  # on both axes together
+    refused(good, 5000, too_many)
 
 
 @HAS_KERNEL
@@ -243,6 +244,17 @@ def test_multiscale(backend, channels_last, dtype):
         assert_matches(actual, wanted, scale=8)
 
 
+@pytest.mark.only(lambda backend: backend.name == "cpp" and backend.device == "cpu")
+def test_maximum_of_a_map_of_more_than_2_31_pixels(backend):
+    """Samples are numbered within their bin; only roi_pool's pixels have to fit 32 bits."""
+    x = torch.empty(0, 1, 2**16, 2**15 + 1)  # no image, so that the map takes no memory
+    rois = torch.tensor([[0.0, 1, 1, 5, 5]])
+    with pytest.raises(RuntimeError, match="batch index"):
+        raw(backend, [x], rois, [1.0], (2, 2, 2, True))
+    with pytest.raises(RuntimeError, match="position of a maximum is int32"):
+        ops.roi_pool(x.requires_grad_(), rois, 2, backend="cpp")
+
+
 def test_modules(cpu_level):
     x = {"0": cases.feature_map(1, 3, 16, 24), "1": cases.feature_map(1, 3, 8, 12)}
     rois = cases.rois(5, 1, height=64, width=96, max_size=60)
@@ -256,6 +268,14 @@ def test_modules(cpu_level):
         list(x.values()), rois, 3, [1 / 4, 1 / 8], 2, pool_mode="max"
     )
     assert torch.equal(pooler(x, [rois[:, 1:]], [(64, 96)]), expected)
+    assert "pool_mode='max'" in repr(pooler)
+    for averages in (ops.RoIAlign(3, 0.25, 2), ops.MultiScaleRoIAlign(["0", "1"], 3, 2)):
+        assert "pool_mode" not in repr(averages)
+        state = averages.__getstate__()
+        del state["pool_mode"]  # as modules pickled before there was one
+        old = type(averages).__new__(type(averages))
+        old.__setstate__(state)
+        assert old.pool_mode == "avg" and repr(old) == repr(averages)
     with pytest.raises(ValueError, match="pool_mode must be .* got 'mean'"):
         ops.roi_align(x["0"], rois, 3, pool_mode="mean")
     with pytest.raises(ValueError, match="backend='triton' cannot run.*pool_mode"):

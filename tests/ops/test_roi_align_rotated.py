@@ -178,9 +178,10 @@ def test_bad_rois(backend, channels_last):
 
     for index in (-1.0, -0.5, 2.0, 1e30, nan):
         refused([index, 3, 3, 4, 4, 0], 2, "batch index")
-    refused([0, 3, 3, 3e6, 1, 0], 0, "samples per bin")
-    refused([0, 3, 3, 1e4, 1e4, 0], 0, "samples per bin")  # on both axes together
-    refused([0, 3, 3, 4, 4, 0], 5000, "samples per bin")
+    too_many = "2\\*\\*20 samples per bin and axis, or 2\\*\\*24 per bin; pass a smaller"
+    refused([0, 3, 3, 3e6, 1, 0], 0, too_many)
+    refused([0, 3, 3, 1e4, 1e4, 0], 0, too_many)  # on both axes together
+    refused([0, 3, 3, 4, 4, 0], 5000, too_many)
 
 
 @HAS_KERNEL

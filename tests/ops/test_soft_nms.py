@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvision import reference
-from fastvision.ops import nms, soft_nms
+from fastvision.ops import matrix_nms, nms, soft_nms
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import BOXES, expect, scores_for
@@ -76,6 +76,22 @@ def test_numbers_of_mmcv(backend, method, expected):
     )
     assert keep.tolist() == [1, 0, 2, 3]
     assert_matches(decayed.cpu(), torch.tensor(expected))
+
+
+def test_overlap_equal_to_the_threshold_does_not_decay(backend):
+    boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]], device=backend.device)  # IoU 1/2
+    scores = torch.tensor([0.9, 0.8], device=backend.device)
+    for threshold, expected in ((0.5, 0.8), (0.49, 0.4)):
+        decayed = soft_nms(boxes, scores, threshold, backend=backend.name)[1]
+        assert_matches(decayed.cpu(), torch.tensor([0.9, expected]))
+
+
+def test_quantized_tensors_are_refused():
+    boxes, scores = cases.uniform_boxes(4), cases.scores(4)
+    quantized = torch.quantize_per_tensor(boxes, 0.1, 0, torch.qint8)
+    for function in (soft_nms, matrix_nms):
+        with pytest.raises(RuntimeError, match="floating-point type"):
+            function(quantized, scores)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
