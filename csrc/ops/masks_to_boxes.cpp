@@ -43,6 +43,10 @@ Tensor masks_to_boxes(const Tensor& input) {
   args.mask_step = masks.stride(0) * args.bytes;
   args.row_step = masks.stride(1) * args.bytes;
   Tensor boxes = empty_strided({N, 4}, {4, 1}, ScalarType::Float, sizeof(float), input.device());
+  if (args.H == 0 || args.W == 0) {
+    torch::stable::zero_(boxes);
+    return boxes;
+  }
   args.boxes = static_cast<float*>(boxes.mutable_data_ptr());
   const int64_t mask_bytes = std::max<int64_t>(args.H * args.W * args.bytes, 1);
   parallel_chunks(N, std::max<int64_t>(kPieceBytes / mask_bytes, 1), [&] {

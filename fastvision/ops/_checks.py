@@ -66,6 +66,14 @@ def check_number(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def number(value: Any, name: str) -> Any:
+    """``value`` as a number; a tensor without dimensions is converted."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        return float(value)
+    check_number(value, name)
+    return value
+
+
 def check_activation(activation: object, negative_slope: object) -> None:
     if not isinstance(activation, str):
         raise TypeError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")

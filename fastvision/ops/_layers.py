@@ -17,7 +17,8 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
 }
 # whose sources were read: a class of that name may compute something else
-_FROZEN_BATCH_NORMS = ("torchvision.ops.", "detectron2.layers.", "fastvision.ops.")
+_OPS = ("torchvision.ops.", "fastvision.ops.")
+_FROZEN_BATCH_NORMS = (*_OPS, "detectron2.layers.")
 
 
 def activation_of(module: nn.Module | None) -> tuple[str, float] | None:
@@ -55,6 +56,14 @@ def is_plain(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
         or type(module).__call__ is not nn.Module.__call__
+    )
+
+
+def is_overridden(module: nn.Module, *methods: str) -> bool:
+    """Whether one of these methods is neither ours nor torchvision's."""
+    return any(
+        name in module.__dict__ or not getattr(type(module), name).__module__.startswith(_OPS)
+        for name in methods
     )
 
 

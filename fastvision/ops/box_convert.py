@@ -105,8 +105,11 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
         ValueError: an unknown format, or another K than that of ``in_fmt``.
         NotImplementedError: from a rotated to an axis-aligned format or back; a sparse or nested
             tensor.
-        TypeError: ``boxes`` is no tensor.
+        TypeError: ``boxes`` is no tensor, or a format no string.
     """
+    for name, fmt in (("in_fmt", in_fmt), ("out_fmt", out_fmt)):
+        if not isinstance(fmt, str):
+            raise TypeError(f"{name} must be a string, got {fmt!r}")
     if in_fmt not in _SIZES or out_fmt not in _SIZES:
         raise ValueError(
             f"Unsupported Bounding Box Conversions for given in_fmt {in_fmt} and out_fmt {out_fmt}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.box_iou import FORMATS, KINDS
 from ._box_pairs import check_sets, gradients, of_batches
-from ._checks import check_number, is_traced, is_transformed, needs_gradient
+from ._checks import is_traced, is_transformed, needs_gradient, number
 from ._library import declare
 from .box_convert import ROTATED, box_convert
 from .box_iou_rotated import box_iou_rotated
@@ -199,8 +199,7 @@ def distance_box_iou(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`box_iou`.
     """
-    check_number(eps, "eps")
-    return _overlaps(boxes1, boxes2, _DISTANCE, 0, eps, backend)
+    return _overlaps(boxes1, boxes2, _DISTANCE, 0, number(eps, "eps"), backend)
 
 
 def complete_box_iou(
@@ -220,10 +219,10 @@ def complete_box_iou(
 
     Returns:
         [..., N, M] in the dtype of :func:`box_iou`'s result and differentiable alike. NaN where
-        width and height of a box are both 0.
+        width and height of a box are both 0; there the penalty has a gradient of 0, torchvision's
+        has NaN.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`box_iou`.
     """
-    check_number(eps, "eps")
-    return _overlaps(boxes1, boxes2, _COMPLETE, 0, eps, backend)
+    return _overlaps(boxes1, boxes2, _COMPLETE, 0, number(eps, "eps"), backend)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.box_iou import KINDS, upcast_non_float
 from ..reference.box_iou_loss import reduce
-from ._checks import check_number, check_tensor, is_traced, is_transformed, needs_gradient
+from ._checks import check_tensor, is_traced, is_transformed, needs_gradient, number
 from ._library import declare
 
 
@@ -84,7 +84,7 @@ def box_iou_loss(
         return reduce(loss, reduction)
     _check(boxes1, "boxes1")
     _check(boxes2, "boxes2")
-    check_number(eps, "eps")
+    eps = number(eps, "eps")
     if boxes1.device != boxes2.device:
         raise ValueError(f"boxes2 must be on {boxes1.device} as boxes1, got {boxes2.device}")
     boxes1, boxes2 = upcast_non_float(boxes1), upcast_non_float(boxes2)

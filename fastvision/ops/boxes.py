@@ -8,7 +8,7 @@ from torch import Tensor
 from ..reference.box_iou import FORMATS
 from ..reference.box_iou import corners as _corners
 from ..reference.box_iou import upcast as _upcast
-from ._checks import check_tensor
+from ._checks import check_number, check_tensor, is_traced
 from .box_convert import box_convert
 from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from .box_iou_rotated import box_iou_rotated
@@ -76,8 +76,12 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     Raises:
         TypeError, NotImplementedError: ``boxes`` is no dense tensor.
+        ValueError: an odd number of coordinates.
     """
     check_tensor(boxes, "boxes")
+    # torch.jit.trace would take the size for a constant
+    if not is_traced() and (boxes.dim() == 0 or boxes.shape[-1] % 2 == 1):
+        raise ValueError(f"boxes must have shape [..., 4], got {list(boxes.shape)}")
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack((x, y), boxes.dim()).reshape(boxes.shape)
@@ -95,10 +99,12 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
         int64 indices [K], ascending.
 
     Raises:
-        TypeError, NotImplementedError: ``boxes`` is no dense tensor.
+        TypeError, NotImplementedError: ``boxes`` is no dense tensor, ``min_size`` no number.
         ValueError: another shape.
     """
     _check_boxes(boxes)
+    if not isinstance(min_size, Tensor):
+        check_number(min_size, "min_size")
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return torch.where((width >= min_size) & (height >= min_size))[0]
 

@@ -29,7 +29,9 @@ def complete_box_iou_loss(
 
     Returns:
         [...] for "none", otherwise a scalar (0 for no boxes); in float64 for float64 boxes,
-        otherwise in float32, in which 16-bit and integer boxes are computed.
+        otherwise in float32, in which 16-bit and integer boxes are computed. NaN where width and
+        height of a box are both 0; there the aspect ratio has a gradient of 0, torchvision's has
+        NaN.
 
     Differentiable in both arguments, any number of times. The aspect ratio's weight
     is a constant to derivatives.

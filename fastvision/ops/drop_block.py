@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import check_floating, check_tensor, integer
+from ._checks import check_floating, check_number, check_tensor, integer
 
 # of the windows: with fewer, the calls take longer than torch's pooling
 _MIN_READS = 100_000
@@ -42,7 +42,8 @@ def drop_block2d(
     Differentiable in ``input``, any number of times and in forward mode.
 
     Raises:
-        TypeError: ``input`` is not a floating-point tensor, or ``block_size`` no integer.
+        TypeError: ``input`` is not a floating-point tensor, ``p`` no number, or ``block_size`` no
+            integer.
         ValueError: ``p`` is not in [0, 1], ``input`` has another number of dimensions, or the block
             is even or empty.
     """
@@ -66,6 +67,8 @@ def _drop_block(
     input: Tensor, p: float, block_size: int, inplace: bool, eps: float, training: bool, dims: int
 ) -> Tensor:
     check_tensor(input, "input")
+    if not isinstance(p, Tensor):
+        check_number(p, "p")
     if not 0 <= p <= 1:
         raise ValueError(f"drop probability has to be between 0 and 1, but got {p}.")
     if input.dim() != dims + 2:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .. import _extension
 from .._memory_format import contiguous, format_of, is_channels_last
 from ._checks import is_eager, needs_gradient
-from ._layers import has_global_hooks, is_plain
+from ._layers import has_global_hooks, is_overridden, is_plain
 from .chain import conv_norm_act, norm_act
 from .misc import Conv2dNormActivation
 
@@ -57,7 +57,8 @@ class FeaturePyramidNetwork(nn.Module):
     constructor, initialization and state dict (``inner_blocks.*.0.*``, ``layer_blocks.*.0.*``; the
     keys of its version 1 are renamed). The 1x1 convolution, its normalization and the sum are one
     op, see :func:`conv_norm_act`, and without gradients float32 maps on the CPU are converted to
-    channels_last meanwhile. A block with hooks runs as it is.
+    channels_last meanwhile. A block with hooks, or that holds another layer, runs as it is, and a
+    subclass may override the two methods that call the blocks.
 
     Args:
         in_channels_list: channels of each map, finest first.
@@ -150,12 +151,23 @@ class FeaturePyramidNetwork(nn.Module):
         return OrderedDict(zip(names, results, strict=False))
 
     def _levels(self, maps: list[Tensor]) -> list[Tensor]:
-        inner = _run(self.inner_blocks[-1], maps[-1])
-        results = [_run(self.layer_blocks[-1], inner)]
+        inner = self._inner(maps[-1], -1)
+        results = [self._layer(inner, -1)]
         for level in reversed(range(len(maps) - 1)):
-            inner = _run(self.inner_blocks[level], maps[level], inner)
-            results.append(_run(self.layer_blocks[level], inner))
+            inner = self._inner(maps[level], level, inner)
+            results.append(self._layer(inner, level))
         return results[::-1]
+
+    def _inner(self, x: Tensor, level: int, coarser: Tensor | None = None) -> Tensor:
+        """The result of an inner block, plus the coarser map at its size."""
+        if is_overridden(self, "get_result_from_inner_blocks"):
+            return _plus(self.get_result_from_inner_blocks(x, level), coarser)
+        return _run(self.inner_blocks[level], x, coarser)
+
+    def _layer(self, x: Tensor, level: int) -> Tensor:
+        if is_overridden(self, "get_result_from_layer_blocks"):
+            return self.get_result_from_layer_blocks(x, level)
+        return _run(self.layer_blocks[level], x)
 
 
 def _is_faster_in_channels_last(maps: list[Tensor], parameters: Iterable[Tensor]) -> bool:
@@ -173,16 +185,19 @@ def _is_faster_in_channels_last(maps: list[Tensor], parameters: Iterable[Tensor]
 def _run(block: Any, x: Tensor, coarser: Tensor | None = None) -> Tensor:
     """block(x), plus the coarser map at the size of the result."""
     if type(block) is Conv2dNormActivation and is_plain(block) and not has_global_hooks():
-        conv, *norms = block
-        if len(norms) < 2 and (coarser is None or _keeps_size(conv)):
+        conv, *norms = block if len(block) > 0 else (None,)
+        if len(norms) < 2 and type(conv) is nn.Conv2d and (coarser is None or _keeps_size(conv)):
             if coarser is not None:
                 coarser = F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
             return _convolve(x, conv, norms[0] if norms else None, coarser)
-    z: Tensor = block(x)
-    return z if coarser is None else z + F.interpolate(coarser, size=z.shape[-2:], mode="nearest")
+    return _plus(block(x), coarser)
 
 
-def _keeps_size(conv: Any) -> bool:
+def _plus(x: Tensor, coarser: Tensor | None) -> Tensor:
+    return x if coarser is None else x + F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
     return bool(conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0))
 
 
@@ -198,7 +213,7 @@ def _convolve(x: Any, conv: Any, norm: Any = None, residual: Tensor | None = Non
 
 def _is_faster_by_torch(x: Tensor, conv: Any) -> bool:
     """Our kernels compute in channels_last, and pack a weight that changes in every step."""
-    if not is_channels_last(x):
+    if not is_channels_last(x) or type(conv) is not nn.Conv2d:
         return True
     return conv.kernel_size == (1, 1) and needs_gradient((x, conv.weight))
 

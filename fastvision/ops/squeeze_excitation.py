@@ -20,7 +20,7 @@ from ._checks import (
     is_transformed,
     needs_gradient,
 )
-from ._layers import has_global_hooks, is_plain, own_class
+from ._layers import has_global_hooks, is_overridden, is_plain, own_class
 from ._library import declare
 
 _ACTIVATIONS = ("relu", "silu")
@@ -140,7 +140,8 @@ class SqueezeExcitation(nn.Module):
 
     torchvision's constructor and state dict (``fc1.*``, ``fc2.*``). It is one op where
     ``activation`` makes a ReLU or SiLU and ``scale_activation`` a Sigmoid or Hardsigmoid;
-    otherwise, under autocast and where a layer has hooks it runs layer by layer.
+    otherwise, under autocast, where a layer has hooks and where a subclass has a ``_scale`` of its
+    own it runs layer by layer.
 
     Args:
         input_channels: C of the [N, C, H, W] input.
@@ -163,6 +164,11 @@ class SqueezeExcitation(nn.Module):
         self.activation = activation()
         self.scale_activation = scale_activation()
 
+    def _scale(self, input: Tensor) -> Tensor:
+        """The gate of each channel, as torchvision's."""
+        scale = self.fc2(self.activation(self.fc1(self.avgpool(input))))
+        return self.scale_activation(scale)
+
     def forward(self, input: Tensor) -> Tensor:
         activation = _NAMES.get(own_class(self.activation), "")
         gate = _NAMES.get(own_class(self.scale_activation), "")
@@ -174,6 +180,7 @@ class SqueezeExcitation(nn.Module):
             and gate in GATES
             and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
             and not has_global_hooks()
+            and not is_overridden(self, "_scale")
             and all(map(is_plain, self.children()))
             and _is_linear(self.fc1)
             and _is_linear(self.fc2)
@@ -182,8 +189,7 @@ class SqueezeExcitation(nn.Module):
                 input, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias,
                 activation, gate,
             )  # fmt: skip
-        scale = self.fc2(self.activation(self.fc1(self.avgpool(input))))
-        return self.scale_activation(scale) * input
+        return self._scale(input) * input
 
 
 _NAMES: dict[Any, str] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_tensor
+from ._checks import check_number, check_tensor
 
 _MODES = ("batch", "row")
 
@@ -18,7 +18,7 @@ def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) 
     numbers are torchvision's under the same seed.
 
     Args:
-        input: [N, ...] of any dtype that can be multiplied by its own.
+        input: [N, ...] of any floating-point type.
         p: probability, from 0 to 1.
         mode: "batch" draws once for all of ``input``, "row" once for each of its N rows.
         training: if False, or if ``p`` is 0, ``input`` itself is returned.
@@ -29,16 +29,20 @@ def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) 
     Differentiable in ``input``, any number of times and in forward mode.
 
     Raises:
-        TypeError: ``input`` is not a tensor.
-        ValueError: ``p`` is not in [0, 1], or ``mode`` is unknown.
+        TypeError: ``input`` is not a tensor, or ``p`` no number.
+        ValueError: ``p`` is not in [0, 1], ``mode`` is unknown, or ``input`` has no rows.
     """
     check_tensor(input, "input")
+    if not isinstance(p, Tensor):
+        check_number(p, "p")
     if not 0 <= p <= 1:
         raise ValueError(f"drop probability has to be between 0 and 1, but got {p}")
     if mode not in _MODES:
         raise ValueError(f"mode has to be either 'batch' or 'row', but got {mode}")
     if not training or p == 0:
         return input
+    if mode == "row" and input.dim() == 0:
+        raise ValueError("input must have shape [N, ...] in mode 'row', got []")
     rows = input.shape[0] if mode == "row" else 1
     kept = 1.0 - p
     scale = input.new_empty((rows, *(1,) * (input.dim() - 1)) if input.dim() else ())

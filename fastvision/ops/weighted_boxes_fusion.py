@@ -72,9 +72,13 @@ def _check_models(
                 )
 
 
-def _check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
+def _check_weights(weights: Sequence[float] | Tensor | None, models: int) -> list[float]:
     if weights is None:
         return [1.0] * models
+    if isinstance(weights, Tensor):
+        weights = weights.tolist()
+    if not hasattr(weights, "__len__"):
+        raise TypeError(f"weights must be a list of numbers, got {weights!r}")
     if len(weights) != models:
         raise ValueError(f"weights must have {models} numbers, one per model, got {len(weights)}")
     for i, weight in enumerate(weights):
@@ -91,7 +95,7 @@ def weighted_boxes_fusion(
     scores: Sequence[Tensor],
     labels: Sequence[Tensor],
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     iou_threshold: float = 0.55,
     skip_box_threshold: float = 0.0,
     conf_type: str = "avg",
@@ -112,7 +116,7 @@ def weighted_boxes_fusion(
         scores: for each model, [N] in the dtype of ``boxes``. A score that is not finite leaves its
             box out. Equal scores are in the order of models and boxes.
         labels: for each model, [N] class of each box; any integer or floating-point dtype.
-        weights: of the models, M numbers; all 1 by default.
+        weights: of the models, M numbers or a tensor [M]; all 1 by default.
         iou_threshold: compared in double precision with the IoU, which is computed in float32
             (float64 for float64 boxes).
         skip_box_threshold: boxes with a score below it, before its weight, are left out.

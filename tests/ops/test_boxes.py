@@ -93,6 +93,14 @@ def test_remove_small_boxes(torchvision):
         (lambda b: ops.box_area(b[:, :3]), ValueError, r"boxes must have shape \[..., 4\], got"),
         (lambda b: ops.remove_small_boxes(b[:, :3], 1), ValueError, "boxes must have shape"),
         (lambda b: ops.clip_boxes_to_image([b], (1, 1)), TypeError, "boxes must be a Tensor"),
+        (
+            lambda b: ops.clip_boxes_to_image(b[:, [0, 1, 2, 3, 3]], (1, 1)),
+            ValueError,
+            r"boxes must have shape \[..., 4\], got \[3, 5\]",
+        ),
+        (lambda b: ops.remove_small_boxes(b, None), TypeError, "min_size must be a number"),
+        (lambda b: ops.box_convert(b, ["xyxy"], "xywh"), TypeError, "in_fmt must be a string"),
+        (lambda b: ops.box_convert(b, "xyxy", None), TypeError, "out_fmt must be a string"),
     ],
 )
 def test_errors(call, error, message):

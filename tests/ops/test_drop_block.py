@@ -97,6 +97,8 @@ def test_errors(torchvision):
         ops.drop_block2d(torch.ones(1, 1, 4, 4), 0.1, -1)
     with pytest.raises(TypeError, match="input must be float16"):
         ops.drop_block2d(torch.ones(1, 1, 4, 4, dtype=torch.int64), 0.1, 3)
+    with pytest.raises(TypeError, match="p must be a number, got 'a'"):
+        ops.drop_block2d(torch.ones(1, 1, 4, 4), "a", 3)
     with pytest.raises(TypeError, match="block_size must be an integer, got 2.5"):
         ops.drop_block2d(torch.ones(1, 1, 4, 4), 0.1, 2.5)
     assert ops.drop_block2d(torch.ones(0, 2, 4, 4), 0.1, 3).shape == (0, 2, 4, 4)

@@ -134,6 +134,48 @@ def test_hooks_and_other_blocks(theirs):
     assert sorted(seen) == ["block", "layer"]
 
 
+class Doubled(nn.Module):
+    """A layer around another, without its attributes."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_other_layers_in_blocks(theirs, memory_format):
+    results = []
+    for module in pair(theirs, "p6p7"):
+        for blocks in (module.inner_blocks, module.layer_blocks):
+            blocks[0][0] = Doubled(blocks[0][0])
+            blocks[1][0] = nn.Sequential(blocks[1][0])
+        module.extra_blocks.p6 = Doubled(module.extra_blocks.p6)
+        del module.layer_blocks[2][0]  # an empty block
+        with torch.no_grad():
+            results.append(module(maps(torch.float32, memory_format, gradient=False)))
+    for name, result in results[0].items():
+        assert_matches(result, results[1][name], scale=100)
+
+
+@pytest.mark.parametrize("name", ["inner", "layer"])
+def test_overridden_calls_of_blocks(theirs, name):
+    method = f"get_result_from_{name}_blocks"
+    results = []
+    for module in pair(theirs):
+        cls = type(module)
+
+        def scaled(self, x, idx, cls=cls):
+            return getattr(cls, method)(self, x, idx) * 3
+
+        module.__class__ = type("Scaled", (cls,), {method: scaled})
+        results.append(module(maps(torch.float32, gradient=False)))
+    for level, result in results[0].items():
+        assert_matches(result, results[1][level], scale=100)
+
+
 def test_takes_torchvisions_blocks(theirs):
     a = ours.FeaturePyramidNetwork(CHANNELS, 6, theirs.LastLevelMaxPool())
     assert list(a(maps(torch.float32))) == ["a", "b", "c", "pool"]

@@ -80,6 +80,15 @@ def test_empty(backend, shape, torchvision):
     assert boxes.shape == torchvision.ops.masks_to_boxes(m).shape == (0, 4)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 0), (2, 0, 3)], ids=str)
+def test_operator_without_pixels(shape):
+    """With the strides of an expanded tensor too, which may be 0."""
+    one = torch.empty([min(size, 1) for size in shape])
+    for m in (torch.empty(shape), one.expand(shape)):
+        boxes = torch.ops.fastvision.masks_to_boxes(m)
+        assert torch.equal(boxes, torch.zeros(2, 4))
+
+
 def test_programs():
     """torch.compile, torch.export, torch.jit.trace, torch.func and opcheck."""
 

@@ -223,6 +223,29 @@ def test_module(torchvision, calls, activation, gate):
         assert_matches(ours.float()(x.bfloat16()), results[1][0])
 
 
+def test_overridden_scale(torchvision, calls):
+    """Of a subclass and of an instance."""
+
+    class Half(ops.SqueezeExcitation):
+        def _scale(self, input):
+            return super()._scale(input) / 2
+
+    x = make((2, 12, 5, 6), 4, torch.float32)[0]
+    modules = []
+    for cls in (torchvision.ops.SqueezeExcitation, ops.SqueezeExcitation, Half):
+        torch.manual_seed(0)
+        modules.append(cls(12, 4))
+    theirs, ours, half = modules
+    with torch.no_grad():
+        assert_matches(ours._scale(x), theirs._scale(x))
+        assert_matches(half(x), theirs(x) / 2)
+        assert not calls
+        ours(x)
+        assert len(calls) == 1
+        ours._scale = torch.ones_like
+        assert torch.equal(ours(x), x)
+
+
 def test_module_with_hooks(calls):
     module = ops.SqueezeExcitation(12, 4).double().eval()
     x = make((2, 12, 5, 6), 4)[0]

@@ -46,6 +46,10 @@ def test_errors(torchvision):
         assert messages[0] == messages[1]
     with pytest.raises(ValueError, match="but got nan"):
         ops.stochastic_depth(x, float("nan"), "row")
+    with pytest.raises(TypeError, match="p must be a number, got 'a'"):
+        ops.stochastic_depth(x, "a", "row")
+    with pytest.raises(ValueError, match=r"input must have shape \[N, ...\] in mode 'row'"):
+        ops.stochastic_depth(x[0, 0], 0.5, "row")
     with pytest.raises(TypeError, match="input must be a Tensor, got list"):
         ops.stochastic_depth([1.0], 0.5, "row")
 

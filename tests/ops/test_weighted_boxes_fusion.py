@@ -99,8 +99,8 @@ def test_numbers_of_ensemble_boxes(backend, kind):
                              for part in GOLDEN_INPUT)  # fmt: skip
     options = {"avg": {}, "max": {"conf_type": "max"}, "overflow": {"allows_overflow": True}}
     fused = weighted_boxes_fusion(
-        boxes, scores, labels, weights=[1, 2], iou_threshold=0.5, backend=backend.name,
-        **options[kind],
+        boxes, scores, labels, weights=torch.tensor([1, 2]), iou_threshold=0.5,
+        backend=backend.name, **options[kind],
     )  # fmt: skip
     expect(fused, golden(kind))
 
@@ -317,6 +317,12 @@ B, S, L = torch.rand(3, 4), torch.rand(3), torch.zeros(3)
          {"weights": [-1]}),
         (ValueError, "weights must not all be 0", ([B], [S], [L]), {"weights": [0]}),
         (TypeError, r"weights\[0\] must be a number", ([B], [S], [L]), {"weights": ["1"]}),
+        (TypeError, r"weights must be a list of numbers, got 1\.0", ([B], [S], [L]),
+         {"weights": 1.0}),
+        (TypeError, r"weights must be a list of numbers, got 1\.0", ([B], [S], [L]),
+         {"weights": torch.tensor(1.0)}),
+        (TypeError, r"weights\[0\] must be a number", ([B], [S], [L]),
+         {"weights": torch.ones(1, 1)}),
         (ValueError, r"conf_type must be one of \('avg', 'max'\), got 'mean'", ([B], [S], [L]),
          {"conf_type": "mean"}),
         (TypeError, "iou_threshold must be a number", ([B], [S], [L]), {"iou_threshold": None}),

@@ -35,17 +35,22 @@ def test_same_values_and_gradients(name):
         torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-12)
 
 
-def test_our_kernels_run():
-    first, second = boxes(3, 0, torch.float32), boxes(3, 1, torch.float32)
-    with fastvision.enabled():
-        names = dict(fastvision.enabled_names())
-    for name in (*PAIRWISE, "masks_to_boxes"):
-        assert f"torchvision.ops.boxes.{name}" in names, sorted(names)
-    with fastvision.enabled():
-        patched = {name: getattr(torchvision.ops, name) for name in (*PAIRWISE, *LOSSES)}
-    for name, function in patched.items():
-        assert function is not getattr(torchvision.ops, name)
-        assert torch.equal(function(first, second), getattr(torchvision.ops, name)(first, second))
+@pytest.mark.parametrize("name", (*PAIRWISE, *LOSSES))
+@pytest.mark.usefixtures("needs_kernels")
+def test_our_kernels_run(name, on, stock, our_ops):
+    first, second = boxes(30, 0, torch.float32), boxes(30, 1, torch.float32)
+    function = getattr(torchvision.ops, name)
+    expected = stock(lambda: getattr(torchvision.ops, name)(first, second))
+    torch.testing.assert_close(function(first, second), expected)
+    op = "box_iou_loss" if name in LOSSES else "box_iou"
+    assert our_ops(function, first, second) == {f"fastvision::{op}"}
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_our_kernel_for_masks_runs(on, our_ops):
+    assert our_ops(torchvision.ops.masks_to_boxes, torch.ones(2, 3, 4)) == {
+        "fastvision::masks_to_boxes"
+    }
 
 
 def test_masks():
@@ -69,6 +74,31 @@ def test_rotated_boxes_have_a_gradient():
     torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-5)
     (gradient,) = torch.autograd.grad(overlap.sum(), first)
     assert gradient.abs().max() > 0 and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", (*PAIRWISE[2:], *LOSSES))
+def test_eps_may_be_a_tensor(name):
+    first, second, eps = boxes(9, 0), boxes(9, 1), torch.tensor(0.5, dtype=torch.float64)
+    expected = getattr(torchvision.ops, name)(first, second, eps=eps)
+    with fastvision.enabled():
+        actual = getattr(torchvision.ops, name)(first, second, eps=eps)
+    torch.testing.assert_close(actual, expected)
+    for wrong in (None, torch.ones(2), torch.tensor(1j)):
+        with pytest.raises(TypeError, match="eps must be a number"):
+            getattr(fastvision.ops, name)(first, second, eps=wrong)
+
+
+def test_rotated_operator_refuses_as_torchvisions():
+    good = torch.rand(2, 5)
+    for wrong in (torch.rand(5), torch.rand(1, 2, 5), torch.rand(2, 4), torch.ones(2, 5).bool()):
+        for pair in ((wrong, good), (good, wrong)):
+            with pytest.raises(RuntimeError, match="boxes1|boxes2|not implemented"):
+                torch.ops.torchvision.box_iou_rotated(*pair)
+            with (
+                fastvision.enabled(),
+                pytest.raises(RuntimeError, match="boxes[12] must (have|be)"),
+            ):
+                torch.ops.torchvision.box_iou_rotated(*pair)
 
 
 def test_what_we_do_not_take_stays():

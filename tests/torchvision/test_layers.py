@@ -83,6 +83,17 @@ def test_other_inputs_stay_with_torchvision(on, make, stock):
         assert module.to("meta")(x[None].to("meta")).shape == (1, 8, 9, 11)
 
 
+def test_overridden_scale(on, stock, our_ops):
+    class Half(ops.SqueezeExcitation):
+        def _scale(self, input):
+            return super()._scale(input) / 2
+
+    module, x = Half(8, 4), torch.randn(2, 8, 9, 11)
+    with torch.no_grad():
+        assert torch.equal(module(x), stock(module, x))
+        assert our_ops(module, x) == set()
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_drop_block(on, dims, inplace, stock):

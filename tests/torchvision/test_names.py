@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import pkgutil
 import sys
 
 import pytest
 import torch
 
 import fastvision
-from fastvision.integrations.torchvision import devices
+from fastvision.integrations.torchvision import devices, switch
 from fastvision.testing import cases
 from fastvision.testing.detection import BOXES, CLASSES, SCORES
 from fastvision.testing.numerics import assert_matches
 
 pytest.importorskip("torchvision.ops")
+import torchvision  # noqa: E402
 from torchvision import ops  # noqa: E402
 from torchvision.ops import batched_nms as bound_before  # noqa: E402
 
@@ -83,6 +87,25 @@ def test_deterministic_mode_takes_the_kernels(monkeypatch):
     assert module.is_compile_supported("cpu")
     with fastvision.enabled():
         assert not module.is_compile_supported("cpu") and not module.is_compile_supported("cuda")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated since:UserWarning")
+def test_every_binding_by_name():
+    """`from ... import` within torchvision copies a function to other modules."""
+    for module in pkgutil.walk_packages(torchvision.__path__, "torchvision."):
+        if "._C" not in module.name:
+            with contextlib.suppress(ImportError):  # needs a package that is not installed
+                importlib.import_module(module.name)
+    with fastvision.enabled():
+        stock = {id(row.stock): row.name for row in switch._installed.names if "." not in row.name}
+        left = [
+            f"{module}.{name}"
+            for module, found in sys.modules.copy().items()
+            if module.partition(".")[0] == "torchvision"
+            for name, value in vars(found).items()
+            if id(value) in stock
+        ]
+    assert len(stock) > 10 and left == []
 
 
 def test_leaves_what_others_have_replaced():

@@ -97,6 +97,19 @@ def test_recorded_before(our_ops, name, pool):
 
 
 @BOTH
+def test_backward_of_other_channels(on, name, pool):
+    """The kernel would write a map of another size than autograd expects."""
+    options = (2,) if name == "ps_roi_align" else ()
+    backward = getattr(torch.ops.torchvision, f"_{name}_backward")
+    mapping = torch.zeros(1, 2, 3, 3, dtype=torch.int32)
+    for shape in ((1, 2, 3, 3), (1, 3, 3, 2), (1, 27)):
+        with pytest.raises(RuntimeError, match="grad must have shape .* 27 values per box"):
+            backward(
+                torch.ones(shape), torch.zeros(1, 5), mapping, 1.0, 3, 3, *options, 1, 27, 8, 8
+            )
+
+
+@BOTH
 def test_errors_are_torchvisions(on, name, pool):
     operator = getattr(torch.ops.torchvision, name)
     options = raw_arguments(name)

@@ -20,7 +20,13 @@ def fake_box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return ops.box_iou_rotated(boxes1, boxes2).float()
+    for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
+        if boxes.dim() != 2:
+            raise RuntimeError(f"{name} must have shape [N, 5], got {list(boxes.shape)}")
+    try:
+        return ops.box_iou_rotated(boxes1, boxes2).float()
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(str(error)) from error  # as torchvision's operator
 
 
 def of_two_sets_instead_of(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -84,20 +84,25 @@ NAMES = (
         "squeeze_excitation",
     ),
     *(
-        Name(("torchvision.ops.boxes", "torchvision.ops"), name, boxes.of_two_sets_instead_of, name)
-        for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
-    ),
-    *(
         Name(
-            (f"torchvision.ops.{module}", "torchvision.ops"),
+            (f"torchvision.{module}", "torchvision.ops", *map("torchvision.{}".format, users)),
             name,
             boxes.of_two_sets_instead_of,
             name,
         )
-        for module, name in (
-            ("giou_loss", "generalized_box_iou_loss"),
-            ("diou_loss", "distance_box_iou_loss"),
-            ("ciou_loss", "complete_box_iou_loss"),
+        for module, name, *users in (
+            ("ops.boxes", "box_iou", "transforms.v2._geometry"),
+            ("ops.boxes", "generalized_box_iou"),
+            ("ops.boxes", "distance_box_iou"),
+            ("ops.boxes", "complete_box_iou"),
+            (
+                "ops.giou_loss",
+                "generalized_box_iou_loss",
+                "models.detection._utils",
+                "models.detection.fcos",
+            ),
+            ("ops.diou_loss", "distance_box_iou_loss", "models.detection._utils"),
+            ("ops.ciou_loss", "complete_box_iou_loss", "models.detection._utils"),
         )
     ),
     Name(

@@ -52,7 +52,13 @@ def _backward(
     *rest: int,
 ) -> Tensor:
     """For graphs that torchvision's own autograd has recorded, before enable()."""
-    *options, batch_size, _, height, width = rest
+    *options, batch_size, channels, height, width = rest
+    bins = (pooled_height, pooled_width)
+    if grad.shape[2:] != bins or grad.shape[1] * pooled_height * pooled_width != channels:
+        raise RuntimeError(
+            f"grad must have shape [K, C, {pooled_height}, {pooled_width}] with {channels} values "
+            f"per box, got {list(grad.shape)}"
+        )
     backend = _OPERATORS[name].backward.choose(grad, None)
     if backend == "reference":
         raise RuntimeError(f"no kernel for the backward of torchvision::{name} on {grad.device}")
