@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvision import reference
+from fastvision._device import triton_missing
 from fastvision.ops import mask_iou, mask_matrix_nms, mask_nms, matrix_nms
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
@@ -244,6 +245,7 @@ def test_compile_and_export(how):
 
 @needs_library
 @pytest.mark.parametrize("suffix", ["", "_triton"])
+@pytest.mark.only(lambda suffix: not suffix or triton_missing() is None)
 def test_opcheck(suffix):
     masks, scores = rectangles(9, 4, 40), cases.scores(9)
     if suffix and torch.cuda.is_available():

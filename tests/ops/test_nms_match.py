@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvision import reference
+from fastvision._device import triton_missing
 from fastvision.ops import box_iou, nms, nms_match
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
@@ -147,6 +148,7 @@ def test_compile_and_export(how):
 
 @needs_library
 @pytest.mark.parametrize("op", [OP, torch.ops.fastvision.nms_match_triton.default], ids=str)
+@pytest.mark.only(lambda op: op is OP or triton_missing() is None)
 def test_opcheck(op):
     boxes, scores = cases.clustered_boxes(12, objects=2), cases.scores(12)
     if op is not OP and torch.cuda.is_available():

@@ -278,7 +278,7 @@ def test_modules(cpu_level):
         assert old.pool_mode == "avg" and repr(old) == repr(averages)
     with pytest.raises(ValueError, match="pool_mode must be .* got 'mean'"):
         ops.roi_align(x["0"], rois, 3, pool_mode="mean")
-    with pytest.raises(ValueError, match="backend='triton' cannot run.*pool_mode"):
+    with pytest.raises(ValueError, match="backend='triton' cannot run"):
         ops.roi_align(x["0"], rois, 3, pool_mode="max", backend="triton")
 
 
