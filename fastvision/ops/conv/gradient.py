@@ -25,7 +25,7 @@ _OPS = torch.ops.fastvision
 
 # input pixels from which on Winograd pays for packing weights in every step: against torch's
 # convolution without and with AVX-512
-_MIN_PIXELS, _MIN_PIXELS_ONEDNN = 1024, 3000
+_MIN_PIXELS, _MIN_PIXELS_ONEDNN = 1024, 7000
 
 
 def _has_own_kernels(tensor: Tensor) -> bool:
