@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor
+from ._checks import check_tensor, is_traced, is_transformed, needs_gradient
+from ._library import Operator
 
 
 def _check(boxes: object, name: str, size: int) -> None:
@@ -87,3 +89,51 @@ def gradients(grads: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
         (g.sum(0, keepdim=True) if g.shape != b.shape else g).to(b.dtype)
         for g, b in zip(grads, boxes, strict=True)
     ]
+
+
+def differentiable(
+    operator: Operator,
+    backward_operator: Operator,
+    reference_backward: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]],
+) -> Callable[[Tensor, Tensor, str | None], Tensor]:
+    """[..., N, M] from boxes1 [..., N, size], boxes2 [..., M, size] and a backend.
+
+    Args:
+        operator: takes boxes1 and boxes2, with a reference.
+        backward_operator: takes the gradient of the overlaps, boxes1 and boxes2.
+        reference_backward: the same in eager PyTorch, for higher derivatives.
+    """
+
+    class Overlap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
+            ctx.save_for_backward(boxes1, boxes2)
+            ctx.backend = backend
+            result: Tensor = operator.run[backend](boxes1, boxes2)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            boxes = ctx.saved_tensors
+            if is_transformed() or needs_gradient((grad, *boxes)):
+                grads = reference_backward(grad, *boxes)
+            else:
+                grads = backward_operator.run[ctx.backend](grad, *boxes)
+            return *gradients(grads, boxes), None
+
+    def run(boxes1: Tensor, boxes2: Tensor, backend: str | None) -> Tensor:
+        chosen = operator.choose(boxes1, backend)
+        if chosen == "reference" or is_transformed() or is_traced():
+            first = boxes1.unsqueeze(0) if boxes1.dim() == 1 else boxes1
+            result: Tensor = operator.run["reference"](first, boxes2)
+            return result
+
+        def overlap(b1: Tensor, b2: Tensor) -> Tensor:
+            if needs_gradient((b1, b2)):
+                return Overlap.apply(b1, b2, chosen)
+            result: Tensor = operator.run[chosen](b1, b2)
+            return result
+
+        return of_batches(overlap, boxes1, boxes2)
+
+    return run

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import reference
 from ._box_pairs import (
     check_sets,
+    differentiable,
     fake_gradients,
     fake_overlaps,
-    gradients,
-    of_batches,
     same_floating,
 )
-from ._checks import is_traced, is_transformed, needs_gradient
+from ._checks import is_traced
 from ._library import declare
 from ._solid_boxes import check_format, with_yaw
 
@@ -30,40 +26,13 @@ _FORWARD = declare(
     lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("box_iou_3d",),
 )
-
-
 _BACKWARD = declare(
     "box_iou_3d_backward",
     "(Tensor grad, Tensor boxes1, Tensor boxes2) -> (Tensor, Tensor)",
     fake=fake_gradients,
     triton="kernels.box_iou_rotated.launch_box_iou_3d_backward",
 )
-
-
-class _BoxIou3d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
-        ctx.save_for_backward(boxes1, boxes2)
-        ctx.backend = backend
-        result: Tensor = _FORWARD.run[backend](boxes1, boxes2)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        boxes = ctx.saved_tensors
-        if is_transformed() or needs_gradient((grad, *boxes)):
-            grads = reference.box_iou_3d_backward(grad, *boxes)
-        else:
-            grads = _BACKWARD.run[ctx.backend](grad, *boxes)
-        return *gradients(grads, boxes), None
-
-
-def _run(boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
-    if needs_gradient((boxes1, boxes2)):
-        result: Tensor = _BoxIou3d.apply(boxes1, boxes2, backend)
-        return result
-    result = _FORWARD.run[backend](boxes1, boxes2)
-    return result
+_overlap = differentiable(_FORWARD, _BACKWARD, reference.box_iou_3d_backward)
 
 
 def box_iou_3d(
@@ -105,7 +74,4 @@ def box_iou_3d(
         check_sets(boxes1, boxes2, size)
     boxes1, boxes2 = same_floating(boxes1, boxes2)
     boxes1, boxes2 = with_yaw(boxes1, fmt), with_yaw(boxes2, fmt)
-    chosen = _FORWARD.choose(boxes1, backend)
-    if chosen == "reference" or is_transformed() or is_traced():
-        return reference.box_iou_3d(boxes1.unsqueeze(0) if boxes1.dim() == 1 else boxes1, boxes2)
-    return of_batches(lambda b1, b2: _run(b1, b2, chosen), boxes1, boxes2)
+    return _overlap(boxes1, boxes2, backend)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import reference
 from ._box_pairs import (
     check_sets,
+    differentiable,
     fake_gradients,
     fake_overlaps,
-    gradients,
-    of_batches,
     same_floating,
 )
-from ._checks import is_traced, is_transformed, needs_gradient
+from ._checks import is_traced
 from ._library import declare
 
 # boxes [N, 5] and [M, 5], or [B, N, 5] and [B, M, 5] where either B may be 1
@@ -35,32 +31,7 @@ _BACKWARD = declare(
     fake=fake_gradients,
     triton="kernels.box_iou_rotated.launch_box_iou_rotated_backward",
 )
-
-
-class _BoxIouRotated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
-        ctx.save_for_backward(boxes1, boxes2)
-        ctx.backend = backend
-        result: Tensor = _FORWARD.run[backend](boxes1, boxes2)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        boxes1, boxes2 = ctx.saved_tensors
-        if is_transformed() or needs_gradient((grad, boxes1, boxes2)):
-            grads = reference.box_iou_rotated_backward(grad, boxes1, boxes2)
-        else:
-            grads = _BACKWARD.run[ctx.backend](grad, boxes1, boxes2)
-        return *gradients(grads, (boxes1, boxes2)), None
-
-
-def _run(boxes1: Tensor, boxes2: Tensor, backend: str) -> Tensor:
-    if needs_gradient((boxes1, boxes2)):
-        result: Tensor = _BoxIouRotated.apply(boxes1, boxes2, backend)
-        return result
-    result = _FORWARD.run[backend](boxes1, boxes2)
-    return result
+_overlap = differentiable(_FORWARD, _BACKWARD, reference.box_iou_rotated_backward)
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, backend: str | None = None) -> Tensor:
@@ -94,9 +65,4 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, backend: str | None = Non
     if not is_traced():  # which would take sizes for constants
         check_sets(boxes1, boxes2, 5)
     boxes1, boxes2 = same_floating(boxes1, boxes2)
-    chosen = _FORWARD.choose(boxes1, backend)
-    if chosen == "reference" or is_transformed() or is_traced():
-        return reference.box_iou_rotated(
-            boxes1.unsqueeze(0) if boxes1.dim() == 1 else boxes1, boxes2
-        )
-    return of_batches(lambda b1, b2: _run(b1, b2, chosen), boxes1, boxes2)
+    return _overlap(boxes1, boxes2, backend)
