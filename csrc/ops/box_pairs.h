@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/divide.h"
 #include "common/parallel.h"
 #include "common/result_memory.h"
 #include "common/torch.h"
 
 namespace fastvision {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Boxes [N, size] and [M, size], or [B, N, size] and [B, M, size] where either B may be 1.
 struct BoxPairs {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "common/divide.h"
 #include "common/memory_format.h"
 #include "common/parallel.h"
 #include "ops/conv.h"
-#include "ops/conv_taps.h"
 
 namespace fastvision {
 namespace {

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace fastvision {
+#include "common/divide.h"
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+namespace fastvision {
 
 // Output pixels along an axis; less than 1 if the window does not fit.
 inline int64_t extent(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "common/divide.h"
 #include "common/isa.h"
 
 namespace fastvision {
@@ -22,8 +23,6 @@ struct Tiling {
   int64_t bins_at_once;  // of each pixel, where bins differ in channels
 };
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t pooled_channels(const RoiArgs& args, bool shared) {
   return shared ? args.C : args.C / (args.PH * args.PW);
 }
@@ -31,7 +30,7 @@ int64_t pooled_channels(const RoiArgs& args, bool shared) {
 // bins of a task, of those that differ in channels: about kBinsPerTask, and in all tasks alike
 int64_t bin_step_of(const RoiArgs& args) {
   const int64_t bins = args.PH * args.PW;
-  return divide_up(bins, divide_up(bins, kBinsPerTask));
+  return ceil_div(bins, ceil_div(bins, kBinsPerTask));
 }
 
 // channels of a task; in NCHW, or where they are not side by side, one vector
@@ -121,9 +120,9 @@ RoiForwardSchedule::RoiForwardSchedule(
     }
     scratch = roi_scratch(args, width);
   }
-  roi_groups = divide_up(rois, roi_step);
-  bin_groups = divide_up(bins, bin_step);
-  tasks = divide_up(channels, channel_step) * bin_groups * roi_groups;
+  roi_groups = ceil_div(rois, roi_step);
+  bin_groups = ceil_div(bins, bin_step);
+  tasks = ceil_div(channels, channel_step) * bin_groups * roi_groups;
   small = is_small(work_of(args, shared));
   chunk = small ? tasks : 1;
 }

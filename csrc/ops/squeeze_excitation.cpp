@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "common/divide.h"
 #include "common/memory_format.h"
 #include "common/parallel.h"
 #include "common/torch.h"
@@ -40,8 +41,6 @@ class Parameter {
  private:
   std::optional<Tensor> kept_;
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Tensor squeeze_excitation(
     const Tensor& x,
