@@ -14,6 +14,12 @@
 
 namespace fastvision {
 
+// Distance from 1 to the next number, and a little more.
+template <typename A>
+FASTVISION_HOST_DEVICE constexpr A epsilon() {
+  return sizeof(A) == 4 ? A(1.2e-7) : A(2.3e-16);
+}
+
 constexpr int kMaxLevels = 8;
 
 struct RoiLevel {

@@ -223,8 +223,7 @@ struct BilinearAxis {
  private:
   // how far rounding can move a sample, in pixels
   FASTVISION_HOST_DEVICE A rounding() const {
-    constexpr A epsilon = sizeof(A) == 4 ? A(1.2e-7) : A(2.3e-16);
-    return 8 * epsilon * (fabs(start) + fabs(bin_size) * static_cast<A>(bins));
+    return 8 * epsilon<A>() * (fabs(start) + fabs(bin_size) * static_cast<A>(bins));
   }
 };
 

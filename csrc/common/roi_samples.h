@@ -2,6 +2,7 @@
 // where a bin takes its largest sample.
 #pragma once
 
+#include "common/roi_args.h"
 #include "common/roi_geometry.h"
 
 namespace fastvision {
@@ -26,8 +27,7 @@ FASTVISION_HOST_DEVICE inline Interval steps_between(A origin, A step, A low, A 
   if (step == 0) {
     return origin >= low && origin <= high ? Interval{0, count} : Interval{0, 0};
   }
-  constexpr A epsilon = sizeof(A) == 4 ? A(1.2e-7) : A(2.3e-16);
-  const A slack = A(0.01) + 8 * epsilon * static_cast<A>(count);
+  const A slack = A(0.01) + 8 * epsilon<A>() * static_cast<A>(count);
   const A to_low = (low - origin) / step;
   const A to_high = (high - origin) / step;
   const A from = ceil((step > 0 ? to_low : to_high) - slack);
@@ -251,8 +251,7 @@ FASTVISION_HOST_DEVICE inline SampledRoi<A> read_sampled_roi(const RoiArgs& args
   const A reach = fabs(roi.y.start) + fabs(roi.y.bin_size) * static_cast<A>(args.PH) +
                   fabs(roi.x.start) + fabs(roi.x.bin_size) * static_cast<A>(args.PW) +
                   fabs(roi.y_centre) + fabs(roi.x_centre);
-  constexpr A epsilon = sizeof(A) == 4 ? A(1.2e-7) : A(2.3e-16);
-  roi.slack = 2 + 16 * epsilon * reach;
+  roi.slack = 2 + 16 * epsilon<A>() * reach;
   const bool finite = isfinite(roi.y.start) && isfinite(roi.y.bin_size) && isfinite(roi.x.start) &&
                       isfinite(roi.x.bin_size) && isfinite(roi.y_centre) && isfinite(roi.x_centre);
   if (!roi.empty() && static_cast<int64_t>(roi.y.samples) * roi.x.samples > kMaxSamplesPerBin) {

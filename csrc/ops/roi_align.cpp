@@ -5,22 +5,6 @@
 namespace fastvision {
 namespace {
 
-RoiArgs options(
-    int64_t sampling_ratio,
-    bool aligned,
-    double canonical_scale,
-    double canonical_level,
-    int64_t min_level
-) {
-  RoiArgs args{};
-  args.sampling_ratio = sampling_ratio;
-  args.aligned = aligned;
-  args.canonical_scale = canonical_scale;
-  args.canonical_level = canonical_level;
-  args.min_level = min_level;
-  return args;
-}
-
 template <template <typename> typename Device>
 Tensor roi_align(
     std::vector<Tensor> features,
@@ -34,7 +18,8 @@ Tensor roi_align(
     double canonical_level,
     int64_t min_level
 ) {
-  RoiArgs args = options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
+  RoiArgs args =
+      roi_align_options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
   args.PH = pooled_height;
   args.PW = pooled_width;
   return roi_pooled(roi_kernels<RoIAlign, Device>, args, std::move(features), rois, spatial_scales);
@@ -53,7 +38,8 @@ std::vector<Tensor> roi_align_backward(
     int64_t min_level,
     bool channels_last
 ) {
-  RoiArgs args = options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
+  RoiArgs args =
+      roi_align_options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
   args.channels_last = channels_last;
   return roi_gradients(roi_kernels<RoIAlign, Device>, args, grad, rois, sizes, spatial_scales);
 }

@@ -1,24 +1,7 @@
-#include "common/result_memory.h"
 #include "ops/roi_samples_devices.h"
 
 namespace fastvision {
 namespace {
-
-RoiArgs options(
-    int64_t sampling_ratio,
-    bool aligned,
-    double canonical_scale,
-    double canonical_level,
-    int64_t min_level
-) {
-  RoiArgs args{};
-  args.sampling_ratio = sampling_ratio;
-  args.aligned = aligned;
-  args.canonical_scale = canonical_scale;
-  args.canonical_level = canonical_level;
-  args.min_level = min_level;
-  return args;
-}
 
 template <template <typename> typename Device>
 std::tuple<Tensor, Tensor> roi_align_max(
@@ -34,22 +17,13 @@ std::tuple<Tensor, Tensor> roi_align_max(
     int64_t min_level,
     bool with_argmax
 ) {
-  RoiArgs args = options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
+  RoiArgs args =
+      roi_align_options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
   args.PH = pooled_height;
   args.PW = pooled_width;
-  Tensor argmax;
-  Tensor pooled = roi_pooled(
-      roi_kernels<RoIAlignMax, Device>,
-      args,
-      std::move(features),
-      rois,
-      spatial_scales,
-      with_argmax ? &argmax : nullptr
+  return roi_maxima(
+      roi_kernels<RoIAlignMax, Device>, args, std::move(features), rois, spatial_scales, with_argmax
   );
-  if (!with_argmax) {
-    argmax = empty_strided({0}, {1}, ScalarType::Int, sizeof(int32_t), pooled.device());
-  }
-  return {pooled, argmax};
 }
 
 template <template <typename> typename Device>
@@ -66,7 +40,8 @@ std::vector<Tensor> roi_align_max_backward(
     int64_t min_level,
     bool channels_last
 ) {
-  RoiArgs args = options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
+  RoiArgs args =
+      roi_align_options(sampling_ratio, aligned, canonical_scale, canonical_level, min_level);
   args.channels_last = channels_last;
   return roi_gradients(
       roi_kernels<RoIAlignMax, Device>, args, grad, rois, sizes, spatial_scales, &argmax

@@ -122,6 +122,22 @@ void check_sensitive(const Tensor& input, int64_t pooled_height, int64_t pooled_
   );
 }
 
+RoiArgs roi_align_options(
+    int64_t sampling_ratio,
+    bool aligned,
+    double canonical_scale,
+    double canonical_level,
+    int64_t min_level
+) {
+  RoiArgs args{};
+  args.sampling_ratio = sampling_ratio;
+  args.aligned = aligned;
+  args.canonical_scale = canonical_scale;
+  args.canonical_level = canonical_level;
+  args.min_level = min_level;
+  return args;
+}
+
 Tensor roi_pooled(
     const RoiKernels& op,
     RoiArgs args,
@@ -176,6 +192,24 @@ Tensor roi_pooled(
     *argmax = in_format(*argmax, channels_last);
   }
   return in_format(pooled, channels_last);
+}
+
+std::tuple<Tensor, Tensor> roi_maxima(
+    const RoiKernels& op,
+    const RoiArgs& args,
+    std::vector<Tensor> features,
+    const Tensor& rois,
+    const std::vector<double>& spatial_scales,
+    bool with_argmax
+) {
+  Tensor argmax;
+  const Tensor pooled = roi_pooled(
+      op, args, std::move(features), rois, spatial_scales, with_argmax ? &argmax : nullptr
+  );
+  if (!with_argmax) {
+    argmax = empty_strided({0}, {1}, ScalarType::Int, sizeof(int32_t), pooled.device());
+  }
+  return {pooled, argmax};
 }
 
 std::vector<Tensor> roi_gradients(

@@ -2,6 +2,7 @@
 // kernels. roi_devices.h makes an op's kernels into RoiKernels.
 #pragma once
 
+#include <tuple>
 #include <vector>
 
 #include "common/roi_geometry.h"
@@ -9,6 +10,15 @@
 #include "ops/roi.h"
 
 namespace fastvision {
+
+// The options of RoIAlign, of means or maxima.
+RoiArgs roi_align_options(
+    int64_t sampling_ratio,
+    bool aligned,
+    double canonical_scale,
+    double canonical_level,
+    int64_t min_level
+);
 
 // An op on one device.
 struct RoiKernels {
@@ -31,6 +41,16 @@ Tensor roi_pooled(
     const Tensor& rois,
     const std::vector<double>& spatial_scales,
     Tensor* argmax = nullptr
+);
+
+// The same of an op with a maximum, and where each maximum is: nothing unless `with_argmax`.
+std::tuple<Tensor, Tensor> roi_maxima(
+    const RoiKernels& op,
+    const RoiArgs& args,
+    std::vector<Tensor> features,
+    const Tensor& rois,
+    const std::vector<double>& spatial_scales,
+    bool with_argmax
 );
 
 // The gradients of the levels, from the one of the output. `args` has channels_last and the options

@@ -1,6 +1,5 @@
 #include "ops/roi_pool.h"
 
-#include "common/result_memory.h"
 #include "ops/roi_devices.h"
 
 namespace fastvision {
@@ -18,19 +17,9 @@ std::tuple<Tensor, Tensor> roi_pool(
   RoiArgs args{};
   args.PH = pooled_height;
   args.PW = pooled_width;
-  Tensor argmax;
-  Tensor pooled = roi_pooled(
-      roi_kernels<RoIPool, Device>,
-      args,
-      {input},
-      rois,
-      {spatial_scale},
-      with_argmax ? &argmax : nullptr
+  return roi_maxima(
+      roi_kernels<RoIPool, Device>, args, {input}, rois, {spatial_scale}, with_argmax
   );
-  if (!with_argmax) {
-    argmax = empty_strided({0}, {1}, ScalarType::Int, sizeof(int32_t), input.device());
-  }
-  return {pooled, argmax};
 }
 
 template <template <typename> typename Device>
