@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .nms import areas
+from .nms import areas, iou
 
 
 def matrix_nms(
@@ -22,13 +22,9 @@ def matrix_nms(
         sigma: of the Gaussian.
     """
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
-    x1, y1, x2, y2 = boxes.unbind(1)
-    # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
-    width = (x2[:, None].fmin(x2) - x1[:, None].fmax(x1)).clamp(min=0)
-    height = (y2[:, None].fmin(y2) - y1[:, None].fmax(y1)).clamp(min=0)
     area = areas(boxes)
-    inter = width * height
-    return decayed_scores(inter / (area[:, None] + area - inter), scores, idxs, gaussian, sigma)
+    overlaps = iou(boxes[:, None], area[:, None], boxes, area)
+    return decayed_scores(overlaps, scores, idxs, gaussian, sigma)
 
 
 def decayed_scores(

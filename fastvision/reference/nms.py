@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 
-def iou_with(boxes: Tensor, area: Tensor, i: int, others: slice = slice(None)) -> Tensor:
-    """IoU of box ``i`` with others, of boxes [N, 4] and their areas [N]."""
-    x1, y1, x2, y2 = boxes.unbind(1)
+def iou(box: Tensor, area: Tensor, others: Tensor, other_areas: Tensor) -> Tensor:
+    """IoU of boxes [..., 4] with others of shapes that broadcast, given the areas [...]."""
+    x1, y1, x2, y2 = box.unbind(-1)
+    left, top, right, bottom = others.unbind(-1)
     # fmax and fmin ignore NaN, as the kernels' comparisons do; the area propagates it
-    width = (x2[others].fmin(x2[i]) - x1[others].fmax(x1[i])).clamp(min=0)
-    height = (y2[others].fmin(y2[i]) - y1[others].fmax(y1[i])).clamp(min=0)
+    width = (right.fmin(x2) - left.fmax(x1)).clamp(min=0)
+    height = (bottom.fmin(y2) - top.fmax(y1)).clamp(min=0)
     inter = width * height
-    return inter / (area[i] + area[others] - inter)
+    return inter / (area + other_areas - inter)
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -80,7 +81,8 @@ def nms(
     area = areas(visited)
 
     def overlaps(i: int) -> Tensor:
-        return iou_with(visited, area, i, slice(i + 1, None))
+        rest = slice(i + 1, None)
+        return iou(visited[i], area[i], visited[rest], area[rest])
 
     return greedy(order, idxs, iou_threshold, overlaps)[:max_output]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .nms import areas, iou_with, nms
+from .nms import areas, iou, nms
 
 
 def nms_match(
@@ -20,7 +20,7 @@ def nms_match(
     open_boxes = torch.ones_like(match, dtype=torch.bool)
     open_boxes[keep] = False
     for i in keep.tolist():
-        matched = open_boxes & (iou_with(boxes, area, i).double() > iou_threshold)
+        matched = open_boxes & (iou(boxes[i], area[i], boxes, area).double() > iou_threshold)
         if idxs is not None:
             matched &= idxs == idxs[i]
         match[matched] = i

@@ -8,8 +8,7 @@ from torch import Tensor
 from .._memory_format import format_of
 from .ps_roi_align import of_own_bins
 from .roi_pool import axis_cells, rounded_corners
-
-_CHUNK_ELEMENTS = 1 << 24  # gathered at a time
+from .roi_samples import in_chunks
 
 
 def _means(
@@ -27,10 +26,8 @@ def _means(
     y, in_y = axis_cells(corners[:, 1], corners[:, 3], pooled_height, H - 1, inclusive=False)
     image = rois[:, 0].to(torch.int64)
     means = []
-    per_roi = max(y[0].numel() * x[0].numel() * C, 1)
-    for part in torch.arange(len(rois), device=rois.device).split(
-        max(_CHUNK_ELEMENTS // per_roi, 1)
-    ):
+    per_roi = y[0].numel() * x[0].numel() * C
+    for part in in_chunks(len(rois), per_roi, rois.device):
         rows, columns = y[part][:, :, None, :, None], x[part][:, None, :, None, :]
         inside = in_y[part][:, :, None, :, None] & in_x[part][:, None, :, None, :]
         # [k, PH, PW, rows, columns, C]

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .._memory_format import is_channels_last
-from .roi_samples import MAX_GRID, SampleAxis, pixel_below
-
-_CHUNK_ELEMENTS = 1 << 24  # gathered at a time
+from .roi_samples import MAX_GRID, SampleAxis, in_chunks, pixel_below
 
 
 def _axis_taps(
@@ -92,8 +90,8 @@ def roi_align(
     y_weight = y_weight * usable[:, None, None]
 
     pooled = []
-    per_roi = max(y_index[0].numel() * x_index[0].numel() * C, 1)
-    for part in torch.arange(K, device=input.device).split(max(_CHUNK_ELEMENTS // per_roi, 1)):
+    per_roi = y_index[0].numel() * x_index[0].numel() * C
+    for part in in_chunks(K, per_roi, input.device):
         y, x = y_index[part], x_index[part]
         weight = y_weight[part][:, :, :, None, None] * x_weight[part][:, None, None]
         taps = features.permute(0, 2, 3, 1)[

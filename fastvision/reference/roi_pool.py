@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .._memory_format import is_channels_last
+from .roi_samples import in_chunks
 
 LOWEST = torch.finfo(torch.float32).min  # only pixels above it count, of whatever dtype
-_CHUNK_ELEMENTS = 1 << 24  # gathered at a time
 
 
 def rounded_corners(
@@ -59,10 +59,8 @@ def _positions(
     y, in_y = axis_cells(corners[:, 1], corners[:, 3], pooled_height, H)
     image = rois[:, 0].to(torch.int64)
     argmax = []
-    per_roi = max(y[0].numel() * x[0].numel() * C, 1)
-    for part in torch.arange(len(rois), device=input.device).split(
-        max(_CHUNK_ELEMENTS // per_roi, 1)
-    ):
+    per_roi = y[0].numel() * x[0].numel() * C
+    for part in in_chunks(len(rois), per_roi, input.device):
         rows, columns = y[part][:, :, None, :, None], x[part][:, None, :, None, :]
         inside = in_y[part][:, :, None, :, None] & in_x[part][:, None, :, None, :]
         # [k, PH, PW, pixels of a bin, C], pixels by rows

@@ -65,13 +65,17 @@ def few_samples(y: SampleAxis, x: SampleAxis, usable: Tensor) -> Tensor:
     return usable & ~many
 
 
+def in_chunks(rois: int, per_roi: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Indices of the rois to gather at a time, ``per_roi`` elements for each."""
+    return torch.arange(rois, device=device).split(max(_CHUNK_ELEMENTS // max(per_roi, 1), 1))
+
+
 def chunks(y: SampleAxis, x: SampleAxis, channels: int) -> tuple[Tensor, ...]:
     """Rois to gather the samples of at a time."""
     per_roi = y.bins * x.bins * max(channels, 1)
     if y.grid.numel():
         per_roi *= max(int(y.grid.max() * x.grid.max()), 1)
-    rois = torch.arange(len(y.grid), device=y.grid.device)
-    return rois.split(max(_CHUNK_ELEMENTS // max(per_roi, 1), 1))
+    return in_chunks(len(y.grid), per_roi, y.grid.device)
 
 
 def pixel_below(position: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor]:

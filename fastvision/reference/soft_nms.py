@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .nms import areas, iou_with
+from .nms import areas, iou
 
 
 def soft_nms(
@@ -41,13 +41,13 @@ def soft_nms(
         i = int(decayed.masked_fill(~remaining, -1).argmax())
         kept[i] = True
         remaining[i] = False
-        iou = iou_with(boxes, area, i)
+        overlap = iou(boxes[i], area[i], boxes, area)
         if gaussian:
-            weight = torch.exp(iou * iou * exponent)
-            decays = remaining & (iou > 0)
+            weight = torch.exp(overlap * overlap * exponent)
+            decays = remaining & (overlap > 0)
         else:
-            weight = 1 - iou
-            decays = remaining & (iou.double() > iou_threshold)
+            weight = 1 - overlap
+            decays = remaining & (overlap.double() > iou_threshold)
         if idxs is not None:
             decays &= idxs == idxs[i]
         decayed = torch.where(decays, decayed * weight, decayed)
