@@ -6,8 +6,8 @@
 namespace fastvision {
 namespace {
 
-// Whether two masks of these sizes could have an IoU above the threshold, by their sizes alone. The
-// quotient rounds monotonically, as that of the overlap does.
+// Whether two masks of these sizes could have an IoU above the threshold. Division rounds
+// monotonically, so this bound is never below the computed IoU.
 bool may_cover(int64_t pixels1, int64_t pixels2, double threshold) {
   if (threshold < 0) {
     return true;

@@ -104,10 +104,10 @@ def weighted_boxes_fusion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fuses the boxes that several models found in an image (Solovyev, Wang and Gabruseva 2021).
 
-    The boxes of a class are visited by decreasing score, a score being that of the model times its
-    weight. Each joins the cluster whose fused box has the largest intersection over union (IoU)
-    with it, if that is above ``iou_threshold``, or begins a cluster. The fused box is the mean of
-    its boxes weighted by their scores.
+    Scores are multiplied by the weight of their model. The boxes of a class are visited by
+    decreasing score. Each joins the cluster whose fused box has the largest intersection over union
+    (IoU) with it, if that is above ``iou_threshold``, or begins a cluster. The fused box is the
+    mean of its boxes weighted by their scores.
 
     Args:
         boxes: for each of M models, [N, 4] corners (x1, y1, x2, y2); float16, bfloat16, float32 or
