@@ -6,6 +6,7 @@ In training a dict of losses, of images and targets.
 from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder
+from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .transform import GeneralizedRCNNTransform
@@ -15,6 +16,7 @@ __all__ = [
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
     "BoxCoder",
+    "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
     "Matcher",
