@@ -1,6 +1,6 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
-from . import darknet, segmentation, sequence
+from . import darknet, detection, segmentation, sequence
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
@@ -90,6 +90,7 @@ __all__ = [
     "densenet161",
     "densenet169",
     "densenet201",
+    "detection",
     "get_model",
     "get_model_builder",
     "googlenet",

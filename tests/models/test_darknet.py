@@ -131,7 +131,9 @@ def test_reorg_is_the_loop_of_darknet():
 
 
 @pytest.mark.parametrize("side", [6, 7])
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 1), (2, 1, 1), (3, 2, 2), (5, 1, 4)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 2, 1), (2, 1, 1), (3, 2, 2), (5, 1, 4)]
+)
 def test_windows_of_max_pooling(size, stride, padding, side):
     x = torch.randn(1, 2, side, side)
     layer = MaxPool(size, stride, padding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,7 +111,8 @@ def section(kind: str, **options: Any) -> Section:
     """A section of Python values; sequences are joined by commas, ``from_`` is "from"."""
     texts = {}
     for name, value in options.items():
-        items = value if isinstance(value, (list, tuple)) else [value]
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        items = value if is_list else [value]
         texts[name.rstrip("_")] = ",".join(map(str, items))
     return Section(kind, texts)
 

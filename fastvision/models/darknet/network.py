@@ -73,12 +73,12 @@ class Darknet(nn.Module):
             self._add(part)
         if not self.layers:
             net.error("is followed by no layer")
-        self._ends = [i for i, layer in enumerate(self.layers) if isinstance(layer, Output)]
+        self.head_layers = [i for i, layer in enumerate(self.layers) if isinstance(layer, Output)]
         used = {j: i for i, sources in enumerate(self._sources) for j in sources}
         # results that nobody needs any more
         self._done: list[list[int]] = [[] for _ in self.layers]
         for j, i in used.items():
-            if j not in self._ends:
+            if j not in self.head_layers:
                 self._done[i].append(j)
 
     @property
@@ -103,8 +103,8 @@ class Darknet(nn.Module):
             results[i] = layer(*(results[j] for j in self._sources[i]))
             for j in self._done[i]:
                 del results[j]
-        if self._ends:
-            return [results[i] for i in self._ends]
+        if self.head_layers:
+            return [results[i] for i in self.head_layers]
         last = results[len(self.layers) - 1]
         return last.flatten(1) if self._shapes[-1][1:] == (1, 1) else last
 

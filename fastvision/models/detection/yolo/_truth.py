@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ....ops import box_convert
+from ..targets import check_boxes
+from ..transform import Target
 from .letterbox import Letterbox
 
 
@@ -29,7 +31,7 @@ class Truth(NamedTuple):
         return self.padded.shape[0]
 
 
-def truth_of(targets: Sequence[Mapping[str, Any]], frame: Letterbox, classes: int) -> Truth:
+def truth_of(targets: Sequence[Target], frame: Letterbox, classes: int) -> Truth:
     """The objects of ``targets`` where a letterbox puts them.
 
     Args:
@@ -38,17 +40,17 @@ def truth_of(targets: Sequence[Mapping[str, Any]], frame: Letterbox, classes: in
         classes: labels are from 1 to this.
 
     Raises:
-        TypeError: targets are no list of dicts of tensors.
-        ValueError: their number, a shape or a label is wrong, or a box has no area; the message
-            names the target.
+        AssertionError: a box has no area, as with the other detectors.
+        ValueError: labels of another shape, a label that is no class, a box that is not finite; the
+            message names the target.
     """
-    if not isinstance(targets, (list, tuple)) or len(targets) != len(frame.images):
-        raise ValueError(
-            f"targets must be a list of {len(frame.images)} dicts, one for each image, got "
-            f"{type(targets).__name__} of {len(targets) if hasattr(targets, '__len__') else 1}"
-        )
+    check_boxes(targets)
     for i, target in enumerate(targets):
-        _check_shapes(i, target)
+        if target["labels"].shape != (len(target["boxes"]),):
+            raise ValueError(
+                f'targets[{i}]["labels"] must have shape [{len(target["boxes"])}], got '
+                f"{list(target['labels'].shape)}"
+            )
     device, dtype = frame.images.device, frame.scale.dtype
     counts = torch.tensor([len(target["labels"]) for target in targets], device=device)
     boxes = torch.cat([target["boxes"].to(device, dtype).reshape(-1, 4) for target in targets])
@@ -62,31 +64,13 @@ def truth_of(targets: Sequence[Mapping[str, Any]], frame: Letterbox, classes: in
     return Truth(box_convert(corners, "xyxy", "cxcywh"), labels - 1, images, padded)
 
 
-def _check_shapes(i: int, target: Any) -> None:
-    for name in ("boxes", "labels"):
-        if not isinstance(target, Mapping) or not isinstance(target.get(name), Tensor):
-            raise TypeError(f'targets[{i}] must be a dict with tensors "boxes" and "labels"')
-    boxes, labels = target["boxes"], target["labels"]
-    if labels.dim() != 1 or boxes.shape != (len(labels), 4):
-        raise ValueError(
-            f"targets[{i}] must have boxes [n, 4] and labels [n], got {list(boxes.shape)} and "
-            f"{list(labels.shape)}"
-        )
-
-
 def _check_values(boxes: Tensor, labels: Tensor, images: Tensor, classes: int) -> None:
-    # written so that NaN is no area
-    flat = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))
-    unknown = (labels < 1) | (labels > classes)
-    if bool((flat | unknown).any()):
-        i = int((flat | unknown).nonzero()[0])
-        if bool(flat[i]):
-            raise ValueError(
-                f"targets[{int(images[i])}] has the box {boxes[i].tolist()}, which has no area"
-            )
+    wrong = (labels < 1) | (labels > classes) | ~boxes.isfinite().all(1)
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
         raise ValueError(
-            f"targets[{int(images[i])}] has the label {int(labels[i])}, but labels are from 1 to "
-            f"{classes}"
+            f"targets[{int(images[i])}] must have finite boxes and labels from 1 to {classes}, got "
+            f"{boxes[i].tolist()} with label {int(labels[i])}"
         )
 
 

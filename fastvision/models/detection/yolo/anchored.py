@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....ops import (
@@ -20,6 +19,7 @@ from ....ops import (
     distance_box_iou_loss,
     generalized_box_iou_loss,
 )
+from ...darknet.config import Section
 from ...darknet.network import Head
 from ._truth import Truth, first_of_each
 from .anchors import size_iou
@@ -69,8 +69,6 @@ class AnchorHead:
         box_loss: "squared" for the papers' errors of the four numbers; "giou", "diou" or "ciou".
     """
 
-    kind: str
-
     def __init__(self, heads: Sequence[Head], size: Size, box_loss: str = "squared") -> None:
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss must be one of {list(BOX_LOSSES)}, got {box_loss!r}")
@@ -92,7 +90,11 @@ class AnchorHead:
             self.anchors.append(anchors)
             self.strides.append(stride)
 
-    def anchors_of(self, part, stride):  # type: ignore[no-untyped-def]
+    def anchors_of(self, part: Section, stride: int) -> Tensor:
+        """[A, 2] in pixels of the input."""
+        raise NotImplementedError
+
+    def losses(self, outputs: Sequence[Tensor], truth: Truth, size: Size) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def flat(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Places]:
@@ -131,25 +133,24 @@ class AnchorHead:
         shape fits best, in the cell of the center. Of several objects that want the same prediction
         the first gets it."""
         sizes = [maps.shape[2:] for maps in outputs]
-        table, base = [], 0  # for each anchor: stride, columns, rows, anchors of its map, place
-        for anchors, stride, (rows, columns) in zip(self.anchors, self.strides, sizes, strict=True):
-            for i in range(len(anchors)):
-                table.append((stride, columns, rows, len(anchors), base + i))
-            base += rows * columns * len(anchors)
-        anchors = torch.cat(self.anchors).to(truth.boxes)
-        anchor = size_iou(truth.boxes[:, 2:], anchors).argmax(1)
-        stride, columns, rows, count, place = torch.tensor(
-            table, device=truth.boxes.device
-        )[anchor].unbind(1)
+        table, base = [], 0  # of each anchor: stride, columns, rows, anchors of its map, place
+        for level, step, (height, width) in zip(self.anchors, self.strides, sizes, strict=True):
+            table += [(step, width, height, len(level), base + i) for i in range(len(level))]
+            base += height * width * len(level)
+        anchor = size_iou(truth.boxes[:, 2:], torch.cat(self.anchors).to(truth.boxes)).argmax(1)
+        stride, columns, rows, count, place = torch.tensor(table, device=truth.boxes.device)[
+            anchor
+        ].unbind(1)
         column, row = (truth.boxes[:, :2] / stride[:, None]).floor().long().unbind(1)
-        column, row = (x.clamp(min=0).minimum(end - 1) for x, end in ((column, columns), (row, rows)))
+        column = column.clamp(min=0).minimum(columns - 1)
+        row = row.clamp(min=0).minimum(rows - 1)
         place = place + (row * columns + column) * count
         kept = first_of_each(truth.images * base + place, truth.batch * base)
         return place[kept], kept.nonzero()[:, 0]
 
     def best_overlap(self, boxes: Tensor, truth: Truth) -> Tensor:
-        """[N, P] the largest IoU of predicted boxes [N, P, 4] (center, width, height) with an object
-        of the image."""
+        """[N, P] the largest IoU of predicted boxes [N, P, 4] (center, width, height) with an
+        object of the image."""
         if truth.padded.shape[1] == 0:
             return boxes.new_zeros(boxes.shape[:2])
         return box_iou(box_convert(boxes, "cxcywh", "xyxy"), truth.padded).amax(2)
@@ -184,7 +185,9 @@ class AnchorHead:
         raise NotImplementedError
 
 
-class RegionHead(AnchorHead):
-    """YOLOv2: one map, classes by softmax. See :class:`AnchorHead`."""
-
-    kind = "region"
+def pairs(part: Section, name: str, count: int) -> Tensor:
+    """[count, 2] of numbers in one option."""
+    numbers = part.numbers(name)
+    if len(numbers) != 2 * count or min(numbers) <= 0:
+        part.error(f"{name} must be {count} pairs of positive numbers, got {numbers}", name)
+    return torch.tensor(numbers).view(count, 2)

@@ -55,5 +55,5 @@ def kmeans_anchors(
 def size_iou(sizes: Tensor, others: Tensor) -> Tensor:
     """[n, m] IoU of boxes of sizes [n, 2] and [m, 2] with one center."""
     # with one corner it is the same
-    corners = (torch.cat((torch.zeros_like(t), t), 1) for t in (sizes, others))
-    return box_iou(*corners)
+    first, second = (torch.cat((torch.zeros_like(t), t), 1) for t in (sizes, others))
+    return box_iou(first, second)
