@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ...ops import MultiScaleRoIAlign
 from .._registry import register
 from .._stages import Stages
 from .._weights import load_weights
@@ -18,10 +19,13 @@ from ..resnet import resnet18
 from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN
 from .default_boxes import DefaultBoxGenerator
+from .faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from .fcos import FCOS, FCOSHead
+from .image_list import Target
+from .mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from .retinanet import RetinaNet, RetinaNetHead
 from .ssd import SSD
-from .transform import GeneralizedRCNNTransform, Target
+from .transform import GeneralizedRCNNTransform
 
 Detector = TypeVar("Detector", bound=nn.Module)
 
@@ -121,6 +125,52 @@ def small_ssd(
     return load_weights(model, "small_ssd", weights, progress)
 
 
+@register("detection")
+def small_faster_rcnn(
+    *,
+    weights: Any = None,
+    progress: bool = True,
+    num_classes: int = 11,
+    stem_width: int = 16,
+) -> FasterRCNN:
+    """:class:`FasterRCNN` for objects of 15 to 70 pixels.
+
+    Args:
+        num_classes: with the background.
+        stem_width: channels of the backbone's stem.
+    """
+    anchors = _anchors((18, 26), (32, 44), (64, 72), (96, 128))
+    options = _two_stages(anchors, ["0", "1", "2"], num_classes)
+    model = FasterRCNN(_pyramid(stem_width, (2, 3, 4)), **options)
+    return _finished(model, "small_faster_rcnn", weights, progress)
+
+
+@register("instance_segmentation")
+def small_mask_rcnn(
+    *,
+    weights: Any = None,
+    progress: bool = True,
+    num_classes: int = 11,
+    stem_width: int = 16,
+) -> MaskRCNN:
+    """:class:`MaskRCNN` for objects of 15 to 70 pixels, with masks from the finest level.
+
+    Args:
+        num_classes: with the background.
+        stem_width: channels of the backbone's stem.
+    """
+    anchors = _anchors((16,), (24,), (36,), (56,), (96,))
+    options = _two_stages(anchors, ["0", "1", "2", "3"], num_classes)
+    model = MaskRCNN(
+        _pyramid(stem_width, (1, 2, 3, 4)),
+        mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+        mask_head=MaskRCNNHeads(_CHANNELS, (_CHANNELS, _CHANNELS), 1),
+        mask_predictor=MaskRCNNPredictor(_CHANNELS, _CHANNELS, num_classes),
+        **options,
+    )
+    return _finished(model, "small_mask_rcnn", weights, progress)
+
+
 def _pyramid(stem_width: int, stages: Sequence[int]) -> BackboneWithFPN:
     return BackboneWithFPN(
         resnet18(stem_width=stem_width),
@@ -132,6 +182,22 @@ def _pyramid(stem_width: int, stages: Sequence[int]) -> BackboneWithFPN:
 
 def _anchors(*sizes: Sequence[int]) -> AnchorGenerator:
     return AnchorGenerator(sizes, (_SHAPES,) * len(sizes))
+
+
+def _two_stages(anchors: AnchorGenerator, levels: list[str], num_classes: int) -> dict[str, Any]:
+    """What :class:`FasterRCNN` and :class:`MaskRCNN` have in common, for few proposals."""
+    return {
+        "rpn_anchor_generator": anchors,
+        "rpn_pre_nms_top_n_train": 400,
+        "rpn_pre_nms_top_n_test": 200,
+        "rpn_post_nms_top_n_train": 100,
+        "rpn_post_nms_top_n_test": 50,
+        "rpn_batch_size_per_image": 64,
+        "box_batch_size_per_image": 32,
+        "box_roi_pool": MultiScaleRoIAlign(levels, 7, 2),
+        "box_head": TwoMLPHead(_CHANNELS * 7 * 7, 128),
+        "box_predictor": FastRCNNPredictor(128, num_classes),
+    }
 
 
 def _finished(model: Detector, name: str, weights: Any, progress: bool) -> Detector:
