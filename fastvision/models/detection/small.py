@@ -54,9 +54,12 @@ def small_retinanet(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> RetinaNet:
-    """:class:`RetinaNet` with normalized heads for objects of 15 to 70 pixels.
+    """:class:`RetinaNet` with normalized heads, for objects of 15 to 80 pixels: 1,175,274
+    parameters with 11 classes.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         num_classes: with the background.
         stem_width: channels of the backbone's stem.
         alpha, gamma: of :func:`fastvision.ops.sigmoid_focal_loss`; -1 and 0 for cross entropy.
@@ -84,9 +87,10 @@ def small_fcos(
     stem_width: int = 16,
     num_convs: int = 4,
 ) -> FCOS:
-    """:class:`FCOS` for objects of 15 to 70 pixels.
+    """:class:`FCOS` for objects of 15 to 80 pixels: 1,133,088 parameters with 11 classes.
 
     Args:
+        weights, progress: see :func:`small_retinanet`.
         num_classes: with the background.
         stem_width: channels of the backbone's stem.
         num_convs: convolutions of each head before the one that predicts.
@@ -110,9 +114,10 @@ def small_ssd(
     stem_width: int = 16,
     size: int = 96,
 ) -> SSD:
-    """:class:`SSD` on the last three stages of the backbone.
+    """:class:`SSD` on the last three stages of the backbone: 883,806 parameters with 11 classes.
 
     Args:
+        weights, progress: see :func:`small_retinanet`.
         num_classes: with the background.
         stem_width: channels of the backbone's stem.
         size: pixels of the sides to which images are stretched.
@@ -133,9 +138,10 @@ def small_faster_rcnn(
     num_classes: int = 11,
     stem_width: int = 16,
 ) -> FasterRCNN:
-    """:class:`FasterRCNN` for objects of 15 to 70 pixels.
+    """:class:`FasterRCNN` for objects of 15 to 80 pixels: 1,291,429 parameters with 11 classes.
 
     Args:
+        weights, progress: see :func:`small_retinanet`.
         num_classes: with the background.
         stem_width: channels of the backbone's stem.
     """
@@ -153,9 +159,11 @@ def small_mask_rcnn(
     num_classes: int = 11,
     stem_width: int = 16,
 ) -> MaskRCNN:
-    """:class:`MaskRCNN` for objects of 15 to 70 pixels, with masks from the finest level.
+    """:class:`MaskRCNN` for objects of 15 to 80 pixels, with masks from the finest level: 1,419,489
+    parameters with 11 classes.
 
     Args:
+        weights, progress: see :func:`small_retinanet`.
         num_classes: with the background.
         stem_width: channels of the backbone's stem.
     """
