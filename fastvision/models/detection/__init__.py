@@ -3,6 +3,8 @@
 In training a dict of losses, of images and targets.
 """
 
+from ._one_stage import FixedShape
+from ._selection import Detections
 from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
@@ -18,6 +20,7 @@ from .retinanet import (
     retinanet_resnet50_fpn_v2,
 )
 from .ssd import SSD, SSDHead, SSDMatcher
+from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
 from .transform import GeneralizedRCNNTransform
@@ -31,7 +34,9 @@ __all__ = [
     "BoxCoder",
     "BoxLinearCoder",
     "DefaultBoxGenerator",
+    "Detections",
     "FCOSHead",
+    "FixedShape",
     "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
@@ -40,11 +45,13 @@ __all__ = [
     "RetinaNetHead",
     "SSDHead",
     "SSDMatcher",
+    "SquareBoxGenerator",
     "fcos_resnet50_fpn",
     "mobilenet_backbone",
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
+    "ssd224_small",
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
 ]

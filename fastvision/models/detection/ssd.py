@@ -255,6 +255,10 @@ class SSD(OneStageDetector):
         anchors = self.anchor_generator(batch, maps)
         return self.postprocess_detections(self.head(maps), anchors, batch.image_sizes)
 
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        anchors = self.anchor_generator(batch, maps)[0][None]
+        return self.detections_of(self.head(maps), anchors, limits(batch.image_sizes, anchors))
+
     def postprocess_detections(
         self,
         head_outputs: dict[str, Tensor],

@@ -22,7 +22,7 @@ from torchvision import models as their_models  # noqa: E402
 from torchvision.models.detection import _utils, anchor_utils, image_list  # noqa: E402
 from torchvision.models.detection import ssd as their_ssd  # noqa: E402
 
-PYRAMID = {"min_size": 64, "max_size": 96, "detections_per_img": 20, "topk_candidates": 50}
+PYRAMID = {"min_size": 64, "max_size": 96, "score_thresh": 0.0, "detections_per_img": 20}
 PREDICTORS = ("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight")
 BUILDERS = {
     "retinanet_resnet50_fpn": (34_014_999 + 53_120, PYRAMID, PREDICTORS),
@@ -369,3 +369,56 @@ def test_errors():
     ):
         with pytest.raises(AssertionError, match=message):
             model.train()([image], targets)
+
+
+def test_small_ssd():
+    """Three maps of 256 channels, 21 default boxes, and a step that lowers the loss."""
+    torch.manual_seed(0)
+    model = detection.ssd224_small(num_classes=5)
+    batch = model.transform.batch_of(torch.rand(1, 3, 100, 60))
+    maps = list(model.backbone(batch.tensors).values())
+    assert [list(x.shape[1:]) for x in maps] == [[256, 4, 4], [256, 2, 2], [256, 1, 1]]
+    assert model.head.regression_head.module_list[0](maps[0]).shape == (1, 4, 4, 4)
+    assert model.head.classification_head.module_list[1](maps[1]).shape == (1, 5, 2, 2)
+    boxes = model.anchor_generator(batch, maps)[0]
+    assert boxes.shape == (21, 4)
+    assert boxes[[0, 5, 16, 20]].tolist() == [
+        [0, 0, 56, 56], [56, 56, 112, 112], [0, 0, 112, 112], [0, 0, 224, 224]
+    ]  # fmt: skip
+    images, targets = scenes(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = sum(model(images[:1], targets[:1]).values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+    loaded = detection.ssd224_small(weights=model.state_dict())
+    assert loaded.head.classification_head.num_columns == 5
+    with pytest.raises(ValueError, match="num_classes must be 5"):
+        detection.ssd224_small(weights=model.state_dict(), num_classes=4)
+
+
+@pytest.mark.parametrize("name", ["ssd224_small", "fcos_resnet50_fpn"])
+def test_fixed_shape(name):
+    """The same detections as of a list, padded; and an exported program with them."""
+    options = {} if name == "ssd224_small" else {"weights_backbone": None, **PYRAMID}
+    model = models.get_model(name, num_classes=4, **options).eval()
+    spread_scores(model, (*PREDICTORS, "module_list.0.weight"))
+    images = torch.rand(2, 3, 70, 90, generator=cases.generator(0))
+    with torch.no_grad():
+        expected = model(list(images))
+        actual = model.detect(images)
+        program = torch.export.export(detection.FixedShape(model), (images,)).module()
+        exported = program(images)
+    assert isinstance(actual, detection.Detections)
+    assert actual.boxes.shape == (2, model.detections_per_img, 4)
+    assert min(actual.counts) > 0
+    torch.testing.assert_close(actual.unpadded(), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(tuple(exported), tuple(actual), rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="images must have shape"):
+        model.detect(images[0])
+    with pytest.raises(RuntimeError, match="training"):
+        model.train().detect(images)
