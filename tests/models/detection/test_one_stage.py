@@ -344,7 +344,7 @@ def test_errors():
     with pytest.raises(TypeError, match="anchor_generator should be of type AnchorGenerator"):
         detection.RetinaNet(model.backbone, 2, anchor_generator=nn.Identity())
     with pytest.raises(ValueError, match="out_channels"):
-        detection.FCOS(nn.Conv2d(3, 8, 1), 2)
+        detection.FCOS(nn.Identity(), 2)
     with pytest.raises(ValueError, match="should be 1 instead of 2"):
         several = detection.AnchorGenerator(((8, 16),), ((1.0,),))
         detection.FCOS(model.backbone, 2, anchor_generator=several)
