@@ -37,9 +37,9 @@ class SSDMatcher(Matcher):
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
         """See :class:`Matcher`; of objects with the same best box the last one has it."""
         matches = super().__call__(match_quality_matrix)
-        for which, best in enumerate(match_quality_matrix.argmax(1)):
-            matches[best] = which
-        return matches
+        best = match_quality_matrix.argmax(1)
+        which = torch.arange(len(best), device=best.device)
+        return matches.scatter_reduce(0, best, which, "amax", include_self=False)
 
 
 class SSDScoringHead(LevelHead):
