@@ -9,9 +9,32 @@ from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
 from .default_boxes import DefaultBoxGenerator
+from .faster_rcnn import (
+    FasterRCNN,
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
 from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
+from .keypoint_rcnn import (
+    KeypointRCNN,
+    KeypointRCNNHeads,
+    KeypointRCNNPredictor,
+    keypointrcnn_resnet50_fpn,
+)
+from .mask_rcnn import (
+    MaskRCNN,
+    MaskRCNNHeads,
+    MaskRCNNPredictor,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .retinanet import (
     RetinaNet,
@@ -19,6 +42,8 @@ from .retinanet import (
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
+from .roi_heads import RoIHeads
+from .rpn import RegionProposalNetwork, RPNHead
 from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
@@ -36,17 +61,37 @@ __all__ = [
     "DefaultBoxGenerator",
     "Detections",
     "FCOSHead",
+    "FastRCNNConvFCHead",
+    "FastRCNNPredictor",
+    "FasterRCNN",
     "FixedShape",
     "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
+    "KeypointRCNN",
+    "KeypointRCNNHeads",
+    "KeypointRCNNPredictor",
+    "MaskRCNN",
+    "MaskRCNNHeads",
+    "MaskRCNNPredictor",
     "Matcher",
+    "RPNHead",
+    "RegionProposalNetwork",
     "RetinaNet",
     "RetinaNetHead",
+    "RoIHeads",
     "SSDHead",
     "SSDMatcher",
     "SquareBoxGenerator",
+    "TwoMLPHead",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",

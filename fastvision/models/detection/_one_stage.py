@@ -13,10 +13,9 @@ from ...ops._layers import has_global_hooks, is_plain
 from ._heads import DenseHead
 from ._selection import Detections, best_pairs, detect, take
 from .anchors import AnchorGenerator
-from .image_list import ImageList
+from .image_list import ImageList, Target
 from .postprocess import clip, limits
 from .targets import check_boxes, check_targets
-from .transform import Target
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 

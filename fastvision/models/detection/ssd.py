@@ -17,10 +17,10 @@ from ._one_stage import IMAGE_MEAN, IMAGE_STD, OneStageDetector, match, shared
 from ._selection import Detections, detect, take
 from .box_coder import BoxCoder
 from .default_boxes import DefaultBoxGenerator
-from .image_list import ImageList
+from .image_list import ImageList, Target
 from .matching import Matcher
 from .postprocess import clip, limits
-from .transform import GeneralizedRCNNTransform, Target
+from .transform import GeneralizedRCNNTransform
 
 
 class SSDMatcher(Matcher):

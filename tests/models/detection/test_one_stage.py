@@ -361,13 +361,17 @@ def test_errors():
             [boxes],
             [torch.zeros(1).long()],
         )
+    lines = torch.tensor([[3.0, 3, 3, 9]])
     for targets, message in (
         (None, "targets should not be none"),
         ([], "one target per image"),
         ([{"boxes": torch.zeros(4), "labels": torch.zeros(1)}], r"shape \[N, 4\]"),
-        ([{"boxes": torch.tensor([[3.0, 3, 3, 9]]), "labels": torch.zeros(1)}], "positive height"),
+        ([{"boxes": lines, "labels": torch.zeros(1)}], "be int64"),
+        ([{"boxes": lines, "labels": torch.zeros(2).long()}], r"shape \[1\], got"),
+        ([{"boxes": lines, "labels": torch.tensor([-1])}], "negative"),
+        ([{"boxes": lines, "labels": torch.tensor([1])}], "positive height"),
     ):
-        with pytest.raises(AssertionError, match=message):
+        with pytest.raises((AssertionError, ValueError), match=message):
             model.train()([image], targets)
 
 
