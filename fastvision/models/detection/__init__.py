@@ -3,9 +3,12 @@
 In training a dict of losses, of images and targets.
 """
 
+from ._one_stage import FixedShape
+from ._selection import Detections
 from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
-from .box_coder import BoxCoder
+from .box_coder import BoxCoder, BoxLinearCoder
+from .default_boxes import DefaultBoxGenerator
 from .faster_rcnn import (
     FasterRCNN,
     FastRCNNConvFCHead,
@@ -16,6 +19,7 @@ from .faster_rcnn import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
+from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .keypoint_rcnn import (
@@ -32,18 +36,35 @@ from .mask_rcnn import (
     maskrcnn_resnet50_fpn_v2,
 )
 from .matching import BalancedPositiveNegativeSampler, Matcher
+from .retinanet import (
+    RetinaNet,
+    RetinaNetHead,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork, RPNHead
+from .ssd import SSD, SSDHead, SSDMatcher
+from .ssd_small import SquareBoxGenerator, ssd224_small
+from .ssd_vgg import ssd300_vgg16
+from .ssdlite import ssdlite320_mobilenet_v3_large
 from .transform import GeneralizedRCNNTransform
 
 __all__ = [
+    "FCOS",
+    "SSD",
     "AnchorGenerator",
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
     "BoxCoder",
+    "BoxLinearCoder",
+    "DefaultBoxGenerator",
+    "Detections",
+    "FCOSHead",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
     "FasterRCNN",
+    "FixedShape",
     "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
@@ -56,15 +77,26 @@ __all__ = [
     "Matcher",
     "RPNHead",
     "RegionProposalNetwork",
+    "RetinaNet",
+    "RetinaNetHead",
     "RoIHeads",
+    "SSDHead",
+    "SSDMatcher",
+    "SquareBoxGenerator",
     "TwoMLPHead",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
     "keypointrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
     "resnet_fpn_backbone",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssd224_small",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
 ]
