@@ -49,10 +49,18 @@ from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
 from .transform import GeneralizedRCNNTransform
+from .yolo import (
+    YOLO,
+    kmeans_anchors,
+    yolov1,
+    yolov1_tiny,
+    yolov2,
+    yolov2_tiny,
+    yolov3,
+    yolov3_tiny,
+)
 
 __all__ = [
-    "FCOS",
-    "SSD",
     "AnchorGenerator",
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
@@ -60,6 +68,7 @@ __all__ = [
     "BoxLinearCoder",
     "DefaultBoxGenerator",
     "Detections",
+    "FCOS",
     "FCOSHead",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
@@ -80,16 +89,19 @@ __all__ = [
     "RetinaNet",
     "RetinaNetHead",
     "RoIHeads",
+    "SSD",
     "SSDHead",
     "SSDMatcher",
     "SquareBoxGenerator",
     "TwoMLPHead",
+    "YOLO",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
     "keypointrcnn_resnet50_fpn",
+    "kmeans_anchors",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
@@ -99,4 +111,10 @@ __all__ = [
     "ssd224_small",
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
+    "yolov1",
+    "yolov1_tiny",
+    "yolov2",
+    "yolov2_tiny",
+    "yolov3",
+    "yolov3_tiny",
 ]
