@@ -42,6 +42,16 @@ def test_parameters(name):
         assert parameters(models.get_model(name)) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize(
+    "name, classifier", [("rcnn_alexnet", 57_089_877), ("rcnn_vgg16", 134_346_581)]
+)
+def test_parameters_of_rcnn(name, classifier):
+    with torch.device("meta"):
+        model = models.get_model(name)
+    assert parameters(model.network) == classifier
+    assert parameters(model.svms) == 20 * 4097
+
+
 @pytest.mark.parametrize("depth", [18, 34, 50])
 def test_a_plain_network_lacks_the_projections_of_its_resnet(depth):
     with torch.device("meta"):

@@ -9,9 +9,12 @@ from .box_coder import BoxCoder
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .matching import BalancedPositiveNegativeSampler, Matcher
+from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16
+from .selective_search import SelectiveSearch
 from .transform import GeneralizedRCNNTransform
 
 __all__ = [
+    "RCNN",
     "AnchorGenerator",
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
@@ -20,6 +23,9 @@ __all__ = [
     "GeneralizedRCNNTransform",
     "ImageList",
     "Matcher",
+    "SelectiveSearch",
     "mobilenet_backbone",
+    "rcnn_alexnet",
+    "rcnn_vgg16",
     "resnet_fpn_backbone",
 ]
