@@ -29,6 +29,8 @@ PARAMETERS = {
     "shufflenet_v1_g3": 1_865_728,
     "shufflenet_v1_g4": 1_968_344,
     "shufflenet_v1_g8": 2_434_768,
+    "fast_rcnn_vgg16": 134_690_729,
+    "faster_rcnn_vgg16": 134_690_729 + 2_387_510,
 }
 
 

@@ -73,7 +73,7 @@ class LinearSVMs:
             loss="hinge",
             class_weight={1: 2},
             intercept_scaling=10,  # so that the bias is hardly shrunk
-            max_iter=20_000,
+            tol=0.01,
             random_state=0,
         )
         labels = torch.cat((torch.ones(len(positives)), -torch.ones(len(negatives))))
