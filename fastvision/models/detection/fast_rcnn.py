@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from .._registry import register
 from .._weights import load_weights
 from .faster_rcnn import FastRCNNPredictor
+from .image_list import Target
 from .rcnn import Proposals
 from .roi_heads import RoIHeads
 from .selective_search import SelectiveSearch, check_proposals
 from .targets import check_boxes, check_targets
-from .transform import GeneralizedRCNNTransform, Target, resize_boxes
+from .transform import GeneralizedRCNNTransform, resize_boxes
 from .vgg_parts import RoIPooling, VGGBoxHead, convolutions, truncated_svd, vgg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

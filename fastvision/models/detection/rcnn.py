@@ -25,11 +25,12 @@ from ._svm import LinearSVMs
 from ._warp import warp_regions
 from .anchors import box_dtype
 from .box_coder import BoxCoder
+from .image_list import Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, limits
 from .selective_search import SelectiveSearch, check_proposals
 from .targets import check_boxes, check_targets
-from .transform import GeneralizedRCNNTransform, Target
+from .transform import GeneralizedRCNNTransform
 from .vgg_parts import vgg
 
 Proposals = Callable[[Sequence[Tensor]], list[Tensor]]

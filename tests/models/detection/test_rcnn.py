@@ -1,246 +1,364 @@
-"""R-CNN: warped regions, the classifier, SVMs with hard negatives, and regression of boxes."""
+"""Faster, Mask and Keypoint R-CNN: start, detections, losses and gradients of torchvision's."""
 
-import numpy as np
+from __future__ import annotations
+
+import copy
+
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+import fastvision
 from fastvision import models
-from fastvision.models.detection import RCNN, rcnn_vgg16
-from fastvision.models.detection._svm import LinearSVMs
-from fastvision.models.detection._warp import warp_regions
-from fastvision.ops import box_iou
+from fastvision.models import detection
+from fastvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from fastvision.testing import cases
+from fastvision.testing.models import randomize
 
-
-class Network(nn.Module):
-    """A small classifier of the form that RCNN takes."""
-
-    def __init__(self, classes: int = 3) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
-        )
-        self.avgpool = nn.AdaptiveAvgPool2d(4)
-        self.classifier = nn.Sequential(nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, classes))
-
-    def forward(self, x):
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
-
-
-def scene(generator: torch.Generator) -> tuple[torch.Tensor, dict, torch.Tensor]:
-    """A bright (1) and a dark (2) square on grey, and proposals, some of them shifted from it."""
-    image = torch.full((3, 48, 64), 0.5)
-    left = torch.randint(0, 12, (2,), generator=generator).tolist()
-    top = torch.randint(0, 30, (2,), generator=generator).tolist()
-    boxes = torch.tensor(
-        [(x, y, x + 16, y + 16) for x, y in ((left[0], top[0]), (left[1] + 32, top[1]))]
-    )
-    for (x1, y1, x2, y2), value in zip(boxes.tolist(), (1.0, 0.0), strict=True):
-        image[:, y1:y2, x1:x2] = value
-    boxes = boxes.float()
-    near = boxes.repeat(8, 1) + 4 * torch.rand(16, 4, generator=generator) - 2
-    corner = torch.rand(24, 2, generator=generator) * torch.tensor((48.0, 32.0))
-    anywhere = torch.cat((corner, corner + 16), 1)
-    return image, {"boxes": boxes, "labels": torch.tensor((1, 2))}, torch.cat((near, anywhere))
-
-
-def scenes(count: int, seed: int = 0) -> tuple[list, list, list]:
-    generator = torch.Generator().manual_seed(seed)
-    images, targets, proposals = zip(*(scene(generator) for _ in range(count)), strict=True)
-    return list(images), list(targets), list(proposals)
-
-
-def rcnn(proposals=None, **options) -> RCNN:
-    torch.manual_seed(0)
-    defaults = {"size": 16, "context": 2, "proposals": proposals or (lambda images: [])}
-    return RCNN(Network(), **(defaults | options))
-
-
-def known(images, proposals):
-    """What gives each image its own proposals."""
-    of = {image.data_ptr(): boxes for image, boxes in zip(images, proposals, strict=True)}
-    return lambda asked: [of[image.data_ptr()] for image in asked]
-
-
-def test_a_region_of_the_squares_size_is_cut_out():
-    image = torch.rand(2, 30, 40)
-    boxes = torch.tensor([[4.0, 5, 20, 21], [8, 10, 24, 26]])
-    warped = warp_regions(image, boxes, 16)
-    torch.testing.assert_close(warped[0], image[:, 5:21, 4:20])
-    torch.testing.assert_close(warped[1], image[:, 10:26, 8:24])
-
-
-def test_context_surrounds_the_box_and_is_zero_outside_of_the_image():
-    image = torch.rand(1, 30, 40) + 1
-    warped = warp_regions(image, torch.tensor([[0.0, 10, 12, 22]]), 16, context=2)[0, 0]
-    torch.testing.assert_close(warped[2:14, 2:14], image[0, 10:22, 0:12])
-    torch.testing.assert_close(warped[:2, 2:14], image[0, 8:10, 0:12])
-    assert (warped[:, 0] == 0).all()  # a pixel and more beyond the border
-
-
-def test_regions_are_stretched_and_averaged():
-    image = torch.rand(3, 64, 64)
-    warped = warp_regions(image, torch.tensor([[0.0, 0, 64, 32]]), 16)
-    torch.testing.assert_close(warped[0], F.avg_pool2d(image[None, :, :32], (2, 4))[0])
-
-
-def test_scores_before_fitting_are_the_classifiers():
-    images, _, proposals = scenes(2)
-    images = [image + 0.1 * torch.rand(3, 48, 64) for image in images]  # so that no scores agree
-    model = rcnn(batch_size=7, score_thresh=0.0, nms_thresh=1.0, detections_per_img=1000).eval()
-    with torch.no_grad():
-        found = model(images, proposals=proposals)[1]
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-        regions = warp_regions((images[1] - mean) / std, proposals[1], 16, 2)
-        expected = model.network(regions).softmax(1)[:, 1:]
-    assert found["scores"].dtype == torch.float32 and found["labels"].dtype == torch.int64
-    order = expected.flatten().argsort(descending=True)
-    torch.testing.assert_close(found["scores"], expected.flatten()[order])
-    assert torch.equal(found["labels"], order % 2 + 1)
-    limit = torch.tensor((64.0, 48, 64, 48))
-    inside = proposals[1].clamp(min=0).minimum(limit)
-    torch.testing.assert_close(found["boxes"], inside[order // 2])
-
-
-def test_learns_squares():
-    images, targets, proposals = scenes(12)
-    model = rcnn(known(images, proposals), batch_size_per_image=16)
-    optimizer = torch.optim.Adam(model.network.parameters(), 3e-3)
-    losses = []
-    for _ in range(40):
-        loss = model(images, targets)["loss_classifier"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 4
-    assert model.fit(images, targets, penalty=0.1).training
-    model.eval()
-    unseen, truths, proposals = scenes(6, seed=1)
-    with torch.no_grad():
-        answers = model(unseen, proposals=proposals)
-    overlaps = []
-    for answer, truth in zip(answers, truths, strict=True):
-        assert (answer["scores"].diff() <= 0).all()
-        for label, box in zip(truth["labels"], truth["boxes"], strict=True):
-            best = torch.where(answer["labels"] == label)[0][0]
-            assert answer["scores"][best] > 0.5
-            overlaps.append(box_iou(box[None], answer["boxes"][best][None]).item())
-    assert min(overlaps) > 0.7
-
-    copy = rcnn()
-    copy.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        again = copy.eval()(unseen, proposals=proposals)
-    for one, other in zip(answers, again, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_regression_moves_boxes_to_objects():
-    """Features that hold the offset: here the place of the square in the region."""
-    images, targets, proposals = scenes(20)
-    model = rcnn(known(images, proposals)).eval()
-    model.fit(images, targets, ridge=1.0)
-    unseen, truths, proposals = scenes(6, seed=1)
-    before, after = [], []
-    for image, truth, boxes in zip(unseen, truths, proposals, strict=True):
-        with torch.no_grad():
-            pooled, _ = model._features(image, boxes[:16])
-            codes = model.regression(pooled).view(16, 2, 4)
-        moved = model.box_coder.decode_single(codes, boxes[:16, None])
-        for i in range(16):  # the proposals begin with those near the two objects in turn
-            box = truth["boxes"][i % 2][None]
-            before.append(box_iou(boxes[i][None], box).item())
-            after.append(box_iou(moved[i, i % 2][None], box).item())
-    assert 1 - np.mean(after) < (1 - np.mean(before)) / 1.5
-
-
-def test_hard_negatives_give_the_svm_of_all_negatives():
-    svm = pytest.importorskip("sklearn.svm")
-    generator = torch.Generator().manual_seed(0)
-    positives = torch.randn(40, 6, generator=generator) + 1.5
-    negatives = torch.randn(3000, 6, generator=generator)
-    trainer = LinearSVMs([positives], penalty=0.01, patience=500)
-    for part in negatives.split(100):
-        trainer.add(part, torch.ones(100, 1, dtype=torch.bool))
-    weight, bias = trainer.finish()
-    assert len(trainer._negatives[0]) < 1500
-    whole = svm.LinearSVC(
-        C=0.01, loss="hinge", class_weight={1: 2}, intercept_scaling=10, random_state=0,
-        max_iter=100_000,
-    )  # fmt: skip
-    labels = np.concatenate((np.ones(40), -np.ones(3000)))
-    whole.fit(torch.cat((positives, negatives)).numpy(), labels)
-    torch.testing.assert_close(weight, torch.from_numpy(whole.coef_).float(), rtol=0.05, atol=0.02)
-    assert abs(bias.item() - whole.intercept_[0]) < 0.1
-
-
-def test_a_class_without_objects_is_never_found():
-    images, targets, proposals = scenes(4)
-    targets = [{name: values[:1] for name, values in target.items()} for target in targets]
-    model = rcnn(known(images, proposals)).eval().fit(images, targets)
-    with torch.no_grad():
-        assert all((found["labels"] == 1).all() for found in model(images, proposals=proposals))
-
-
-def test_nothing_proposed_and_no_objects():
-    images, targets, proposals = scenes(2)
-    none = torch.zeros(0, 4)
-    model = rcnn(known(images, [none, proposals[1]]))
-    targets[1] = {"boxes": none, "labels": torch.zeros(0, dtype=torch.int64)}
-    assert model(images, targets)["loss_classifier"].isfinite()
-    model.fit(images, targets)
-    with torch.no_grad():
-        found = model.eval()(images)
-    assert found[0]["boxes"].shape == (0, 4) and found[0]["labels"].dtype == torch.int64
-
-
-def test_bfloat16():
-    images, targets, proposals = scenes(2)
-    model = rcnn(known(images, proposals)).eval().fit(images, targets).bfloat16()
-    with torch.no_grad():
-        found = model([image.bfloat16() for image in images], proposals=proposals)
-    assert found[0]["boxes"].dtype == found[0]["scores"].dtype == torch.float32
-    assert len(found[0]["boxes"])
-
-
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        ({"targets": None}, AssertionError, "targets"),
-        ({"labels": torch.tensor((1, 3))}, ValueError, "labels must be from 1 to 2, got 1 to 3"),
-        ({"boxes": torch.tensor([[1.0, 1, 1, 9]] * 2)}, AssertionError, "positive height"),
-        ({"proposals": [torch.zeros(3, 4)]}, ValueError, "proposals"),
-        ({"proposals": [torch.zeros(3, 5)] * 2}, ValueError, r"\[n, 4\]"),
-        ({"proposals": [None, None]}, TypeError, "proposals"),
-    ],
+theirs = pytest.importorskip("torchvision.models.detection")
+from torchvision import ops as their_ops  # noqa: E402
+from torchvision.models.detection import (  # noqa: E402
+    backbone_utils,
+    faster_rcnn,
+    keypoint_rcnn,
+    mask_rcnn,
 )
-def test_what_does_not_fit(change, error, message):
-    images, targets, proposals = scenes(2)
-    arguments = {"targets": targets, "proposals": proposals}
-    for name, value in change.items():
-        if name in arguments:
-            arguments[name] = value
-        else:
-            targets[0][name] = value
-    with pytest.raises(error, match=message):
-        rcnn()(images, **arguments)
+
+SMALL = {
+    "min_size": 48,
+    "max_size": 70,
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_train": 60,
+    "rpn_post_nms_top_n_test": 40,
+    "box_score_thresh": 0.0,
+    "box_detections_per_img": 6,
+    "box_batch_size_per_image": 12,
+}
+COUNTS = {  # with normalizations that are trained, where weights would freeze them
+    "fasterrcnn_resnet50_fpn": 41_755_286 + 53_120,
+    "fasterrcnn_resnet50_fpn_v2": 43_712_278,
+    "fasterrcnn_mobilenet_v3_large_fpn": 19_386_354 + 24_400,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 19_386_354 + 24_400,
+    "maskrcnn_resnet50_fpn": 44_401_393 + 53_120,
+    "maskrcnn_resnet50_fpn_v2": 46_359_409,
+    "keypointrcnn_resnet50_fpn": 59_137_258 + 53_120,
+}
 
 
-def test_options_that_do_not_fit():
-    for options in ({"size": 0}, {"context": 8}, {"context": -1}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            rcnn(**options)
-    images, targets, _ = scenes(1)
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    with pytest.raises(ValueError, match="objects"):
-        rcnn(lambda _: [torch.zeros(0, 4)]).fit(images, [nothing])
+def scenes(dtype: torch.dtype = torch.double) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images of two sizes, and their targets; float32 keypoints, as torchvision wants them."""
+    images = [cases.feature_map(3, 70, 90, seed=1), cases.feature_map(3, 66, 60, seed=2)]
+    images = [x.to(dtype).sigmoid() for x in images]
+    boxes = torch.tensor([[5.0, 6, 50, 61], [20, 11, 57, 64], [30, 30, 58, 62]], dtype=dtype)
+    generator, targets = cases.generator(3), []
+    for image, own in zip(images, (boxes, boxes[1:]), strict=True):
+        masks = torch.rand(len(own), *image.shape[1:], generator=generator) > 0.5
+        places = own[:, None, :2] + 0.4 * (own[:, None, 2:] - own[:, None, :2])
+        keypoints = torch.cat((places, torch.ones_like(places[..., :1])), -1).expand(-1, 17, -1)
+        keypoints = keypoints.float().clone()
+        keypoints[:, 3] = torch.cat((own[:, 2:], torch.ones_like(own[:, :1])), 1)  # at a corner
+        keypoints[:, 4, 2] = 0
+        labels = torch.arange(len(own)) % 2 + 1 if len(own) > 2 else torch.ones(len(own)).long()
+        targets.append(
+            {"boxes": own, "labels": labels, "masks": masks.byte(), "keypoints": keypoints}
+        )
+    return images, targets
 
 
-def test_begins_with_the_backbones_weights():
-    vgg = models.vgg16(base_width=1)
-    model = rcnn_vgg16(weights_backbone=vgg.state_dict(), base_width=1, num_classes=5)
-    assert torch.equal(model.network.classifier[3].weight, vgg.classifier[3].weight)
-    assert model.network.classifier[6].weight.shape == (5, 64)
+def of(targets: list[dict[str, Tensor]], model: nn.Module) -> list[dict[str, Tensor]]:
+    """With labels that the model has."""
+    classes = model.roi_heads.box_predictor.cls_score.out_features
+    return [{**t, "labels": t["labels"].clamp(max=classes - 1)} for t in targets]
+
+
+def assert_same_results(ours: nn.Module, reference: nn.Module) -> None:
+    images, targets = scenes()
+    with torch.no_grad():
+        expected = reference.eval()(images)
+        actual = ours.eval()(images)
+    assert all(len(found["boxes"]) == 6 for found in expected)
+    assert [list(found) for found in actual] == [list(found) for found in expected]
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    assert_same_training(ours, reference, images, of(targets, ours))
+
+
+def assert_same_training(ours, reference, images, targets) -> None:
+    results = []
+    for model in (ours, reference):
+        torch.manual_seed(7)  # of the sampling
+        model.train().zero_grad()
+        losses = model(images, targets)
+        sum(losses.values()).backward()
+        results.append((losses, {n: p.grad for n, p in model.named_parameters()}))
+    (losses, gradients), (their_losses, their_gradients) = results
+    assert list(losses) == list(their_losses)
+    # torchvision has float32 labels of anchors, and so rounds their loss
+    torch.testing.assert_close(losses, their_losses, rtol=1e-6, atol=1e-9, check_dtype=False)
+    floor = 1e-9 * max(g.abs().max() for g in their_gradients.values() if g is not None)
+    for name, expected in their_gradients.items():
+        assert (gradients[name] is None) == (expected is None), name
+        if expected is not None:
+            off = (gradients[name] - expected).abs().max()
+            assert off <= 1e-5 * expected.abs().max() + floor, name
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_builder(name):
+    options = {"weights": None, "weights_backbone": None, **SMALL}
+    torch.manual_seed(0)
+    reference = getattr(theirs, name)(**options)
+    torch.manual_seed(0)
+    ours = models.get_model(name, **options)
+    state = reference.state_dict()
+    assert list(ours.state_dict()) == list(state)
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, state[key]), f"{key} starts with other values"
+    assert sum(p.numel() for p in ours.parameters()) == COUNTS[name]
+    reference.load_state_dict(randomize(ours).state_dict())
+    assert_same_results(ours.double(), reference.double())
+
+
+def _backbone(module, **options):
+    return module.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, **{"trainable_layers": 5, **options}
+    )
+
+
+def _narrow_heads(name: str, modules, classes: int) -> dict[str, nn.Module]:
+    faster, mask, keypoint = modules
+    heads = {
+        "box_head": faster.TwoMLPHead(256 * 49, 32),
+        "box_predictor": faster.FastRCNNPredictor(32, classes),
+    }
+    if name == "MaskRCNN":
+        heads["mask_head"] = mask.MaskRCNNHeads(256, [16, 16], 1)
+        heads["mask_predictor"] = mask.MaskRCNNPredictor(16, 8, classes)
+    if name == "KeypointRCNN":
+        heads["keypoint_head"] = keypoint.KeypointRCNNHeads(256, [16])
+        heads["keypoint_predictor"] = keypoint.KeypointRCNNPredictor(16, 17)
+    return heads
+
+
+def pair(name: str, classes: int, **options) -> tuple[nn.Module, nn.Module]:
+    """A detector on ResNet-18 and torchvision's, with narrow heads and the same weights, in double
+    precision."""
+    torch.manual_seed(0)
+    heads = _narrow_heads(name, [detection] * 3, classes)
+    ours = getattr(detection, name)(_backbone(detection), **{**SMALL, **heads, **options})
+    heads = _narrow_heads(name, (faster_rcnn, mask_rcnn, keypoint_rcnn), classes)
+    reference = getattr(theirs, name)(_backbone(backbone_utils), **{**SMALL, **heads, **options})
+    reference.load_state_dict(randomize(ours, frozen=True).state_dict())
+    return ours.double(), reference.double()
+
+
+@pytest.mark.parametrize("name", ["MaskRCNN", "KeypointRCNN"])
+def test_fused(name):
+    ours, reference = pair(name, 3)
+    images, _ = scenes()
+    with torch.no_grad():
+        expected = reference.eval()(images)
+        torch.testing.assert_close(fastvision.fuse(ours.eval())(images), expected)
+
+
+def test_images_without_objects():
+    for name, classes in (("MaskRCNN", 3), ("KeypointRCNN", 2)):
+        ours, reference = pair(name, classes)
+        images, targets = scenes()
+        targets = of(targets, ours)
+        targets[1] = {key: value[:0] for key, value in targets[1].items()}
+        assert_same_training(ours, reference, images, targets)
+
+
+def test_no_object_in_a_batch():
+    ours, reference = pair("MaskRCNN", 3)
+    images, targets = scenes()
+    targets = [{key: value[:0] for key, value in target.items()} for target in targets]
+    assert_same_training(ours, reference, images, targets)
+
+
+@pytest.mark.parametrize("name", ["FasterRCNN", "MaskRCNN", "KeypointRCNN"])
+def test_nothing_is_found(name):
+    ours, reference = pair(name, 3, box_score_thresh=1.0)
+    images, _ = scenes()
+    with torch.no_grad():
+        expected, actual = reference.eval()(images), ours.eval()(images)
+    assert all(len(found["boxes"]) == 0 for found in expected)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_no_proposals():
+    ours, reference = pair("FasterRCNN", 3, rpn_score_thresh=1.0)
+    images, _ = scenes()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), reference.eval()(images))
+
+
+def test_batch_and_single_images():
+    """Of images of one size, since padding of others reaches into the features."""
+    ours, _ = pair("MaskRCNN", 3)
+    images = list(torch.rand(3, 3, 64, 72, dtype=torch.double, generator=cases.generator(0)))
+    with torch.no_grad():
+        together = ours.eval()(images)
+        alone = [ours([image])[0] for image in images]
+    torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
+
+
+class Single(nn.Module):
+    """A backbone of one map."""
+
+    out_channels = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+def test_own_parts():
+    made = []
+    for module, heads, pool in (
+        (detection, detection, MultiScaleRoIAlign),
+        (theirs, faster_rcnn, their_ops.MultiScaleRoIAlign),
+    ):
+        torch.manual_seed(0)
+        anchors = (detection if module is detection else theirs.rpn).AnchorGenerator(
+            ((16, 32),), ((0.5, 1.0),)
+        )
+        made.append(
+            module.FasterRCNN(
+                Single(),
+                rpn_anchor_generator=anchors,
+                box_roi_pool=pool(["0"], output_size=3, sampling_ratio=2),
+                box_head=heads.TwoMLPHead(8 * 9, 20),
+                box_predictor=heads.FastRCNNPredictor(20, 4),
+                bbox_reg_weights=(1.0, 2.0, 3.0, 4.0),
+                **SMALL,
+            ).double()
+        )
+    assert_same_results(*made)
+
+
+def test_parts_of_the_wrong_kind():
+    backbone = Single()
+    for name in ("rpn_anchor_generator", "box_roi_pool"):
+        with pytest.raises(TypeError, match=name):
+            detection.FasterRCNN(backbone, 2, **{name: nn.Identity()})
+    with pytest.raises(TypeError, match="mask_roi_pool"):
+        detection.MaskRCNN(backbone, 2, mask_roi_pool=nn.Identity())
+    with pytest.raises(TypeError, match="keypoint_roi_pool"):
+        detection.KeypointRCNN(backbone, 2, keypoint_roi_pool=nn.Identity())
+    with pytest.raises(ValueError, match="num_classes should not be None"):
+        detection.FasterRCNN(backbone)
+    for part, cls in (
+        ("box_predictor", detection.FasterRCNN),
+        ("mask_predictor", detection.MaskRCNN),
+    ):
+        with pytest.raises(ValueError, match=f"num_classes should be None when {part}"):
+            cls(backbone, 2, **{part: nn.Identity()})
+    with pytest.raises(ValueError, match="num_keypoints should be None"):
+        detection.KeypointRCNN(backbone, 2, keypoint_predictor=nn.Identity(), num_keypoints=3)
+    with pytest.raises(ValueError, match="out_channels"):
+        detection.FasterRCNN(nn.Identity(), 2)
+
+
+def narrow() -> nn.Module:
+    """A Faster R-CNN that is made quickly."""
+    anchors = detection.AnchorGenerator(((16,),), (1.0,))
+    pool = MultiScaleRoIAlign(["0"], 2, 2)
+    return detection.FasterRCNN(Single(), 3, rpn_anchor_generator=anchors, box_roi_pool=pool)
+
+
+def test_bad_targets():
+    model = narrow()
+    images, targets = scenes(torch.float32)
+    targets = [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+
+    def fails(error, match, **entries):
+        changed = [{**targets[0], **entries}, targets[1]]
+        with pytest.raises(error, match=match):
+            model(images, changed)
+
+    with pytest.raises(AssertionError, match="targets should not be none"):
+        model(images)
+    with pytest.raises(AssertionError, match="one target per image, 2, got 1"):
+        model(images, targets[:1])
+    fails(AssertionError, r"shape \[N, 4\], got \[4\]", boxes=torch.zeros(4))
+    fails(AssertionError, "of type Tensor", boxes=[[1, 2, 3, 4]])
+    fails(TypeError, "boxes must of float type", boxes=torch.tensor([[1, 2, 30, 40]]))
+    fails(TypeError, "labels must of int64", labels=targets[0]["labels"].int())
+    degenerate = torch.tensor([[1.0, 2, 30, 40], [5, 5, 5, 9]])
+    with pytest.raises(AssertionError, match=r"Found invalid box \[.*\] for target at index 1"):
+        model(images, [targets[0], {"boxes": degenerate, "labels": torch.ones(2).long()}])
+    with pytest.raises(ValueError, match="should have a masks key"):
+        pair("MaskRCNN", 3)[0].float()(images, targets)
+
+
+def test_weights_decide_over_classes_and_normalizations(tmp_path):
+    build, options = detection.fasterrcnn_mobilenet_v3_large_320_fpn, {"weights_backbone": None}
+    trained = build(num_classes=4, **options)
+    torch.save(trained.state_dict(), tmp_path / "model.pth")
+    loaded = build(weights=tmp_path / "model.pth")
+    assert loaded.roi_heads.box_predictor.cls_score.out_features == 4
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in loaded.modules())
+    assert sum(p.requires_grad for p in loaded.parameters()) < len(list(loaded.parameters()))
+    with pytest.raises(ValueError, match="num_classes must be 4 for these weights, got 5"):
+        build(weights=tmp_path / "model.pth", num_classes=5)
+    with pytest.raises(ValueError, match="not a state dict of fasterrcnn_mobilenet"):
+        build(weights={"weight": torch.zeros(1)})
+    frozen = {k: v for k, v in trained.state_dict().items() if "num_batches" not in k}
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in build(weights=frozen).modules())
+
+
+def test_frozen_backbone():
+    """Weights of the backbone make its normalizations constants, and stages of it too."""
+    name = "fasterrcnn_mobilenet_v3_large_fpn"
+    state = models.mobilenet_v3_large().state_dict()
+    ours = models.get_model(name, weights_backbone=state, trainable_backbone_layers=2)
+    assert sum(p.numel() for p in ours.parameters()) == 19_386_354
+    backbone = backbone_utils.mobilenet_backbone(
+        backbone_name="mobilenet_v3_large", weights=None, fpn=True, trainable_layers=2
+    )
+    frozen = [
+        {n for n, p in m.named_parameters() if not p.requires_grad}
+        for m in (backbone, ours.backbone)
+    ]
+    assert frozen[0] == frozen[1] and len(frozen[0]) > 0
+    with pytest.warns(UserWarning, match="has no effect"):
+        models.get_model(name, weights_backbone=None, trainable_backbone_layers=2)
+    with pytest.raises(ValueError, match=r"\[0,6\], got 7"):
+        models.get_model(name, weights_backbone=state, trainable_backbone_layers=7)
+
+
+def test_16_bit_images():
+    """Boxes keep their precision; scores are near those of the same weights in float32."""
+    ours, _ = pair("MaskRCNN", 3)
+    low = ours.bfloat16().eval()
+    wide = copy.deepcopy(low).float()
+    images = [x.bfloat16() for x in scenes()[0]]
+    with torch.no_grad():
+        found, expected = low(images), wide([x.float() for x in images])
+    for one, other in zip(found, expected, strict=True):
+        assert one["boxes"].dtype == one["scores"].dtype == one["masks"].dtype == torch.float32
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0.05, atol=0.05)
+        inside = one["boxes"][:, 2:] - one["boxes"][:, :2]
+        assert (inside > 0).all() and (one["scores"].diff() <= 0).all()
+
+
+def test_state_dicts_of_version_1():
+    """The names of layers before torchvision 0.13."""
+    ours, _ = pair("MaskRCNN", 3)
+    state = ours.state_dict()
+    old = type(state)()
+    for key, value in state.items():
+        key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        for i in range(2):
+            key = key.replace(f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.")
+        old[key] = value
+    other, _ = pair("MaskRCNN", 3)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.load_state_dict(old)
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, state[key])
