@@ -9,6 +9,8 @@ from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
 from .default_boxes import DefaultBoxGenerator
+from .box_coder import BoxCoder
+from .fast_rcnn import FastRCNN, fast_rcnn_vgg16
 from .faster_rcnn import (
     FasterRCNN,
     FastRCNNConvFCHead,
@@ -20,6 +22,7 @@ from .faster_rcnn import (
     fasterrcnn_resnet50_fpn_v2,
 )
 from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
+from .faster_rcnn_vgg import faster_rcnn_vgg16
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .keypoint_rcnn import (
@@ -48,6 +51,8 @@ from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
+from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16
+from .selective_search import SelectiveSearch
 from .transform import GeneralizedRCNNTransform
 from .yolo import (
     YOLO,
@@ -70,6 +75,7 @@ __all__ = [
     "Detections",
     "FCOS",
     "FCOSHead",
+    "FastRCNN",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
     "FasterRCNN",
@@ -84,6 +90,7 @@ __all__ = [
     "MaskRCNNHeads",
     "MaskRCNNPredictor",
     "Matcher",
+    "RCNN",
     "RPNHead",
     "RegionProposalNetwork",
     "RetinaNet",
@@ -92,9 +99,12 @@ __all__ = [
     "SSD",
     "SSDHead",
     "SSDMatcher",
+    "SelectiveSearch",
     "SquareBoxGenerator",
     "TwoMLPHead",
     "YOLO",
+    "fast_rcnn_vgg16",
+    "faster_rcnn_vgg16",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
@@ -105,6 +115,8 @@ __all__ = [
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
+    "rcnn_alexnet",
+    "rcnn_vgg16",
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
