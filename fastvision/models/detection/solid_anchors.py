@@ -1,0 +1,128 @@
+"""Anchors of solid boxes on a grid seen from above: matching, coding and decoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import box_iou_rotated
+from ...reference.box_iou_3d import seen_from_above
+
+CODE = 7  # numbers of a box, and of its code
+
+
+class SolidAnchors(nn.Module):
+    """For each cell of a grid, a box of every class in every direction.
+
+    They are ordered by row, column, class and direction.
+
+    Args:
+        sizes: (length, width, height, z of the center) of each class, in metres.
+        area: (x1, y1, x2, y2) of the grid, in metres.
+        shape: rows, along y, and columns, along x.
+        yaws: directions in radians, from 0 up to pi.
+        positive: overlap with an object, seen from above, from which on an anchor is its.
+        negative: overlap below which an anchor is background; those between are not trained.
+    """
+
+    boxes: Tensor  # [A, 7]
+    labels: Tensor  # [A] from 1
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        area: Sequence[float],
+        shape: tuple[int, int],
+        yaws: Sequence[float] = (0.0, math.pi / 2),
+        positive: float = 0.5,
+        negative: float = 0.35,
+    ) -> None:
+        super().__init__()
+        x1, y1, x2, y2 = area
+        rows, columns = shape
+        x = x1 + (torch.arange(columns) + 0.5) * ((x2 - x1) / columns)
+        y = y1 + (torch.arange(rows) + 0.5) * ((y2 - y1) / rows)
+        angle = torch.tensor(yaws, dtype=torch.float32)
+        solid = torch.tensor(sizes, dtype=torch.float32)
+        every = (rows, columns, len(solid), len(angle))
+        parts = (
+            x[None, :, None, None],
+            y[:, None, None, None],
+            *(solid[None, None, :, None, i] for i in (3, 0, 1, 2)),
+            angle,
+        )
+        boxes = torch.stack([part.expand(every) for part in parts], -1)
+        labels = torch.arange(1, len(solid) + 1)[:, None].expand(every)
+        self.register_buffer("boxes", boxes.reshape(-1, CODE), persistent=False)
+        self.register_buffer("labels", labels.reshape(-1), persistent=False)
+        self.per_cell = len(solid) * len(angle)
+        self.yaws = tuple(float(yaw) for yaw in yaws)
+        self.positive = positive
+        self.negative = negative
+
+    @torch.no_grad()
+    def match(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """For each anchor, the object that it is trained for.
+
+        An object is compared with anchors as if it had the closest of their directions, and only
+        those of that direction can be its. The anchor that overlaps it most is its in any case, and
+        no object is left out unless no anchor of its class and direction overlaps it.
+
+        Args:
+            boxes: [N, M, 7]; M is at least 1.
+            labels: [N, M]; 0 for no object.
+
+        Returns:
+            int64 [N, A]: 0 for an object, -1 for background, -2 for neither, as
+            :func:`fastvision.ops.sigmoid_focal_loss` takes them; and the number of the object.
+        """
+        yaw = boxes.new_tensor(self.yaws)
+        closest = yaw[(boxes[..., 6:] - yaw).sin().abs().argmin(-1)]
+        turned = torch.cat((boxes[..., :6], closest[..., None]), -1)
+        anchors, truths = seen_from_above(self.boxes.to(boxes.dtype)), seen_from_above(turned)
+        overlap = box_iou_rotated(anchors[None], truths)  # [N, A, M]
+        overlap = torch.where(self.labels[:, None] == labels[:, None], overlap, 0)
+        is_along = (self.boxes[:, None, 6] - closest[:, None]).sin().abs() < 1e-4
+        along = torch.where(is_along, overlap, 0)
+        best = along.amax(1, keepdim=True)
+        rank = torch.where((along == best) & (best > 0), 1 + along, along)
+        quality, owner = rank.max(2)
+        answers = torch.where(overlap.amax(2) < self.negative, -1, -2)
+        return torch.where(quality >= self.positive, 0, answers), owner
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [..., 7] of boxes [..., 7] relative to ``anchors``, and whether they face forward.
+
+        Of a code, the center is in units of the anchor's diagonal and its height, sides are
+        logarithms, and the angle is from -pi / 2 to pi / 2: the other direction is not forward.
+        """
+        diagonal = anchors[..., 3:5].norm(dim=-1, keepdim=True)
+        center = (boxes[..., :3] - anchors[..., :3]) / torch.cat(
+            (diagonal, diagonal, anchors[..., 5:6]), -1
+        )
+        sides = (boxes[..., 3:6] / anchors[..., 3:6]).log()
+        angle = boxes[..., 6:] - anchors[..., 6:]
+        forward = angle.cos() >= 0
+        angle = torch.atan2(angle.sin(), angle.cos().abs()) * torch.where(forward, 1, -1)
+        return torch.cat((center, sides, angle), -1), forward[..., 0]
+
+    def decode(self, codes: Tensor, forward: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes [..., 7] of codes [..., 7]; yaws are from -pi to pi.
+
+        Args:
+            codes: see :meth:`encode`.
+            forward: bool [...].
+            anchors: [..., 7].
+        """
+        diagonal = anchors[..., 3:5].norm(dim=-1, keepdim=True)
+        units = torch.cat((diagonal, diagonal, anchors[..., 5:6]), -1)
+        center = anchors[..., :3] + codes[..., :3] * units
+        sides = anchors[..., 3:6] * codes[..., 3:6].clamp(max=_MAX_GROWTH).exp()
+        angle = anchors[..., 6] + codes[..., 6] + torch.where(forward, 0, math.pi)
+        return torch.cat((center, sides, torch.atan2(angle.sin(), angle.cos())[..., None]), -1)
+
+
+_MAX_GROWTH = math.log(100.0)  # of a side, so that no exponential overflows
