@@ -45,6 +45,11 @@ class AveragePrecision:
         self.found: list[Tensor] = []  # [n, 3] label, score, whether it is right
         self.objects: list[Tensor] = []  # [m] labels
 
+    @property
+    def metric_state(self) -> dict[str, list[Tensor]]:
+        """What is known so far, an element per scene, as torchmetrics has it."""
+        return {"found": self.found, "objects": self.objects}
+
     def to(self, device: Any) -> AveragePrecision:
         """Rows are kept on the CPU."""
         return self

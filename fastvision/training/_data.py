@@ -61,6 +61,7 @@ _DATA_SETS: dict[str, Callable[..., Any]] = {
     "MNIST5k": data.MNIST5k,
     "Digits8x8": data.Digits8x8,
     "DigitScenes": data.DigitScenes,
+    "LidarScenes": data.LidarScenes,
     "ImageFolder": data.ImageFolder,
     "VOCDetection": data.VOCDetection,
     "VOCSegmentation": data.VOCSegmentation,
