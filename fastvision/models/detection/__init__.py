@@ -1,12 +1,32 @@
-"""Detectors."""
+"""Detection models: a list of {"boxes", "labels", "scores"}, one per image.
 
+In training a dict of losses, of images and targets.
+"""
+
+from .anchors import AnchorGenerator
+from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
+from .box_coder import BoxCoder
+from .generalized_rcnn import GeneralizedRCNN
+from .image_list import ImageList
+from .matching import BalancedPositiveNegativeSampler, Matcher
 from .pillars import PillarBackbone, PillarFeatures, PointPillars, point_pillars
 from .solid_anchors import SolidAnchors
+from .transform import GeneralizedRCNNTransform
 
 __all__ = [
+    "AnchorGenerator",
+    "BackboneWithFPN",
+    "BalancedPositiveNegativeSampler",
+    "BoxCoder",
+    "GeneralizedRCNN",
+    "GeneralizedRCNNTransform",
+    "ImageList",
+    "Matcher",
     "PillarBackbone",
     "PillarFeatures",
     "PointPillars",
     "SolidAnchors",
+    "mobilenet_backbone",
     "point_pillars",
+    "resnet_fpn_backbone",
 ]
