@@ -25,7 +25,7 @@ from ...ops import (
 from ...ops._checks import check_floating, check_tensor
 from .._registry import register
 from .._weights import load_weights
-from .solid_anchors import CODE, SolidAnchors
+from .solid_anchors import CODE, SolidAnchors, decode, encode
 
 # length, width, height and z of the center in metres: a car and a pedestrian
 ANCHORS = ((4.1, 1.75, 1.55, 0.78), (0.65, 0.6, 1.7, 0.85))
@@ -50,9 +50,6 @@ class PillarFeatures(nn.Module):
         point_channels: numbers of a point; the first three are x, y and z.
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(
         self,
         channels: int = 32,
@@ -64,8 +61,8 @@ class PillarFeatures(nn.Module):
         self.point_channels = point_channels
         self.pillar_size = pillar_size
         self.shape = grid_of(extent, pillar_size)
-        for name, values in (("low", extent[:3]), ("high", extent[3:])):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.extent = tuple(map(float, extent))
+        self.channels = channels
         self.layers = Conv2dNormActivation(point_channels + 5, channels, 1)
 
     def forward(self, clouds: Sequence[Tensor]) -> Tensor:
@@ -75,18 +72,18 @@ class PillarFeatures(nn.Module):
         """
         rows, columns = self.shape
         points, cells, pillar = self._inside(clouds)
+        count = len(clouds) * rows * columns
         conv: Any = self.layers[0]
-        canvas = points.new_zeros(
-            (len(clouds) * rows * columns, conv.out_channels), dtype=conv.weight.dtype
+        values = self._values(points, cells, pillar, count).to(conv.weight.dtype)
+        if len(values):
+            features = self.layers(values[None, :, None].permute(0, 3, 1, 2))
+            features = features.permute(0, 2, 3, 1).reshape(len(values), self.channels)
+        else:
+            features = values.new_zeros(0, self.channels)
+        # no feature is negative, so that the zeros of empty pillars change no maximum
+        canvas = features.new_zeros(count, self.channels).scatter_reduce(
+            0, pillar[:, None].expand_as(features), features, "amax"
         )
-        if len(points):
-            values = self._values(points, cells, pillar, len(canvas)).to(canvas.dtype)
-            features = self.layers(values.reshape(1, len(values), 1, -1).permute(0, 3, 1, 2))
-            features = features.permute(0, 2, 3, 1).reshape(len(values), -1)
-            # no feature is negative, so that the zeros of empty pillars change no maximum
-            canvas = canvas.to(features.dtype).scatter_reduce(
-                0, pillar[:, None].expand_as(features), features, "amax"
-            )
         return canvas.reshape(len(clouds), rows, columns, -1).permute(0, 3, 1, 2)
 
     def _inside(self, clouds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +92,7 @@ class PillarFeatures(nn.Module):
         rows, columns = self.shape
         points = torch.cat(list(clouds))
         points = points.to(torch.promote_types(points.dtype, torch.float32))
-        low, high = self.low.to(points.dtype), self.high.to(points.dtype)
+        low, high = points.new_tensor(self.extent).split(3)
         counts = torch.tensor([len(cloud) for cloud in clouds], device=points.device)
         scene = torch.repeat_interleave(counts, output_size=len(points))
         place = points[:, :3]
@@ -108,7 +105,7 @@ class PillarFeatures(nn.Module):
     def _values(self, points: Tensor, cells: Tensor, pillar: Tensor, pillars: int) -> Tensor:
         """[n, C + 5]: positions from -1 to 1, what else is known of a point, and in units of a
         pillar the offsets from the mean of its points and from its center."""
-        low, high = self.low.to(points.dtype), self.high.to(points.dtype)
+        low, high = points.new_tensor(self.extent).split(3)
         place = points[:, :3]
         sums = points.new_zeros((pillars, 4))
         sums = sums.index_add(0, pillar, F.pad(place, (0, 1), value=1.0))[pillar]
@@ -282,12 +279,10 @@ class PointPillars(nn.Module):
         scene, anchor = torch.where(answers == 0)
         found = outputs[scene, anchor]
         truths = boxes[scene, owner[scene, anchor]].to(outputs.dtype)
-        codes, forward = self.anchors.encode(truths, self.anchors.boxes[anchor].to(outputs.dtype))
-        # a scene counts as one, whatever the number of its anchors
-        per_scene = outputs.new_zeros(len(outputs)).index_add(
-            0, scene, outputs.new_ones(len(scene))
-        )
-        share = 1 / (per_scene.clamp(min=1) * max(len(outputs), 1))
+        anchors, _ = self.anchors.on(outputs.device)
+        codes, forward = encode(truths, anchors[anchor].to(outputs.dtype))
+        found_in = (answers == 0).sum(1).clamp(min=1)
+        share = 1 / (found_in * len(outputs)).to(outputs.dtype)  # of an anchor in the loss
         focal = sigmoid_focal_loss(outputs[..., :1].contiguous(), answers)
         angle = (found[:, CODE] - codes[:, -1]).sin()
         differences = torch.cat((found[:, 1:CODE] - codes[:, :-1], angle[:, None]), 1)
@@ -312,9 +307,9 @@ class PointPillars(nn.Module):
         scene, rank = torch.where(scores >= self.score_thresh)
         scores, anchor = scores[scene, rank], anchor[scene, rank]
         found = outputs[scene, anchor]
-        anchors = self.anchors.boxes[anchor].to(found.dtype)
-        boxes = self.anchors.decode(found[:, 1 : 1 + CODE], found[:, -1] >= 0, anchors)
-        labels = self.anchors.labels[anchor]
+        anchors, classes = self.anchors.on(outputs.device)
+        boxes = decode(found[:, 1 : 1 + CODE], found[:, -1] >= 0, anchors[anchor].to(found.dtype))
+        labels = classes[anchor]
         kept = nms_3d(
             boxes, scores, self.nms_thresh, idxs=scene * self.num_classes + labels, bev=True
         )
@@ -328,7 +323,7 @@ class PointPillars(nn.Module):
 
     def _check_clouds(self, clouds: Any) -> None:
         if not isinstance(clouds, (list, tuple)) or not clouds:
-            raise TypeError(f"clouds must be a list of tensors, got {_kind(clouds)}")
+            raise ValueError(f"clouds must be a list of tensors, got {_kind(clouds)}")
         for number, cloud in enumerate(clouds):
             check_tensor(cloud, f"clouds[{number}]")
             check_floating(cloud, f"clouds[{number}]")
@@ -339,7 +334,7 @@ class PointPillars(nn.Module):
                 )
 
     def _padded(self, targets: Any, scenes: int) -> tuple[Tensor, Tensor]:
-        """Boxes [N, M, 7] and labels [N, M], filled up with the label 0."""
+        """Boxes [N, M, 7] and labels [N, M], filled up with the label 0, M at least 1."""
         if not isinstance(targets, (list, tuple)) or len(targets) != scenes:
             raise ValueError(
                 f"targets must be a list of one dictionary per cloud in training, {scenes}, "
@@ -347,27 +342,19 @@ class PointPillars(nn.Module):
             )
         for number, target in enumerate(targets):
             self._check_target(target, f"targets[{number}]")
-        pad = nn.utils.rnn.pad_sequence
-        boxes = pad([target["boxes"] for target in targets], batch_first=True)
-        labels = pad([target["labels"] for target in targets], batch_first=True)
-        if not labels.shape[1]:
-            boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
-        if ((labels < 0) | (labels >= self.num_classes)).any():
-            raise ValueError(
-                f"labels of targets must be from 1 to {self.num_classes - 1}, "
-                f"got {int(labels.min())} to {int(labels.max())}"
-            )
-        there = boxes[labels > 0]
-        if not (there.isfinite().all() and (there[:, 3:6] > 0).all()):
-            raise ValueError("boxes of targets must be finite, with positive sides")
-        return boxes, labels
+        most = max(1, *(len(target["labels"]) for target in targets))
+        padded = [
+            torch.stack([F.pad(t[key], pad + (0, most - len(t[key]))) for t in targets])
+            for key, pad in (("boxes", (0, 0)), ("labels", ()))
+        ]
+        return padded[0], padded[1]
 
     def _check_target(self, target: Any, name: str) -> None:
         if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
             raise ValueError(f"{name} must have boxes and labels, got {_kind(target)}")
-        for key in ("boxes", "labels"):
-            check_tensor(target[key], f"{name}[{key!r}]")
         boxes, labels = target["boxes"], target["labels"]
+        for key, value in (("boxes", boxes), ("labels", labels)):
+            check_tensor(value, f"{name}[{key!r}]")
         check_floating(boxes, f"{name}['boxes']")
         if labels.dtype != torch.int64:
             raise TypeError(f"{name}['labels'] must be int64, got {labels.dtype}")
@@ -375,6 +362,16 @@ class PointPillars(nn.Module):
             raise ValueError(
                 f"{name} must have boxes [m, {CODE}] and labels [m], got {list(boxes.shape)} and "
                 f"{list(labels.shape)}"
+            )
+        if ((labels < 1) | (labels >= self.num_classes)).any():
+            raise ValueError(
+                f"{name}['labels'] must be from 1 to {self.num_classes - 1}, got {labels.tolist()}"
+            )
+        wrong = ~boxes.isfinite().all(1) | (boxes[:, 3:6] <= 0).any(1)
+        if wrong.any():
+            raise ValueError(
+                f"{name}['boxes'] must be finite, with positive sides, "
+                f"got {boxes[wrong][0].tolist()}"
             )
 
 
