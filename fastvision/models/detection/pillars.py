@@ -74,21 +74,25 @@ class PillarFeatures(nn.Module):
         points, cells, pillar = self._inside(clouds)
         count = len(clouds) * rows * columns
         conv: Any = self.layers[0]
-        values = self._values(points, cells, pillar, count).to(conv.weight.dtype)
+        values = self._values(points, cells, pillar, count + 1).to(conv.weight.dtype)
         if len(values):
             features = self.layers(values[None, :, None].permute(0, 3, 1, 2))
             features = features.permute(0, 2, 3, 1).reshape(len(values), self.channels)
         else:
             features = values.new_zeros(0, self.channels)
         # no feature is negative, so that the zeros of empty pillars change no maximum
-        canvas = features.new_zeros(count, self.channels).scatter_reduce(
+        canvas = features.new_zeros(count + 1, self.channels).scatter_reduce(
             0, pillar[:, None].expand_as(features), features, "amax"
         )
-        return canvas.reshape(len(clouds), rows, columns, -1).permute(0, 3, 1, 2)
+        return canvas[:count].reshape(len(clouds), rows, columns, -1).permute(0, 3, 1, 2)
 
     def _inside(self, clouds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The points [n, C] of all clouds, their cells [n, 2] (column and row), and the number of
-        their pillar [n] over all clouds."""
+        their pillar [n] over all clouds.
+
+        In training, points that do not count are left out, since normalization is over all. In
+        evaluation they get a pillar after all others, so that shapes depend on no value.
+        """
         rows, columns = self.shape
         points = torch.cat(list(clouds))
         points = points.to(torch.promote_types(points.dtype, torch.float32))
@@ -96,11 +100,18 @@ class PillarFeatures(nn.Module):
         counts = torch.tensor([len(cloud) for cloud in clouds], device=points.device)
         scene = torch.repeat_interleave(counts, output_size=len(points))
         place = points[:, :3]
-        kept = ((place >= low) & (place < high)).all(1) & points.isfinite().all(1)
-        points, scene = points[kept], scene[kept]
+        counted = ((place >= low) & (place < high)).all(1) & points.isfinite().all(1)
+        if self.training:
+            points, scene = points[counted], scene[counted]
+        else:
+            points = torch.where(counted[:, None], points, 0)
         cells = ((points[:, :2] - low[:2]) / self.pillar_size).long()
-        cells = torch.minimum(cells, cells.new_tensor((columns - 1, rows - 1)))  # after rounding
-        return points, cells, (scene * rows + cells[:, 1]) * columns + cells[:, 0]
+        last = cells.new_tensor((columns - 1, rows - 1))
+        cells = torch.minimum(cells, last).clamp(min=0)  # rounding, and what does not count
+        pillar = (scene * rows + cells[:, 1]) * columns + cells[:, 0]
+        if not self.training:
+            pillar = torch.where(counted, pillar, len(clouds) * rows * columns)
+        return points, cells, pillar
 
     def _values(self, points: Tensor, cells: Tensor, pillar: Tensor, pillars: int) -> Tensor:
         """[n, C + 5]: positions from -1 to 1, what else is known of a point, and in units of a
@@ -246,10 +257,10 @@ class PointPillars(nn.Module):
                 [m] int64 from 1.
 
         Returns:
-            In evaluation a list of {"boxes": [k, 7], "labels": [k], "scores": [k]}, in descending
-            order of the scores; yaws are from -pi to pi. In training {"classification",
-            "bbox_regression", "direction"}, scalars that are means over the scenes and whose sum is
-            the loss.
+            In evaluation a dictionary of each scene, in descending order of the scores, with
+            "boxes" [k, 7], whose yaws are from -pi to pi, "labels" [k] and "scores" [k]. In
+            training the scalars "classification", "bbox_regression" and "direction", means over the
+            scenes, whose sum is the loss.
 
         Raises:
             TypeError, ValueError: clouds or targets of other types, shapes or values.
@@ -261,7 +272,10 @@ class PointPillars(nn.Module):
         return self.losses(self.outputs(clouds), boxes, labels)
 
     def outputs(self, clouds: Sequence[Tensor]) -> Tensor:
-        """[N, A, 9] of the anchors: logit of the score, code of the box, logit of the direction."""
+        """[N, A, 9] of the anchors: logit of the score, code of the box, logit of the direction.
+
+        In evaluation, shapes depend on the sizes of the clouds alone: torch.export takes it.
+        """
         x = conv_norm_act(self.backbone(self.pillars(clouds)), self.head)
         return x.permute(0, 2, 3, 1).reshape(len(clouds), -1, _OUTPUTS)
 
@@ -347,7 +361,8 @@ class PointPillars(nn.Module):
             torch.stack([F.pad(t[key], pad + (0, most - len(t[key]))) for t in targets])
             for key, pad in (("boxes", (0, 0)), ("labels", ()))
         ]
-        return padded[0], padded[1]
+        boxes, labels = padded
+        return boxes.to(torch.promote_types(boxes.dtype, torch.float32)), labels
 
     def _check_target(self, target: Any, name: str) -> None:
         if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():

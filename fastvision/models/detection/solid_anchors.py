@@ -72,16 +72,17 @@ class SolidAnchors:
         """For each anchor, the object that it is trained for.
 
         An object is compared with anchors as if it had the closest of their directions, and only
-        those of that direction can be its. The anchor that overlaps it most is its in any case, and
-        no object is left out unless no anchor of its class and direction overlaps it.
+        those of that direction can be its. The anchor that overlaps it most is its in any case, or
+        of two objects that have the same one, of the object that it overlaps more.
 
         Args:
             boxes: [N, M, 7]; M is at least 1.
             labels: [N, M]; 0 for no object.
 
         Returns:
-            int64 [N, A]: 0 for an object, -1 for background, -2 for neither, as
-            :func:`fastvision.ops.sigmoid_focal_loss` takes them; and the number of the object.
+            int64 [N, A], 0 for an object, -1 for background and -2 for neither, as
+            :func:`fastvision.ops.sigmoid_focal_loss` takes them; and the numbers of the objects
+            [N, A].
         """
         yaw = boxes.new_tensor(self.yaws)
         closest = yaw[(boxes[..., 6:] - yaw).sin().abs().argmin(-1)]

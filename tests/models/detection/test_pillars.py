@@ -179,6 +179,17 @@ def test_matching_does_not_depend_on_the_rest_of_a_batch():
     assert model.anchors.match(around[None], labels[None])[0].equal(alone)
 
 
+def test_an_object_smaller_than_a_cell_has_an_anchor():
+    model = small()
+    spread = torch.linspace(0, 0.8, 9)  # a cell
+    boxes = torch.zeros(81, 7)
+    boxes[:, :2] = torch.cartesian_prod(spread, spread)
+    boxes[:, 3:6] = 0.5
+    for box in boxes:
+        answers, _ = model.anchors.match(box[None, None], torch.tensor([[2]]))
+        assert (answers == 0).any()
+
+
 def test_losses_term_by_term():
     model, target = small(), objects()
     boxes, labels = target["boxes"].double(), target["labels"]
@@ -381,11 +392,23 @@ def test_types(trained):
 
 
 @torch.no_grad()
-def test_export_of_the_network(trained):
+def test_export(trained):
+    """Up to the outputs, for clouds of these sizes, whatever is in them."""
+
+    class Network(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, clouds):
+            return self.model.outputs(clouds)
+
     model, clouds = trained
-    map_ = model.pillars(clouds)
-    exported = torch.export.export(model.backbone, (map_,)).module()
-    torch.testing.assert_close(exported(map_), model.backbone(map_))
+    exported = torch.export.export(Network(model), (clouds,)).module()
+    others = [points.flip(0) + 3.0 for points in clouds]
+    others[1][5] = math.nan
+    for given in (clouds, others):
+        torch.testing.assert_close(exported(given), model.outputs(given), rtol=1e-4, atol=1e-4)
 
 
 def test_training_after_inference_mode(trained):
