@@ -9,7 +9,6 @@ from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
 from .default_boxes import DefaultBoxGenerator
-from .box_coder import BoxCoder
 from .fast_rcnn import FastRCNN, fast_rcnn_vgg16
 from .faster_rcnn import (
     FasterRCNN,
@@ -21,8 +20,8 @@ from .faster_rcnn import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
-from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .faster_rcnn_vgg import faster_rcnn_vgg16
+from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .keypoint_rcnn import (
@@ -39,6 +38,8 @@ from .mask_rcnn import (
     maskrcnn_resnet50_fpn_v2,
 )
 from .matching import BalancedPositiveNegativeSampler, Matcher
+from .pillars import PillarBackbone, PillarFeatures, PointPillars, point_pillars
+from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16
 from .retinanet import (
     RetinaNet,
     RetinaNetHead,
@@ -47,12 +48,12 @@ from .retinanet import (
 )
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork, RPNHead
+from .selective_search import SelectiveSearch
+from .solid_anchors import SolidAnchors
 from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
-from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16
-from .selective_search import SelectiveSearch
 from .transform import GeneralizedRCNNTransform
 from .yolo import (
     YOLO,
@@ -66,6 +67,10 @@ from .yolo import (
 )
 
 __all__ = [
+    "FCOS",
+    "RCNN",
+    "SSD",
+    "YOLO",
     "AnchorGenerator",
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
@@ -73,7 +78,6 @@ __all__ = [
     "BoxLinearCoder",
     "DefaultBoxGenerator",
     "Detections",
-    "FCOS",
     "FCOSHead",
     "FastRCNN",
     "FastRCNNConvFCHead",
@@ -90,19 +94,20 @@ __all__ = [
     "MaskRCNNHeads",
     "MaskRCNNPredictor",
     "Matcher",
-    "RCNN",
+    "PillarBackbone",
+    "PillarFeatures",
+    "PointPillars",
     "RPNHead",
     "RegionProposalNetwork",
     "RetinaNet",
     "RetinaNetHead",
     "RoIHeads",
-    "SSD",
     "SSDHead",
     "SSDMatcher",
     "SelectiveSearch",
+    "SolidAnchors",
     "SquareBoxGenerator",
     "TwoMLPHead",
-    "YOLO",
     "fast_rcnn_vgg16",
     "faster_rcnn_vgg16",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
@@ -115,6 +120,7 @@ __all__ = [
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
+    "point_pillars",
     "rcnn_alexnet",
     "rcnn_vgg16",
     "resnet_fpn_backbone",
