@@ -14,9 +14,9 @@ from ....ops import Conv2dNormActivation
 from ...darknet.config import Section
 from ...darknet.layers import Connected
 from ...darknet.network import Darknet
+from ..image_list import Target
 from ..postprocess import suppress_padded
 from ..targets import check_targets
-from ..transform import Target
 from ._truth import truth_of
 from .anchored import AnchorHead
 from .grid import GridHead
