@@ -48,6 +48,9 @@ class GeneralizedRCNN(nn.Module):
             [n] in descending order; with heads for them "masks" [n, 1, H, W] in 0..1, and
             "keypoints" [n, K, 3] with "keypoints_scores" [n, K]. In training the losses, scalars.
 
+        A program of ``torch.export`` has results of a fixed size: beyond the detections boxes and
+        scores are 0, and so are labels. Keypoints cannot be exported.
+
         Raises:
             AssertionError: no targets in training, boxes of another shape, or one without area.
             ValueError, TypeError: an image or a target of another form.

@@ -20,7 +20,15 @@ _MAPS = 1 << 11  # heatmaps that are searched at a time
 
 def largest_of_resized(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Values [n, K] and pixels int64 [n, K, 2] (row, column) of the maxima of maps [n, K, M, M],
-    resized to ``sizes``, int64 [n, 2] (height, width); of several maxima the first by rows."""
+    resized to ``sizes``, int64 [n, 2] (height, width); of several maxima the first by rows.
+
+    Raises:
+        NotImplementedError: in torch.export.
+    """
+    if torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "the search in heatmaps cannot be exported, since its work depends on their values"
+        )
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     count = max(_MAPS // max(maps.shape[1], 1), 1)
     parts = [_search(*part) for part in zip(maps.split(count), sizes.split(count), strict=True)]
