@@ -192,11 +192,12 @@ class YOLO(nn.Module):
             layer: Any = self.network.layers[i - 1]
             if not isinstance(layer, (Conv2dNormActivation, Connected)) or len(layer) > 1:
                 continue
-            nn.init.normal_(layer[0].weight, std=0.01)
-            nn.init.zeros_(layer[0].bias)
+            last: Any = layer[0]
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.zeros_(last.bias)
             if isinstance(self.head, YOLOHead):
                 with torch.no_grad():
-                    bias = layer[0].bias.view(-1, 5 + self.head.classes)
+                    bias = last.bias.view(-1, 5 + self.head.classes)
                     bias[:, 4] = -math.log((1 - _PRIOR) / _PRIOR)
 
 
