@@ -21,6 +21,7 @@ from ....ops import (
 )
 from ...darknet.config import Section
 from ...darknet.network import Head
+from .._selection import take
 from ._truth import Truth, first_of_each
 from .anchors import size_iou
 
@@ -122,8 +123,9 @@ class AnchorHead:
         """Corners [N, K, 4] in pixels of the input and the scores of all classes [N, K, C], of the
         ``limit`` predictions of each image with the highest objectness."""
         flat, places = self.flat(outputs)
-        best = flat[..., 4].topk(min(limit, flat.shape[1]), 1).indices
-        flat = flat.gather(1, best[..., None].expand(-1, -1, flat.shape[2]))
+        objectness = flat[..., 4].nan_to_num(nan=-torch.inf)  # NaN would be the largest
+        best = objectness.topk(min(limit, flat.shape[1]), 1, sorted=False).indices
+        flat = take(flat, best)
         boxes = places.at(best).decode(flat[..., :2].sigmoid(), flat[..., 2:4])
         scores = flat[..., 4:5].sigmoid() * self.class_scores(flat[..., 5:])
         return box_convert(boxes, "cxcywh", "xyxy"), scores
