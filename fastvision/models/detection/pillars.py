@@ -340,7 +340,7 @@ class PointPillars(nn.Module):
             raise ValueError(f"clouds must be a list of tensors, got {_kind(clouds)}")
         for number, cloud in enumerate(clouds):
             check_tensor(cloud, f"clouds[{number}]")
-            check_floating(cloud, f"clouds[{number}]")
+            check_floating(cloud.dtype, f"clouds[{number}]")
             if cloud.dim() != 2 or cloud.shape[1] != self.pillars.point_channels:
                 raise ValueError(
                     f"clouds[{number}] must be [n, {self.pillars.point_channels}], "
@@ -370,7 +370,7 @@ class PointPillars(nn.Module):
         boxes, labels = target["boxes"], target["labels"]
         for key, value in (("boxes", boxes), ("labels", labels)):
             check_tensor(value, f"{name}[{key!r}]")
-        check_floating(boxes, f"{name}['boxes']")
+        check_floating(boxes.dtype, f"{name}['boxes']")
         if labels.dtype != torch.int64:
             raise TypeError(f"{name}['labels'] must be int64, got {labels.dtype}")
         if boxes.dim() != 2 or boxes.shape[1] != CODE or labels.shape != boxes.shape[:1]:
