@@ -1,6 +1,6 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
-from . import segmentation, sequence
+from . import detection, segmentation, sequence
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
@@ -85,6 +85,7 @@ __all__ = [
     "densenet161",
     "densenet169",
     "densenet201",
+    "detection",
     "get_model",
     "get_model_builder",
     "googlenet",

@@ -28,6 +28,18 @@ _FILES: dict[str, dict[str, str]] = {
     "densenet201": {
         "IMAGENET1K_V1": "densenet201-c1103571.pth",
     },
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {
+        "COCO_V1": "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+    },
+    "fasterrcnn_mobilenet_v3_large_fpn": {
+        "COCO_V1": "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
+    },
+    "fasterrcnn_resnet50_fpn": {
+        "COCO_V1": "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    },
+    "fasterrcnn_resnet50_fpn_v2": {
+        "COCO_V1": "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+    },
     "fcn_resnet101": {
         "COCO_WITH_VOC_LABELS_V1": "fcn_resnet101_coco-7ecb50ca.pth",
     },
@@ -40,8 +52,18 @@ _FILES: dict[str, dict[str, str]] = {
     "inception_v3": {
         "IMAGENET1K_V1": "inception_v3_google-0cc3c7bd.pth",
     },
+    "keypointrcnn_resnet50_fpn": {
+        "COCO_LEGACY": "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
+        "COCO_V1": "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+    },
     "lraspp_mobilenet_v3_large": {
         "COCO_WITH_VOC_LABELS_V1": "lraspp_mobilenet_v3_large-d234d4ea.pth",
+    },
+    "maskrcnn_resnet50_fpn": {
+        "COCO_V1": "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    },
+    "maskrcnn_resnet50_fpn_v2": {
+        "COCO_V1": "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
     },
     "mobilenet_v2": {
         "IMAGENET1K_V1": "mobilenet_v2-b0353104.pth",

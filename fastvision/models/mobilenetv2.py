@@ -62,6 +62,7 @@ class InvertedResidual(nn.Module):
         self.stride = stride
         self.out_channels = oup
         self.use_res_connect = stride == 1 and inp == oup
+        self.is_strided = stride > 1
 
     def forward(self, x: Tensor) -> Tensor:
         return add_input(self.conv, x) if self.use_res_connect else self.conv(x)

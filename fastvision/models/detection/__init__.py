@@ -1,0 +1,25 @@
+"""Detection models: a list of {"boxes", "labels", "scores"}, one per image.
+
+In training a dict of losses, of images and targets.
+"""
+
+from .anchors import AnchorGenerator
+from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
+from .box_coder import BoxCoder
+from .generalized_rcnn import GeneralizedRCNN
+from .image_list import ImageList
+from .matching import BalancedPositiveNegativeSampler, Matcher
+from .transform import GeneralizedRCNNTransform
+
+__all__ = [
+    "AnchorGenerator",
+    "BackboneWithFPN",
+    "BalancedPositiveNegativeSampler",
+    "BoxCoder",
+    "GeneralizedRCNN",
+    "GeneralizedRCNNTransform",
+    "ImageList",
+    "Matcher",
+    "mobilenet_backbone",
+    "resnet_fpn_backbone",
+]

@@ -1,0 +1,79 @@
+"""Boxes as offsets from other boxes, which networks predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class BoxCoder:
+    """Shifts of the centre in units of the reference's size, and logarithms of the ratios of sizes
+    (Girshick, Donahue, Darrell and Malik, R-CNN, 2014, appendix C).
+
+    Args:
+        weights: factors of the offsets in x, y, width and height.
+        bbox_xform_clip: the largest logarithm that is decoded.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float, float],
+        bbox_xform_clip: float = math.log(1000 / 16),
+    ) -> None:
+        self.weights = weights
+        self.bbox_xform_clip = bbox_xform_clip
+
+    def encode(
+        self, reference_boxes: Sequence[Tensor], proposals: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """:meth:`encode_single` of each image: offsets [L, 4] of boxes [L, 4]."""
+        codes = self.encode_single(torch.cat(list(reference_boxes)), torch.cat(list(proposals)))
+        return codes.split([len(boxes) for boxes in reference_boxes])
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """Offsets [..., 4] with which ``decode_single`` makes ``reference_boxes`` of
+        ``proposals``, both corners [..., 4]."""
+        shifts, scales = self._factors(reference_boxes)
+        centre, size = _centre_and_size(proposals)
+        wanted_centre, wanted_size = _centre_and_size(reference_boxes)
+        shift = shifts * (wanted_centre - centre) / size
+        return torch.cat((shift, scales * torch.log(wanted_size / size)), -1)
+
+    def decode(self, rel_codes: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Boxes [sum of L, C, 4] of offsets [sum of L, 4 C] and one [L, 4] per image."""
+        flat = torch.cat(list(boxes))
+        of_each = rel_codes.numel() // (4 * len(flat)) if len(flat) else rel_codes.shape[-1] // 4
+        return self.decode_single(rel_codes.reshape(len(flat), of_each, 4), flat[:, None])
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """Corners [..., 4], in float32 for 16-bit offsets.
+
+        Args:
+            rel_codes: offsets [..., 4]; or [N, 4 C], for C boxes each, which gives [N, 4 C].
+            boxes: corners [..., 4] that broadcast with the offsets; [N, 4] for the second form.
+        """
+        shape = rel_codes.shape
+        if shape[-1] != 4:
+            rel_codes, boxes = rel_codes.unflatten(-1, (-1, 4)), boxes.unsqueeze(-2)
+        codes = rel_codes.to(torch.promote_types(rel_codes.dtype, torch.float32))
+        shifts, scales = self._factors(codes)
+        centre, size = _centre_and_size(boxes.to(codes.dtype))
+        centre = codes[..., :2] / shifts * size + centre
+        half = 0.5 * (torch.exp((codes[..., 2:] / scales).clamp(max=self.bbox_xform_clip)) * size)
+        return torch.cat((centre - half, centre + half), -1).reshape(shape)
+
+    def _factors(self, like: Tensor) -> tuple[Any, Any]:
+        x, y, width, height = self.weights
+        if x == y and width == height:  # numbers, which no GPU has to wait for
+            return x, width
+        shifts, scales = like.new_tensor(((x, y), (width, height)))
+        return shifts, scales
+
+
+def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size

@@ -1,0 +1,50 @@
+"""Masks of boxes, put into whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def paste_masks_in_image(
+    masks: Tensor, boxes: Tensor, img_shape: Sequence[int], padding: int = 1
+) -> Tensor:
+    """Masks at the places of their boxes, resized to them bilinearly.
+
+    All at once: a mask is multiplied by the weights of its rows and of its columns at the pixels of
+    the image.
+
+    Args:
+        masks: [n, 1, M, M], floating-point.
+        boxes: [n, 4] (x1, y1, x2, y2) in pixels of the image.
+        img_shape: (height, width) of the image.
+        padding: cells of zeros around a mask, by which its box grows.
+
+    Returns:
+        [n, 1, H, W], zero outside the boxes; in float32 for 16-bit masks.
+    """
+    cells = masks.shape[-1]
+    masks = masks[:, 0].to(torch.promote_types(masks.dtype, torch.float32))
+    masks = F.pad(masks, (padding,) * 4)
+    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((cells + 2 * padding) / cells)
+    low, high = (centre - half).to(torch.int64), (centre + half).to(torch.int64)
+    columns, rows = (
+        _weights(low[:, axis], high[:, axis], img_shape[1 - axis], masks) for axis in (0, 1)
+    )
+    return (rows @ masks @ columns.mT)[:, None]
+
+
+def _weights(low: Tensor, high: Tensor, pixels: int, masks: Tensor) -> Tensor:
+    """[n, pixels, cells]: the share of each cell in a pixel from ``low`` to ``high``, inclusive."""
+    cells = masks.shape[-1]
+    extent = (high - low + 1).clamp(min=1)[:, None]
+    place = torch.arange(pixels, device=low.device) - low[:, None]
+    inside = (place >= 0) & (place < extent)
+    source = (place + 0.5).to(masks.dtype) * (cells / extent.to(masks.dtype)) - 0.5
+    source = source.clamp(0, cells - 1)[..., None]
+    weights = 1 - (source - torch.arange(cells, dtype=masks.dtype, device=low.device)).abs()
+    return weights.clamp_(min=0).mul_(inside[..., None])

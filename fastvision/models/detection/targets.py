@@ -1,0 +1,44 @@
+"""What detectors check of the targets they are trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .transform import Target
+
+
+def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) -> None:
+    """Raises:
+    AssertionError: there are no targets, another number of them than of images, or boxes of
+        another type or shape than [L, 4] (torchvision's error type).
+    """
+    if targets is None:
+        raise AssertionError("targets should not be none when in training mode")
+    if len(targets) != len(images):
+        raise AssertionError(f"Expected one target per image, {len(images)}, got {len(targets)}.")
+    for target in targets:
+        boxes = target["boxes"]
+        if not isinstance(boxes, Tensor):
+            raise AssertionError(f"Expected target boxes to be of type Tensor, got {type(boxes)}.")
+        if boxes.dim() != 2 or boxes.shape[-1] != 4:
+            raise AssertionError(
+                f"Expected target boxes to be a tensor of shape [N, 4], got {list(boxes.shape)}."
+            )
+
+
+def check_boxes(targets: Sequence[Target] | None) -> None:
+    """Raises:
+    AssertionError: a box has no area; names the first one (torchvision's error type).
+    """
+    for i, target in enumerate(targets or ()):
+        boxes = target["boxes"]
+        degenerate = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+        if degenerate.any():
+            first = boxes[torch.where(degenerate)[0][0]].tolist()
+            raise AssertionError(
+                "All bounding boxes should have positive height and width. "
+                f"Found invalid box {first} for target at index {i}."
+            )

@@ -1,0 +1,189 @@
+"""What is done to images before a detector, and to its detections after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .image_list import ImageList
+from .masks import paste_masks_in_image
+
+Size = tuple[int, int]
+Target = dict[str, Tensor]
+
+
+class GeneralizedRCNNTransform(nn.Module):
+    """Normalizes images, resizes them, and puts them into one batch.
+
+    torchvision's constructor and methods.
+
+    Args:
+        min_size: wanted size of an image's shorter side; of several, training draws one per image
+            and evaluation takes the last.
+        max_size: limit of the longer side, which may make the shorter side less than ``min_size``.
+        image_mean, image_std: per channel.
+        size_divisible: height and width of the batch are multiples of it.
+        fixed_size: (width, height) of all images instead, whatever their shape.
+        _skip_resize: leaves images as they are in training.
+    """
+
+    def __init__(
+        self,
+        min_size: int | Sequence[int],
+        max_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        size_divisible: int = 32,
+        fixed_size: Size | None = None,
+        *,
+        _skip_resize: bool = False,
+        **_: Any,  # torchvision's takes any, too
+    ) -> None:
+        super().__init__()
+        self.min_size = min_size if isinstance(min_size, (list, tuple)) else (min_size,)
+        self.max_size = max_size
+        self.image_mean, self.image_std = image_mean, image_std
+        self.size_divisible = size_divisible
+        self.fixed_size = fixed_size
+        self._skip_resize = _skip_resize
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> tuple[ImageList, list[Target] | None]:
+        """The batch, and the targets at its scale.
+
+        Args:
+            images: [C, H, W] each, floating-point in 0..1.
+            targets: "boxes" [L, 4] (x1, y1, x2, y2) in pixels; "masks" [L, H, W] and "keypoints"
+                [L, K, 3] (x, y, visibility) if there are any; other entries stay.
+
+        Raises:
+            ValueError: an image has another number of dimensions.
+            TypeError: an image is not floating-point.
+        """
+        images = list(images)
+        resized_targets = None if targets is None else [dict(target) for target in targets]
+        for i, image in enumerate(images):
+            if image.dim() != 3:
+                raise ValueError(
+                    "images is expected to be a list of 3d tensors of shape [C, H, W], "
+                    f"got {list(image.shape)}"
+                )
+            target = None if resized_targets is None else resized_targets[i]
+            images[i], target = self.resize(self.normalize(image), target)
+            if resized_targets is not None and target is not None:
+                resized_targets[i] = target
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch = self.batch_images(images, self.size_divisible)
+        return ImageList(batch, sizes), resized_targets
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """(image - mean) / std of [C, H, W]."""
+        if not image.is_floating_point():
+            raise TypeError(
+                "Expected input images to be of floating type (in range [0, 1]), "
+                f"but found type {image.dtype} instead"
+            )
+        mean, std = image.new_tensor([self.image_mean, self.image_std])[..., None, None]
+        return (image - mean) / std
+
+    def torch_choice(self, k: Sequence[int]) -> int:
+        """One of the numbers, by torch's random numbers."""
+        return k[int(torch.empty(1).uniform_(0.0, float(len(k))).item())]
+
+    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        """The image [C, H, W] and its target in the size that the arguments of the module give."""
+        height, width = image.shape[-2:]
+        if self.training:
+            if self._skip_resize:
+                return image, target
+            shorter = self.torch_choice(self.min_size)
+        else:
+            shorter = self.min_size[-1]
+        size = self._size_of(height, width, shorter)
+        if size != (height, width):
+            image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        if target is not None:
+            target = resize_target(target, (height, width), size)
+        return image, target
+
+    def _size_of(self, height: int, width: int, shorter: int) -> Size:
+        if self.fixed_size is not None:
+            return self.fixed_size[1], self.fixed_size[0]
+        scale = min(shorter / min(height, width), self.max_size / max(height, width))
+        return math.floor(height * scale), math.floor(width * scale)
+
+    def batch_images(self, images: Sequence[Tensor], size_divisible: int = 32) -> Tensor:
+        """[N, C, H, W] of images [C, h, w], with zeros at the right and below."""
+        channels, *size = (max(x.shape[i] for x in images) for i in range(3))
+        height, width = (math.ceil(s / size_divisible) * size_divisible for s in size)
+        batch = images[0].new_zeros((len(images), channels, height, width))
+        for place, image in zip(batch, images, strict=True):
+            place[: image.shape[0], : image.shape[1], : image.shape[2]].copy_(image)
+        return batch
+
+    def postprocess(
+        self, result: list[Target], image_shapes: Sequence[Size], original_image_sizes: list[Size]
+    ) -> list[Target]:
+        """Detections in pixels of the images as they were given, with their masks in place.
+
+        Args:
+            result: changed in place: "boxes" [n, 4], and where there are any "masks" [n, 1, M, M]
+                and "keypoints" [n, K, 3].
+            image_shapes: (height, width) of the images in the batch.
+            original_image_sizes: (height, width) of the images that were given.
+        """
+        if self.training:
+            return result
+        for found, size, original in zip(result, image_shapes, original_image_sizes, strict=False):
+            found["boxes"] = resize_boxes(found["boxes"], size, original)
+            if "masks" in found:
+                found["masks"] = paste_masks_in_image(found["masks"], found["boxes"], original)
+            if "keypoints" in found:
+                found["keypoints"] = resize_keypoints(found["keypoints"], size, original)
+        return result
+
+    def extra_repr(self) -> str:
+        return (
+            f"min_size={self.min_size}, max_size={self.max_size}, fixed_size={self.fixed_size}, "
+            f"image_mean={self.image_mean}, image_std={self.image_std}"
+        )
+
+
+def resize_target(target: Target, original: Size, size: Size) -> Target:
+    """A target's boxes, masks and keypoints in an image of another size (height, width)."""
+    target = dict(target)
+    target["boxes"] = resize_boxes(target["boxes"], original, size)
+    if "masks" in target:
+        masks = target["masks"].to(torch.uint8)
+        target["masks"] = F.interpolate(masks[:, None], size=size, mode="nearest")[:, 0]
+    if "keypoints" in target:
+        target["keypoints"] = resize_keypoints(target["keypoints"], original, size)
+    return target
+
+
+def _ratios(original: Sequence[int], size: Sequence[int], like: Tensor) -> Tensor:
+    """[4] of x, y, x, y in float32, as torchvision computes them."""
+    (old_height, old_width), (height, width) = original, size
+    new = torch.tensor((width, height) * 2, dtype=torch.float32, device=like.device)
+    return new / torch.tensor((old_width, old_height) * 2, dtype=torch.float32, device=like.device)
+
+
+def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Boxes [L, 4] in an image of another size (height, width)."""
+    return (boxes * _ratios(original_size, new_size, boxes)).to(boxes.dtype)
+
+
+def resize_keypoints(
+    keypoints: Tensor, original_size: Sequence[int], new_size: Sequence[int]
+) -> Tensor:
+    """Keypoints [L, K, 2 or more], of which the first two numbers are x and y, in an image of
+    another size (height, width)."""
+    ratios = _ratios(original_size, new_size, keypoints)[:2]
+    places = (keypoints[..., :2] * ratios).to(keypoints.dtype)
+    return torch.cat((places, keypoints[..., 2:]), -1)
