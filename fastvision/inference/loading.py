@@ -20,7 +20,7 @@ from ..training._checkpoint import BEST, LAST, load_checkpoint
 from ..training._data import transforms_of
 from ..training._run import model_of
 from ..training.recipe import call, recipe_of
-from .predictor import COMMANDS, Predictor, Prepare, check_share
+from .predictor import BACKGROUND, COMMANDS, Predictor, Prepare, check_share
 
 SHIPPED = {"digits": "digits_detector.pt"}  # checkpoints in fastvision/models/weights
 
@@ -44,8 +44,9 @@ def load_predictor(
             the detector of digits that the package ships; else the path of a state dict or a name
             of torchvision's weights, which need ``model``.
         options: of the model's builder, such as ``num_classes``, where it is not a checkpoint.
-        classes: names by label; by default the checkpoint's, else those of torchvision's weights,
-            else numbers.
+        classes: names in the order of the labels; by default the checkpoint's, else those of
+            torchvision's weights, else numbers. Detectors' labels begin at 1, and a name for the
+            background may be left out.
         nms: intersection over union of which the detector keeps the better box only; None for its
             own.
         settings: ``device``, ``bf16``, ``score`` and ``top`` of :class:`Predictor`.
@@ -72,7 +73,11 @@ def load_predictor(
         raise ValueError(f"nms is for detectors, the model is for {task}")
     network = fuse(network.eval())
     return Predictor(
-        network, task, names if classes is None else classes, prepare=prepare, **settings
+        network,
+        task,
+        names if classes is None else _by_label(classes, task),
+        prepare=prepare,
+        **settings,
     )
 
 
@@ -167,6 +172,15 @@ def _official(model: str, weights: str) -> Any:
     except (ImportError, ValueError):
         return None
     return members[weights] if weights in members.__members__ else members.DEFAULT
+
+
+def _by_label(classes: Sequence[str], task: str) -> list[str]:
+    has_background = classes[:1] and classes[0] in BACKGROUND
+    if task == "localization":
+        return list(classes[1:] if has_background else classes)
+    if task in COMMANDS["detection"] and not has_background:
+        return [BACKGROUND[0], *classes]
+    return list(classes)
 
 
 def _set_thresholds(model: nn.Module, score: float, nms: float | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .findings import Findings, from_class_map, from_class_scores, from_detection
 
 Prepare = Callable[[Tensor], Tensor]
-_BACKGROUND = ("background", "__background__", "no person")
+BACKGROUND = ("background", "__background__", "no person")
 
 # what models of each task can be asked for
 COMMANDS = {
@@ -128,7 +128,7 @@ class Predictor:
         if self.task == "segmentation":
             scores = F.interpolate(answer[None].float(), (height, width), mode="bilinear")
             first = self.classes[0] if self.classes else ""
-            return from_class_map(scores[0], 0 if first in _BACKGROUND else None).above(self.score)
+            return from_class_map(scores[0], 0 if first in BACKGROUND else None).above(self.score)
         if self.task == "localization":
             box, scores = answer
             best = scores.float().softmax(0).max(0)

@@ -12,11 +12,11 @@ import numpy as np
 from ..data._optional import optional
 from ..training._checkpoint import write_whole
 from .findings import Findings
+from .predictor import BACKGROUND
 
 RESULTS = "results.json"
 IMAGES = "images.json"
 SUMMARY = "summary.txt"
-_NO_CATEGORY = ("background", "__background__", "no person", "N/A")
 _ROW = "{:24} {:>8} {:>9} {:>11}"
 
 
@@ -97,7 +97,7 @@ def _image_ids(records: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _categories(results: Iterable[dict[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    named = {i for i, name in enumerate(classes) if name not in _NO_CATEGORY}
+    named = {i for i, name in enumerate(classes) if name not in (*BACKGROUND, "N/A")}
     labels = sorted(named | {result["category_id"] for result in results})
     name = name_of(classes)
     return [{"id": label, "name": name(label)} for label in labels]

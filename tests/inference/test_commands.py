@@ -73,11 +73,14 @@ def test_a_folder_of_odd_pictures(
     assert not list(out.rglob(".*"))
 
 
-def test_coco_reads_the_results(folder: Path, detector: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lines", ["background\nnear\nfar\n", "near\nfar"])
+def test_coco_reads_the_results(
+    lines: str, folder: Path, detector: list[str], tmp_path: Path
+) -> None:
     from pycocotools.coco import COCO
 
     names = tmp_path / "names.txt"
-    names.write_text("background\nnear\nfar\n")
+    names.write_text(lines)
     out = tmp_path / "out"
     picture = folder / "plain.png"
     assert detect(picture, *detector, "--out", out, "--score", 0.5, "--classes", names) == 0
