@@ -118,7 +118,7 @@ def _add_inference(commands: Any) -> None:
         if name == "classify":
             command.add_argument("--top", type=int, help="number of classes to give (5)")
         else:
-            command.add_argument("--score", type=float, help="least score, from 0 to 1 (0.5)")
+            command.add_argument("--score", type=float, help="least score, from 0 to 1")
         if name == "detect":
             command.add_argument("--nms", type=float, help="threshold of NMS (the model's)")
             command.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..training._processes import Processes
 from ..training.recipe import parse_assignments
@@ -31,7 +31,7 @@ def execute(options: argparse.Namespace) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, OSError) and error.strerror:
             error = OSError(error.strerror if error.filename is None else error)
-        print(f"fastvision {options.command}: error: {error}", file=sys.stderr)
+        _print(f"fastvision {options.command}: error: {error}", sys.stderr)
         return 1
 
 
@@ -63,10 +63,10 @@ def _execute(options: argparse.Namespace) -> int:
             progress=processes.is_first and not options.quiet,
         )
     if processes.is_first:
-        print("\n".join(_lines(report, predictor, folder)))
+        _print("\n".join(_lines(report, predictor, folder)), sys.stdout)
         for record in report.records:
             if "error" in record:
-                print(f"fastvision {options.command}: not done: {record['error']}", file=sys.stderr)
+                _print(f"fastvision {options.command}: not done: {record['error']}", sys.stderr)
     return 128 + report.signal if report.signal else int(report.failures > 0)
 
 
@@ -107,3 +107,9 @@ def _lines(report: Report, predictor: Predictor, folder: Path) -> Iterator[str]:
     yield ""
     left = "" if not report.signal else "stopped by a signal; what was done is kept, "
     yield f"{left}pictures and {RESULTS} are in {folder}"
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Names of files may have characters that the stream has not."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)

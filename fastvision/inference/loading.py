@@ -66,19 +66,13 @@ def load_predictor(
         network, task, names, prepare = _from_name(command, model, weights, options or {})
     if task not in COMMANDS[command]:
         raise ValueError(f"a model for {command} is needed, got one for {task}")
-    score = settings.get("score", 0.5)
+    names = names if classes is None else _by_label(classes, task)
+    predictor = Predictor(fuse(network.eval()), task, names, prepare=prepare, **settings)
     if command == "detection" and task != "localization":
-        _set_thresholds(network, score, nms)
+        _set_thresholds(predictor.model, predictor.score, nms)
     elif nms is not None:
         raise ValueError(f"nms is for detectors, the model is for {task}")
-    network = fuse(network.eval())
-    return Predictor(
-        network,
-        task,
-        names if classes is None else _by_label(classes, task),
-        prepare=prepare,
-        **settings,
-    )
+    return predictor
 
 
 def _checkpoint(weights: str) -> dict[str, Any] | None:
@@ -174,20 +168,19 @@ def _official(model: str, weights: str) -> Any:
     return members[weights] if weights in members.__members__ else members.DEFAULT
 
 
-def _by_label(classes: Sequence[str], task: str) -> list[str]:
+def _by_label(classes: Sequence[str], task: str) -> tuple[str, ...]:
     has_background = classes[:1] and classes[0] in BACKGROUND
     if task == "localization":
-        return list(classes[1:] if has_background else classes)
+        return tuple(classes[1:] if has_background else classes)
     if task in COMMANDS["detection"] and not has_background:
-        return [BACKGROUND[0], *classes]
-    return list(classes)
+        return (BACKGROUND[0], *classes)
+    return tuple(classes)
 
 
 def _set_thresholds(model: nn.Module, score: float, nms: float | None) -> None:
     """Puts thresholds into the part of a detector that selects its boxes."""
     if nms is not None:
         check_share(nms, "nms")
-    check_share(score, "score")
     parts = [
         part
         for part in model.modules()

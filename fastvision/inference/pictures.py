@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,8 +14,8 @@ _ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 _WHITE = (255, 255, 255, 255)
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """The first picture of a file, in RGB.
+def read_picture(path: str | Path | BinaryIO) -> Image.Image:
+    """The first picture of a file, or of an open one, in RGB.
 
     Its EXIF orientation is applied, grey, palette and CMYK pictures are converted, 16 bits become
     8, and what is transparent shows white.
@@ -25,9 +27,8 @@ def read_picture(path: str | Path) -> Image.Image:
     return next(read_pictures(path))
 
 
-def read_pictures(path: str | Path) -> Iterator[Image.Image]:
+def read_pictures(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """All pictures of a file, such as the frames of an animation, see :func:`read_picture`."""
-    path = Path(path)
     try:
         with Image.open(path) as file:
             # in other formats, further pictures are thumbnails or depths of the first
@@ -38,7 +39,7 @@ def read_pictures(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders raise errors of every type, and rarely name the file
-        if path.is_file() and path.stat().st_size == 0:
+        if isinstance(path, (str, Path)) and os.path.getsize(path) == 0:
             raise ValueError(f"{path} is empty") from None
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 

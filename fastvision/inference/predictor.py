@@ -39,8 +39,8 @@ class Predictor:
             to 1.
         device: of the model.
         bf16: whether to run under autocast to bfloat16.
-        score: least score of what is found; classification gives its best classes whatever they
-            score.
+        score: least score of what is found; None for 0.5 of objects and 0 of regions, so that every
+            pixel has a class. Classification gives its best classes whatever they score.
         top: number of classes that classification gives.
 
     Raises:
@@ -56,12 +56,14 @@ class Predictor:
         prepare: Prepare | None = None,
         device: str | torch.device = "cpu",
         bf16: bool = False,
-        score: float = 0.5,
+        score: float | None = None,
         top: int = 5,
     ) -> None:
         known = [name for names in COMMANDS.values() for name in names]
         if task not in known:
             raise ValueError(f"task must be one of {', '.join(known)}, got {task!r}")
+        if score is None:
+            score = 0.0 if task in COMMANDS["segmentation"] else 0.5
         check_share(score, "score")
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")

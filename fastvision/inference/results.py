@@ -77,7 +77,7 @@ def write_results(
     }
     summary = list(_summary(done, classes))
     write_whole(folder / RESULTS, json.dumps(results).encode())
-    write_whole(folder / IMAGES, json.dumps(index, ensure_ascii=False, indent=1).encode())
+    write_whole(folder / IMAGES, json.dumps(index, indent=1).encode())
     write_whole(folder / SUMMARY, "".join(f"{line}\n" for line in summary).encode())
     return summary
 

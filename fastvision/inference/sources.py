@@ -51,6 +51,7 @@ def find_sources(arguments: Sequence[str], output: Path) -> list[Source]:
 
     Raises:
         FileNotFoundError: a file is not there, or a pattern matches nothing.
+        PermissionError: a folder cannot be listed.
         ValueError: a folder has no pictures, or nothing is given.
     """
     if not arguments:
@@ -106,7 +107,7 @@ def _matches(argument: str, output: Path) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path, output: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         below = Path(parent)
         folders[:] = sorted(
             name
@@ -117,3 +118,8 @@ def _files(folder: Path, output: Path) -> Iterator[Path]:
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in _PICTURES or suffix in _VIDEOS):
                 yield below / name
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed would be left out in silence."""
+    raise error

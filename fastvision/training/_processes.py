@@ -18,6 +18,9 @@ class Processes:
         device: "cpu", "cuda" or "cuda:1"; None for a GPU if torch sees one. Of several processes
             with GPUs, each takes the one of its local rank.
         patience: how long one process may wait for another; None for torch's own limit.
+
+    Raises:
+        ValueError: there is no such device.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class Processes:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.count > 1 and device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.device = torch.device(device)
+        self.device = _device(device)
         self._patience = patience
         self._owner = False
 
@@ -91,3 +94,13 @@ class Processes:
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU")
+    return device

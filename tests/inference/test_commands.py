@@ -16,7 +16,7 @@ from fastvision.cli import main
 
 
 def detect(*arguments: Any, command: str = "detect") -> int:
-    return main([command, *map(str, arguments), "--device", "cpu", "--quiet"])
+    return main([command, "--device", "cpu", "--quiet", *map(str, arguments)])
 
 
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -192,7 +192,7 @@ def test_segmentation(folder: Path, tmp_path: Path) -> None:
     options = ("--model", "unet", "--weights", tmp_path / "unet.pth", "--set", *values)
     out = tmp_path / "out"
     picture = folder / "plain.png"
-    assert detect(picture, *options, "--out", out, "--score", 0, command="segment") == 0
+    assert detect(picture, *options, "--out", out, command="segment") == 0
     truth = COCO(str(out / "images.json"))
     loaded = truth.loadRes(str(out / "results.json"))
     masks = [loaded.annToMask(finding) for finding in loaded.anns.values()]
@@ -208,6 +208,7 @@ def test_segmentation(folder: Path, tmp_path: Path) -> None:
         (("camera:front",), "a camera must be camera: and a number, got 'camera:front'"),
         ((".",), "the folder . has no pictures"),
         (("a.gif", "--score", "2"), "score must be from 0 to 1, got 2.0"),
+        (("a.gif", "--device", "gpu"), "device must be such as cpu, cuda or cuda:1, got 'gpu'"),
         (("a.gif", "--nms", "-1"), "nms must be from 0 to 1, got -1.0"),
         (("a.gif", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("a.gif", "--frames", "0"), "--frames must be at least 1, got 0"),
@@ -276,3 +277,19 @@ def test_copies_of_one_name_are_numbered(folder: Path, detector: list[str], tmp_
     assert detect(*files, files[0], *detector, "--out", out) == 0
     assert {path.name for path in out.iterdir()} >= {"grey.jpg", "grey-2.png"}
     assert len(results(out)[0]["images"]) == 2
+
+
+def test_names_that_are_no_text(detector: list[str], tmp_path: Path, capsys) -> None:
+    from PIL import Image
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    name = os.fsdecode(b"odd \xff.png")
+    Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / os.fsdecode(b"empty \xfe.png")).touch()
+    assert detect(folder, *detector, "--out", out) == 1
+    assert [image["file_name"] for image in results(out)[0]["images"]] == [name]
+    captured = capsys.readouterr()
+    assert "odd \\udcff.png: nothing" in captured.out
+    assert "empty \\udcfe.png is empty" in captured.err
+    assert (out / name).exists()

@@ -35,7 +35,7 @@ def video(tmp_path: Path) -> Path:
 
 
 def detect(*arguments: Any) -> int:
-    return main(["detect", *map(str, arguments), "--device", "cpu", "--quiet"])
+    return main(["detect", "--device", "cpu", "--quiet", *map(str, arguments)])
 
 
 def found(out: Path) -> list[tuple[int, float]]:
