@@ -10,8 +10,19 @@ from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .transform import GeneralizedRCNNTransform
+from .yolo import (
+    YOLO,
+    kmeans_anchors,
+    yolov1,
+    yolov1_tiny,
+    yolov2,
+    yolov2_tiny,
+    yolov3,
+    yolov3_tiny,
+)
 
 __all__ = [
+    "YOLO",
     "AnchorGenerator",
     "BackboneWithFPN",
     "BalancedPositiveNegativeSampler",
@@ -20,6 +31,13 @@ __all__ = [
     "GeneralizedRCNNTransform",
     "ImageList",
     "Matcher",
+    "kmeans_anchors",
     "mobilenet_backbone",
     "resnet_fpn_backbone",
+    "yolov1",
+    "yolov1_tiny",
+    "yolov2",
+    "yolov2_tiny",
+    "yolov3",
+    "yolov3_tiny",
 ]
