@@ -1,0 +1,139 @@
+"""Narrow detectors of small objects, which a CPU trains in minutes.
+
+Their backbone is a ResNet-18 of a quarter of its width, and their pyramid has 64 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from .._registry import register
+from .._stages import Stages
+from .._weights import load_weights
+from ..resnet import resnet18
+from .anchors import AnchorGenerator
+from .backbones import BackboneWithFPN
+from .default_boxes import DefaultBoxGenerator
+from .fcos import FCOS, FCOSHead
+from .retinanet import RetinaNet, RetinaNetHead
+from .ssd import SSD
+from .transform import GeneralizedRCNNTransform, Target
+
+Detector = TypeVar("Detector", bound=nn.Module)
+
+_CHANNELS = 64  # of the pyramids
+_SHAPES = (1.0, 1.6, 3.0)  # of anchors, height to width: upright, as digits are
+_STATISTICS: dict[str, Any] = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+
+
+class _AsTheyAre(GeneralizedRCNNTransform):
+    """Puts images into one batch, without a change of their size."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, **_STATISTICS)
+
+    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        return image, target
+
+
+@register("detection")
+def small_retinanet(
+    *,
+    weights: Any = None,
+    progress: bool = True,
+    num_classes: int = 11,
+    stem_width: int = 16,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> RetinaNet:
+    """:class:`RetinaNet` with normalized heads for objects of 15 to 70 pixels.
+
+    Args:
+        num_classes: with the background.
+        stem_width: channels of the backbone's stem.
+        alpha, gamma: of :func:`fastvision.ops.sigmoid_focal_loss`; -1 and 0 for cross entropy.
+    """
+    anchors = _anchors((16, 22), (32, 44), (56, 72), (96, 128))
+    norm = partial(nn.GroupNorm, 8)
+    head = RetinaNetHead(_CHANNELS, len(_SHAPES) * 2, num_classes, norm_layer=norm)
+    head.classification_head.alpha, head.classification_head.gamma = alpha, gamma
+    model = RetinaNet(
+        _pyramid(stem_width, (2, 3, 4)),
+        num_classes,
+        anchor_generator=anchors,
+        head=head,
+        detections_per_img=100,
+    )
+    return _finished(model, "small_retinanet", weights, progress)
+
+
+@register("detection")
+def small_fcos(
+    *,
+    weights: Any = None,
+    progress: bool = True,
+    num_classes: int = 11,
+    stem_width: int = 16,
+    num_convs: int = 4,
+) -> FCOS:
+    """:class:`FCOS` for objects of 15 to 70 pixels.
+
+    Args:
+        num_classes: with the background.
+        stem_width: channels of the backbone's stem.
+        num_convs: convolutions of each head before the one that predicts.
+    """
+    model = FCOS(
+        _pyramid(stem_width, (2, 3, 4)),
+        num_classes,
+        anchor_generator=AnchorGenerator(((4,), (8,), (16,), (32,)), ((1.0,),) * 4),
+        head=FCOSHead(_CHANNELS, 1, num_classes, num_convs),
+        detections_per_img=100,
+    )
+    return _finished(model, "small_fcos", weights, progress)
+
+
+@register("detection")
+def small_ssd(
+    *,
+    weights: Any = None,
+    progress: bool = True,
+    num_classes: int = 11,
+    stem_width: int = 16,
+    size: int = 96,
+) -> SSD:
+    """:class:`SSD` on the last three stages of the backbone.
+
+    Args:
+        num_classes: with the background.
+        stem_width: channels of the backbone's stem.
+        size: pixels of the sides to which images are stretched.
+    """
+    stages = {f"layer{i}": str(i - 2) for i in (2, 3, 4)}
+    backbone = Stages(resnet18(stem_width=stem_width), stages)
+    boxes = DefaultBoxGenerator([[2, 3]] * 3, scales=[0.2, 0.4, 0.65, 0.9])
+    options = {**_STATISTICS, "detections_per_img": 100}
+    model = SSD(backbone, boxes, (size, size), num_classes, **options)
+    return load_weights(model, "small_ssd", weights, progress)
+
+
+def _pyramid(stem_width: int, stages: Sequence[int]) -> BackboneWithFPN:
+    return BackboneWithFPN(
+        resnet18(stem_width=stem_width),
+        {f"layer{stage}": str(level) for level, stage in enumerate(stages)},
+        [stem_width * 2 ** (stage - 1) for stage in stages],
+        _CHANNELS,
+    )
+
+
+def _anchors(*sizes: Sequence[int]) -> AnchorGenerator:
+    return AnchorGenerator(sizes, (_SHAPES,) * len(sizes))
+
+
+def _finished(model: Detector, name: str, weights: Any, progress: bool) -> Detector:
+    model.transform = _AsTheyAre()
+    return load_weights(model, name, weights, progress)
