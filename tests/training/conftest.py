@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": {"name": "small_retinanet", "stem_width": 8},
         "data": {
             "name": "DigitScenes",
-            "size": 64,
+            "size": 48,
             "n_objects": [0, 2],
             "scale": [0.4, 0.8],
             "train": {"length": 16},

@@ -7,9 +7,32 @@ from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
 from .default_boxes import DefaultBoxGenerator
+from .faster_rcnn import (
+    FasterRCNN,
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
 from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
+from .keypoint_rcnn import (
+    KeypointRCNN,
+    KeypointRCNNHeads,
+    KeypointRCNNPredictor,
+    keypointrcnn_resnet50_fpn,
+)
+from .mask_rcnn import (
+    MaskRCNN,
+    MaskRCNNHeads,
+    MaskRCNNPredictor,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .retinanet import (
     RetinaNet,
@@ -17,7 +40,9 @@ from .retinanet import (
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
-from .small import small_fcos, small_retinanet, small_ssd
+from .roi_heads import RoIHeads
+from .rpn import RegionProposalNetwork, RPNHead
+from .small import small_faster_rcnn, small_fcos, small_mask_rcnn, small_retinanet, small_ssd
 from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
@@ -44,23 +69,45 @@ __all__ = [
     "BoxLinearCoder",
     "DefaultBoxGenerator",
     "FCOSHead",
+    "FastRCNNConvFCHead",
+    "FastRCNNPredictor",
+    "FasterRCNN",
     "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
+    "KeypointRCNN",
+    "KeypointRCNNHeads",
+    "KeypointRCNNPredictor",
+    "MaskRCNN",
+    "MaskRCNNHeads",
+    "MaskRCNNPredictor",
     "Matcher",
+    "RPNHead",
+    "RegionProposalNetwork",
     "RetinaNet",
     "RetinaNetHead",
+    "RoIHeads",
     "SSDHead",
     "SSDMatcher",
+    "TwoMLPHead",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
     "kmeans_anchors",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
     "mobilenet_backbone",
     "resnet_fpn_backbone",
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
+    "small_faster_rcnn",
     "small_fcos",
+    "small_mask_rcnn",
     "small_retinanet",
     "small_ssd",
     "ssd300_vgg16",

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .image_list import Target
 from .targets import check_boxes, check_targets
-from .transform import Target
 
 
 class GeneralizedRCNN(nn.Module):

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+Size = tuple[int, int]  # (height, width)
+Target = dict[str, Tensor]  # "boxes", "labels" and others, of an image
+
 
 class ImageList:
     """A batch of images, each in the upper left corner, and their sizes.
@@ -15,7 +18,7 @@ class ImageList:
         image_sizes: (height, width) of each image.
     """
 
-    def __init__(self, tensors: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, tensors: Tensor, image_sizes: list[Size]) -> None:
         self.tensors = tensors
         self.image_sizes = image_sizes
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...ops import roi_align
+from .image_list import Target
+
 
 def paste_masks_in_image(
     masks: Tensor, boxes: Tensor, img_shape: Sequence[int], padding: int = 1
@@ -48,3 +51,33 @@ def _weights(low: Tensor, high: Tensor, pixels: int, masks: Tensor) -> Tensor:
     source = source.clamp(0, cells - 1)[..., None]
     weights = 1 - (source - torch.arange(cells, dtype=masks.dtype, device=low.device)).abs()
     return weights.clamp_(min=0).mul_(inside[..., None])
+
+
+def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """[n, M, M]: of logits [n, classes, M, M] those of each box's label [n]."""
+    return logits[torch.arange(len(labels), device=labels.device), labels]
+
+
+def loss(
+    logits: Tensor, boxes: Sequence[Tensor], targets: Sequence[Target], match: Sequence[Tensor]
+) -> Tensor:
+    """Binary cross entropy of the masks of the boxes' labels (He, Gkioxari, Dollár and Girshick,
+    Mask R-CNN, 2017, section 3).
+
+    Args:
+        logits: [n, classes, M, M].
+        boxes: [., 4] of each image, together n.
+        targets: "labels" [L] and "masks" [L, H, W] of each image.
+        match: the object of each box.
+    """
+    if len(logits) == 0:
+        return logits.sum() * 0
+    size = logits.shape[-2:]
+    wanted, labels = [], []
+    for of_image, target, index in zip(boxes, targets, match, strict=True):
+        rois = torch.cat((index[:, None].to(of_image), of_image), 1)
+        truth = target["masks"][:, None].to(of_image.dtype)
+        wanted.append(roi_align(truth, rois, (size[0], size[1]), 1.0)[:, 0])
+        labels.append(target["labels"][index])
+    chosen = of_labels(logits, torch.cat(labels))
+    return F.binary_cross_entropy_with_logits(chosen, torch.cat(wanted).to(logits.dtype))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .transform import Target
+from .image_list import Target
 
 
 def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) -> None:

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .image_list import ImageList
+from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
-
-Size = tuple[int, int]
-Target = dict[str, Tensor]
 
 
 class GeneralizedRCNNTransform(nn.Module):

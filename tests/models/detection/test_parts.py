@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvision.models import detection
+from fastvision.models.detection import keypoints, postprocess, transform
 from fastvision.models.detection import masks as our_masks
-from fastvision.models.detection import postprocess, transform
 from fastvision.ops import nms
 from fastvision.testing import cases
 
@@ -277,3 +277,25 @@ def test_clipping_to_each_image():
     torch.testing.assert_close(
         postprocess.clip(boxes, limits[:, None]), expected, equal_nan=True, rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("size", [2, 30, 80, 400])
+def test_keypoints_of_heatmaps(size):
+    generator = cases.generator(size)
+    small = torch.randn(5, 3, 14, 14, generator=generator, dtype=torch.double)
+    maps = nn.functional.interpolate(small, scale_factor=4.0, mode="bilinear")
+    low = torch.rand(5, 2, generator=generator, dtype=torch.double) * 20
+    extent = torch.rand(5, 2, generator=generator, dtype=torch.double) * size
+    boxes = torch.cat((low, low + extent), 1)
+    expected = their_roi_heads.heatmaps_to_keypoints(maps, boxes)
+    actual = keypoints.heatmaps_to_keypoints(maps, boxes)
+    torch.testing.assert_close(actual, expected)
+    places, values = keypoints.heatmaps_to_keypoints(maps[:0], boxes[:0])
+    assert places.shape == (0, 3, 3) and values.shape == (0, 3)
+
+
+def test_keypoints_of_flat_heatmaps():
+    boxes = torch.tensor([[0.0, 0, 100, 70], [3, 3, 3, 3]])
+    places, values = keypoints.heatmaps_to_keypoints(torch.zeros(2, 1, 56, 56), boxes)
+    assert_equal(places[:, 0], torch.tensor([[0.5, 0.5, 1], [3.5, 3.5, 1]]))
+    assert_equal(values, torch.zeros(2, 1))

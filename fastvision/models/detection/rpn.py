@@ -1,0 +1,245 @@
+"""The region proposal network.
+
+Ren, He, Girshick and Sun, Faster R-CNN: Towards real-time object detection with region proposal
+networks, 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_norm_act
+from .anchors import AnchorGenerator
+from .box_coder import BoxCoder
+from .image_list import ImageList, Size, Target
+from .matching import BalancedPositiveNegativeSampler, Matcher
+from .postprocess import clip, large, limits, suppress_padded, top_of_levels
+
+
+class RPNHead(nn.Module):
+    """3x3 convolutions, and one of 1x1 each for the scores and the offsets of anchors.
+
+    torchvision's constructor, initialization and state dict.
+
+    Args:
+        in_channels: of the feature maps.
+        num_anchors: around each pixel.
+        conv_depth: number of 3x3 convolutions.
+    """
+
+    _version = 2
+
+    def __init__(self, in_channels: int, num_anchors: int, conv_depth: int = 1) -> None:
+        super().__init__()
+        layers = [
+            Conv2dNormActivation(in_channels, in_channels, 3, norm_layer=None)
+            for _ in range(conv_depth)
+        ]
+        self.conv = Sequential(*layers)
+        self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
+        self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if (local_metadata.get("version") or 1) < 2:  # it had a single convolution
+            for kind in ("weight", "bias"):
+                if (old := f"{prefix}conv.{kind}") in state_dict:
+                    state_dict[f"{prefix}conv.0.0.{kind}"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits [N, A, H, W] and offsets [N, 4 A, H, W] of each map [N, C, H, W]."""
+        logits, offsets = [], []
+        for features in x:
+            features = self.conv(features)
+            logits.append(conv_norm_act(features, self.cls_logits))
+            offsets.append(conv_norm_act(features, self.bbox_pred))
+        return logits, offsets
+
+
+def by_anchor(maps: Sequence[Tensor], numbers: int) -> list[Tensor]:
+    """[N, H W A, numbers] of each map [N, A numbers, H, W], in the order of the anchors."""
+    return [x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for x in maps]
+
+
+class RegionProposalNetwork(nn.Module):
+    """Scores and refines the anchors of a batch, and proposes the best of them.
+
+    torchvision's constructor and attributes.
+
+    Args:
+        anchor_generator: gives the anchors of each image, [L, 4], for an image list and maps.
+        head: gives logits and offsets of each map, see :class:`RPNHead`.
+        fg_iou_thresh: an anchor with such an overlap with an object is positive; and the best
+            ones of each object.
+        bg_iou_thresh: one whose overlaps are less is negative.
+        batch_size_per_image: anchors per image in the losses.
+        positive_fraction: the share of positive ones among them, at most.
+        pre_nms_top_n, post_nms_top_n: number of proposals of a level before the suppression, and
+            of an image after it, {"training", "testing"}.
+        nms_thresh: see :func:`fastvision.ops.nms`.
+        score_thresh: least probability of a proposal.
+    """
+
+    def __init__(
+        self,
+        anchor_generator: nn.Module,
+        head: nn.Module,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_top_n: Mapping[str, int],
+        post_nms_top_n: Mapping[str, int],
+        nms_thresh: float,
+        score_thresh: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.anchor_generator = anchor_generator
+        self.head = head
+        self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.box_similarity = box_iou
+        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, True)
+        self.fg_bg_sampler = BalancedPositiveNegativeSampler(
+            batch_size_per_image, positive_fraction
+        )
+        self._pre_nms_top_n = pre_nms_top_n
+        self._post_nms_top_n = post_nms_top_n
+        self.nms_thresh = nms_thresh
+        self.score_thresh = score_thresh
+        self.min_size = 1e-3
+
+    def pre_nms_top_n(self) -> int:
+        return self._pre_nms_top_n["training" if self.training else "testing"]
+
+    def post_nms_top_n(self) -> int:
+        return self._post_nms_top_n["training" if self.training else "testing"]
+
+    def forward(
+        self,
+        images: ImageList,
+        features: Mapping[str, Tensor],
+        targets: Sequence[Target] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals [L, 4] of each image, best first, and in training the losses.
+
+        Args:
+            images: their sizes limit the proposals.
+            features: maps [N, C, H, W].
+            targets: "boxes" [L, 4] of each image.
+
+        Raises:
+            ValueError: no targets in training.
+        """
+        maps = list(features.values())
+        logits, offsets = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        scores = [level.squeeze(-1) for level in by_anchor(logits, 1)]
+        codes = torch.cat(by_anchor(offsets, 4), 1)
+        boxes, counts = self.propose(scores, codes, anchors, images.image_sizes)
+        proposals = [b[:count] for b, count in zip(boxes, counts.tolist(), strict=True)]
+        if not self.training:
+            return proposals, {}
+        if targets is None:
+            raise ValueError("targets should not be None")
+        return proposals, self._losses(torch.cat(scores, 1), codes, anchors, targets)
+
+    @torch.no_grad()
+    def propose(
+        self,
+        scores: Sequence[Tensor],
+        codes: Tensor,
+        anchors: Sequence[Tensor],
+        image_sizes: Sequence[Size],
+    ) -> tuple[Tensor, Tensor]:
+        """Proposals [B, M, 4] of a batch, best first, and how many there are of each image [B].
+
+        Args:
+            scores: logits [B, N_l] of each level.
+            codes: offsets [B, sum of N_l, 4].
+            anchors: [sum of N_l, 4] of each image.
+            image_sizes: (height, width) of each.
+        """
+        best, index = top_of_levels(scores, self.pre_nms_top_n())
+        shared = all(boxes is anchors[0] for boxes in anchors)
+        kinds = [
+            torch.full((min(x.shape[1], self.pre_nms_top_n()),), i, device=best.device)
+            for i, x in enumerate(scores)
+        ]
+        codes = take(codes, index)
+        start = anchors[0][index] if shared else take(torch.stack(list(anchors)), index)
+        boxes = self.box_coder.decode_single(codes, start)
+        boxes = clip(boxes, limits(image_sizes, boxes)[:, None])
+        wanted = large(boxes, self.min_size) & (best.sigmoid() >= self.score_thresh)
+        kept, counts = suppress_padded(
+            boxes,
+            best,
+            torch.cat(kinds).expand_as(best),
+            wanted,
+            self.nms_thresh,
+            self.post_nms_top_n(),
+        )
+        return take(boxes, kept.clamp(min=0)), counts
+
+    def _losses(
+        self, scores: Tensor, codes: Tensor, anchors: Sequence[Tensor], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        labels, objects = self.assign_targets_to_anchors(anchors, targets)
+        positive, negative = (torch.cat(x).nonzero()[:, 0] for x in self.fg_bg_sampler(labels))
+        drawn = torch.cat((positive, negative))
+        wanted = self.box_coder.encode_single(
+            torch.cat(objects)[positive], torch.cat(list(anchors))[positive]
+        )
+        box_loss = F.smooth_l1_loss(
+            codes.flatten(0, 1)[positive], wanted, beta=1 / 9, reduction="sum"
+        )
+        return {
+            "loss_objectness": F.binary_cross_entropy_with_logits(
+                scores.flatten()[drawn], torch.cat(labels)[drawn].to(scores.dtype)
+            ),
+            "loss_rpn_box_reg": box_loss / len(drawn),
+        }
+
+    def assign_targets_to_anchors(
+        self, anchors: Sequence[Tensor], targets: Sequence[Target]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each image labels [L], 1 for an object, 0 for background and -1 for neither, and the
+        object's box [L, 4]."""
+        labels, objects = [], []
+        for boxes, target in zip(anchors, targets, strict=True):
+            truth = target["boxes"]
+            if len(truth) == 0:
+                labels.append(boxes.new_zeros(len(boxes)))
+                objects.append(torch.zeros_like(boxes))
+                continue
+            match = self.proposal_matcher(self.box_similarity(truth, boxes))
+            label = (match >= 0).to(boxes.dtype)
+            labels.append(label.masked_fill(match == Matcher.BETWEEN_THRESHOLDS, -1))
+            objects.append(truth[match.clamp(min=0)])
+        return labels, objects
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [B, N, 4] those at the indices [B, K] of each image, [B, K, 4]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def default_anchors() -> AnchorGenerator:
+    """One size and three shapes on each of five levels."""
+    return AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
