@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import sys
@@ -103,7 +104,7 @@ def save_darknet_weights(
         target.write(struct.pack("<q" if _is_wide(*version[:2]) else "<i", seen))
         for tensor in tensors:
             numbers = tensor.detach().to("cpu", torch.float32).contiguous()
-            target.write(bytes(numbers.flatten().view(torch.uint8).untyped_storage()))
+            target.write(ctypes.string_at(numbers.data_ptr(), _FLOAT * numbers.numel()))
 
 
 def _read_header(source: BinaryIO, file: Path) -> tuple[int, bool, int]:

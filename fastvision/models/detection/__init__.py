@@ -3,6 +3,8 @@
 In training a dict of losses, of images and targets.
 """
 
+from ._one_stage import FixedShape
+from ._selection import Detections
 from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
@@ -44,6 +46,7 @@ from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork, RPNHead
 from .small import small_faster_rcnn, small_fcos, small_mask_rcnn, small_retinanet, small_ssd
 from .ssd import SSD, SSDHead, SSDMatcher
+from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
 from .ssdlite import ssdlite320_mobilenet_v3_large
 from .transform import GeneralizedRCNNTransform
@@ -68,10 +71,12 @@ __all__ = [
     "BoxCoder",
     "BoxLinearCoder",
     "DefaultBoxGenerator",
+    "Detections",
     "FCOSHead",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
     "FasterRCNN",
+    "FixedShape",
     "GeneralizedRCNN",
     "GeneralizedRCNNTransform",
     "ImageList",
@@ -89,6 +94,7 @@ __all__ = [
     "RoIHeads",
     "SSDHead",
     "SSDMatcher",
+    "SquareBoxGenerator",
     "TwoMLPHead",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
@@ -110,6 +116,7 @@ __all__ = [
     "small_mask_rcnn",
     "small_retinanet",
     "small_ssd",
+    "ssd224_small",
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
     "yolov1",

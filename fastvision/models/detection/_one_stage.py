@@ -13,10 +13,9 @@ from ...ops._layers import has_global_hooks, is_plain
 from ._heads import DenseHead
 from ._selection import Detections, best_pairs, detect, take
 from .anchors import AnchorGenerator
-from .image_list import ImageList
+from .image_list import ImageList, Target
 from .postprocess import clip, limits
 from .targets import check_boxes, check_targets
-from .transform import Target
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -51,18 +50,65 @@ class OneStageDetector(nn.Module):
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = self.transform(images, targets)
         check_boxes(targets)
-        features = self.backbone(batch.tensors)
-        maps = [features] if isinstance(features, Tensor) else list(features.values())
+        maps = self._maps(batch)
         if self.training:
             return self._losses(targets, batch, maps)
         found = self._detections(batch, maps)
         return self.transform.postprocess(found, batch.image_sizes, sizes)
+
+    def detect(self, images: Tensor) -> Detections:
+        """The detections of images of one size, in tensors of a fixed size.
+
+        What is detected decides over no shape, and nothing synchronizes with the device.
+
+        Args:
+            images: [N, 3, H, W], floating-point in 0..1.
+
+        Returns:
+            :class:`Detections`, with boxes in pixels of the images.
+
+        Raises:
+            RuntimeError: the model is in training.
+            ValueError: images of another shape.
+        """
+        if self.training:
+            raise RuntimeError("detect() is for evaluation, the model is in training")
+        if images.dim() != 4:
+            raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
+        batch = self.transform.batch_of(images)
+        found = self._fixed(batch, self._maps(batch))
+        old, new = limits(batch.image_sizes[:1], found.boxes), images.shape[-2:]
+        return found._replace(boxes=found.boxes * (limits([(new[0], new[1])], old) / old))
+
+    def _maps(self, batch: ImageList) -> list[Tensor]:
+        features = self.backbone(batch.tensors)
+        return [features] if isinstance(features, Tensor) else list(features.values())
 
     def _losses(self, targets: Any, batch: ImageList, maps: list[Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} has no losses")
 
     def _detections(self, batch: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
         raise NotImplementedError(f"{type(self).__name__} has no detections")
+
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        raise NotImplementedError(f"{type(self).__name__} has no detections of a fixed size")
+
+
+class FixedShape(nn.Module):
+    """A one-stage detector whose images and detections are tensors of fixed shapes, for
+    :func:`torch.export.export` and CUDA graphs.
+
+    Args:
+        model: the detector, in evaluation.
+    """
+
+    def __init__(self, model: OneStageDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Detections:
+        """See :meth:`OneStageDetector.detect`."""
+        return self.model.detect(images)
 
 
 class PyramidDetector(OneStageDetector):
@@ -84,6 +130,12 @@ class PyramidDetector(OneStageDetector):
         split = {id(anchors): list(anchors.split(counts)) for anchors in of_images}
         anchors = [split[id(anchors)] for anchors in of_images]
         return self.postprocess_detections(levels, anchors, batch.image_sizes)
+
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        levels = self._levels(maps)
+        counts = [level.shape[1] for level in levels["cls_logits"]]
+        anchors = self.anchor_generator(batch, maps)[0][None].split(counts, 1)
+        return self.detections_of(levels, anchors, limits(batch.image_sizes, anchors[0]))
 
     def _levels(self, maps: list[Tensor]) -> dict[str, list[Tensor]]:
         """The head's results [N, H W A, columns] of each level."""

@@ -23,8 +23,8 @@ from ._one_stage import IMAGE_MEAN, IMAGE_STD, PyramidDetector, check_parts, sha
 from .anchors import AnchorGenerator
 from .backbones import resnet_pyramid
 from .box_coder import BoxLinearCoder
-from .image_list import ImageList
-from .transform import GeneralizedRCNNTransform, Target
+from .image_list import ImageList, Target
+from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
 _RELU = nn.ReLU()

@@ -29,9 +29,9 @@ from ._one_stage import IMAGE_MEAN, IMAGE_STD, PyramidDetector, check_parts, mat
 from .anchors import AnchorGenerator
 from .backbones import resnet_pyramid
 from .box_coder import BoxCoder
-from .image_list import ImageList
+from .image_list import ImageList, Target
 from .matching import Matcher
-from .transform import GeneralizedRCNNTransform, Target
+from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
 _PER_PLACE = 9  # anchors of the builders

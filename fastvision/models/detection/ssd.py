@@ -17,10 +17,10 @@ from ._one_stage import IMAGE_MEAN, IMAGE_STD, OneStageDetector, match, shared
 from ._selection import Detections, detect, take
 from .box_coder import BoxCoder
 from .default_boxes import DefaultBoxGenerator
-from .image_list import ImageList
+from .image_list import ImageList, Target
 from .matching import Matcher
 from .postprocess import clip, limits
-from .transform import GeneralizedRCNNTransform, Target
+from .transform import GeneralizedRCNNTransform
 
 
 class SSDMatcher(Matcher):
@@ -37,9 +37,9 @@ class SSDMatcher(Matcher):
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
         """See :class:`Matcher`; of objects with the same best box the last one has it."""
         matches = super().__call__(match_quality_matrix)
-        for which, best in enumerate(match_quality_matrix.argmax(1)):
-            matches[best] = which
-        return matches
+        best = match_quality_matrix.argmax(1)
+        which = torch.arange(len(best), device=best.device)
+        return matches.scatter_reduce(0, best, which, "amax", include_self=False)
 
 
 class SSDScoringHead(LevelHead):
@@ -254,6 +254,10 @@ class SSD(OneStageDetector):
     def _detections(self, batch: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
         anchors = self.anchor_generator(batch, maps)
         return self.postprocess_detections(self.head(maps), anchors, batch.image_sizes)
+
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        anchors = self.anchor_generator(batch, maps)[0][None]
+        return self.detections_of(self.head(maps), anchors, limits(batch.image_sizes, anchors))
 
     def postprocess_detections(
         self,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ....ops import box_convert
+from ..image_list import Target
 from ..targets import check_boxes
-from ..transform import Target
 from .letterbox import Letterbox
 
 

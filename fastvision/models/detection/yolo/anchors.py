@@ -39,8 +39,7 @@ def kmeans_anchors(
     n = len(sizes)
     if not 1 <= integer(k, "k must be an integer") <= n:
         raise ValueError(f"k must be from 1 to the number of sizes, {n}, got {k}")
-    draw = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:k]
-    anchors, cluster = sizes[draw.to(sizes.device)], None
+    anchors, cluster = _first_anchors(sizes, k, seed), None
     for _ in range(iterations):
         last, cluster = cluster, size_iou(sizes, anchors).argmax(1)
         if last is not None and torch.equal(last, cluster):
@@ -50,6 +49,20 @@ def kmeans_anchors(
         anchors = torch.where(count > 0, total / count.clamp(min=1), anchors)
     anchors = anchors[anchors.prod(1).argsort()]
     return anchors, size_iou(sizes, anchors).amax(1).mean()
+
+
+def _first_anchors(sizes: Tensor, k: int, seed: int) -> Tensor:
+    """Of [n, 2] sizes k that are far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
+    generator = torch.Generator().manual_seed(seed)
+    distance = torch.ones(len(sizes), dtype=torch.double)
+    chosen: list[int] = []
+    for _ in range(k):
+        if not bool((distance > 0).any()):  # there are fewer than k sizes
+            distance[chosen], distance = 0, distance + 1
+        chosen.append(int(torch.multinomial(distance.square(), 1, generator=generator)))
+        found = 1 - size_iou(sizes, sizes[chosen[-1:]])[:, 0].double().cpu()
+        distance = torch.minimum(distance, found.clamp(min=0))
+    return sizes[chosen]
 
 
 def size_iou(sizes: Tensor, others: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from ....ops import Conv2dNormActivation
 from ...darknet.config import Section
 from ...darknet.layers import Connected
 from ...darknet.network import Darknet
+from ..image_list import Target
 from ..postprocess import suppress_padded
 from ..targets import check_targets
-from ..transform import Target
 from ._truth import truth_of
 from .anchored import AnchorHead
 from .grid import GridHead
@@ -189,14 +189,15 @@ class YOLO(nn.Module):
         objects, so that the many places without one do not decide about the first steps (Lin et al.
         2017)."""
         for i in self.network.head_layers:
-            layer: Any = self.network.layers[i - 1]
+            layer = self.network.layers[i - 1]
             if not isinstance(layer, (Conv2dNormActivation, Connected)) or len(layer) > 1:
                 continue
-            nn.init.normal_(layer[0].weight, std=0.01)
-            nn.init.zeros_(layer[0].bias)
+            scores: Any = layer[0]
+            nn.init.normal_(scores.weight, std=0.01)
+            nn.init.zeros_(scores.bias)
             if isinstance(self.head, YOLOHead):
                 with torch.no_grad():
-                    bias = layer[0].bias.view(-1, 5 + self.head.classes)
+                    bias = scores.bias.view(-1, 5 + self.head.classes)
                     bias[:, 4] = -math.log((1 - _PRIOR) / _PRIOR)
 
 
