@@ -22,6 +22,7 @@ from ..training._run import model_of
 from ..training.recipe import call, recipe_of
 from .predictor import BACKGROUND, COMMANDS, Predictor, Prepare, check_share
 
+_OTHER_FORMATS = (".safetensors", ".weights")  # which hold weights alone
 SHIPPED = {"digits": "digits_detector.pt"}  # checkpoints in fastvision/models/weights
 
 
@@ -84,7 +85,7 @@ def _checkpoint(weights: str) -> dict[str, Any] | None:
     path = Path(weights).expanduser()
     if path.is_dir():
         return load_checkpoint(path / BEST if (path / BEST).exists() else path / LAST)
-    if path.suffix != ".pt" or not path.exists():
+    if path.suffix in _OTHER_FORMATS or not path.is_file():
         return None
     try:
         return load_checkpoint(path)
