@@ -22,6 +22,7 @@ LAYERS = (
     {"models"},
     {"data"},
     {"training"},
+    {"inference"},
     {"cli"},
     {"__init__", "__main__"},
     {"testing"},  # for tests and benchmarks: nothing in the package needs it
