@@ -113,6 +113,17 @@ def test_kernels_know_only_common_and_configs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_grids_have_one_dimension(name: str) -> None:
+    """CUDA ends the others at 65,535 programs, which many images or large maps exceed."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "program_id":
+                assert ast.unparse(node) == "tl.program_id(0)", f"{name}:{node.lineno}"
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("_kernel"):
+            assert len(getattr(node.slice, "elts", [0])) == 1, f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_optional_packages_are_not_imported_with_the_package(name: str) -> None:
     """torchvision and Triton may be missing, and Triton is slow to import."""
     if part(name) == "kernels":
