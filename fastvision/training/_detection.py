@@ -68,13 +68,16 @@ class Detection(Task):
         return {"map": metric}
 
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
+        self._check_labels(outputs)
+        metrics["map"].update([self._answer(output) for output in outputs], targets)
+
+    def _check_labels(self, outputs: Sequence[Mapping[str, Tensor]]) -> None:
         largest = max((int(x["labels"].max()) for x in outputs if len(x["labels"])), default=0)
         if largest >= len(self.classes):
             raise ValueError(
                 f"the model found a label {largest}, but the data has {len(self.classes)} classes "
-                "with the background; set model.num_classes"
+                f"with the background; set model.{self._option}"
             )
-        metrics["map"].update([self._answer(output) for output in outputs], targets)
 
     def _answer(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: output[name] for name in ("boxes", "scores", "labels")}
@@ -82,11 +85,7 @@ class Detection(Task):
     def results(self, metrics: Mapping[str, Any], processes: Processes) -> dict[str, float]:
         # torchmetrics would wait for ever where processes have different numbers of images
         metric = metrics["map"]
-        states = processes.gathered(metric.metric_state)
-        for name in states[0]:
-            shares = itertools.zip_longest(*(state[name] for state in states))
-            images = [image for share in shares for image in share if image is not None]
-            setattr(metric, name, images)
+        gather(metric, processes)
         found = metric.compute()
         prefixes = ("",) if len(self._kinds) == 1 else tuple(f"{kind}_" for kind in self._kinds)
         keys = [prefix + name for prefix in prefixes for name in ("map", "map_50")]
@@ -106,6 +105,16 @@ class Detection(Task):
         fit(axes, image)
         names = (self.classes[int(label)] for label in target["labels"])
         axes.set_title(" ".join(names), fontsize=8)
+
+
+def gather(metric: Any, processes: Processes) -> None:
+    """Gives a metric the images of all processes, in the order of the data: its ``metric_state`` is
+    of lists with an element per image."""
+    states = processes.gathered(metric.metric_state)
+    for name in states[0]:
+        shares = itertools.zip_longest(*(state[name] for state in states))
+        images = [image for share in shares for image in share if image is not None]
+        setattr(metric, name, images)
 
 
 class InstanceSegmentation(Detection):

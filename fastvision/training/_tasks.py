@@ -14,6 +14,7 @@ from ..data._optional import optional
 from ..models import localization_loss
 from ..models.sequence import tasks as sequence_tasks
 from ._detection import Detection, InstanceSegmentation
+from ._detection_3d import Detection3d
 from ._task import Task, accuracy, fit, outline, show
 
 
@@ -136,6 +137,7 @@ TASKS: dict[str, type[Task]] = {
     "localization": Localization,
     "detection": Detection,
     "instance_segmentation": InstanceSegmentation,
+    "detection_3d": Detection3d,
     "sequence": SequenceTask,
 }
 

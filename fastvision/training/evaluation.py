@@ -37,7 +37,8 @@ def evaluate(
         share of samples or symbols), "miou" and "accuracy" (of pixels) for segmentation, "iou" (of
         boxes) and "accuracy" for localization. Detection has no loss, and COCO's mean average
         precision "map" and "map50" of boxes; instance segmentation has "mask_map" and "mask_map50"
-        of masks, too.
+        of masks, too. Detection in point clouds has the average precisions "bev_ap50" (of boxes
+        seen from above) and "ap50_3d".
 
     Under torchrun the processes share the data, and all of them return the same. The result is over
     each sample once, whatever their number.

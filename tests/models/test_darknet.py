@@ -25,6 +25,8 @@ width=16
 height=12
 channels=3
 learning_rate = 0.001   ; of training
+batch=1
+batch=64
 
 [convolutional]
 batch_normalize=1
@@ -84,6 +86,9 @@ activation=linear
 
 [softmax]
 groups=2
+
+[cost]
+type=sse
 """
 CONVOLUTION = "[net]\nwidth=8\nheight=8\n[convolutional]\nfilters=4\nsize=3\n"
 
@@ -243,8 +248,8 @@ def test_weights_of_the_first_layers(network, tmp_path):
     for name, value in other.state_dict().items():
         from_file = int(name.split(".")[1]) < 3
         assert torch.equal(value, (network.state_dict() if from_file else before)[name]), name
-    with pytest.raises(ValueError, match=r"layers must be from 0 to 13, got 14"):
-        load_darknet_weights(other, file, layers=14)
+    with pytest.raises(ValueError, match=r"layers must be from 0 to 14, got 15"):
+        load_darknet_weights(other, file, layers=15)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ OPTIONS = {
     "local": "filters size stride pad activation",
     "dropout": "probability",
     "softmax": "groups",
-    "cost": "",
+    "cost": "type scale",
 }
 # what only Darknet's own training and drawing know
 _IGNORED = {
@@ -43,6 +43,7 @@ _IGNORED = {
     "scale",
     "smooth",
 }
+_SHAPE = ("width", "height", "channels")
 # what changes the function of a head if it is not this value
 _FIXED = {"scale_x_y": 1.0, "new_coords": 0, "background": 0, "coords": 4}
 
@@ -161,6 +162,8 @@ def parse_config(text: str, source: str = "configuration") -> list[Section]:
             )
         last = sections[-1]
         if name in last.options:
+            if last.kind == "net" and name not in _SHAPE:
+                continue  # Darknet's own files have batch=1 for tests and another for training
             last.error(f"{name} is given twice", name)
         sections[-1] = dataclasses.replace(
             last, options={**last.options, name: value}, lines={**last.lines, name: number}

@@ -9,6 +9,7 @@ from .anchors import AnchorGenerator
 from .backbones import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
 from .box_coder import BoxCoder, BoxLinearCoder
 from .default_boxes import DefaultBoxGenerator
+from .fast_rcnn import FastRCNN, fast_rcnn_vgg16
 from .faster_rcnn import (
     FasterRCNN,
     FastRCNNConvFCHead,
@@ -19,6 +20,7 @@ from .faster_rcnn import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
+from .faster_rcnn_vgg import faster_rcnn_vgg16
 from .fcos import FCOS, FCOSHead, fcos_resnet50_fpn
 from .generalized_rcnn import GeneralizedRCNN
 from .image_list import ImageList
@@ -36,6 +38,8 @@ from .mask_rcnn import (
     maskrcnn_resnet50_fpn_v2,
 )
 from .matching import BalancedPositiveNegativeSampler, Matcher
+from .pillars import PillarBackbone, PillarFeatures, PointPillars, point_pillars
+from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16
 from .retinanet import (
     RetinaNet,
     RetinaNetHead,
@@ -44,7 +48,9 @@ from .retinanet import (
 )
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork, RPNHead
+from .selective_search import SelectiveSearch
 from .small import small_faster_rcnn, small_fcos, small_mask_rcnn, small_retinanet, small_ssd
+from .solid_anchors import SolidAnchors
 from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_small import SquareBoxGenerator, ssd224_small
 from .ssd_vgg import ssd300_vgg16
@@ -63,6 +69,7 @@ from .yolo import (
 
 __all__ = [
     "FCOS",
+    "RCNN",
     "SSD",
     "YOLO",
     "AnchorGenerator",
@@ -73,6 +80,7 @@ __all__ = [
     "DefaultBoxGenerator",
     "Detections",
     "FCOSHead",
+    "FastRCNN",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
     "FasterRCNN",
@@ -87,6 +95,9 @@ __all__ = [
     "MaskRCNNHeads",
     "MaskRCNNPredictor",
     "Matcher",
+    "PillarBackbone",
+    "PillarFeatures",
+    "PointPillars",
     "RPNHead",
     "RegionProposalNetwork",
     "RetinaNet",
@@ -94,8 +105,12 @@ __all__ = [
     "RoIHeads",
     "SSDHead",
     "SSDMatcher",
+    "SelectiveSearch",
+    "SolidAnchors",
     "SquareBoxGenerator",
     "TwoMLPHead",
+    "fast_rcnn_vgg16",
+    "faster_rcnn_vgg16",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
@@ -106,8 +121,9 @@ __all__ = [
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "mobilenet_backbone",
-    "mobilenet_backbone",
-    "resnet_fpn_backbone",
+    "point_pillars",
+    "rcnn_alexnet",
+    "rcnn_vgg16",
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",

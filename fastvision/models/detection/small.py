@@ -43,6 +43,9 @@ class _AsTheyAre(GeneralizedRCNNTransform):
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         return image, target
 
+    def _size_of(self, height: int, width: int, shorter: int) -> tuple[int, int]:
+        return height, width
+
 
 @register("detection")
 def small_retinanet(

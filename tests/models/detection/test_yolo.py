@@ -17,7 +17,7 @@ from fastvision.models.darknet import (
 )
 from fastvision.models.darknet.config import section
 from fastvision.models.darknet.network import Head
-from fastvision.models.detection import YOLO, kmeans_anchors
+from fastvision.models.detection import YOLO, FixedShape, kmeans_anchors
 from fastvision.models.detection.yolo._truth import Truth
 from fastvision.models.detection.yolo.grid import GridHead
 from fastvision.models.detection.yolo.letterbox import letterbox
@@ -300,16 +300,8 @@ def test_fuse_and_export(name):
     assert all(len(found["scores"]) > 3 for found in expected)
     torch.testing.assert_close(fastvision.fuse(model)(images), expected)
 
-    class Padded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch):
-            return tuple(self.model.detect(batch))
-
     batch = torch.stack(pictures(model.size, model.size))
-    exported = torch.export.export(Padded(), (batch,)).module()
+    exported = torch.export.export(FixedShape(model), (batch,)).module()
     for actual, value in zip(exported(batch), model.detect(batch), strict=True):
         torch.testing.assert_close(actual, value)
 
@@ -464,6 +456,8 @@ def test_other_arguments_that_are_wrong():
         model([torch.rand(3, 64, 64), torch.ones(3, 64, 64, dtype=torch.uint8)])
     with pytest.raises(ValueError, match=r"images\[0\] must have .* got \[64, 64\]"):
         model([torch.rand(64, 64)])
+    with pytest.raises(RuntimeError, match="for evaluation"):
+        get_model("yolov3_tiny", **SMALL).detect(torch.rand(1, 3, 64, 64))
     model.size = (64, 80)
     with pytest.raises(ValueError, match="size must be two multiples of 32, got"):
         model([torch.rand(3, 64, 64)])

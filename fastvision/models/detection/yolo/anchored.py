@@ -19,8 +19,10 @@ from ....ops import (
     distance_box_iou_loss,
     generalized_box_iou_loss,
 )
+from ....ops._checks import is_eager
 from ...darknet.config import Section
 from ...darknet.network import Head
+from .._selection import take
 from ._truth import Truth, first_of_each
 from .anchors import size_iou
 
@@ -76,6 +78,7 @@ class AnchorHead:
         self.classes = heads[0].section.integer("classes", 20, 1)
         self.anchors: list[Tensor] = []  # [A, 2] of each map
         self.strides: list[int] = []
+        self._copies: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for part, (channels, rows, columns) in heads:
             if part.integer("classes", 20, 1) != self.classes:
                 part.error(f"has other classes than the {self.classes} of the first", "classes")
@@ -100,10 +103,10 @@ class AnchorHead:
     def flat(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Places]:
         """Predictions [N, P, 5 + C] of all maps, and their places."""
         parts, places = [], []
-        for maps, anchors, stride in zip(outputs, self.anchors, self.strides, strict=True):
+        copies = self._anchors_like(outputs[0])
+        for maps, anchors, stride in zip(outputs, copies, self.strides, strict=True):
             n, _, rows, columns = maps.shape
             parts.append(maps.permute(0, 2, 3, 1).reshape(n, -1, 5 + self.classes))
-            anchors = anchors.to(maps)
             y, x = (torch.arange(k, device=maps.device, dtype=maps.dtype) for k in (rows, columns))
             cells = torch.stack((x.repeat(rows), y.repeat_interleave(columns)), 1)
             places.append(
@@ -115,6 +118,15 @@ class AnchorHead:
             )
         return torch.cat(parts, 1), Places(*(torch.cat(part) for part in zip(*places, strict=True)))
 
+    def _anchors_like(self, maps: Tensor) -> list[Tensor]:
+        """The anchors on a device, to which they are copied once: a CUDA graph holds no copies."""
+        if not is_eager():
+            return [anchors.to(maps) for anchors in self.anchors]
+        key = (maps.device, maps.dtype)
+        if key not in self._copies:
+            self._copies[key] = [anchors.to(maps) for anchors in self.anchors]
+        return self._copies[key]
+
     def class_scores(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -122,8 +134,9 @@ class AnchorHead:
         """Corners [N, K, 4] in pixels of the input and the scores of all classes [N, K, C], of the
         ``limit`` predictions of each image with the highest objectness."""
         flat, places = self.flat(outputs)
-        best = flat[..., 4].topk(min(limit, flat.shape[1]), 1).indices
-        flat = flat.gather(1, best[..., None].expand(-1, -1, flat.shape[2]))
+        objectness = flat[..., 4].nan_to_num(nan=-torch.inf)  # NaN would be the largest
+        best = objectness.topk(min(limit, flat.shape[1]), 1, sorted=False).indices
+        flat = take(flat, best)
         boxes = places.at(best).decode(flat[..., :2].sigmoid(), flat[..., 2:4])
         scores = flat[..., 4:5].sigmoid() * self.class_scores(flat[..., 5:])
         return box_convert(boxes, "cxcywh", "xyxy"), scores

@@ -31,7 +31,7 @@ def kmeans_anchors(
         ValueError: another shape, a size that is not positive, k below 1 or above n.
     """
     check_tensor(sizes, "sizes")
-    check_floating(sizes, "sizes")
+    check_floating(sizes.dtype, "sizes")
     if sizes.dim() != 2 or sizes.shape[1] != 2:
         raise ValueError(f"sizes must have shape [n, 2], got {list(sizes.shape)}")
     if not bool(((sizes > 0) & sizes.isfinite()).all()):

@@ -77,8 +77,9 @@ class GridHead:
         line = torch.arange(self.side, device=boxes.device, dtype=boxes.dtype)
         cells = torch.cartesian_prod(line, line).flip(1)[:, None]
         height, width = size
-        corners = box_convert(self.decode(boxes, cells), "cxcywh", "xyxy")
-        corners = corners * corners.new_tensor((width, height, width, height))
+        x, y, w, h = self.decode(boxes, cells).unbind(-1)
+        boxes = torch.stack((x * width, y * height, w * width, h * height), -1)
+        corners = box_convert(boxes, "cxcywh", "xyxy")
         scores = classes[:, :, None] * confidences[..., None]
         return corners.flatten(1, 2), scores.flatten(1, 2)
 

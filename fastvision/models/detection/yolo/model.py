@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from ....ops import Conv2dNormActivation
 from ...darknet.config import Section
 from ...darknet.layers import Connected
 from ...darknet.network import Darknet
+from .._selection import Detections, detect, take
 from ..image_list import Target
-from ..postprocess import suppress_padded
 from ..targets import check_targets
 from ._truth import truth_of
 from .anchored import AnchorHead
@@ -26,19 +26,6 @@ from .region import RegionHead
 
 # share of the predictions that find an object at the beginning, as in RetinaNet
 _PRIOR = 0.01
-
-
-class Detections(NamedTuple):
-    """What is found in a batch, padded to the same number of boxes K per image.
-
-    ``boxes``: [N, K, 4] corners in pixels of the network's input. ``labels``: int64 [N, K].
-    ``scores``: [N, K], descending. ``counts``: int64 [N], how many of the K are detections.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    counts: Tensor
 
 
 class YOLO(nn.Module):
@@ -121,46 +108,42 @@ class YOLO(nn.Module):
             AssertionError: there are no targets in training, or boxes have a wrong shape or no
                 area, as with the other detectors.
         """
-        frame = letterbox(images, self._size_of_batch())
         if self.training:
             check_targets(targets, images)
+        frame = letterbox(images, self._size_of_batch())
+        if self.training:
             assert targets is not None
             truth = truth_of(targets, frame, self.head.classes)
             size = (frame.images.shape[-2], frame.images.shape[-1])
             return self.head.losses(self._outputs(frame.images), truth, size)
         found = self.detect(frame.images)
-        counts = found.counts.tolist()
-        boxes = frame.leave(found.boxes)
-        return [
-            {
-                "boxes": boxes[i, :count],
-                "labels": found.labels[i, :count],
-                "scores": found.scores[i, :count],
-            }
-            for i, count in enumerate(counts)
-        ]
+        return found._replace(boxes=frame.leave(found.boxes)).unpadded()
 
     def detect(self, images: Tensor) -> Detections:
-        """The detections in a batch, with results of a fixed size and without synchronization with
-        the device, for export and CUDA graphs.
+        """The detections in a batch, in tensors of a fixed size.
+
+        What is detected decides over no shape, and nothing synchronizes with the device.
 
         Args:
             images: [N, 3, H, W] from 0 to 1, of a size that the network takes.
+
+        Returns:
+            :class:`Detections`, with boxes in pixels of the images.
+
+        Raises:
+            RuntimeError: the model is in training.
         """
+        if self.training:
+            raise RuntimeError("detect() is for evaluation, the model is in training")
         size = (images.shape[-2], images.shape[-1])
         boxes, scores = self.head.predict(self._outputs(images), size, self.topk_candidates)
         classes = scores.shape[2]
-        scores = scores.flatten(1)
+        scores = scores.nan_to_num(nan=-1).flatten(1)  # NaN would be the largest
         scores, index = scores.topk(min(self.topk_candidates, scores.shape[1]), 1)
-        candidate, labels = index // classes, index % classes + 1
-        boxes = boxes.gather(1, candidate[..., None].expand(-1, -1, 4))
-        kept, counts = suppress_padded(
-            boxes, scores, labels, scores > self.score_thresh, self.nms_thresh,
-            self.detections_per_img,
+        return detect(
+            take(boxes, index // classes), scores, index % classes + 1, self.score_thresh,
+            self.nms_thresh, self.detections_per_img,
         )  # fmt: skip
-        kept = kept.clamp(min=0)
-        boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
-        return Detections(boxes, labels.gather(1, kept), scores.gather(1, kept), counts)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """Of the heads, in the precision of coordinates."""
