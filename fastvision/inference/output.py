@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from ..training._checkpoint import write_whole
 from .drawing import draw
 from .findings import Findings
 from .frames import Frame
-from .results import as_records, name_of
+from .predictor import name_of
+from .results import as_records
 from .sources import Source
 from .video import VideoWriter
 
@@ -50,7 +52,7 @@ class Output:
     ) -> None:
         self._folder = folder
         self._copies = copies
-        self._name = name_of(classes)
+        self._name = functools.partial(name_of, classes)
         self._drawn = drawn
         self._writer: _Writer | None = None
         self._writing: Source | None = None

@@ -78,7 +78,7 @@ class Predictor:
 
     def name(self, label: int) -> str:
         """The class of a label."""
-        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+        return name_of(self.classes, label)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Findings]:
@@ -142,6 +142,11 @@ class Predictor:
             return findings
         masks = F.interpolate(findings.masks[:, None].float(), (height, width))[:, 0] > 0
         return Findings(findings.labels, findings.scores, findings.boxes, masks, findings.keypoints)
+
+
+def name_of(classes: Sequence[str], label: int) -> str:
+    """The name of a label, its number where it has none."""
+    return classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def check_share(value: float, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from ..data._optional import optional
 from ..training._checkpoint import write_whole
 from .findings import Findings
-from .predictor import BACKGROUND
+from .predictor import BACKGROUND, name_of
 
 RESULTS = "results.json"
 IMAGES = "images.json"
@@ -82,11 +82,6 @@ def write_results(
     return summary
 
 
-def name_of(classes: Sequence[str]) -> Callable[[int], str]:
-    """The function that names a label, by its number where it has no name."""
-    return lambda label: classes[label] if 0 <= label < len(classes) else str(label)
-
-
 def _image_ids(records: Sequence[dict[str, Any]]) -> list[int]:
     """COCO's numbers where all files are named by one, as COCO's are; else 1, 2, ..."""
     stems = [Path(record["name"]).stem for record in records]
@@ -99,13 +94,11 @@ def _image_ids(records: Sequence[dict[str, Any]]) -> list[int]:
 def _categories(results: Iterable[dict[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
     named = {i for i, name in enumerate(classes) if name not in (*BACKGROUND, "N/A")}
     labels = sorted(named | {result["category_id"] for result in results})
-    name = name_of(classes)
-    return [{"id": label, "name": name(label)} for label in labels]
+    return [{"id": label, "name": name_of(classes, label)} for label in labels]
 
 
 def _summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Iterable[str]:
     """A line for each class; of classes without a place, only a picture's best one counts."""
-    name = name_of(classes)
     scores: dict[int, list[float]] = {}
     pictures: dict[int, int] = {}
     for record in records:
@@ -119,5 +112,7 @@ def _summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Itera
     yield _ROW.format("class", "found", "pictures", "mean score")
     for label in sorted(scores, key=lambda label: (-len(scores[label]), label)):
         mean = sum(scores[label]) / len(scores[label])
-        yield _ROW.format(name(label), len(scores[label]), pictures[label], f"{mean:.3f}")
+        yield _ROW.format(
+            name_of(classes, label), len(scores[label]), pictures[label], f"{mean:.3f}"
+        )
     yield _ROW.format("all", sum(map(len, scores.values())), len(records), "").rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,4 @@ def opencv() -> Any:
     Raises:
         ModuleNotFoundError: it is not installed.
     """
-    with contextlib.suppress(ModuleNotFoundError):
-        return optional("cv2")
-    raise ModuleNotFoundError(
-        "videos and cameras need OpenCV: pip install 'fastvision[video]'", name="cv2"
-    )
+    return optional("cv2", "detect")
