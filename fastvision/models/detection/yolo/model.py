@@ -41,7 +41,8 @@ class YOLO(nn.Module):
     labels from 1 to 80.
 
     Args:
-        config: the path of a .cfg file, or sections; see :class:`~fastvision.models.darknet.Darknet`.
+        config: the path of a .cfg file, or sections; see
+            :class:`~fastvision.models.darknet.Darknet`.
         score_thresh: least score of a detection.
         nms_thresh: largest IoU of two detections of one class.
         detections_per_img: at most this many are returned for an image, the best ones.
