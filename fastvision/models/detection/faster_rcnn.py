@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from ..._memory_format import is_channels_last
 from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential, conv_bn_relu
-from ...ops._checks import is_eager, needs_gradient
-from ...ops._layers import has_global_hooks, is_plain
 from ...ops.chain import run_layers
 from .._registry import register
 from ..mobilenetv3 import mobilenet_v3_large
 from ..resnet import resnet50
 from ._build import Start, start
+from ._heads import may_rearrange
 from .anchors import AnchorGenerator
 from .backbones import Norm, mobilenet_features, resnet_pyramid
 from .generalized_rcnn import GeneralizedRCNN
@@ -257,17 +256,12 @@ def linear_relu_of_maps(x: Tensor, linear: nn.Linear) -> Tensor:
     Maps in channels_last would have to be copied to be flattened; a convolution that covers them
     takes them as they are.
     """
-    parameters = linear.weight, linear.bias
     if (
         x.is_cpu
-        and x.dtype == linear.weight.dtype == torch.float32
+        and x.dtype == torch.float32
         and is_channels_last(x)
         and x[0].numel() == linear.in_features
-        and is_eager()
-        and is_plain(linear)
-        and not has_global_hooks()
-        and not needs_gradient((x, *parameters))
-        and not torch.is_autocast_enabled("cpu")
+        and may_rearrange(x, linear)
     ):
         filters = linear.weight.view(-1, *x.shape[1:])
         return conv_bn_relu(x, filters, linear.bias).flatten(1)
