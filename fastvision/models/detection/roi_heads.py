@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from ...ops import box_iou
 from . import keypoints, masks
+from ._selection import take
 from .box_coder import BoxCoder
 from .image_list import Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
-from .postprocess import clip, large, limits, suppress, suppress_padded, take
+from .postprocess import clip, large, limits, suppress, suppress_padded
 
 _SMALLEST = 1e-2  # pixels; a detection below this is dropped
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_norm_act
+from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
+from ._heads import may_rearrange
+from ._selection import take
 from .anchors import AnchorGenerator
 from .box_coder import BoxCoder
 from .image_list import ImageList, Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
-from .postprocess import clip, large, limits, suppress_padded, take, top_of_levels
+from .postprocess import clip, large, limits, suppress_padded, top_of_levels
 
 
 class RPNHead(nn.Module):
@@ -65,12 +67,28 @@ class RPNHead(nn.Module):
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits [N, A, H, W] and offsets [N, 4 A, H, W] of each map [N, C, H, W]."""
-        logits, offsets = [], []
-        for features in x:
-            features = self.conv(features)
-            logits.append(conv_norm_act(features, self.cls_logits))
-            offsets.append(conv_norm_act(features, self.bbox_pred))
+        maps = [self.conv(features) for features in x]
+        last: tuple[Any, ...] = self.cls_logits, self.bbox_pred
+        if all(map(_is_pointwise, last)) and may_rearrange(maps[0], *last):
+            # a convolution of few outputs costs as much as one of all of them
+            weight = torch.cat([layer.weight for layer in last])
+            bias = torch.cat([layer.bias for layer in last])
+            both = [conv_bn_relu(features, weight, bias, activation="none") for features in maps]
+            counts = [layer.out_channels for layer in last]
+            parts = zip(*(result.split(counts, 1) for result in both), strict=True)
+            return list(next(parts)), list(next(parts))
+        logits, offsets = ([conv_norm_act(features, layer) for features in maps] for layer in last)
         return logits, offsets
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and layer.bias is not None
+    )
 
 
 def by_anchor(maps: Sequence[Tensor], numbers: int) -> list[Tensor]:
@@ -153,7 +171,8 @@ class RegionProposalNetwork(nn.Module):
         scores = [level.squeeze(-1) for level in by_anchor(logits, 1)]
         codes = torch.cat(by_anchor(offsets, 4), 1)
         boxes, counts = self.propose(scores, codes, anchors, images.image_sizes)
-        if torch.compiler.is_exporting():  # of a fixed size: no feature is pooled in NaN
+        if torch.compiler.is_exporting() and not self.training:
+            # of a fixed size: no feature is pooled in NaN
             rank = torch.arange(boxes.shape[1], device=boxes.device)
             missing = rank >= counts[:, None]
             return list(boxes.masked_fill(missing[..., None], torch.nan)), {}
@@ -186,9 +205,8 @@ class RegionProposalNetwork(nn.Module):
             torch.full((min(x.shape[1], self.pre_nms_top_n()),), i, device=best.device)
             for i, x in enumerate(scores)
         ]
-        codes = take(codes, index)
-        start = anchors[0][index] if shared else take(torch.stack(list(anchors)), index)
-        boxes = self.box_coder.decode_single(codes, start)
+        start = anchors[0][None] if shared else torch.stack(list(anchors))
+        boxes = self.box_coder.decode_single(take(codes, index), take(start, index))
         boxes = clip(boxes, limits(image_sizes, boxes)[:, None])
         wanted = large(boxes, self.min_size) & (best.sigmoid() >= self.score_thresh)
         kept, counts = suppress_padded(
