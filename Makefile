@@ -56,8 +56,8 @@ test: build
 
 # those that ask for another OpenCV or an older torchvision come without what they ask for
 $(VENV)/.thirdparty: $(VENV)/.built
-	$(VENV_PYTHON) -m pip install -c constraints.txt timm scikit-image omegaconf opencv-python-headless \
-	  psutil polars requests pyyaml onnx onnxscript
+	$(VENV_PYTHON) -m pip install -c constraints.txt timm scikit-image omegaconf \
+	  opencv-contrib-python-headless psutil polars requests pyyaml onnx onnxscript
 	$(VENV_PYTHON) -m pip install --no-deps ultralytics ultralytics-thop segmentation-models-pytorch effdet \
 	  facenet-pytorch pycocotools
 	touch $@

@@ -1,19 +1,5 @@
-"""Packages that only some data sets need."""
+"""See :mod:`fastvision._optional`."""
 
-from __future__ import annotations
+from .._optional import optional
 
-import importlib
-from typing import Any
-
-
-def optional(name: str, extra: str = "models") -> Any:
-    """The module ``name``, or an error that says which extra of fastvision installs its package."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name != package:
-            raise  # it is there and lacks something itself
-        raise ModuleNotFoundError(
-            f"{package} is not installed: pip install 'fastvision[{extra}]'", name=error.name
-        ) from error
+__all__ = ["optional"]

@@ -18,6 +18,8 @@ PARAMETERS = {
     "resnet56": 853_018,
     "plain20": 269_722,
     "plain56": 853_018,
+    "darknet19": 20_842_376,
+    "darknet53": 41_609_928,
     "xception": 22_855_952,
     "inception_resnet_v2": 55_843_464,
     "mobilenet_v1_x1_0": 4_231_976,
@@ -29,6 +31,8 @@ PARAMETERS = {
     "shufflenet_v1_g3": 1_865_728,
     "shufflenet_v1_g4": 1_968_344,
     "shufflenet_v1_g8": 2_434_768,
+    "fast_rcnn_vgg16": 134_690_729,
+    "faster_rcnn_vgg16": 134_690_729 + 2_387_510,
 }
 
 
@@ -40,6 +44,16 @@ def parameters(model) -> int:
 def test_parameters(name):
     with torch.device("meta"):
         assert parameters(models.get_model(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    "name, classifier", [("rcnn_alexnet", 57_089_877), ("rcnn_vgg16", 134_346_581)]
+)
+def test_parameters_of_rcnn(name, classifier):
+    with torch.device("meta"):
+        model = models.get_model(name)
+    assert parameters(model.network) == classifier
+    assert parameters(model.svms) == 20 * 4097
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50])

@@ -58,6 +58,8 @@ for folder, tables in json.load(open(sys.argv[1])).items():
     assert resumed.losses == outcome.losses[2:], (resumed.losses, outcome.losses)
     metrics = training.evaluate(folder, device="cpu")
     assert outcome.metrics == metrics, (outcome.metrics, metrics)
+# else the threads of gloo may outlive the interpreter, which ends the process
+torch.distributed.destroy_process_group()
 """
 
 

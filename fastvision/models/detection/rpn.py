@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_norm_act
+from ._selection import take
 from .anchors import AnchorGenerator
 from .box_coder import BoxCoder
 from .image_list import ImageList, Size, Target
@@ -153,6 +154,11 @@ class RegionProposalNetwork(nn.Module):
         scores = [level.squeeze(-1) for level in by_anchor(logits, 1)]
         codes = torch.cat(by_anchor(offsets, 4), 1)
         boxes, counts = self.propose(scores, codes, anchors, images.image_sizes)
+        if torch.compiler.is_exporting() and not self.training:
+            # of a fixed size: no feature is pooled in NaN
+            rank = torch.arange(boxes.shape[1], device=boxes.device)
+            missing = rank >= counts[:, None]
+            return list(boxes.masked_fill(missing[..., None], torch.nan)), {}
         proposals = [b[:count] for b, count in zip(boxes, counts.tolist(), strict=True)]
         if not self.training:
             return proposals, {}
@@ -182,9 +188,8 @@ class RegionProposalNetwork(nn.Module):
             torch.full((min(x.shape[1], self.pre_nms_top_n()),), i, device=best.device)
             for i, x in enumerate(scores)
         ]
-        codes = take(codes, index)
-        start = anchors[0][index] if shared else take(torch.stack(list(anchors)), index)
-        boxes = self.box_coder.decode_single(codes, start)
+        start = anchors[0][None] if shared else torch.stack(list(anchors))
+        boxes = self.box_coder.decode_single(take(codes, index), take(start, index))
         boxes = clip(boxes, limits(image_sizes, boxes)[:, None])
         wanted = large(boxes, self.min_size) & (best.sigmoid() >= self.score_thresh)
         kept, counts = suppress_padded(
@@ -233,11 +238,6 @@ class RegionProposalNetwork(nn.Module):
             labels.append(label.masked_fill(match == Matcher.BETWEEN_THRESHOLDS, -1))
             objects.append(truth[match.clamp(min=0)])
         return labels, objects
-
-
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """Of values [B, N, 4] those at the indices [B, K] of each image, [B, K, 4]."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def default_anchors() -> AnchorGenerator:
