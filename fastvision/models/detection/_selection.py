@@ -35,10 +35,13 @@ class Detections(NamedTuple):
 
 def take(rows: Tensor, indices: Tensor) -> Tensor:
     """Of rows [N, A, C], or [1, A, C] for all images, those of the indices [N, k]: [N, k, C]."""
-    if rows.shape[0] == 1:
-        return rows[0][indices]
-    image = torch.arange(rows.shape[0], device=rows.device)
-    return rows[image[:, None], indices]
+    n, places, columns = rows.shape
+    image = torch.arange(n, device=rows.device)[:, None]
+    if not rows.is_contiguous():
+        return rows[image, indices]
+    # whole rows are copied at once
+    found = rows.view(n * places, columns).index_select(0, (indices + places * image).flatten())
+    return found.view(*indices.shape, columns)
 
 
 def best_pairs(logits: Tensor, quality: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,18 +60,21 @@ def best_pairs(logits: Tensor, quality: Tensor | None, k: int) -> tuple[Tensor, 
         Scores, places and classes, [N, min(k, A K)] each, by descending score.
     """
     places, classes = logits.shape[1:]
-    scores = _scores(logits.amax(2, keepdim=True), quality)
-    place = scores[..., 0].topk(min(k, places), dim=1, sorted=False)[1]
-    rows = _scores(take(logits, place), None if quality is None else take(quality, place))
+    best = logits.amax(2, keepdim=True)
+    best = best if quality is None else _averaged(best, quality)
+    place = best[..., 0].topk(min(k, places), dim=1, sorted=False)[1]
+    rows = take(logits, place)
+    rows = rows if quality is None else _averaged(rows, take(quality, place))
     # NaN would be the largest
-    rows = rows.nan_to_num(nan=-1).flatten(1)
+    rows = rows.flatten(1).nan_to_num_(nan=-torch.inf)
     values, pair = rows.topk(min(k, rows.shape[1]), dim=1)
-    return values, place.gather(1, pair // classes), pair % classes
+    scores = values.to(box_dtype(logits)).sigmoid() if quality is None else values
+    return scores, place.gather(1, pair // classes), pair % classes
 
 
-def _scores(logits: Tensor, quality: Tensor | None) -> Tensor:
-    scores = logits.to(box_dtype(logits)).sigmoid()
-    return scores if quality is None else (scores * quality.to(scores.dtype).sigmoid()).sqrt()
+def _averaged(logits: Tensor, quality: Tensor) -> Tensor:
+    kind = box_dtype(logits)
+    return (logits.to(kind).sigmoid() * quality.to(kind).sigmoid()).sqrt()
 
 
 def detect(
