@@ -41,8 +41,8 @@ def list_models(
 
     Args:
         task: only models of this task: "classification", "segmentation", "detection",
-            "detection_3d", "instance segmentation", "keypoints", "localization" or "sequence";
-            None for all.
+            "instance_segmentation", "keypoints", "detection_3d", "localization" or "sequence"; None
+            for all.
         include: shell patterns; only names that match one of them.
         exclude: shell patterns; no names that match one of them.
 
