@@ -23,14 +23,21 @@ BASELINES = (BASELINE, EAGER, EAGER_CHANNELS_LAST)  # the fastest of a case's is
 COMPILED = "torch.compile"  # of the baseline's function
 # inference engines, part of a case where they are installed
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
-POWERBOXES = "powerboxes"  # boxes in Rust, part of a case where it is installed
+# boxes in Rust, the same: all pairs, and those that a tree of boxes finds
+POWERBOXES, POWERBOXES_TREE, LSNMS = "powerboxes", "powerboxes, R-tree", "lsnms"
 PEERS = (
     *BASELINES,
     COMPILED,
     ONNX_RUNTIME,
     OPENVINO,
     POWERBOXES,
+    POWERBOXES_TREE,
+    LSNMS,
 )  # the other providers are fastvision's backends
+
+# engines with threads of their own, which wait busily after their work and take time from others'
+_OWN_THREADS = (ONNX_RUNTIME, OPENVINO, POWERBOXES)
+_PAUSE = 0.05  # seconds until these threads sleep
 
 Inputs = tuple[Any, ...]
 Providers = dict[str, Callable[..., Any]]
@@ -195,6 +202,7 @@ class Trial:
         self.seconds_of = _timer(device, host_time)
         self.calls, self.once = 1, False
         self.samples: list[float] = []
+        self.pause = _PAUSE if name in _OWN_THREADS else 0.0
 
     def time(self, call: Callable[[], Any], calls: int) -> float:
         with self.around():
@@ -216,6 +224,7 @@ class Trial:
     def run(self) -> None:
         if not self.once:
             self.samples.append(self.time(self.call, self.calls))
+            time.sleep(self.pause)
 
     def summary(self) -> dict[str, Any]:
         summary = {

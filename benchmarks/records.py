@@ -32,6 +32,7 @@ GROUPS = {
     "conv_transpose2d": r"^(?:.*, (bilinear),)?.*, (\w+)$",
     "deform_conv2d": r"^([^,]+), .*, (\w+), \w+$",
     "detection": r"^(\w+)",
+    "detectors": r"(training step|batch \d+|post-processing)",
     "focal_loss": r"^([^,]+, [^,]+), .*, (\w+), \w+$",
     "linear_act": r"^([^,]+)",
     "mask_nms": r"^([^,]+)",

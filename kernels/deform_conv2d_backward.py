@@ -75,9 +75,10 @@ def _deform_conv2d_points_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offset_group = tl.program_id(1) // (R * S)
-    tap = tl.program_id(1) % (R * S)
+    blocks = tl.cdiv(pixels, BLOCK_M)
+    m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    tap = tl.program_id(0) // blocks % (R * S)
+    offset_group = tl.program_id(0) // blocks // (R * S)
     m_mask, n, place, y0, x0 = pixel_of(
         m, pixels, OH, OW, stride_h, stride_w, padding_h, padding_w
     )  # fmt: skip
@@ -195,9 +196,11 @@ def _deform_conv2d_weight_kernel(
 ):
     tiles = tl.cdiv(K, BLOCK_N)
     steps = tl.cdiv(section, BLOCK_C)
+    parts = C // section * steps
     k = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    part = tl.program_id(0) // tiles
-    tap = tl.program_id(1)
+    part = tl.program_id(0) // tiles % parts
+    tap = tl.program_id(0) // tiles // parts % (R * S)
+    split = tl.program_id(0) // tiles // parts // (R * S)
     k_mask = k < K
     c = part % steps * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < section
@@ -206,7 +209,7 @@ def _deform_conv2d_weight_kernel(
     group = first // (C // groups)
     offset_group = first // (C // offset_groups)
     area = OH * OW
-    start = tl.program_id(2) * split_pixels
+    start = split * split_pixels
     acc = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     for begin in range(0, split_pixels, BLOCK_M):
         m = start + begin + tl.arange(0, BLOCK_M)
@@ -234,8 +237,7 @@ def _deform_conv2d_weight_kernel(
         acc = tl.dot(
             tl.trans(column.to(b.dtype)), b, acc, input_precision="tf32" if TF32 else "ieee"
         )
-    split = tl.program_id(2).to(tl.int64)
-    row = (split * (R * S) + tap) * C + c
+    row = (split.to(tl.int64) * (R * S) + tap) * C + c
     tl.store(sums_ptr + row[:, None] * K + k[None, :], acc, mask=c_mask[:, None] & k_mask[None, :])
 
 
@@ -288,8 +290,8 @@ def _point_gradients(
             dmask.zero_()
     else:
         chosen = points_tile(call.K, call.tensor_cores)
-        grid = (triton.cdiv(call.pixels, chosen.block_m), offset_groups * call.R * call.S)
-        _deform_conv2d_points_kernel[grid](
+        blocks = triton.cdiv(call.pixels, chosen.block_m)
+        _deform_conv2d_points_kernel[(blocks * offset_groups * call.R * call.S,)](
             *(grad, call.input, call.offset, call.mask, call.weight, image, doffset, dmask),
             *call.shared,
             BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
@@ -318,7 +320,7 @@ def _weight_gradient(call: Call, grad: Tensor, weight: Tensor, groups: int) -> T
     count = splits(programs * taps, call.pixels, chosen.block_m)
     split_pixels = triton.cdiv(triton.cdiv(call.pixels, count), chosen.block_m) * chosen.block_m
     sums = torch.empty(count, taps, C, call.K, device=weight.device)
-    _deform_conv2d_weight_kernel[(programs, taps, count)](
+    _deform_conv2d_weight_kernel[(programs * taps * count,)](
         *(grad, call.input, call.offset, call.mask, sums, *call.shared, split_pixels),
         BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
         num_warps=chosen.warps, num_stages=STAGES, **call.options,

@@ -56,7 +56,7 @@ class Detector:
         return {
             "stages": self.stages.of_fastest_run(),
             "stages of": "the fastest run",
-            "remark": f"NMS keeps {kept} boxes",
+            "remark": f"NMS keeps {kept} boxes" if kept else "NMS of the batch at once",
         }
 
 
@@ -76,12 +76,13 @@ def check(actual: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) ->
         assert share >= MATCHED, f"only {share:.1%} of the detections match"
 
 
-def model_case(name: str) -> Case:
-    def inputs(device: torch.device) -> tuple[Tensor, ...]:
-        photographs = load_sample_images().images  # china.jpg and flower.jpg, 427x640
-        images = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photographs]
-        return tuple(image.float().div(255).to(device) for image in images)
+def photographs(device: torch.device) -> tuple[Tensor, ...]:
+    """china.jpg and flower.jpg of scikit-learn, [3, 427, 640]."""
+    images = [torch.from_numpy(x.copy()).permute(2, 0, 1) for x in load_sample_images().images]
+    return tuple(image.float().div(255).to(device) for image in images)
 
+
+def model_case(name: str) -> Case:
     def providers(device: torch.device) -> Providers:
         torch.manual_seed(0)
         build = getattr(detection, name)
@@ -94,7 +95,7 @@ def model_case(name: str) -> Case:
     return Case(
         "detection",
         f"{name}, 2 photographs",
-        inputs=inputs,
+        inputs=photographs,
         providers=providers,
         check=check,
         quick=name == "ssd300_vgg16",

@@ -1,4 +1,4 @@
-"""Where a detector's time goes: stages by hooks on modules and by wrapping batched_nms."""
+"""Where a detector's time goes: stages by hooks on modules and by wrapping functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import nn
 
+from fastvision.models.detection import postprocess
+
 # modules that are stages where a model has them; a stage within another counts for itself only
 MODULES = {
     "backbone": "backbone",
@@ -23,6 +25,12 @@ MODULES = {
     "head": "head",
 }
 NMS, REST = "NMS", "rest"
+# torchvision's, and this package's detectors'
+SUPPRESSIONS = (
+    (torchvision.ops.boxes, "batched_nms"),
+    (postprocess, "batched_nms"),
+    (postprocess, "batched_nms_padded"),
+)
 
 
 class Stages:
@@ -52,29 +60,35 @@ class Stages:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks are in place; NMS is whatever torchvision.ops.boxes.batched_nms is at this time."""
+        """Hooks are in place; NMS is whatever its functions are at this time."""
         modules = dict(self.model.named_modules())
-        handles = []
-        for path, stage in MODULES.items():
-            if path in modules:
+        with contextlib.ExitStack() as stack:
+            for path, stage in MODULES.items():
+                if path not in modules:
+                    continue
+                if hasattr(modules[path], "levels"):  # a head that is not called itself
+                    stack.enter_context(self._wrapped(modules[path], "levels", stage))
+                    continue
                 enter = lambda *_, s=stage: self._enter(s)  # noqa: E731
-                handles.append(modules[path].register_forward_pre_hook(enter))
-                handles.append(modules[path].register_forward_hook(lambda *_: self._leave()))
-        inner = torchvision.ops.boxes.batched_nms
+                stack.enter_context(modules[path].register_forward_pre_hook(enter))
+                hook = modules[path].register_forward_hook(lambda *_: self._leave())
+                stack.enter_context(hook)
+            for owner, name in SUPPRESSIONS:
+                stack.enter_context(self._wrapped(owner, name, NMS))
+            yield
 
-        def batched_nms(boxes: torch.Tensor, *arguments: Any) -> torch.Tensor:
-            self._enter(NMS)
-            kept = inner(boxes, *arguments)
+    def _wrapped(self, owner: Any, name: str, stage: str) -> Any:
+        inner = getattr(owner, name)
+
+        def function(*arguments: Any, **options: Any) -> Any:
+            self._enter(stage)
+            result = inner(*arguments, **options)
             self._leave()
-            self.nms_sizes.append((len(boxes), len(kept)))
-            return kept
+            if stage == NMS and isinstance(result, torch.Tensor):
+                self.nms_sizes.append((len(arguments[0]), len(result)))
+            return result
 
-        try:
-            with mock.patch.object(torchvision.ops.boxes, "batched_nms", batched_nms):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return mock.patch.object(owner, name, function)
 
     def run(self, call: Callable[[], Any]) -> Any:
         self.runs.append([])

@@ -6,6 +6,7 @@ from .digits import Digits8x8, MNIST5k
 from .folders import ImageFolder
 from .loading import collate_detection, loader
 from .photographs import photographs
+from .point_clouds import LidarScenes
 from .scenes import DigitScenes
 from .transforms import (
     IMAGENET_MEAN,
@@ -31,6 +32,7 @@ __all__ = [
     "Digits8x8",
     "ImageFolder",
     "KeepVisible",
+    "LidarScenes",
     "MNIST5k",
     "VOCDetection",
     "VOCSegmentation",

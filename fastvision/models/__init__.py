@@ -1,9 +1,10 @@
 """Reference models, built from :mod:`fastvision.ops`: one file per architecture."""
 
-from . import detection, segmentation, sequence
+from . import darknet, detection, segmentation, sequence
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
+from .darknet import Darknet, darknet19, darknet53
 from .densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from .googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
 from .inception import Inception3, InceptionOutputs, inception_v3
@@ -61,6 +62,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
+    "Darknet",
     "DenseNet",
     "GoogLeNet",
     "GoogLeNetOutputs",
@@ -81,6 +83,9 @@ __all__ = [
     "Stages",
     "Xception",
     "alexnet",
+    "darknet",
+    "darknet19",
+    "darknet53",
     "densenet121",
     "densenet161",
     "densenet169",

@@ -40,8 +40,9 @@ def list_models(
     """Names of the models, sorted.
 
     Args:
-        task: only models of this task: "classification", "segmentation", "localization" or
-            "sequence"; None for all.
+        task: only models of this task: "classification", "segmentation", "detection",
+            "instance_segmentation", "keypoints", "detection_3d", "localization" or "sequence"; None
+            for all.
         include: shell patterns; only names that match one of them.
         exclude: shell patterns; no names that match one of them.
 

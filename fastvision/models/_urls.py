@@ -46,6 +46,9 @@ _FILES: dict[str, dict[str, str]] = {
     "fcn_resnet50": {
         "COCO_WITH_VOC_LABELS_V1": "fcn_resnet50_coco-1167a1af.pth",
     },
+    "fcos_resnet50_fpn": {
+        "COCO_V1": "fcos_resnet50_fpn_coco-99b0c9b7.pth",
+    },
     "googlenet": {
         "IMAGENET1K_V1": "googlenet-1378be20.pth",
     },
@@ -105,6 +108,12 @@ _FILES: dict[str, dict[str, str]] = {
         "IMAGENET1K_V1": "resnext50_32x4d-7cdf4587.pth",
         "IMAGENET1K_V2": "resnext50_32x4d-1a0047aa.pth",
     },
+    "retinanet_resnet50_fpn": {
+        "COCO_V1": "retinanet_resnet50_fpn_coco-eeacb38b.pth",
+    },
+    "retinanet_resnet50_fpn_v2": {
+        "COCO_V1": "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth",
+    },
     "shufflenet_v2_x0_5": {
         "IMAGENET1K_V1": "shufflenetv2_x0.5-f707e7126e.pth",
     },
@@ -116,6 +125,12 @@ _FILES: dict[str, dict[str, str]] = {
     },
     "shufflenet_v2_x2_0": {
         "IMAGENET1K_V1": "shufflenetv2_x2_0-8be3c8ee.pth",
+    },
+    "ssd300_vgg16": {
+        "COCO_V1": "ssd300_vgg16_coco-b556d3b4.pth",
+    },
+    "ssdlite320_mobilenet_v3_large": {
+        "COCO_V1": "ssdlite320_mobilenet_v3_large_coco-a79551df.pth",
     },
     "vgg11": {
         "IMAGENET1K_V1": "vgg11-8a719046.pth",

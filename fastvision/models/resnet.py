@@ -125,6 +125,8 @@ class ResNet(nn.Module):
         replace_stride_with_dilation: for each of the last three stages, whether it keeps the
             resolution and dilates its convolutions instead.
         norm_layer: called with a number of channels.
+        stem_width: channels of the stem and, before the expansion, of the first stage; each later
+            stage has twice as many.
 
     Raises:
         ValueError: ``replace_stride_with_dilation`` has not three elements.
@@ -140,6 +142,8 @@ class ResNet(nn.Module):
         width_per_group: int = 64,
         replace_stride_with_dilation: Sequence[bool] | None = None,
         norm_layer: Norm | None = None,
+        *,
+        stem_width: int = 64,
     ) -> None:
         super().__init__()
         dilate = replace_stride_with_dilation or (False, False, False)
@@ -148,19 +152,19 @@ class ResNet(nn.Module):
                 "replace_stride_with_dilation must have 3 elements, "
                 f"got {replace_stride_with_dilation}"
             )
-        self.inplanes, self.dilation = 64, 1
+        self.inplanes, self.dilation = stem_width, 1
         self.groups, self.base_width = groups, width_per_group
         self._norm_layer = norm_layer or nn.BatchNorm2d
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = self._norm_layer(64)
+        self.conv1 = nn.Conv2d(3, stem_width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = self._norm_layer(stem_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = self._stage(block, 64, layers[0])
-        self.layer2 = self._stage(block, 128, layers[1], stride=2, dilate=dilate[0])
-        self.layer3 = self._stage(block, 256, layers[2], stride=2, dilate=dilate[1])
-        self.layer4 = self._stage(block, 512, layers[3], stride=2, dilate=dilate[2])
+        self.layer1 = self._stage(block, stem_width, layers[0])
+        self.layer2 = self._stage(block, 2 * stem_width, layers[1], stride=2, dilate=dilate[0])
+        self.layer3 = self._stage(block, 4 * stem_width, layers[2], stride=2, dilate=dilate[1])
+        self.layer4 = self._stage(block, 8 * stem_width, layers[3], stride=2, dilate=dilate[2])
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = nn.Linear(8 * stem_width * block.expansion, num_classes)
         self._initialize(zero_init_residual)
 
     def _stage(

@@ -27,9 +27,9 @@ def check_tensor(tensor: object, name: str) -> None:
         raise NotImplementedError(f"{name} must be a dense (strided) tensor, got {got}")
 
 
-def check_floating(tensor: Tensor, name: str, error: type[Exception] = TypeError) -> None:
-    if tensor.dtype not in FLOATING:
-        raise error(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+def check_floating(dtype: torch.dtype, name: str, error: type[Exception] = TypeError) -> None:
+    if dtype not in FLOATING:
+        raise error(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}")
 
 
 def integer(value: Any, what: str) -> Any:

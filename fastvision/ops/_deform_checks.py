@@ -35,7 +35,7 @@ def _check_tensors(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> None:
     check_tensor(input, "input")
-    check_floating(input, "input", RuntimeError)
+    check_floating(input.dtype, "input", RuntimeError)
     if input.dim() != 4:
         raise ValueError(f"input must have shape [N, C, H, W], got {list(input.shape)}")
     for name, tensor, dim in (

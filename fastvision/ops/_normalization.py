@@ -275,7 +275,7 @@ def _batch_statistics(
 
 
 def _check(input: Tensor, **channels: Tensor | None) -> None:
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     if input.dim() < 2:
         raise ValueError(f"input must have shape [N, C, ...], got {list(input.shape)}")
     C = input.shape[1]
@@ -285,7 +285,7 @@ def _check(input: Tensor, **channels: Tensor | None) -> None:
         check_tensor(values, name)
         if values.dim() != 1 or values.shape[0] != C:
             raise ValueError(f"{name} must have shape [{C}], got {list(values.shape)}")
-        check_floating(values, name)
+        check_floating(values.dtype, name)
         if values.device != input.device:
             raise ValueError(f"{name} must be on {input.device} as input, got {values.device}")
 

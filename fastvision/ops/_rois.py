@@ -16,7 +16,7 @@ def check_feature(feature: object, name: str) -> None:
     assert isinstance(feature, Tensor)
     if feature.dim() != 4:
         raise ValueError(f"{name} must have shape [N, C, H, W], got {list(feature.shape)}")
-    check_floating(feature, name)
+    check_floating(feature.dtype, name)
 
 
 def stacked(

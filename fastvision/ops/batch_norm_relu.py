@@ -77,7 +77,7 @@ def batch_norm_relu(
     if is_traced() and process_group is None:
         statistics = (running_mean, running_var, weight, bias, training, momentum, eps)
         return _TRACED(input, *statistics, residual, activation, negative_slope, backend)
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     check_residual(input, residual)
     check_activation(activation, negative_slope)
     if is_transformed() and process_group is not None:

@@ -73,7 +73,7 @@ def _drop_block(
         raise ValueError(f"drop probability has to be between 0 and 1, but got {p}.")
     if input.dim() != dims + 2:
         raise ValueError(f"input should be {dims + 2} dimensional. Got {input.dim()} dimensions.")
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     if not training or p == 0:
         return input
     sizes = input.shape[2:]

@@ -53,7 +53,7 @@ def _levels(
 ) -> tuple[list[Tensor], list[Tensor]]:
     if isinstance(inputs, Tensor):
         check_tensor(inputs, "inputs")
-        check_floating(inputs, "inputs")
+        check_floating(inputs.dtype, "inputs")
         return [inputs], [_as_targets(inputs, targets, "targets")]
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(f"inputs must be a Tensor or a list of them, got {type(inputs).__name__}")
@@ -61,7 +61,7 @@ def _levels(
         raise ValueError(f"inputs must be 1 to {MAX_LEVELS} levels, got {len(inputs)}")
     for level, x in enumerate(inputs):
         check_tensor(x, f"inputs[{level}]")
-        check_floating(x, f"inputs[{level}]")
+        check_floating(x.dtype, f"inputs[{level}]")
         if x.dim() < 1 or x.shape[-1] != inputs[0].shape[-1] or x.device != inputs[0].device:
             raise ValueError(
                 f"inputs[{level}] must be [..., {inputs[0].shape[-1]}] on {inputs[0].device} as "
@@ -245,7 +245,7 @@ def softmax_focal_loss(
         return _TRACED_SOFTMAX(inputs, targets, *of_alpha, *options)
     _check_options(gamma, reduction)
     check_tensor(inputs, "inputs")
-    check_floating(inputs, "inputs")
+    check_floating(inputs.dtype, "inputs")
     if inputs.dim() < 1:
         raise ValueError("inputs must have shape [..., K], got []")
     labels = _as_targets(inputs, targets, "targets")

@@ -27,7 +27,7 @@ def scored_masks(
     """Checked scores [N] without derivative, and classes [N] as int64, of masks [N, H, W]."""
     check_masks(masks, "masks")
     check_tensor(scores, "scores")
-    check_floating(scores, "scores")
+    check_floating(scores.dtype, "scores")
     if idxs is not None:
         check_tensor(idxs, "idxs")
         idxs = class_ids(idxs)

@@ -175,7 +175,7 @@ def max_unpool2d(
     """
     check_tensor(input, "input")
     check_tensor(indices, "indices")
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     if indices.dtype != torch.int64:
         raise TypeError(f"indices must be int64, got {indices.dtype}")
     if indices.shape != input.shape or indices.device != input.device:

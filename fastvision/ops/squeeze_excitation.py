@@ -54,7 +54,7 @@ def _check(
     input: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
 ) -> None:
     check_tensor(input, "input")
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     if input.dim() != 4:
         raise ValueError(f"input must have shape [N, C, H, W], got {list(input.shape)}")
     check_tensor(weight1, "weight1")

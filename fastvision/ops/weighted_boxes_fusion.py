@@ -51,7 +51,7 @@ def _check_models(
             check_tensor(tensor, f"{name}[{i}]")
             first = boxes[0] if name == "scores" else tensors[0]
             if name != "labels":
-                check_floating(tensor, f"{name}[{i}]")
+                check_floating(tensor.dtype, f"{name}[{i}]")
             if tensor.dtype != first.dtype or tensor.device != boxes[0].device:
                 raise ValueError(
                     f"{name}[{i}] must be of {first.dtype} on {boxes[0].device}, "

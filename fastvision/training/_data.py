@@ -61,8 +61,11 @@ _DATA_SETS: dict[str, Callable[..., Any]] = {
     "MNIST5k": data.MNIST5k,
     "Digits8x8": data.Digits8x8,
     "DigitScenes": data.DigitScenes,
+    "LidarScenes": data.LidarScenes,
     "ImageFolder": data.ImageFolder,
+    "VOCDetection": data.VOCDetection,
     "VOCSegmentation": data.VOCSegmentation,
+    "CocoDetection": data.CocoDetection,
     "reversal": functools.partial(Sequences, tasks.reversal),
     "next_sample": functools.partial(Sequences, tasks.next_sample),
     "sorting": functools.partial(Sequences, tasks.sorting),
@@ -93,7 +96,7 @@ def data_set(recipe: Recipe, split: str) -> Any:
     section = {"split": split, **section, **recipe.data.get(split, {})}
     factory = named(_DATA_SETS, "data", section)
     training = split == "train" and recipe.augmentation is not None
-    transforms = _transforms(
+    transforms = transforms_of(
         recipe.augmentation if training else recipe.preparation,
         "augmentation" if training else "preparation",
         recipe.data.get("rgb", False),
@@ -115,7 +118,15 @@ def check_classes(train: Sequence[str], test: Sequence[str]) -> None:
         )
 
 
-def _transforms(section: dict[str, Any] | None, where: str, rgb: bool) -> Any:
+def transforms_of(section: dict[str, Any] | None, where: str, rgb: bool) -> Any:
+    """The transforms of a recipe's table ``where``; None without one.
+
+    Args:
+        rgb: whether grey images become RGB first.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
     if section is None:
         return None
     transforms = call(named(_TRANSFORMS, where, section), where, section)

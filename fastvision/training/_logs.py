@@ -77,7 +77,8 @@ class Logs:
         self._parts: list[Any] = []
         if not run.processes.is_first:
             return
-        columns = ("step", "epoch", "loss", *run.task.metric_names)
+        loss = ("loss",) if run.task.tests_loss else ()
+        columns = ("step", "epoch", *loss, *run.task.metric_names)
         self._training = Table(folder / TRAINING, _COLUMNS, run.step)
         self._evaluation = Table(folder / EVALUATION, columns, run.step)
         self._board = None

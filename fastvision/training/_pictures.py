@@ -15,7 +15,7 @@ from ._checkpoint import write_whole
 from ._data import Draws
 from ._logs import EVALUATION, TRAINING, metrics_in, read_table
 from ._run import Answers
-from ._tasks import Task
+from ._task import Task
 
 _SIDE = 4  # samples in a row, and rows
 
@@ -27,7 +27,8 @@ def draw_curves(folder: Path) -> None:
     figure = optional("matplotlib.figure", "train").Figure((4 * (1 + len(names)), 3))
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
     _plot(axes[0], training, "loss", label="training")
-    _plot(axes[0], evaluation, "loss", label="test", marker=".")
+    if "loss" in evaluation[0]:
+        _plot(axes[0], evaluation, "loss", label="test", marker=".")
     axes[0].set_yscale("log")
     axes[0].legend()
     for part, name in zip(axes[1:], names, strict=True):
@@ -44,10 +45,9 @@ def draw_samples(path: Path, task: Task, model: nn.Module, draws: Draws, answers
     outputs = tree_map(lambda x: x.cpu(), answers(model.eval(), inputs))
     model.train(was_training)
     figure = optional("matplotlib.figure", "train").Figure((2.2 * _SIDE, 2.2 * _SIDE))
-    for index in range(count):
-        axes = figure.add_subplot(_SIDE, _SIDE, index + 1)
+    for place, sample in enumerate(task.samples(inputs, targets, outputs), 1):
+        axes = figure.add_subplot(_SIDE, _SIDE, place)
         axes.set_axis_off()
-        sample = (tree_map(lambda x, i=index: x[i], part) for part in (inputs, targets, outputs))
         task.draw(axes, *sample)
     _save(figure, path)
 

@@ -1,4 +1,4 @@
-"""What the loop has to know about a task: batches, loss, metrics and pictures."""
+"""The tasks by name, and those with one answer for each image, pixel or element."""
 
 from __future__ import annotations
 
@@ -8,66 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ..data import IGNORE
 from ..data._optional import optional
 from ..models import localization_loss
 from ..models.sequence import tasks as sequence_tasks
-
-
-class Task:
-    """Classification, and what other tasks have in common with it.
-
-    Args:
-        classes: names of the labels.
-
-    A loss is a mean over the samples of a batch, so that parts of a batch weigh alike.
-    """
-
-    metric_names: tuple[str, ...] = ("accuracy",)
-    _option = "num_classes"  # of models, the number of their scores
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
-
-    def collate(self, samples: Sequence[Any]) -> tuple[Any, Any]:
-        """Inputs of the model and targets of the loss."""
-        inputs, targets = default_collate(list(samples))
-        return inputs, targets
-
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Cross entropy; with auxiliary classifiers, as GoogLeNet's, 0.3 of theirs each."""
-        scores, *auxiliary = (outputs,) if isinstance(outputs, Tensor) else outputs
-        self._check_scores(scores, 1)
-        losses = [F.cross_entropy(part, targets) for part in auxiliary if part is not None]
-        return F.cross_entropy(scores, targets) + 0.3 * sum(losses)
-
-    def metrics(self) -> dict[str, Any]:
-        """New metrics of torchmetrics; all are the better the higher."""
-        return {"accuracy": _accuracy(len(self.classes))}
-
-    def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
-        for metric in metrics.values():
-            metric.update(outputs.argmax(1), targets)
-
-    def _check_scores(self, scores: Tensor, dim: int) -> None:
-        """Metrics would count a class that there is not as another one."""
-        if scores.shape[dim] != len(self.classes):
-            raise ValueError(
-                f"the model has {scores.shape[dim]} scores, but the data {len(self.classes)} "
-                f"classes; set model.{self._option}"
-            )
-
-    def draw(self, axes: Any, image: Any, target: Any, output: Any) -> None:
-        """One sample, its target and the model's answer, into matplotlib's axes."""
-        _show(axes, image)
-        label, answer = int(target), int(output.argmax())
-        axes.set_title(
-            f"{self.classes[answer]} (is {self.classes[label]})",
-            color="black" if label == answer else "red",
-            fontsize=8,
-        )
+from ._detection import Detection, InstanceSegmentation
+from ._detection_3d import Detection3d
+from ._task import Task, accuracy, fit, outline, show
 
 
 class Segmentation(Task):
@@ -92,7 +40,7 @@ class Segmentation(Task):
         count = len(self.classes)
         return {
             "miou": kinds.MulticlassJaccardIndex(count, ignore_index=IGNORE),
-            "accuracy": _accuracy(count, ignore_index=IGNORE),
+            "accuracy": accuracy(count, ignore_index=IGNORE),
         }
 
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
@@ -102,7 +50,7 @@ class Segmentation(Task):
         answer = output["out"].argmax(0)
         answer[target == IGNORE] = 0
         truth = torch.where(target == IGNORE, 0, target)
-        _show(axes, image)
+        show(axes, image)
         height, width = truth.shape
         maps = torch.cat((truth, answer), 1).numpy()
         axes.imshow(
@@ -150,7 +98,7 @@ class Localization(Task):
 
     def metrics(self) -> dict[str, Any]:
         mean = optional("torchmetrics", "train").MeanMetric(nan_strategy="disable")
-        return {"iou": mean, "accuracy": _accuracy(len(self.classes))}
+        return {"iou": mean, "accuracy": accuracy(len(self.classes))}
 
     def update(self, metrics: dict[str, Any], outputs: Any, targets: Any) -> None:
         iou = optional("torchmetrics.functional.detection", "train").intersection_over_union
@@ -162,10 +110,8 @@ class Localization(Task):
         super().draw(axes, image, target[1], output[1])
         height, width = image.shape[-2:]
         for box, color in ((target[0], "lime"), (output[0], "red")):
-            x1, y1, x2, y2 = (box * torch.tensor((width, height, width, height))).tolist()
-            axes.plot((x1, x2, x2, x1, x1), (y1, y1, y2, y2, y1), color=color, linewidth=1)
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
+            outline(axes, box * torch.tensor((width, height, width, height)), color)
+        fit(axes, image)
 
 
 class SequenceTask(Task):
@@ -189,6 +135,9 @@ TASKS: dict[str, type[Task]] = {
     "classification": Task,
     "segmentation": Segmentation,
     "localization": Localization,
+    "detection": Detection,
+    "instance_segmentation": InstanceSegmentation,
+    "detection_3d": Detection3d,
     "sequence": SequenceTask,
 }
 
@@ -197,14 +146,3 @@ def _pixel_loss(scores: Tensor, targets: Tensor) -> Tensor:
     losses = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="none")
     counts = (targets != IGNORE).sum((1, 2)).clamp(min=1)
     return (losses.sum((1, 2)) / counts).mean()
-
-
-def _accuracy(classes: int, **options: Any) -> Any:
-    kind = optional("torchmetrics.classification", "train").MulticlassAccuracy
-    return kind(classes, average="micro", **options)
-
-
-def _show(axes: Any, image: Tensor) -> None:
-    low, high = image.min(), image.max()
-    pixels = ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
-    axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray")

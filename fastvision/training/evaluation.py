@@ -17,7 +17,8 @@ from ._data import Draws, batches, check_classes, data_set, evaluation_order
 from ._pictures import draw_samples
 from ._processes import Processes
 from ._run import Answers, model_of
-from ._tasks import TASKS, Task
+from ._task import Task
+from ._tasks import TASKS
 from .recipe import Recipe, named, recipe_of
 
 
@@ -34,7 +35,10 @@ def evaluate(
     Returns:
         The loss and the task's metrics. Those are "accuracy" for classification and sequences (a
         share of samples or symbols), "miou" and "accuracy" (of pixels) for segmentation, "iou" (of
-        boxes) and "accuracy" for localization.
+        boxes) and "accuracy" for localization. Detection has no loss, and COCO's mean average
+        precision "map" and "map50" of boxes; instance segmentation has "mask_map" and "mask_map50"
+        of masks, too. Detection in point clouds has the average precisions "bev_ap50" (of boxes
+        seen from above) and "ap50_3d".
 
     Under torchrun the processes share the data, and all of them return the same. The result is over
     each sample once, whatever their number.
@@ -75,12 +79,11 @@ def measure(
     processes: Processes,
     answers: Answers,
 ) -> dict[str, float]:
-    """Loss and metrics of ``model`` over ``draws``, which the processes share."""
+    """Metrics of ``model`` over ``draws`` in all processes, and its loss if it has one."""
     metrics = task.metrics()
-    metrics["loss"] = optional("torchmetrics", "train").MeanMetric(nan_strategy="disable")
-    for metric in metrics.values():
+    loss = optional("torchmetrics", "train").MeanMetric(nan_strategy="disable")
+    for metric in (loss, *metrics.values()):
         metric.to(processes.device)
-    loss = metrics.pop("loss")
     order = evaluation_order(
         len(draws),
         -(-recipe.batch_size // (recipe.accumulate * processes.count)),
@@ -91,10 +94,12 @@ def measure(
     model.eval()
     for inputs, targets in batches(draws, order, task.collate, recipe.workers):
         outputs, targets = answers(model, inputs), answers.moved(targets)
-        loss.update(task.loss(outputs, targets), _count(targets))
+        if task.tests_loss:
+            loss.update(task.loss(outputs, targets), _count(targets))
         task.update(metrics, outputs, targets)
     model.train(was_training)
-    return {name: float(metric.compute()) for name, metric in {"loss": loss, **metrics}.items()}
+    losses = {"loss": float(loss.compute())} if task.tests_loss else {}
+    return {**losses, **task.results(metrics, processes)}
 
 
 def _count(targets: Any) -> int:

@@ -71,7 +71,8 @@ class Recipe:
 
     Args:
         name: of the recipe.
-        task: "classification", "segmentation", "localization" or "sequence".
+        task: "classification", "segmentation", "localization", "detection",
+            "instance_segmentation", "detection_3d" or "sequence".
         description: one line.
         batch_size: samples per step, over all processes and parts.
         model: of :func:`fastvision.models.get_model`.

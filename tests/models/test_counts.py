@@ -18,6 +18,8 @@ PARAMETERS = {
     "resnet56": 853_018,
     "plain20": 269_722,
     "plain56": 853_018,
+    "darknet19": 20_842_376,
+    "darknet53": 41_609_928,
     "xception": 22_855_952,
     "inception_resnet_v2": 55_843_464,
     "mobilenet_v1_x1_0": 4_231_976,

@@ -22,6 +22,7 @@ LAYERS = (
     {"models"},
     {"data"},
     {"training"},
+    {"inference"},
     {"cli"},
     {"__init__", "__main__"},
     {"testing"},  # for tests and benchmarks: nothing in the package needs it
@@ -109,6 +110,17 @@ def test_kernels_know_only_common_and_configs(name: str) -> None:
         if imported.startswith("fastvision.kernels."):
             room = imported.split(".")[2]
             assert room in ("common", "configs"), f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_grids_have_one_dimension(name: str) -> None:
+    """CUDA ends the others at 65,535 programs, which many images or large maps exceed."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "program_id":
+                assert ast.unparse(node) == "tl.program_id(0)", f"{name}:{node.lineno}"
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("_kernel"):
+            assert len(getattr(node.slice, "elts", [0])) == 1, f"{name}:{node.lineno}"
 
 
 @pytest.mark.parametrize("name", MODULES)

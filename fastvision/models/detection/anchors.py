@@ -71,13 +71,19 @@ class AnchorGenerator(nn.Module):
         return [len(sizes) * len(ratios) for sizes, ratios in pairs]
 
     def grid_anchors(
-        self, grid_sizes: Sequence[Sequence[int]], strides: Sequence[Sequence[Any]]
+        self,
+        grid_sizes: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[Any]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: Any = "cpu",
     ) -> list[Tensor]:
         """Anchors [H W A, 4] of each level, by rows, columns, and anchors around a pixel.
 
         Args:
             grid_sizes: (height, width) of the maps.
             strides: pixels of the image between pixels of the maps, (vertical, horizontal).
+            dtype, device: of the anchors.
 
         Raises:
             AssertionError: another number of maps than of levels.
@@ -91,6 +97,7 @@ class AnchorGenerator(nn.Module):
         for (height, width), (down, right), cell in zip(
             grid_sizes, strides, self.cell_anchors, strict=True
         ):
+            cell = cell.to(dtype=dtype, device=device)
             x = torch.arange(width, dtype=torch.int32, device=cell.device) * right
             y = torch.arange(height, dtype=torch.int32, device=cell.device) * down
             columns = x[:, None, None] + cell[:, 0::2]
@@ -106,8 +113,8 @@ class AnchorGenerator(nn.Module):
         height, width = image_list.tensors.shape[-2:]
         grids = [(x.shape[-2], x.shape[-1]) for x in feature_maps]
         kind, device = box_dtype(feature_maps[0]), feature_maps[0].device
-        self.cell_anchors = [x.to(device=device, dtype=kind) for x in self.cell_anchors]
-        return self.grid_anchors(grids, [(height // h, width // w) for h, w in grids])
+        strides = [(height // h, width // w) for h, w in grids]
+        return self.grid_anchors(grids, strides, dtype=kind, device=device)
 
     def forward(self, image_list: ImageList, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         """Anchors [sum of H W A, 4] of each image, one tensor that all of them share."""

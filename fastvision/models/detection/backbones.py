@@ -30,7 +30,7 @@ class BackboneWithFPN(nn.Module):
         return_layers: the name of a child, and the name of its result.
         in_channels_list: channels of the results, in the order of the layers.
         out_channels: of the pyramid; also an attribute, from which detectors make their heads.
-        extra_blocks: adds levels; :class:`LastLevelMaxPool` if None.
+        extra_blocks: adds levels; ``LastLevelMaxPool`` if None.
         norm_layer: called with ``out_channels`` after each convolution of the pyramid.
     """
 

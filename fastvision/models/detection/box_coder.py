@@ -77,3 +77,41 @@ class BoxCoder:
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * size, size
+
+
+class BoxLinearCoder:
+    """Distances from the centre of a reference to the four sides of a box (Tian, Shen, Chen and
+    He, FCOS, 2019, equation 1).
+
+    Args:
+        normalize_by_size: whether distances are in units of the reference's size.
+    """
+
+    def __init__(self, normalize_by_size: bool = True) -> None:
+        self.normalize_by_size = normalize_by_size
+
+    def encode(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """Distances [..., 4] to the left, upper, right and lower side.
+
+        Args:
+            reference_boxes: corners [..., 4] of the boxes from whose centres they are measured.
+            proposals: corners [..., 4] of the boxes whose sides they are.
+        """
+        centre = 0.5 * (reference_boxes[..., :2] + reference_boxes[..., 2:])
+        sides = torch.cat((centre - proposals[..., :2], proposals[..., 2:] - centre), -1)
+        return sides / _sizes(reference_boxes) if self.normalize_by_size else sides
+
+    def decode(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """Corners [..., 4] of the distances from the centres of ``boxes`` [..., 4], in float32 for
+        16-bit distances."""
+        sides = rel_codes.to(torch.promote_types(rel_codes.dtype, torch.float32))
+        boxes = boxes.to(sides.dtype)
+        centre = 0.5 * (boxes[..., :2] + boxes[..., 2:])
+        sides = sides * _sizes(boxes) if self.normalize_by_size else sides
+        return torch.cat((centre - sides[..., :2], centre + sides[..., 2:]), -1)
+
+
+def _sizes(boxes: Tensor) -> Tensor:
+    """[..., 4] widths and heights, twice."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    return torch.cat((size, size), -1)

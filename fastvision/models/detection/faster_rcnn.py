@@ -46,15 +46,16 @@ class FasterRCNN(GeneralizedRCNN):
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: number of proposals of a level before
             the suppression.
         rpn_post_nms_top_n_train, rpn_post_nms_top_n_test: of an image after it.
-        rpn_nms_thresh, rpn_fg_iou_thresh, rpn_bg_iou_thresh, rpn_batch_size_per_image,
-            rpn_positive_fraction, rpn_score_thresh: of the :class:`RegionProposalNetwork`.
+        rpn_nms_thresh, rpn_score_thresh: of the :class:`RegionProposalNetwork`.
+        rpn_fg_iou_thresh, rpn_bg_iou_thresh: of the same.
+        rpn_batch_size_per_image, rpn_positive_fraction: of the same.
         box_roi_pool: a :class:`fastvision.ops.MultiScaleRoIAlign`; of 7x7 bins from the maps "0"
             to "3" if None.
         box_head: on what is pooled; two linear layers if None.
         box_predictor: a :class:`FastRCNNPredictor` if None.
-        box_score_thresh, box_nms_thresh, box_detections_per_img, box_fg_iou_thresh,
-            box_bg_iou_thresh, box_batch_size_per_image, box_positive_fraction, bbox_reg_weights:
-            of the :class:`RoIHeads`.
+        box_score_thresh, box_nms_thresh, box_detections_per_img: of the :class:`RoIHeads`.
+        box_fg_iou_thresh, box_bg_iou_thresh: of the same.
+        box_batch_size_per_image, box_positive_fraction, bbox_reg_weights: of the same.
 
     Raises:
         ValueError: the backbone has no ``out_channels``, or one of ``num_classes`` and

@@ -44,9 +44,13 @@ class GeneralizedRCNN(nn.Module):
                 visibility) if there are heads for them. Images without objects have L = 0.
 
         Returns:
-            In evaluation a dict for each image: "boxes" [n, 4], "labels" int64 [n] and "scores"
-            [n] in descending order; with heads for them "masks" [n, 1, H, W] in 0..1, and
-            "keypoints" [n, K, 3] with "keypoints_scores" [n, K]. In training the losses, scalars.
+            In training a dict of the losses, scalars. In evaluation a list with a dict for each
+            image, of "boxes" [n, 4], "labels" int64 [n] and "scores" [n] in descending order; with
+            heads for them "masks" [n, 1, H, W] in 0..1, and "keypoints" [n, K, 3] (x, y, 1) with
+            "keypoints_scores" [n, K].
+
+        A program of ``torch.export`` has results of a fixed size: beyond the detections boxes and
+        scores are 0, and so are labels. Keypoints cannot be exported.
 
         Raises:
             AssertionError: no targets in training, boxes of another shape, or one without area.

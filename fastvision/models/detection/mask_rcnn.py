@@ -141,7 +141,7 @@ class MaskRCNNPredictor(Sequential):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
-@register("instance segmentation")
+@register("instance_segmentation")
 def maskrcnn_resnet50_fpn(
     *,
     weights: Any = None,
@@ -160,7 +160,7 @@ def maskrcnn_resnet50_fpn(
     return begin.load(MaskRCNN(on_resnet50(begin, progress), begin.num_classes, **kwargs))
 
 
-@register("instance segmentation")
+@register("instance_segmentation")
 def maskrcnn_resnet50_fpn_v2(
     *,
     weights: Any = None,

@@ -44,6 +44,11 @@ def top_of_levels(scores: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
     return torch.cat(values, 1), torch.cat(indices, 1)
 
 
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [B, N, 4] those at the indices [B, K] of each image, [B, K, 4]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
 def limits(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """(width, height, width, height) [B, 4] of images of sizes (height, width)."""
     return like.new_tensor([(width, height) * 2 for height, width in sizes])

@@ -14,7 +14,7 @@ from . import keypoints, masks
 from .box_coder import BoxCoder
 from .image_list import Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
-from .postprocess import clip, large, limits, suppress
+from .postprocess import clip, large, limits, suppress, suppress_padded, take
 
 _SMALLEST = 1e-2  # pixels; a detection below this is dropped
 
@@ -122,6 +122,8 @@ class RoIHeads(nn.Module):
         if self.has_mask():
             logits = self._mask_logits(features, boxes, image_shapes)
             probabilities = masks.of_labels(logits, torch.cat(labels)).sigmoid()[:, None]
+            if torch.compiler.is_exporting():
+                probabilities = probabilities * (torch.cat(labels) > 0)[:, None, None, None]
             _add(detections, "masks", probabilities)
         if self.has_keypoint():
             heatmaps = self._heatmaps(features, boxes, image_shapes)
@@ -146,6 +148,8 @@ class RoIHeads(nn.Module):
             image_shapes: (height, width) of each image.
         """
         scores = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32)).softmax(-1)
+        if torch.compiler.is_exporting():
+            return self._postprocess_padded(scores, box_regression, proposals, image_shapes)
         # few pass the threshold, and only they need boxes
         roi, label = torch.where(scores[:, 1:] > self.score_thresh)
         label = label + 1
@@ -162,6 +166,36 @@ class RoIHeads(nn.Module):
         )
         found = (list(kept.split(values)) for values in (boxes, scores, label))
         return next(found), next(found), next(found)
+
+    def _postprocess_padded(
+        self,
+        scores: Tensor,
+        box_regression: Tensor,
+        proposals: Sequence[Tensor],
+        image_shapes: Sequence[Size],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The same of ``detections_per_img`` boxes of each image, of which those beyond the
+        detections are zeros with the label 0."""
+        boxes = torch.stack(list(proposals))
+        batch, count = boxes.shape[:2]
+        codes = box_regression.view(batch, count, -1, 4)[:, :, 1:]
+        boxes = self.box_coder.decode_single(codes, boxes[:, :, None]).flatten(1, 2)
+        boxes = clip(boxes, limits(image_shapes, boxes)[:, None])
+        scores = scores.view(batch, count, -1)[..., 1:]
+        labels = torch.arange(scores.shape[-1], device=boxes.device).repeat(count) + 1
+        labels, scores = labels.expand(batch, -1), scores.flatten(1)
+        kept, _ = suppress_padded(
+            boxes,
+            scores,
+            labels,
+            (scores > self.score_thresh) & large(boxes, _SMALLEST),
+            self.nms_thresh,
+            self.detections_per_img,
+        )
+        missing, kept = kept < 0, kept.clamp(min=0)
+        boxes = take(boxes, kept).masked_fill(missing[..., None], 0)
+        scores, labels = (x.gather(1, kept).masked_fill(missing, 0) for x in (scores, labels))
+        return list(boxes), list(scores), list(labels)
 
     def _mask_logits(
         self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]

@@ -18,7 +18,7 @@ from .anchors import AnchorGenerator
 from .box_coder import BoxCoder
 from .image_list import ImageList, Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
-from .postprocess import clip, large, limits, suppress_padded, top_of_levels
+from .postprocess import clip, large, limits, suppress_padded, take, top_of_levels
 
 
 class RPNHead(nn.Module):
@@ -153,6 +153,10 @@ class RegionProposalNetwork(nn.Module):
         scores = [level.squeeze(-1) for level in by_anchor(logits, 1)]
         codes = torch.cat(by_anchor(offsets, 4), 1)
         boxes, counts = self.propose(scores, codes, anchors, images.image_sizes)
+        if torch.compiler.is_exporting():  # of a fixed size: no feature is pooled in NaN
+            rank = torch.arange(boxes.shape[1], device=boxes.device)
+            missing = rank >= counts[:, None]
+            return list(boxes.masked_fill(missing[..., None], torch.nan)), {}
         proposals = [b[:count] for b, count in zip(boxes, counts.tolist(), strict=True)]
         if not self.training:
             return proposals, {}
@@ -233,11 +237,6 @@ class RegionProposalNetwork(nn.Module):
             labels.append(label.masked_fill(match == Matcher.BETWEEN_THRESHOLDS, -1))
             objects.append(truth[match.clamp(min=0)])
         return labels, objects
-
-
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """Of values [B, N, 4] those at the indices [B, K] of each image, [B, K, 4]."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def default_anchors() -> AnchorGenerator:

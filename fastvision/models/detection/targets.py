@@ -14,6 +14,7 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
     """Raises:
     AssertionError: there are no targets, another number of them than of images, or boxes of
         another type or shape than [L, 4] (torchvision's error type).
+    ValueError: labels are not int64 [L], or one is negative.
     """
     if targets is None:
         raise AssertionError("targets should not be none when in training mode")
@@ -27,6 +28,14 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
             raise AssertionError(
                 f"Expected target boxes to be a tensor of shape [N, 4], got {list(boxes.shape)}."
             )
+        labels = target["labels"]
+        if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"Expected target labels to be int64 of shape [{len(boxes)}], got {labels.dtype} "
+                f"of shape {list(labels.shape)}."
+            )
+        if (labels < 0).any():
+            raise ValueError(f"Expected target labels not to be negative, got {labels.tolist()}.")
 
 
 def check_boxes(targets: Sequence[Target] | None) -> None:

@@ -124,6 +124,17 @@ class GeneralizedRCNNTransform(nn.Module):
             place[: image.shape[0], : image.shape[1], : image.shape[2]].copy_(image)
         return batch
 
+    def batch_of(self, images: Tensor) -> ImageList:
+        """What evaluation makes of images [N, C, H, W] of one size, all at once."""
+        height, width = images.shape[-2:]
+        size = self._size_of(height, width, self.min_size[-1])
+        batch = self.normalize(images)
+        if size != (height, width):
+            batch = F.interpolate(batch, size=size, mode="bilinear", align_corners=False)
+        down, right = (-side % self.size_divisible for side in size)
+        batch = F.pad(batch, (0, right, 0, down)) if down or right else batch
+        return ImageList(batch, [size] * len(images))
+
     def postprocess(
         self, result: list[Target], image_shapes: Sequence[Size], original_image_sizes: list[Size]
     ) -> list[Target]:

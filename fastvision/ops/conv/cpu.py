@@ -71,7 +71,7 @@ def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
 
 def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     """Whether channels and tiles are enough to pay for Winograd's transforms and larger weights."""
-    return winograd_fits(weight, input.dtype, spec) and has_tiles(input)
+    return winograd_fits(weight, input.dtype, spec) and has_tiles(input.shape)
 
 
 def winograd_fits(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> bool:
@@ -80,8 +80,9 @@ def winograd_fits(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> bool:
     return R == S == 3 and C >= 32 and K >= 16 and dtype == torch.float32 and ones == (1,) * 5
 
 
-def has_tiles(input: Tensor) -> bool:
-    N, _, H, W = input.shape
+def has_tiles(shape: Sequence[int]) -> bool:
+    """Whether an input of this shape has enough tiles, and little in them lies outside of it."""
+    N, _, H, W = shape
     pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
     return N * pixels >= _MIN_WINOGRAD_PIXELS and pixels >= _MIN_PIXELS_OF_TILE * tiles
 
@@ -146,8 +147,8 @@ class Layer:
         """``weights``: the same values as in the constructor."""
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
-        winograd = self.may_use_winograd and has_tiles(input)
-        if self._onednn_wins(input, winograd) and onednn.supports(
+        winograd = self.may_use_winograd and has_tiles(input.shape)
+        if self._onednn_wins(input.shape, winograd) and onednn.supports(
             input, self.shape, residual, self.spec
         ):
             # oneDNN's weight layout depends on the input's shape
@@ -161,8 +162,8 @@ class Layer:
         run = _WINOGRAD if winograd else _PACKED
         return run(input, packed, residual, self.options)
 
-    def _onednn_wins(self, input: Tensor, winograd: bool) -> bool:
-        N, _, H, W = input.shape
+    def _onednn_wins(self, shape: Sequence[int], winograd: bool) -> bool:
+        N, _, H, W = shape
         (down, across), taps = self.spec.stride, self.shape[2:]
         if not winograd and N * (H // down) * (W // across) >= self.onednn_pixels:
             return True

@@ -158,7 +158,7 @@ def linear_act(
     check_tensor(weight, "weight")
     if is_traced():
         return _TRACED(input, weight, bias, activation, negative_slope)
-    check_floating(input, "input")
+    check_floating(input.dtype, "input")
     if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
         raise TypeError(f"weight and bias must have input's dtype {input.dtype}")
     if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:

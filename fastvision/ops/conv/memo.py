@@ -7,6 +7,7 @@ Checking arguments and looking up weights takes longer than a small convolution.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .cpu import Layer
 from .packing import can_remember, fingerprint, recall, remember
 from .spec import ConvSpec, Weights
 
+# what a layer raises for wrong arguments; the full checks give better messages
+MISFITS = (TypeError, RuntimeError, AttributeError)
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -27,6 +30,7 @@ def may_repeat(input: Any, weights: Weights, residual: Any) -> bool:
     return (
         type(input) is Tensor
         and input.is_cpu
+        and not input.is_nested  # it has no shape
         and (residual is None or type(residual) is Tensor)
         and _extension.missing is None
         and requested_by_environment is None
@@ -52,12 +56,17 @@ def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
     return made
 
 
-def repeat(
-    input: Tensor, weights: Weights, residual: Tensor | None, call: tuple[Any, ...]
-) -> Tensor | None:
-    """The result by the layer that :func:`keep` stored for the same call, or None.
+def kept(
+    shape: Sequence[int], dtype: torch.dtype, weights: Weights, call: tuple[Any, ...]
+) -> Layer | None:
+    """The layer that :func:`keep` stored for the same call, or None.
 
-    Only input and residual may differ. ``call`` holds the op and its options.
+    Only input and residual may differ, which :data:`MISFITS` says if they do not fit.
+
+    Args:
+        shape: of the input.
+        dtype: of the input.
+        call: the op and its options.
     """
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
@@ -66,16 +75,16 @@ def repeat(
             if t is not None and t.is_neg():  # the fingerprint reads bytes, not values
                 return None
         # operators are faster with a plain tuple
-        layer: Layer | None = recall(tuple(weights), _purpose(input.dtype, call))
-        if layer is None or input.dim() != 4 or input.shape[1] != layer.channels:
-            return None
-        return layer(input, residual, weights)
-    except (TypeError, RuntimeError, AttributeError):  # the full checks give better messages
+        layer: Layer | None = recall(tuple(weights), _purpose(dtype, call))
+    except MISFITS:
         return None
+    if layer is None or len(shape) != 4 or shape[1] != layer.channels:
+        return None
+    return layer
 
 
 def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
-    """Stores the layer for :func:`repeat`."""
+    """Stores the layer for :func:`kept`."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
         with contextlib.suppress(TypeError):  # an unhashable option, such as a list

@@ -248,7 +248,7 @@ def check_maps(input: object, weight: object) -> None:
     for tensor, name in ((input, "input"), (weight, "weight")):
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
-        check_floating(tensor, name)
+        check_floating(tensor.dtype, name)
     if 0 in weight.shape:
         raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}")
     if weight.dtype != input.dtype and not (weight.itemsize == 4 and input.itemsize == 2):
@@ -273,7 +273,7 @@ def check_parameters(channels: int, device: torch.device, weights: Weights, trai
         check_tensor(tensor, name)
         if tensor.shape != (channels,):
             raise ValueError(f"{name} must have shape [{channels}], got {list(tensor.shape)}")
-        check_floating(tensor, name)
+        check_floating(tensor.dtype, name)
         if tensor.device != device:
             raise ValueError(f"{name} must be on {device} as input, got {tensor.device}")
     running_mean, running_var = weights.running_mean, weights.running_var
@@ -285,9 +285,7 @@ def check_parameters(channels: int, device: torch.device, weights: Weights, trai
         raise ValueError("bn_weight and bn_bias need running_mean and running_var, which are None")
 
 
-def check_residual(residual: Tensor | None, input: Tensor, shape: Sequence[int]) -> None:
-    if residual is None:
-        return
+def check_residual(residual: Tensor, input: Tensor, shape: Sequence[int]) -> None:
     check_tensor(residual, "residual")
     if residual.shape != tuple(shape):
         raise ValueError(

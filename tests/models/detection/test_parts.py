@@ -279,7 +279,7 @@ def test_clipping_to_each_image():
     )
 
 
-@pytest.mark.parametrize("size", [2, 30, 80, 400])
+@pytest.mark.parametrize("size", [2, 30, 80, 120, 400])
 def test_keypoints_of_heatmaps(size):
     generator = cases.generator(size)
     small = torch.randn(5, 3, 14, 14, generator=generator, dtype=torch.double)

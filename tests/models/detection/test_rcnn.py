@@ -76,7 +76,7 @@ def assert_same_results(ours: nn.Module, reference: nn.Module) -> None:
     with torch.no_grad():
         expected = reference.eval()(images)
         actual = ours.eval()(images)
-    assert all(len(found["boxes"]) == 6 for found in expected)
+    assert all(len(found["boxes"]) >= 2 for found in expected)
     assert [list(found) for found in actual] == [list(found) for found in expected]
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     assert_same_training(ours, reference, images, of(targets, ours))
@@ -105,6 +105,8 @@ def assert_same_training(ours, reference, images, targets) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_builder(name):
     options = {"weights": None, "weights_backbone": None, **SMALL}
+    if not name.startswith("faster"):  # their heads are slow
+        options |= {"box_detections_per_img": 2, "box_batch_size_per_image": 4}
     torch.manual_seed(0)
     reference = getattr(theirs, name)(**options)
     torch.manual_seed(0)
@@ -344,6 +346,32 @@ def test_16_bit_images():
         torch.testing.assert_close(one["scores"], other["scores"], rtol=0.05, atol=0.05)
         inside = one["boxes"][:, 2:] - one["boxes"][:, :2]
         assert (inside > 0).all() and (one["scores"].diff() <= 0).all()
+
+
+def test_exported():
+    """A program has results of a fixed size, which end in zeros."""
+    images, _ = scenes()
+    model, _ = pair("MaskRCNN", 3, box_detections_per_img=30, rpn_post_nms_top_n_test=15)
+    with torch.no_grad():
+        scores = model.eval()(images)[0]["scores"]
+        model.roi_heads.score_thresh = scores[len(scores) // 2].item()
+        expected = model(images)
+        program = torch.export.export(model, (images,)).module()
+        found = program([x.flip(-1) for x in images])
+        assert [len(one["boxes"]) for one in found] == [30, 30]
+        found = program(images)
+    for one, other in zip(found, expected, strict=True):
+        count = len(other["boxes"])
+        assert 0 < count < 30
+        for key, values in other.items():
+            torch.testing.assert_close(one[key][:count], values, rtol=1e-8, atol=1e-8)
+            assert not one[key][count:].any()
+
+
+def test_keypoints_cannot_be_exported():
+    model, _ = pair("KeypointRCNN", 2)
+    with pytest.raises(Exception, match="search in heatmaps cannot be exported"):
+        torch.export.export(model.eval(), (scenes()[0],))
 
 
 def test_state_dicts_of_version_1():

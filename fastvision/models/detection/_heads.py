@@ -1,0 +1,65 @@
+"""What the heads of one-stage detectors share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import conv_norm_act
+
+
+def rows_of(x: Tensor, columns: int) -> Tensor:
+    """Maps [N, A columns, H, W] as rows [N, H W A, columns], a view of channels_last maps."""
+    n, channels, height, width = x.shape
+    rows = height * width * (channels // columns)
+    return x.permute(0, 2, 3, 1).reshape(n, rows, columns)
+
+
+def predict(x: Tensor, conv: nn.Module, columns: int) -> Tensor:
+    """:func:`rows_of` the result of a convolution."""
+    return rows_of(conv_norm_act(x, conv), columns)
+
+
+def initialize(*modules: nn.Module) -> None:
+    """Weights of convolutions from a normal distribution of deviation 0.01, and zero biases."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+def initialize_prior(conv: nn.Conv2d, probability: float) -> None:
+    """As :func:`initialize`, with a bias that gives every class this probability (Lin et al.,
+    Focal loss, 2017, section 4.1), so that background does not swamp the first steps."""
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.constant_(conv.bias, -math.log((1 - probability) / probability))  # type: ignore[arg-type]
+
+
+class LevelHead(nn.Module):
+    """A part of a head: one prediction for every anchor."""
+
+    def levels(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Rows [N, H W A, columns] of each map [N, C, H, W]."""
+        raise NotImplementedError(f"{type(self).__name__} has no levels")
+
+    def forward(self, x: Sequence[Tensor]) -> Any:
+        """The rows of all maps, [N, sum of H W A, columns]."""
+        return torch.cat(self.levels(x), 1)
+
+
+class DenseHead(nn.Module):
+    """A head whose predictions are dicts."""
+
+    def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Rows [N, H W A, columns] of each map [N, C, H, W], by name."""
+        raise NotImplementedError(f"{type(self).__name__} has no levels")
+
+    def forward(self, x: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The rows of all maps, [N, sum of H W A, columns], by name."""
+        return {name: torch.cat(rows, 1) for name, rows in self.levels(x).items()}

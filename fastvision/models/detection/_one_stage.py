@@ -1,0 +1,235 @@
+"""What one-stage detectors share: the call, the assignment of objects, and the detections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import box_iou
+from ...ops._layers import has_global_hooks, is_plain
+from ._heads import DenseHead
+from ._selection import Detections, best_pairs, detect, take
+from .anchors import AnchorGenerator
+from .image_list import ImageList, Target
+from .postprocess import clip, limits
+from .targets import check_boxes, check_targets
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+class OneStageDetector(nn.Module):
+    """A backbone, and a head that predicts classes and boxes at every place of its maps."""
+
+    backbone: nn.Module
+    head: nn.Module
+    anchor_generator: nn.Module
+    transform: Any
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
+        """Detections of images, or losses in training.
+
+        Args:
+            images: [3, H, W] each, of any size, floating-point in 0..1.
+            targets: in training, for each image "boxes" [L, 4] (x1, y1, x2, y2) in pixels and
+                "labels" int64 [L].
+
+        Returns:
+            In evaluation for each image "boxes" [n, 4] in its pixels, "scores" [n] in descending
+            order and "labels" int64 [n]. In training a dict of scalar losses.
+
+        Raises:
+            AssertionError: there are no targets in training, or boxes of another shape or without
+                area.
+            TypeError, ValueError: an image of another dtype or number of dimensions.
+        """
+        if self.training:
+            check_targets(targets, images)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch, targets = self.transform(images, targets)
+        check_boxes(targets)
+        maps = self._maps(batch)
+        if self.training:
+            return self._losses(targets, batch, maps)
+        found = self._detections(batch, maps)
+        return self.transform.postprocess(found, batch.image_sizes, sizes)
+
+    def detect(self, images: Tensor) -> Detections:
+        """The detections of images of one size, in tensors of a fixed size.
+
+        What is detected decides over no shape, and nothing synchronizes with the device.
+
+        Args:
+            images: [N, 3, H, W], floating-point in 0..1.
+
+        Returns:
+            :class:`Detections`, with boxes in pixels of the images.
+
+        Raises:
+            RuntimeError: the model is in training.
+            ValueError: images of another shape.
+        """
+        if self.training:
+            raise RuntimeError("detect() is for evaluation, the model is in training")
+        if images.dim() != 4:
+            raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
+        batch = self.transform.batch_of(images)
+        found = self._fixed(batch, self._maps(batch))
+        old, new = limits(batch.image_sizes[:1], found.boxes), images.shape[-2:]
+        return found._replace(boxes=found.boxes * (limits([(new[0], new[1])], old) / old))
+
+    def _maps(self, batch: ImageList) -> list[Tensor]:
+        features = self.backbone(batch.tensors)
+        return [features] if isinstance(features, Tensor) else list(features.values())
+
+    def _losses(self, targets: Any, batch: ImageList, maps: list[Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def _detections(self, batch: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
+        raise NotImplementedError(f"{type(self).__name__} has no detections")
+
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        raise NotImplementedError(f"{type(self).__name__} has no detections of a fixed size")
+
+
+class FixedShape(nn.Module):
+    """A one-stage detector whose images and detections are tensors of fixed shapes, for
+    :func:`torch.export.export` and CUDA graphs.
+
+    Args:
+        model: the detector, in evaluation.
+    """
+
+    def __init__(self, model: OneStageDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Detections:
+        """See :meth:`OneStageDetector.detect`."""
+        return self.model.detect(images)
+
+
+class PyramidDetector(OneStageDetector):
+    """A detector whose levels have a limited number of candidates each, of all classes."""
+
+    score_thresh: float
+    nms_thresh: float
+    detections_per_img: int
+    topk_candidates: int
+
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes [N, M, 4] of offsets and anchors of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode")
+
+    def _detections(self, batch: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
+        levels = self._levels(maps)
+        counts = [level.shape[1] for level in levels["cls_logits"]]
+        of_images = self.anchor_generator(batch, maps)
+        split = {id(anchors): list(anchors.split(counts)) for anchors in of_images}
+        anchors = [split[id(anchors)] for anchors in of_images]
+        return self.postprocess_detections(levels, anchors, batch.image_sizes)
+
+    def _fixed(self, batch: ImageList, maps: list[Tensor]) -> Detections:
+        levels = self._levels(maps)
+        counts = [level.shape[1] for level in levels["cls_logits"]]
+        anchors = self.anchor_generator(batch, maps)[0][None].split(counts, 1)
+        return self.detections_of(levels, anchors, limits(batch.image_sizes, anchors[0]))
+
+    def _levels(self, maps: list[Tensor]) -> dict[str, list[Tensor]]:
+        """The head's results [N, H W A, columns] of each level."""
+        head = self.head
+        if isinstance(head, DenseHead) and is_plain(head) and not has_global_hooks():
+            return head.levels(maps)
+        outputs = head(maps)
+        places = [x.shape[2] * x.shape[3] for x in maps]
+        per_place = outputs["cls_logits"].shape[1] // sum(places)
+        counts = [per_place * n for n in places]
+        return {name: list(values.split(counts, 1)) for name, values in outputs.items()}
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: Sequence[Sequence[Tensor]],
+        image_shapes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image, in pixels of the batch.
+
+        Args:
+            head_outputs: of each level, [N, H W A, columns].
+            anchors: for each image those of each level, [H W A, 4].
+            image_shapes: (height, width) of each image.
+        """
+        levels = [shared(level) for level in zip(*anchors, strict=True)]
+        sizes = limits(image_shapes, levels[0])
+        return self.detections_of(head_outputs, levels, sizes).unpadded()
+
+    def detections_of(
+        self, head_outputs: dict[str, list[Tensor]], anchors: Sequence[Tensor], sizes: Tensor
+    ) -> Detections:
+        """The detections in tensors of a fixed size.
+
+        Args:
+            head_outputs: of each level, [N, H W A, columns].
+            anchors: of each level, [N, H W A, 4], or [1, H W A, 4] for all images.
+            sizes: (width, height, width, height) [N, 4] of the images.
+        """
+        found: list[tuple[Tensor, ...]] = []
+        quality = head_outputs.get("bbox_ctrness", [None] * len(anchors))
+        parts = head_outputs["cls_logits"], quality, head_outputs["bbox_regression"], anchors
+        for logits, weight, codes, boxes in zip(*parts, strict=True):
+            scores, place, labels = best_pairs(logits, weight, self.topk_candidates)
+            found.append((scores, labels, take(codes, place), take(boxes, place)))
+        columns = zip(*found, strict=True)
+        scores, labels, codes, boxes = (torch.cat(of_levels, 1) for of_levels in columns)
+        return detect(
+            clip(self.decode(codes, boxes), sizes[:, None]),
+            scores,
+            labels,
+            self.score_thresh,
+            self.nms_thresh,
+            self.detections_per_img,
+        )
+
+
+def shared(of_images: Sequence[Tensor]) -> Tensor:
+    """Anchors [A, 4] of each image as [N, A, 4], or as [1, A, 4] if they are one tensor."""
+    first = of_images[0]
+    if all(anchors is first for anchors in of_images):
+        return first[None]
+    return torch.stack(list(of_images))
+
+
+def match(
+    matcher: Callable[[Tensor], Tensor], targets: Sequence[Target], anchors: Sequence[Tensor]
+) -> list[Tensor]:
+    """The object of each anchor, int64 [A] per image; negative for none, see
+    :class:`~fastvision.models.detection.Matcher`."""
+    return [
+        matcher(box_iou(target["boxes"], boxes))
+        if len(target["boxes"]) > 0
+        else torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+        for target, boxes in zip(targets, anchors, strict=True)
+    ]
+
+
+def check_parts(backbone: nn.Module, anchor_generator: AnchorGenerator | None) -> int:
+    """Channels of the backbone's maps.
+
+    Raises:
+        ValueError: it has no attribute of them.
+        TypeError: ``anchor_generator`` is of another type.
+    """
+    if not isinstance(anchor_generator, (AnchorGenerator, type(None))):
+        raise TypeError(
+            "anchor_generator should be of type AnchorGenerator or None, "
+            f"got {type(anchor_generator)}"
+        )
+    channels = getattr(backbone, "out_channels", None)
+    if channels is None:
+        raise ValueError(
+            "backbone should contain an attribute out_channels specifying the number of output "
+            "channels (assumed to be the same for all the levels)"
+        )
+    return int(channels)
