@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data._optional import optional
+from .._optional import optional
 from ..training._checkpoint import write_whole
 from .findings import Findings
 from .predictor import BACKGROUND, name_of

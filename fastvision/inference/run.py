@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data._optional import optional
+from .._optional import optional
 from ..training._interruption import Interruption
 from ..training._processes import Processes
 from .findings import Findings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data._optional import optional
+from .._optional import optional
 
 _RATE = 25.0  # frames per second where a camera or file names none
 _COMPLETE = 0.9  # of the frames that a file declares, which is an estimate for some formats
