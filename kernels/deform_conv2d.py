@@ -53,9 +53,8 @@ def _deform_conv2d_kernel(
     BLOCK_C: tl.constexpr,
 ):
     tiles = tl.cdiv(K, BLOCK_N)
-    rows = tl.cdiv(pixels, BLOCK_M)
-    group = tl.program_id(0) // tiles // rows
-    m = tl.program_id(0) // tiles % rows * BLOCK_M + tl.arange(0, BLOCK_M)
+    group = tl.program_id(1)
+    m = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     k_mask = k < K
     m_mask, n, place, y0, x0 = pixel_of(
@@ -128,7 +127,7 @@ def launch_deform_conv2d(
     chosen = tile(call.K, call.tensor_cores)
     tiles = triton.cdiv(call.pixels, chosen.block_m) * triton.cdiv(call.K, chosen.block_n)
     with torch.cuda.device_of(input):
-        _deform_conv2d_kernel[(tiles * groups,)](
+        _deform_conv2d_kernel[(tiles, groups)](
             *(call.input, call.offset, call.mask, call.weight, bias, output, *call.shared),
             CHANNELS_LAST=last, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
             num_warps=chosen.warps, num_stages=STAGES, **call.options,

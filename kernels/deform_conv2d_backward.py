@@ -196,11 +196,9 @@ def _deform_conv2d_weight_kernel(
 ):
     tiles = tl.cdiv(K, BLOCK_N)
     steps = tl.cdiv(section, BLOCK_C)
-    parts = C // section * steps
     k = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    part = tl.program_id(0) // tiles % parts
-    tap = tl.program_id(0) // tiles // parts % (R * S)
-    split = tl.program_id(0) // tiles // parts // (R * S)
+    part = tl.program_id(0) // tiles
+    tap = tl.program_id(1)
     k_mask = k < K
     c = part % steps * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < section
@@ -209,7 +207,7 @@ def _deform_conv2d_weight_kernel(
     group = first // (C // groups)
     offset_group = first // (C // offset_groups)
     area = OH * OW
-    start = split * split_pixels
+    start = tl.program_id(2) * split_pixels
     acc = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     for begin in range(0, split_pixels, BLOCK_M):
         m = start + begin + tl.arange(0, BLOCK_M)
@@ -237,7 +235,8 @@ def _deform_conv2d_weight_kernel(
         acc = tl.dot(
             tl.trans(column.to(b.dtype)), b, acc, input_precision="tf32" if TF32 else "ieee"
         )
-    row = (split.to(tl.int64) * (R * S) + tap) * C + c
+    split = tl.program_id(2).to(tl.int64)
+    row = (split * (R * S) + tap) * C + c
     tl.store(sums_ptr + row[:, None] * K + k[None, :], acc, mask=c_mask[:, None] & k_mask[None, :])
 
 
@@ -320,7 +319,7 @@ def _weight_gradient(call: Call, grad: Tensor, weight: Tensor, groups: int) -> T
     count = splits(programs * taps, call.pixels, chosen.block_m)
     split_pixels = triton.cdiv(triton.cdiv(call.pixels, count), chosen.block_m) * chosen.block_m
     sums = torch.empty(count, taps, C, call.K, device=weight.device)
-    _deform_conv2d_weight_kernel[(programs * taps * count,)](
+    _deform_conv2d_weight_kernel[(programs, taps, count)](
         *(grad, call.input, call.offset, call.mask, sums, *call.shared, split_pixels),
         BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,
         num_warps=chosen.warps, num_stages=STAGES, **call.options,

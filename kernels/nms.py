@@ -29,7 +29,7 @@ COMPACT = 2048
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
 # a pair of rotated boxes takes more of everything, and half a tile if it is in double
 ROTATED_BLOCK, ROTATED_TILE, ROTATED_WARPS = 256, 32, 8
-ROTATED_REGISTERS = 224  # ptxas otherwise spills some to fit more programs
+ROTATED_REGISTERS = 255  # ptxas otherwise spills some to fit more programs
 MATCH_BLOCK, MATCH_TILE, MATCH_WARPS = 64, 32, 4
 LAST_CLASS = tl.constexpr(2**63 - 1)
 # kinds of boxes, and how many numbers each has
