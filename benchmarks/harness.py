@@ -23,13 +23,16 @@ BASELINES = (BASELINE, EAGER, EAGER_CHANNELS_LAST)  # the fastest of a case's is
 COMPILED = "torch.compile"  # of the baseline's function
 # inference engines, part of a case where they are installed
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
-POWERBOXES = "powerboxes"  # boxes in Rust, part of a case where it is installed
+# boxes in Rust, the same: all pairs, and those that a tree of boxes finds
+POWERBOXES, POWERBOXES_TREE, LSNMS = "powerboxes", "powerboxes, R-tree", "lsnms"
 PEERS = (
     *BASELINES,
     COMPILED,
     ONNX_RUNTIME,
     OPENVINO,
     POWERBOXES,
+    POWERBOXES_TREE,
+    LSNMS,
 )  # the other providers are fastvision's backends
 
 # engines with threads of their own, which wait busily after their work and take time from others'

@@ -51,6 +51,7 @@ def roi_case(
     triton: bool = False,
     compile: bool = False,
     peer: str = BASELINE,
+    others: Callable[[torch.device], Providers] | None = None,
     forward_scale: int = 1,
 ) -> Case:
     """A case of pooling boxes from a feature map.
@@ -69,6 +70,7 @@ def roi_case(
         triton: whether the op has a Triton kernel.
         compile: whether torch.compile of the baseline runs as well.
         peer: whose function the baseline is.
+        others: on a device, functions of other packages.
         forward_scale: of a forward's tolerance, where the peer rounds positions otherwise.
     """
     gradient = mode != FORWARD
@@ -87,6 +89,8 @@ def roi_case(
         if not triton:
             ours.pop("triton", None)
         peers = {peer: stock} | ({COMPILED: compiled(stock)} if compile else {})
+        if others is not None:
+            peers |= others(device)
         every = peers | ours
         if not gradient:
             return every

@@ -21,5 +21,5 @@ napoleon_numpy_docstring = False
 # every cross-reference resolves, except those to other packages, whose inventories are online
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch\.|nn\.|numpy\.|pathlib\.|Tensor|collections\.|list\[|dict\[).*"),
+    ("py:.*", r"(torch\.|nn\.|numpy\.|PIL\.|pathlib\.|os\.|Tensor|collections\.|list\[|dict\[).*"),
 ]

@@ -78,6 +78,60 @@ def _add_training(commands: Any) -> None:
     command.add_argument("--samples", metavar="PNG", help="draw samples and answers here")
 
 
+def _add_inference(commands: Any) -> None:
+    tasks = {
+        "detect": "find objects in pictures and videos",
+        "segment": "find the class of every pixel of pictures and videos",
+        "classify": "find the classes of pictures and videos",
+    }
+    for name, text in tasks.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument(
+            "images",
+            nargs="*",
+            metavar="IMAGE",
+            help="picture, video, folder, pattern, or camera:0",
+        )
+        command.add_argument(
+            "--model", metavar="NAME", help="model, unless WEIGHTS is a checkpoint"
+        )
+        command.add_argument(
+            "--weights",
+            metavar="FILE|NAME",
+            help="checkpoint or run of fastvision train, state dict, or name such as DEFAULT",
+        )
+        command.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            help="options of the model, such as num_classes=5",
+        )
+        command.add_argument("--classes", metavar="FILE", help="names of the labels, one a line")
+        command.add_argument(
+            "--out",
+            metavar="DIR",
+            default=f"runs/{name}",
+            help="folder of the results (%(default)s)",
+        )
+        if name == "classify":
+            command.add_argument("--top", type=int, help="number of classes to give (5)")
+        else:
+            command.add_argument("--score", type=float, help="least score, from 0 to 1")
+        if name == "detect":
+            command.add_argument("--nms", type=float, help="threshold of NMS (the model's)")
+            command.add_argument(
+                "--demo", action="store_true", help="find digits in a picture made for it"
+            )
+        command.add_argument("--batch-size", type=int, default=1, help="of pictures of one size")
+        command.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+        command.add_argument("--device", help="cpu or cuda; a GPU if there is one")
+        command.add_argument("--frames", type=int, help="largest number of frames of a video")
+        command.add_argument("--no-pictures", action="store_true", help="write no drawn copies")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastvision", description="Vision kernels for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -87,12 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor", help="what is wrong with this installation; exit code 1 if something is broken"
     )
     _add_training(commands)
+    _add_inference(commands)
     options = parser.parse_args(arguments)
 
     if options.command == "doctor":
         found = _doctor.findings()
         print("\n".join(_doctor.report(found)))
         return int(_doctor.is_broken(found))
+    if options.command in ("detect", "segment", "classify"):
+        from .inference import command as inference  # it needs packages that the ops do not
+
+        return inference.execute(options)
     if options.command != "info":
         from .training import command as training  # it needs packages that the ops do not
 

@@ -20,6 +20,7 @@ from .common.box_pairs import (
     load_axis_aligned_box,
     not_negative,
     share_of_minimum,
+    strip_of_pairs,
     summed_terms,
     tile_of_pairs,
 )
@@ -173,9 +174,7 @@ def _box_iou_backward_kernel(
 ):
     terms: tl.constexpr = 6
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    block = tl.program_id(0)
-    strip = tl.program_id(1)
-    image = tl.program_id(2).to(tl.int64)
+    image, strip, block = strip_of_pairs(N, M, tl.program_id(0), STRIP, BLOCK_N)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     margin = as_double(eps).to(dtype)
     b = load_axis_aligned_box(

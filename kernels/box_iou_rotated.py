@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common.box_pairs import batched_pairs, summed_terms, tile_of_pairs
+from .common.box_pairs import batched_pairs, strip_of_pairs, summed_terms, tile_of_pairs
 from .common.rotated_box import boxes_meet, load_sized_box, overlap_gradient, rotated_overlap
-from .configs.box_iou import GRADIENT_ROWS, NUM_WARPS, SOLID_REGISTERS, tile
+from .configs.box_iou import GRADIENT_ROWS, NUM_WARPS, ROTATED_REGISTERS, tile
 
 
 @triton.jit
@@ -86,9 +86,7 @@ def _box_iou_rotated_backward_kernel(
 ):
     terms: tl.constexpr = 7 if SOLID else 5  # a box has as many numbers
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    block = tl.program_id(0)
-    strip = tl.program_id(1)
-    image = tl.program_id(2).to(tl.int64)
+    image, strip, block = strip_of_pairs(N, M, tl.program_id(0), STRIP, BLOCK_N)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     in_columns = columns[None, :] < M
     b = load_sized_box(
@@ -155,7 +153,7 @@ def _gradients(grad: Tensor, boxes1: Tensor, boxes2: Tensor, solid: bool) -> tup
     sums = summed_terms(
         _box_iou_rotated_backward_kernel, grad, boxes1, boxes2, boxes1.shape[-1],
         strip=GRADIENT_ROWS, blocks=tile("box_iou_rotated_backward", double), num_warps=NUM_WARPS,
-        SOLID=solid, DOUBLE=double, **({"maxnreg": SOLID_REGISTERS} if solid else {}),
+        SOLID=solid, DOUBLE=double, maxnreg=ROTATED_REGISTERS,
     )  # fmt: skip
     for each in sums:  # by the angle in radians, which turns a solid box the other way
         each[..., -1] *= -1 if solid else math.pi / 180

@@ -123,13 +123,15 @@ def _conv_kernel(
     K = K_UNITS * UNIT_K
     P = OH * OW
     M = N * P
-    group = tl.program_id(1)
     # tiles in bands of GROUP_M rows, so that concurrent ones share rows and columns in L2
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(K, BLOCK_N)
-    band = tl.program_id(0) // (GROUP_M * tiles_n)
+    tile = tl.program_id(0) % (tiles_m * tiles_n)
+    group = tl.program_id(0) // (tiles_m * tiles_n) % groups
+    split = tl.program_id(0) // (tiles_m * tiles_n) // groups
+    band = tile // (GROUP_M * tiles_n)
     rows = tl.minimum(tiles_m - band * GROUP_M, GROUP_M)
-    within = tl.program_id(0) % (GROUP_M * tiles_n)
+    within = tile % (GROUP_M * tiles_n)
     m = (band * GROUP_M + within % rows) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = within // rows * BLOCK_N + tl.arange(0, BLOCK_N)
     m_mask = m < M
@@ -162,7 +164,7 @@ def _conv_kernel(
     first = 0
     last = steps
     if IS_SPLIT:
-        first = tl.program_id(2) * split_steps
+        first = split * split_steps
         last = tl.minimum(first + split_steps, steps)
     for step in range(first, last):
         if FLAT_C > 0:
@@ -211,7 +213,7 @@ def _conv_kernel(
     offset = m[:, None] * (K * groups) + k[None, :]
     mask = m_mask[:, None] & n_mask[None, :]
     if IS_SPLIT:
-        output_ptr += tl.program_id(2).to(tl.int64) * M * (K * groups)
+        output_ptr += split.to(tl.int64) * M * (K * groups)
     else:
         acc = _epilogue(
             acc, k, n_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
@@ -513,8 +515,8 @@ def _launch_gemm(
         target = torch.empty(splits * output.numel(), dtype=torch.float32, device=output.device)
     padded = any(padding)
     unit_c, unit_k = _unit(C), _unit(K)
-    grid = (triton.cdiv(M, tile.block_m) * triton.cdiv(K, tile.block_n), groups, splits)
-    _conv_kernel[grid](
+    tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(K, tile.block_n)
+    _conv_kernel[(tiles * groups * splits,)](
         input,
         weight,
         scale,

@@ -105,15 +105,16 @@ def _conv_transpose2d_kernel(
 ):
     C = C_UNITS * UNIT_C  # per group
     K = K_UNITS * UNIT_K
-    group = tl.program_id(1)
     tiles_n = tl.cdiv(K, BLOCK_N)
+    tiles = tl.cdiv(N * max_pixels, BLOCK_M) * tiles_n
+    group = tl.program_id(0) // (tiles * phases)
+    within = tl.program_id(0) % (tiles * phases)
     if EQUAL:
-        phase = tl.program_id(0) % phases
-        tile = tl.program_id(0) // phases
+        phase = within % phases
+        tile = within // phases
     else:
-        tiles = tl.cdiv(N * max_pixels, BLOCK_M) * tiles_n
-        phase = tl.program_id(0) // tiles
-        tile = tl.program_id(0) % tiles
+        phase = within // tiles
+        tile = within % tiles
     row_ptr = phases_ptr + phase * _COLUMNS
     m = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -200,9 +201,10 @@ def _depthwise_kernel(
 ):
     C = C_UNITS * UNIT_C
     K = C * MULTIPLIER
-    row_ptr = phases_ptr + tl.program_id(1) * _COLUMNS
     blocks = tl.cdiv(K, BLOCK_N)
-    m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = tl.cdiv(N * max_pixels, BLOCK_M)
+    row_ptr = phases_ptr + tl.program_id(0) // blocks // rows * _COLUMNS
+    m = tl.program_id(0) // blocks % rows * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     k_mask = k < K
     m_mask, n, y, x, pixel = _pixels(m, row_ptr, N, OH, OW, stride_h, stride_w)
@@ -392,11 +394,8 @@ def launch_conv_transpose2d(
         if C == 1 and groups > 1:
             block_m, block_n = depthwise_block(groups * K)
             unit = _unit(groups)
-            grid = (
-                triton.cdiv(N * pixels, block_m) * triton.cdiv(groups * K, block_n),
-                len(phases),
-            )
-            _depthwise_kernel[grid](
+            tiles = triton.cdiv(N * pixels, block_m) * triton.cdiv(groups * K, block_n)
+            _depthwise_kernel[(tiles * len(phases),)](
                 *(*tensors, groups // unit, pixels, *stride, *steps, negative_slope),
                 R=R, S=S, UNIT_C=unit, MULTIPLIER=K, INT64=int64, ACTIVATION=activation,
                 BLOCK_M=block_m, BLOCK_N=block_n, num_warps=ELEMENTWISE_WARPS,
@@ -406,7 +405,7 @@ def launch_conv_transpose2d(
         chosen = tile(N * pixels, K, C, x.element_size(), tf32)
         tiles = triton.cdiv(N * pixels, chosen.block_m) * triton.cdiv(K, chosen.block_n)
         unit_c, unit_k = _unit(C), _unit(K)
-        _conv_transpose2d_kernel[(tiles * len(phases), groups)](
+        _conv_transpose2d_kernel[(tiles * len(phases) * groups,)](
             *(*tensors, C // unit_c, K // unit_k, groups, pixels, len(phases)),
             *(*stride, *steps, negative_slope),
             R=R, S=S, UNIT_C=unit_c, UNIT_K=unit_k, EQUAL=equal, INT64=int64,

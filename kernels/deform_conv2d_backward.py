@@ -75,9 +75,10 @@ def _deform_conv2d_points_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offset_group = tl.program_id(1) // (R * S)
-    tap = tl.program_id(1) % (R * S)
+    blocks = tl.cdiv(pixels, BLOCK_M)
+    m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    tap = tl.program_id(0) // blocks % (R * S)
+    offset_group = tl.program_id(0) // blocks // (R * S)
     m_mask, n, place, y0, x0 = pixel_of(
         m, pixels, OH, OW, stride_h, stride_w, padding_h, padding_w
     )  # fmt: skip
@@ -288,8 +289,8 @@ def _point_gradients(
             dmask.zero_()
     else:
         chosen = points_tile(call.K, call.tensor_cores)
-        grid = (triton.cdiv(call.pixels, chosen.block_m), offset_groups * call.R * call.S)
-        _deform_conv2d_points_kernel[grid](
+        blocks = triton.cdiv(call.pixels, chosen.block_m)
+        _deform_conv2d_points_kernel[(blocks * offset_groups * call.R * call.S,)](
             *(grad, call.input, call.offset, call.mask, call.weight, image, doffset, dmask),
             *call.shared,
             BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_C=BLOCK_C,

@@ -64,8 +64,9 @@ def _mask_overlap_kernel(
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    first = tl.program_id(0).to(tl.int64)
-    second = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    across = tl.cdiv(M, BLOCK_M)
+    first = (tl.program_id(0) // across).to(tl.int64)
+    second = tl.program_id(0) % across * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = second < M
     extents1_ptr += first * 5
     pixels1 = tl.load(extents1_ptr)
@@ -158,7 +159,7 @@ def _overlaps(
     with torch.cuda.device_of(masks1):
         words1, extents1 = _pack(masks1)
         words2, extents2 = (words1, extents1) if masks1 is masks2 else _pack(masks2)
-        _mask_overlap_kernel[(N, triton.cdiv(M, BLOCK_M))](
+        _mask_overlap_kernel[(N * triton.cdiv(M, BLOCK_M),)](
             words1, words2, extents1, extents2, idxs, result, M, *words1.shape[1:],
             double_bits(0.0 if iou_threshold is None else iou_threshold),
             COVERS=covers, BLOCK_M=BLOCK_M, TILE=TILE, num_warps=OVERLAP_WARPS,

@@ -29,7 +29,7 @@ COMPACT = 2048
 SUPPRESS_WARPS, SETTLE_WARPS, COMPACT_WARPS = 4, 8, 8
 # a pair of rotated boxes takes more of everything, and half a tile if it is in double
 ROTATED_BLOCK, ROTATED_TILE, ROTATED_WARPS = 256, 32, 8
-ROTATED_REGISTERS = 224  # ptxas otherwise spills some to fit more programs
+ROTATED_REGISTERS = 255  # ptxas otherwise spills some to fit more programs
 MATCH_BLOCK, MATCH_TILE, MATCH_WARPS = 64, 32, 4
 LAST_CLASS = tl.constexpr(2**63 - 1)
 # kinds of boxes, and how many numbers each has
@@ -89,9 +89,11 @@ def _nms_suppress_kernel(
 ):
     """Removes the boxes of a tile that are suppressed by boxes kept in the previous step."""
     threshold = as_double(iou_threshold)
-    image = tl.program_id(0).to(tl.int64)
-    target = step * BLOCK + tl.program_id(1) * TILE + tl.arange(0, TILE)
-    block = step + tl.program_id(1) * TILE // BLOCK
+    tiles = tl.cdiv(N - step * BLOCK, TILE)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.program_id(0) % tiles * TILE
+    target = step * BLOCK + first + tl.arange(0, TILE)
+    block = step + first // BLOCK
     boxes_ptr += image * N * (4 if KIND == UPRIGHT else 7 if KIND == SOLID else 5)
     alive_ptr += image * N
     source_block = step - 1
@@ -141,8 +143,11 @@ def _nms_settle_kernel(
 ):
     """Suppresses within a block, among boxes whose class started ``step`` blocks earlier."""
     threshold = as_double(iou_threshold)
-    image = tl.program_id(0).to(tl.int64)
-    block = step + tl.program_id(1)
+    due = 1  # without classes all boxes start in block 0
+    if classes_ptr is not None:
+        due = tl.cdiv(N, BLOCK) - step
+    image = (tl.program_id(0) // due).to(tl.int64)
+    block = step + tl.program_id(0) % due
     boxes_ptr += image * N * (4 if KIND == UPRIGHT else 7 if KIND == SOLID else 5)
     alive_ptr += image * N
     depth = block
@@ -321,10 +326,10 @@ def launch_nms_padded(
             )  # fmt: skip
             if step > 0:
                 tiles = triton.cdiv(N - step * block, tile)
-                _nms_suppress_kernel[(B, tiles)](*args, **suppress, enable_fp_fusion=False)
+                _nms_suppress_kernel[(B * tiles,)](*args, **suppress, enable_fp_fusion=False)
             # without classes all boxes start in block 0, so only one block is due
             due = 1 if classes is None else blocks - step
-            _nms_settle_kernel[(B, due)](*args, **settle, enable_fp_fusion=False)
+            _nms_settle_kernel[(B * due,)](*args, **settle, enable_fp_fusion=False)
         kept = alive if rank is None else torch.empty_like(alive).scatter_(1, rank, alive)
         _nms_compact_kernel[(B,)](
             kept, order, indices, counts, N, max_output, BLOCK=COMPACT, num_warps=COMPACT_WARPS

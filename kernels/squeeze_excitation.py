@@ -40,8 +40,9 @@ def _squeeze_excitation_mean_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image = tl.program_id(0)
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks = tl.cdiv(C, BLOCK_C)
+    image = tl.program_id(0) // blocks
+    channels = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_S, BLOCK_C], mean_ptr.dtype.element_ty)
     for first in range(0, S, BLOCK_S):
         pixels = first + tl.arange(0, BLOCK_S)
@@ -89,8 +90,9 @@ def _squeeze_excitation_squeeze_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    image = tl.program_id(0)
-    rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(K, BLOCK)
+    image = tl.program_id(0) // blocks
+    rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     z = _linear(weight_ptr, bias_ptr, mean_ptr + image * C, rows, K, C, BLOCK, BLOCK_K)
     tl.store(hidden_ptr + image * K + rows, activate(z, 0.0, ACTIVATION), mask=rows < K)
 
@@ -113,9 +115,11 @@ def _squeeze_excitation_scale_kernel(
     BLOCK_K: tl.constexpr,
 ):
     # each program makes the gates of its channels: cheaper than another launch
-    image = tl.program_id(0)
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = tl.program_id(2) * BLOCK_S + tl.arange(0, BLOCK_S)
+    blocks = tl.cdiv(C, BLOCK_C)
+    channels = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    tiles = tl.cdiv(S, BLOCK_S)
+    pixels = tl.program_id(0) // blocks % tiles * BLOCK_S + tl.arange(0, BLOCK_S)
+    image = tl.program_id(0) // blocks // tiles
     z = _linear(weight_ptr, bias_ptr, hidden_ptr + image * K, channels, C, K, BLOCK_C, BLOCK_K)
     if HARD:
         z += 3
@@ -158,13 +162,13 @@ def launch_squeeze_excitation(
     }
     channel_blocks = triton.cdiv(C, block_c)
     with torch.cuda.device_of(input):
-        _squeeze_excitation_mean_kernel[(N, channel_blocks)](input, mean, C, H * W, **options)
-        _squeeze_excitation_squeeze_kernel[(N, triton.cdiv(K, LINEAR_BLOCK))](
+        _squeeze_excitation_mean_kernel[(N * channel_blocks,)](input, mean, C, H * W, **options)
+        _squeeze_excitation_squeeze_kernel[(N * triton.cdiv(K, LINEAR_BLOCK),)](
             mean, weight1, bias1, hidden, C, K,
             ACTIVATION=activation, BLOCK=LINEAR_BLOCK,
             BLOCK_K=min(triton.next_power_of_2(C), 128), num_warps=NUM_WARPS,
         )  # fmt: skip
-        _squeeze_excitation_scale_kernel[(N, channel_blocks, triton.cdiv(H * W, block_s))](
+        _squeeze_excitation_scale_kernel[(N * channel_blocks * triton.cdiv(H * W, block_s),)](
             input, hidden, weight2, bias2, output, C, H * W, K,
             HARD=hard, BLOCK_K=min(triton.next_power_of_2(K), 64), **options,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Callable
 
@@ -10,30 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import ONNX_RUNTIME, OPENVINO
+from benchmarks.peers import has, onnx_session
 
 
 def runtimes(model: nn.Module, images: Tensor) -> dict[str, Callable[..., Tensor]]:
     """``model`` in each engine that is installed, for images of this shape on the CPU."""
     found = {}
-    if _has("onnx", "onnxscript", "onnxruntime"):
+    if has("onnx", "onnxscript", "onnxruntime"):
         found[ONNX_RUNTIME] = _onnx_runtime(model, images)
-    if _has("openvino"):
+    if has("openvino"):
         found[OPENVINO] = _openvino(model, images)
     return found
 
 
-def _has(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) for package in packages)
-
-
 def _onnx_runtime(model: nn.Module, images: Tensor) -> Callable[..., Tensor]:
-    import onnxruntime
-
     file = io.BytesIO()
     torch.onnx.export(model, (images,), dynamo=True, verbose=False).save(file)  # type: ignore[union-attr]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file.getvalue(), options)
+    session = onnx_session(file.getvalue())
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 

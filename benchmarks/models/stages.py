@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fastvision.models.detection import postprocess
+from fastvision.models.detection import _selection, postprocess
 
 # modules that are stages where a model has them; a stage within another counts for itself only
 MODULES = {
@@ -30,6 +30,7 @@ SUPPRESSIONS = (
     (torchvision.ops.boxes, "batched_nms"),
     (postprocess, "batched_nms"),
     (postprocess, "batched_nms_padded"),
+    (_selection, "batched_nms_padded"),
 )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +10,8 @@ import torchvision
 from torch import Tensor
 
 import fastvision
-from benchmarks import work
-from benchmarks.harness import BASELINE, COMPILED, POWERBOXES, Case, Providers, backends, compiled
+from benchmarks import peers, work
+from benchmarks.harness import BASELINE, COMPILED, Case, Providers, backends, compiled
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
 
@@ -38,20 +36,6 @@ def gradients(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def powerboxes(name: str) -> Callable[..., Any]:
-    import powerboxes
-
-    # its other overlaps have no parallel form
-    names = {
-        "box_iou": "parallel_iou_distance",
-        "generalized_box_iou": "parallel_giou_distance",
-        "distance_box_iou": "diou_distance",
-        "complete_box_iou": "ciou_distance",
-    }
-    function = getattr(powerboxes, names[name])
-    return lambda b1, b2: 1 - torch.from_numpy(function(b1.numpy(), b2.numpy()))
-
-
 def providers_of(name: str, device: torch.device, *, gradient: bool, peer: bool) -> Providers:
     def wrapped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return gradients(function) if gradient else function
@@ -64,12 +48,10 @@ def providers_of(name: str, device: torch.device, *, gradient: bool, peer: bool)
         ).items()
         if backend != "cuda"
     }
-    peers = {BASELINE: wrapped(theirs)}
+    baselines = {BASELINE: wrapped(theirs)}
     if not gradient:
-        peers[COMPILED] = compiled(theirs)
-    if peer and device.type == "cpu" and importlib.util.find_spec("powerboxes"):
-        peers[POWERBOXES] = powerboxes(name)
-    return peers | ours
+        baselines[COMPILED] = compiled(theirs)
+    return baselines | (peers.overlaps(name, device) if peer else {}) | ours
 
 
 def pairs_case(kind: str, counts: tuple[int, int], *, gradient: bool, quick: bool) -> Case:

@@ -8,8 +8,8 @@ import torchvision
 from torch import Tensor
 
 import fastvision
-from benchmarks import work
-from benchmarks.harness import Case
+from benchmarks import peers, work
+from benchmarks.harness import Case, Providers
 from benchmarks.rois import BACKWARD, BOTH, FORWARD, roi_case
 from fastvision.testing import cases
 
@@ -64,6 +64,10 @@ def roi_align_case(
         directions = {"forward": mode != BACKWARD, "backward": mode != FORWARD}
         return work.roi_align([x], rois, level_of, [SCALE], bins, sampling, **directions)
 
+    def others(device: torch.device) -> Providers:
+        return peers.roi_align(bins, SCALE, sampling, device)
+
+    plain = mode == FORWARD and dtype == FLOAT and not channels_last
     samples = f"{sampling}x{sampling} samples" if sampling else "adaptive samples"
     return roi_case(
         "roi_align",
@@ -80,6 +84,7 @@ def roi_align_case(
         quick=quick,
         reference=shape == TINY,
         triton=True,
+        others=others if plain else None,
         compile=mode == FORWARD and (bins, sampling, dtype) == (7, 2, FLOAT) and count == 1000,
     )
 

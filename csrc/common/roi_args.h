@@ -49,6 +49,7 @@ struct RoiArgs {
   bool rotated;
   bool clockwise;  // the angles of rotated rois
   bool channels_last;
+  bool copied;  // though channels_last, the levels are [N, C, H, W]: for a kernel to copy
   // level of a roi (FPN, equation 1): floor(canonical_level + log2(sqrt(area) / canonical_scale) +
   // 1e-6), clamped to [min_level, min_level + num_levels), less min_level; not used when num_levels
   // is 1

@@ -23,8 +23,9 @@ struct RotatedBox {
 template <typename V>
 struct BoxInFrame {
   V cx, cy;                   // center
-  V wx, wy, hx, hy;           // half of its width and height
+  V wx, wy, hx, hy;           // half of its sides, as vectors
   V cos, sin;                 // of the angle between the two
+  V across, along;            // and their lengths
   V half_width, half_height;  // of the other
 
   // in the order upper left, upper right, lower right, lower left of the unturned box
@@ -89,19 +90,33 @@ FASTVISION_ROTATED_INLINE BoxInFrame<V> seen_from(const RotatedBox<V>& a, const 
   f.cy = dx * a.sin + dy * a.cos;
   f.cos = a.cos * b.cos + a.sin * b.sin;
   f.sin = b.sin * a.cos - b.cos * a.sin;
-  const V across = rotated::magnitude(b.width) / 2, along = rotated::magnitude(b.height) / 2;
-  f.wx = across * f.cos;
-  f.wy = -across * f.sin;
-  f.hx = along * f.sin;
-  f.hy = along * f.cos;
+  f.across = rotated::magnitude(b.width) / 2;
+  f.along = rotated::magnitude(b.height) / 2;
+  f.wx = f.across * f.cos;
+  f.wy = -f.across * f.sin;
+  f.hx = f.along * f.sin;
+  f.hy = f.along * f.cos;
   f.half_width = rotated::magnitude(a.width) / 2;
   f.half_height = rotated::magnitude(a.height) / 2;
   return f;
 }
 
+// Whether the boxes share more than a border: no side of one has all of the other beyond it.
+template <typename V>
+FASTVISION_ROTATED_INLINE auto boxes_cross(const BoxInFrame<V>& f) {
+  using rotated::magnitude;
+  const V cos = magnitude(f.cos), sin = magnitude(f.sin);
+  // between the centers, along the sides of the second box
+  const V u = f.cx * f.cos - f.cy * f.sin, v = f.cx * f.sin + f.cy * f.cos;
+  return (magnitude(f.cx) < f.half_width + magnitude(f.wx) + magnitude(f.hx)) &
+         (magnitude(f.cy) < f.half_height + magnitude(f.wy) + magnitude(f.hy)) &
+         (magnitude(u) < f.across + f.half_width * cos + f.half_height * sin) &
+         (magnitude(v) < f.along + f.half_width * sin + f.half_height * cos);
+}
+
 // Area common to both boxes, by Green's theorem: the sum of integrals along the edges of one, of y
 // clamped to the other. It is continuous in the corners, so rounding cannot make it jump. 0 where
-// it is not finite.
+// it is not finite, and without a rounding error where the boxes are apart.
 template <typename V>
 FASTVISION_ROTATED_INLINE V intersection_area(const BoxInFrame<V>& f) {
   using rotated::edge_integral;
@@ -117,7 +132,7 @@ FASTVISION_ROTATED_INLINE V intersection_area(const BoxInFrame<V>& f) {
                   edge_integral(x[3], y[3], x[0], y[0], across, w, h);
   // y points down, so the way from corner to corner has the area on its right
   const V area = rotated::larger(-total, zero);
-  return area - area == zero ? area : zero;
+  return (area - area == zero) & boxes_cross(f) ? area : zero;
 }
 
 template <typename V>

@@ -36,12 +36,12 @@ inline PairTerms<A, kRotatedTerms> pair_terms(
   using V = vector_t<A>;
   const RotatedBox<V>&a = first.box, &b = second.box;
   const BoxInFrame<V> f = seen_from(a, b);
-  const V inter = intersection_area(f);
+  const V inter = intersection_area(f), zero{};
   AreaGradient<V> of_a, of_b;
   intersection_gradient(a, b, f, inter, of_a, of_b);
   const V all = first.measure + second.measure - inter;
   const V iou = inter / all;
-  const V by_area = -g * iou / all, by_inter = g / all - by_area;
+  const V by_area = -g * iou / all, by_inter = inter > zero ? g / all - by_area : zero;
   return {
       {by_inter * of_a.cx,
        by_inter * of_a.cy,
@@ -73,7 +73,7 @@ inline PairTerms<A, kSolidTerms> solid_terms(
   const V inter = area * depth;
   const V all = first.measure + second.measure - inter;
   const V iou = inter / all;
-  const V by_volume = -g * iou / all, by_inter = g / all - by_volume;
+  const V by_volume = -g * iou / all, by_inter = area > zero ? g / all - by_volume : zero;
   const V by_area = by_inter * depth, by_depth = depth > zero ? by_inter * area : zero;
   const V sized_a = by_volume * first.measure, sized_b = by_volume * second.measure;
   return {

@@ -149,5 +149,11 @@ FASTVISION_DEFINE_CONV_COPY(double, double)
 FASTVISION_DEFINE_CONV_COPY(half_t, float)
 FASTVISION_DEFINE_CONV_COPY(bfloat16_t, float)
 #undef FASTVISION_DEFINE_CONV_COPY
+void conv_gather(const ConvMaps<const half_t>& maps, half_t* to, int64_t to_stride) {
+  gather(maps, to, to_stride);
+}
+void conv_gather(const ConvMaps<const bfloat16_t>& maps, bfloat16_t* to, int64_t to_stride) {
+  gather(maps, to, to_stride);
+}
 
 }  // namespace fastvision::FASTVISION_ISA

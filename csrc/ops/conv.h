@@ -99,5 +99,9 @@ FASTVISION_DECLARE_CONV_COPY(double, double)
 FASTVISION_DECLARE_CONV_COPY(half_t, float)
 FASTVISION_DECLARE_CONV_COPY(bfloat16_t, float)
 #undef FASTVISION_DECLARE_CONV_COPY
+FASTVISION_DECLARE_CPU(void, conv_gather, const ConvMaps<const half_t>&, half_t*, int64_t stride)
+FASTVISION_DECLARE_CPU(
+    void, conv_gather, const ConvMaps<const bfloat16_t>&, bfloat16_t*, int64_t stride
+)
 
 }  // namespace fastvision

@@ -5,6 +5,14 @@
 namespace fastvision {
 namespace {
 
+// Overlaps of mask i with itself and the masks after it, [N, N] in both orders.
+void write_symmetric(const PackedMasks& masks, int64_t i, float* out) {
+  const int64_t N = masks.count();
+  for (int64_t j = i; j < N; ++j) {
+    out[i * N + j] = out[j * N + i] = static_cast<float>(overlap(masks, i, masks, j));
+  }
+}
+
 Tensor mask_iou(const Tensor& masks1, const Tensor& masks2) {
   const PackedMasks a(masks1, "masks1");
   const bool same = masks1.const_data_ptr() == masks2.const_data_ptr() &&
@@ -22,6 +30,20 @@ Tensor mask_iou(const Tensor& masks1, const Tensor& masks2) {
   const int64_t N = masks1.size(0), M = masks2.size(0);
   Tensor result = empty_strided({N, M}, {M, 1}, ScalarType::Float, sizeof(float), masks1.device());
   float* out = static_cast<float*>(result.mutable_data_ptr());
+  if (same) {
+    // each pair once; two rows from both ends have as many pairs as any other two
+    parallel_chunks((N + 1) / 2, 1, [&] {
+      return [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          write_symmetric(a, i, out);
+          if (N - 1 - i > i) {
+            write_symmetric(a, N - 1 - i, out);
+          }
+        }
+      };
+    });
+    return result;
+  }
   parallel_chunks(N, 1, [&] {
     return [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

@@ -17,7 +17,7 @@ class PackedMasks {
     check_dim(masks, 3, name);
     STD_TORCH_CHECK(masks.scalar_type() == ScalarType::Bool, name, " must be of type bool");
     const Tensor dense = masks.is_contiguous() ? masks : torch::stable::contiguous(masks);
-    const int64_t N = masks.size(0);
+    const int64_t N = count_ = masks.size(0);
     bits_.H = masks.size(1);
     bits_.W = masks.size(2);
     bits_.row_words = (bits_.W + 63) / 64;
@@ -35,11 +35,13 @@ class PackedMasks {
   }
 
   const MaskBits& bits() const { return bits_; }
+  int64_t count() const { return count_; }
   int64_t pixels(int64_t i) const { return extents_[i].pixels; }
 
  private:
   static constexpr int64_t kPiecePixels = 1 << 16;  // waking a thread for fewer does not pay
 
+  int64_t count_;
   MaskBits bits_;
   std::unique_ptr<uint64_t[]> words_;
   std::unique_ptr<MaskExtent[]> extents_;

@@ -153,6 +153,7 @@ Tensor roi_pooled(
   args.num_levels = static_cast<int>(features.size());
   const bool channels_last = is_channels_last(features[0]);
   args.channels_last = channels_last || op.channels_last_only;
+  args.copied = args.channels_last && !channels_last;
   for (size_t level = 0; level < features.size(); ++level) {
     Tensor& map = features[level];
     check_dim(map, 4, "features");
@@ -164,7 +165,7 @@ Tensor roi_pooled(
         map.size(0) == features[0].size(0) && map.size(1) == features[0].size(1),
         "features must all have the same batch size and channels"
     );
-    map = in_format(map, args.channels_last);
+    map = in_format(map, channels_last);
     args.levels[level] = {
         const_cast<void*>(map.const_data_ptr()), map.size(2), map.size(3), spatial_scales[level]
     };

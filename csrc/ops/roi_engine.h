@@ -26,7 +26,7 @@ struct RoiKernels {
   int64_t (*feature_channels)(const RoiArgs&, int64_t pooled);  // the other way round
   void (*forward)(const RoiArgs&, const Tensor& features);      // of an output that is not empty
   void (*backward)(const RoiArgs&, const Tensor& grad);
-  bool channels_last_only;  // contiguous maps are copied
+  bool channels_last_only;  // a forward copies what it reads of contiguous maps
   bool argmax_is_pixel;     // of the map, where not the number of a sample
 };
 

@@ -2,12 +2,14 @@
 // kernels are called as those of any RoI op.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "common/roi_samples.h"
+#include "ops/conv.h"
 #include "ops/roi_devices.h"
 #include "ops/roi_samples.h"
 
@@ -70,6 +72,70 @@ class SampleBlocks {
   }
 };
 
+// The pixels of contiguous maps that rois can touch, in maps that are channels_last; the others are
+// left as they are, and their memory is never asked for.
+template <typename T>
+class TouchedPixels {
+ public:
+  TouchedPixels(const RoiArgs& args, const std::vector<RoiFootprint>& places) : args_(args) {
+    int64_t size = 0;
+    for (int level = 0; level < args.num_levels; ++level) {
+      const RoiLevel& map = args.levels[level];
+      first_row_[level] = static_cast<int64_t>(rows_.size());
+      rows_.resize(rows_.size() + args.N * map.H);
+      size += args.N * map.H * map.W * args.C;
+    }
+    for (const RoiFootprint& place : places) {
+      Row* image = &rows_[first_row_[place.level] + place.image * args.levels[place.level].H];
+      for (int64_t y = place.y_begin; y < place.y_end && place.x_begin < place.x_end; ++y) {
+        image[y].begin = std::min<int64_t>(image[y].begin, place.x_begin);
+        image[y].end = std::max<int64_t>(image[y].end, place.x_end);
+      }
+    }
+    memory_.reset(new T[size]);
+    T* to = memory_.get();
+    for (int level = 0; level < args.num_levels; ++level) {
+      const RoiLevel& map = args.levels[level];
+      copy(level, to);
+      args_.levels[level].features = to;
+      to += args.N * map.H * map.W * args.C;
+    }
+  }
+
+  const RoiArgs& args() const { return args_; }
+
+ private:
+  struct Row {
+    int64_t begin = INT64_MAX, end = 0;
+  };
+  static constexpr int64_t kChunk = 1 << 15;  // values, for which waking a thread pays
+
+  RoiArgs args_;
+  std::vector<Row> rows_;
+  int64_t first_row_[kMaxLevels];
+  std::unique_ptr<T[]> memory_;
+
+  void copy(int level, T* to) {
+    const RoiLevel& map = args_.levels[level];
+    const T* from = static_cast<const T*>(map.features);
+    const int64_t C = args_.C, plane = map.H * map.W;
+    const int64_t chunk = std::max<int64_t>(kChunk / std::max<int64_t>(map.W * C, 1), 1);
+    parallel_chunks(args_.N * map.H, chunk, [&] {
+      return [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Row& row = rows_[first_row_[level] + i];
+          if (row.begin < row.end) {
+            const int64_t pixel = i % map.H * map.W + row.begin;
+            const T* first = from + i / map.H * C * plane + pixel;
+            const ConvMaps<const T> pixels{first, C, row.end - row.begin, plane, 1};
+            FASTVISION_CALL(conv_gather, pixels, to + (i / map.H * plane + pixel) * C, C);
+          }
+        }
+      };
+    });
+  }
+};
+
 template <typename Op>
 struct RoiSamplesCpu {
   static constexpr bool kChannelsLastOnly = true;
@@ -108,6 +174,16 @@ struct RoiSamplesCpu {
   static void run_forward(const RoiArgs& args) {
     using A = accumulate_t<T>;
     const std::vector<RoiFootprint> places = footprints<A>(args);
+    if (args.copied) {
+      const TouchedPixels<T> pixels(args, places);
+      return pool<T>(pixels.args(), places);
+    }
+    pool<T>(args, places);
+  }
+
+  template <typename T>
+  static void pool(const RoiArgs& args, const std::vector<RoiFootprint>& places) {
+    using A = accumulate_t<T>;
     const RoiForwardSchedule schedule(args, /*shared=*/true, places.data());
     const int64_t tasks = args.K * args.PH;
     parallel_chunks(tasks, schedule.small ? tasks : 1, [&] {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._optional import optional
 from ._checks import check_file, check_folder
-from ._optional import optional
 from ._samples import Sample, Transforms, check_box, read_image, target, transformed
 
 # what an entry of each list must have

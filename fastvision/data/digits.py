@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._optional import optional
 from ._checks import check_split
-from ._optional import optional
 from ._samples import Transforms, transformed
 
 _TEST_SHARE = 5  # one image of so many

@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
+from .._optional import optional
 from ._checks import check_split
-from ._optional import optional
 
 # without those that contain numerals, and without drawings; all open without a network
 _SKIMAGE = (

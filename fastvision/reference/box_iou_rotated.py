@@ -47,7 +47,8 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Areas common to boxes that broadcast, (center, width, height, degrees) [..., 5].
 
     In the frame of the first box, the second is a polygon and the first a rectangle around 0. The
-    area of the polygon inside of it is the sum of the integrals along the polygon's edges.
+    area of the polygon inside of it is the sum of the integrals along the polygon's edges. Where a
+    side of one box has all of the other beyond it, the area is 0 without a rounding error.
     """
     cx1, cy1, width1, height1, angle1 = boxes1.unbind(-1)
     cx2, cy2, width2, height2, angle2 = boxes2.unbind(-1)
@@ -56,7 +57,7 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     dx, dy = cx2 - cx1, cy2 - cy1
     x, y = dx * cos1 - dy * sin1, dx * sin1 + dy * cos1
     cos, sin = cos1 * cos2 + sin1 * sin2, sin2 * cos1 - cos2 * sin1
-    across, along = width2.abs() / 2, height2.abs() / 2
+    width, height, across, along = (side.abs() / 2 for side in (width1, height1, width2, height2))
     wx, wy, hx, hy = across * cos, -across * sin, along * sin, along * cos
     corners = [
         (x - wx - hx, y - wy - hy),
@@ -66,10 +67,19 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     ]
     total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
     for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
-        total = total + _edge_integral(*start, *end, width1.abs() / 2, height1.abs() / 2)
+        total = total + _edge_integral(*start, *end, width, height)
     # y points down, so the way from corner to corner has the area on its right
     area = (-total).relu()
-    return torch.where(area < math.inf, area, 0)
+    # between the centers, along the sides of the second box
+    u, v = x * cos - y * sin, x * sin + y * cos
+    cos, sin = cos.abs(), sin.abs()
+    cross = (
+        (x.abs() < width + wx.abs() + hx.abs())
+        & (y.abs() < height + wy.abs() + hy.abs())
+        & (u.abs() < across + width * cos + height * sin)
+        & (v.abs() < along + width * sin + height * cos)
+    )
+    return torch.where(cross & (area < math.inf), area, 0)
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:

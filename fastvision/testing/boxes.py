@@ -28,6 +28,23 @@ def rotated_boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
     return torch.cat([center, sides, angle], -1)
 
 
+def beyond_a_side(boxes: Tensor, gap: float, seed: int = 0) -> Tensor:
+    """[N, 5] rotated boxes, each with a corner ``gap`` beyond the right side of one of ``boxes``
+    [N, 5] (within it, below 0), and all of it on the corner's right."""
+    others = rotated_boxes(len(boxes), seed=seed).double()
+    cx, cy, width, height, angle = boxes.double().unbind(1)
+    turn = torch.deg2rad(others[:, 4] - angle)
+    half_width, half_height = others[:, 2] / 2, others[:, 3] / 2
+    right = width / 2 + gap + (half_width * turn.cos()).abs() + (half_height * turn.sin()).abs()
+    down = (torch.rand(len(boxes), generator=generator(seed)) - 0.5) * height / 2
+    down -= half_width * turn.sin() * turn.cos().sign()
+    down += half_height * turn.cos() * turn.sin().sign()
+    radians = torch.deg2rad(angle)
+    others[:, 0] = cx + right * radians.cos() + down * radians.sin()
+    others[:, 1] = cy - right * radians.sin() + down * radians.cos()
+    return others.to(boxes.dtype)
+
+
 def solid_boxes(*shape: int, seed: int = 0, extent: float = 50.0) -> Tensor:
     """[*shape, 7] centers, sides and yaws in radians, from -2 pi to 2 pi."""
     flat = rotated_boxes(*shape, seed=seed, extent=extent)

@@ -96,7 +96,7 @@ def data_set(recipe: Recipe, split: str) -> Any:
     section = {"split": split, **section, **recipe.data.get(split, {})}
     factory = named(_DATA_SETS, "data", section)
     training = split == "train" and recipe.augmentation is not None
-    transforms = _transforms(
+    transforms = transforms_of(
         recipe.augmentation if training else recipe.preparation,
         "augmentation" if training else "preparation",
         recipe.data.get("rgb", False),
@@ -118,7 +118,15 @@ def check_classes(train: Sequence[str], test: Sequence[str]) -> None:
         )
 
 
-def _transforms(section: dict[str, Any] | None, where: str, rgb: bool) -> Any:
+def transforms_of(section: dict[str, Any] | None, where: str, rgb: bool) -> Any:
+    """The transforms of a recipe's table ``where``; None without one.
+
+    Args:
+        rgb: whether grey images become RGB first.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
     if section is None:
         return None
     transforms = call(named(_TRANSFORMS, where, section), where, section)

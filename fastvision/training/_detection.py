@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._optional import optional
 from ..data import collate_detection
-from ..data._optional import optional
 from ._processes import Processes
 from ._task import Task, fit, outline, show
 

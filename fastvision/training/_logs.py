@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data._optional import optional
+from .._optional import optional
 from ._checkpoint import write_whole
 from ._run import Run
 

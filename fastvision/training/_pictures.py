@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from ..data._optional import optional
+from .._optional import optional
 from ._checkpoint import write_whole
 from ._data import Draws
 from ._logs import EVALUATION, TRAINING, metrics_in, read_table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -16,16 +17,23 @@ class Processes:
     Args:
         device: "cpu", "cuda" or "cuda:1"; None for a GPU if torch sees one. Of several processes
             with GPUs, each takes the one of its local rank.
+        patience: how long one process may wait for another; None for torch's own limit.
+
+    Raises:
+        ValueError: there is no such device.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(
+        self, device: str | None = None, patience: datetime.timedelta | None = None
+    ) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.count = int(os.environ.get("WORLD_SIZE", 1))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.count > 1 and device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.device = torch.device(device)
+        self.device = _device(device)
+        self._patience = patience
         self._owner = False
 
     @property
@@ -38,7 +46,8 @@ class Processes:
             torch.cuda.set_device(self.device)
         self._owner = self.count > 1 and not torch.distributed.is_initialized()
         if self._owner:
-            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=self._patience)
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
@@ -85,3 +94,13 @@ class Processes:
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU")
+    return device

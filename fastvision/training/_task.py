@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-from ..data._optional import optional
+from .._optional import optional
 from ._processes import Processes
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._optional import optional
 from ..data import IGNORE
-from ..data._optional import optional
 from ..models import localization_loss
 from ..models.sequence import tasks as sequence_tasks
 from ._detection import Detection, InstanceSegmentation

@@ -88,7 +88,7 @@ def _table() -> Iterator[str]:
         recipe = load_recipe(name)
         bar = recipe.bar
         goal = "" if bar is None else f"{bar.metric} {bar.value:g}"
-        yield f"{name:22} {recipe.task:15} {goal:15} {recipe.description}"
+        yield f"{name:22} {recipe.task:21} {goal:15} {recipe.description}"
 
 
 def _report(recipe: Recipe, folder: Path, outcome: Outcome) -> Iterator[str]:

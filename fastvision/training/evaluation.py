@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..data._optional import optional
+from .._optional import optional
 from ..models._weights import trained_weights
 from ._checkpoint import BEST, LAST, load_checkpoint
 from ._data import Draws, batches, check_classes, data_set, evaluation_order

@@ -71,6 +71,15 @@ def tile_of_pairs(N, M, tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return image, rows, tile % across * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
+@triton.jit
+def strip_of_pairs(N, M, program, STRIP: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Image, strip of rows and block of columns of a program over [B, N, M] pairs."""
+    across = tl.cdiv(M, BLOCK_N)
+    strips = tl.cdiv(N, STRIP)
+    image = (program // (across * strips)).to(tl.int64)
+    return image, program // across % strips, program % across
+
+
 def batched_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
     """Both sets with a dimension of images, their number, and for each the boxes from one image to
     the next (0 if all images have the same)."""
@@ -105,7 +114,7 @@ def summed_terms(
     columns = grad.new_zeros((strips, B, M, terms))
     if B * N * M > 0:
         with torch.cuda.device_of(boxes1):
-            kernel[(across, strips, B)](
+            kernel[(across * strips * B,)](
                 grad.contiguous(), boxes1, boxes2, rows, columns, B, N, M, step1, step2,
                 *arguments, STRIP=strip, BLOCK_M=block_m, BLOCK_N=block_n, enable_fp_fusion=False,
                 **options,

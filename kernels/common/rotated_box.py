@@ -2,8 +2,8 @@
 
 A box is a tuple (cx, cy, width, height, cos, sin); all tensors broadcast. It turns counterclockwise
 as seen, with y pointing down. A box in the frame of another is (cx, cy, wx, wy, hx, hy, cos, sin,
-half width and half height of the other). A sized box has three more: its area, bottom and top; a
-solid box stands upright, has a volume for an area, and turns the other way.
+half width and half height, and those of the other). A sized box has three more than a box: its
+area, bottom and top; a solid box stands upright, has a volume for an area, and turns the other way.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def seen_from(a, b):
     half_height = tl.abs(a_height) / 2
     return (
         cx, cy, across * cos, -across * sin, along * sin, along * cos, cos, sin,
-        half_width, half_height,
+        across, along, half_width, half_height,
     )  # fmt: skip
 
 
@@ -119,10 +119,28 @@ def _slope(rise, run):
 
 
 @triton.jit
+def _boxes_cross(frame):
+    """Whether a box in a frame and the frame's own share more than a border: no side of one has all
+    of the other beyond it."""
+    cx, cy, wx, wy, hx, hy, cos, sin, across, along, width, height = frame
+    # between the centers, along the sides of the second box
+    u = cx * cos - cy * sin
+    v = cx * sin + cy * cos
+    cos, sin = tl.abs(cos), tl.abs(sin)
+    return (
+        (tl.abs(cx) < width + tl.abs(wx) + tl.abs(hx))
+        & (tl.abs(cy) < height + tl.abs(wy) + tl.abs(hy))
+        & (tl.abs(u) < across + width * cos + height * sin)
+        & (tl.abs(v) < along + width * sin + height * cos)
+    )
+
+
+@triton.jit
 def intersection_area(frame):
     """Area common to a box in a frame and the frame's own: the sum of integrals along the edges of
-    one, of y clamped to the other. 0 where it is not finite."""
-    cx, cy, wx, wy, hx, hy, _, _, width, height = frame
+    one, of y clamped to the other. 0 where it is not finite, and without a rounding error where the
+    boxes are apart."""
+    cx, cy, wx, wy, hx, hy, _, _, _, _, width, height = frame
     x0, y0 = cx - wx - hx, cy - wy - hy
     x1, y1 = cx + wx - hx, cy + wy - hy
     x2, y2 = cx + wx + hx, cy + wy + hy
@@ -134,7 +152,7 @@ def intersection_area(frame):
     total += _edge_integral(x2, y2, x3, y3, along, width, height)
     total += _edge_integral(x3, y3, x0, y0, across, width, height)
     # y points down, so the way from corner to corner has the area on its right
-    return tl.where((total <= 0) & (total > -float("inf")), 0.0 - total, 0.0)
+    return tl.where((total <= 0) & (total > -float("inf")) & _boxes_cross(frame), 0.0 - total, 0.0)
 
 
 @triton.jit
@@ -154,7 +172,7 @@ def _narrow(start, step, limit, t0, t1):
 def _edge_forces(frame, x, y, step_x, step_y, size, normal_x, normal_y):
     """Length of an edge inside of the frame's box, and its force and moments: moved along its
     outward normal, an edge adds its length to the area."""
-    cx, cy, _, _, _, _, _, _, width, height = frame
+    cx, cy, _, _, _, _, _, _, _, _, width, height = frame
     zero = tl.zeros_like(x)
     t0, t1 = _narrow(x, step_x, width, zero, zero + 1)
     t0, t1 = _narrow(y, step_y, height, t0, t1)
@@ -180,7 +198,7 @@ def intersection_gradient(a, b, frame, area):
     """
     _, _, a_width, a_height, a_cos, a_sin = a
     _, _, b_width, b_height, _, _ = b
-    cx, cy, wx, wy, hx, hy, cos, sin, _, _ = frame
+    cx, cy, wx, wy, hx, hy, cos, sin, _, _, _, _ = frame
     width = tl.abs(b_width) + tl.zeros_like(wx)
     height = tl.abs(b_height) + tl.zeros_like(wx)
     up, fx, fy, mx, my, turn, turn_center = _edge_forces(
@@ -267,6 +285,7 @@ def overlap_gradient(a, b, meets, gradient, SOLID: tl.constexpr):
     frame = seen_from(first, second)
     area = intersection_area(frame)
     of_a, of_b = intersection_gradient(first, second, frame, area)
+    meets = meets & (area > 0)
     if SOLID:
         depth = tl.maximum(tl.minimum(a_top, b_top) - tl.maximum(a_bottom, b_bottom), 0.0)
         inter = area * depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 NUM_WARPS = 4
-SOLID_REGISTERS = 200  # of the gradient of solid boxes; ptxas spills to fit one more program
+ROTATED_REGISTERS = 200  # of the gradient; ptxas spills to fit one more program
 GRADIENT_ROWS = 256  # of a strip, so that sums of columns are 1 / 256 of the pairs
 # boxes one by one
 LOSS_WARPS = 4

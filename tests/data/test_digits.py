@@ -86,7 +86,7 @@ def test_halves_of_photographs() -> None:
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastvision.data._optional import optional
+    from fastvision._optional import optional
 
     with pytest.raises(ModuleNotFoundError, match=r"nowhere is not installed: pip install 'fastv"):
         optional("nowhere.data")

@@ -294,8 +294,8 @@ def box_iou_variants(all_variants):
                 chosen = config.tile(op, double)
                 given = values | {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n}
                 kernel = getattr(module, f"_{op}_kernel")
-                solid = part == "_backward" and module is box_iou_rotated and values["SOLID"]
-                more = {"maxnreg": config.SOLID_REGISTERS} if solid else {}
+                limited = part == "_backward" and module is box_iou_rotated
+                more = {"maxnreg": config.ROTATED_REGISTERS} if limited else {}
                 yield f"{op} {dtype} {kind}", kernel, given, options | more
 
 

@@ -179,6 +179,16 @@ def test_configuration_of_a_network_builds_it_again(network):
         (CONVOLUTION + "pad", r"net\.cfg, line 7: expected .* got 'pad'"),
         (CONVOLUTION + "stride=x", r"line 7: \[convolutional\] stride must be an integer, got 'x'"),
         (CONVOLUTION + "stride=0", r"line 7: \[convolutional\] stride must be 1 or more, got 0"),
+        (CONVOLUTION + "groups=99999999999", r"groups must be 16,777,216 or less, got 99,999"),
+        (
+            CONVOLUTION + "[route]\nlayers=nan",
+            r"line 8: .* layers must be between .* got nan",
+        ),
+        (
+            CONVOLUTION + "[route]\nlayers=inf",
+            r"line 8: .* layers must be between .* got inf",
+        ),
+        (CONVOLUTION + "[route]\nlayers=0.5", r"line 8: \[route\] layers must be integers"),
         (CONVOLUTION + "groups=2", r"line 7: \[convolutional\] groups must divide 3 and 4"),
         (CONVOLUTION + "xnor=1", r"line 7: \[convolutional\] has an unknown option xnor"),
         (CONVOLUTION + "activation=loggy", r"line 7: \[convolutional\] activation must be one of"),

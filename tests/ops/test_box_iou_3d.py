@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastvision import ops
-from fastvision.testing.boxes import boxes, rotated_boxes, solid_boxes
+from fastvision.testing.boxes import beyond_a_side, boxes, rotated_boxes, solid_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
 
@@ -90,6 +90,29 @@ def test_numbers_of_mmcv(backend):
         for rows in (first, second)
     )
     torch.testing.assert_close(overlap_on(backend, b1, b2).cpu(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=dtype_id)
+def test_boxes_that_are_apart_share_nothing(backend, dtype):
+    """Not even a rounding error, beside one another or one upon the other."""
+    flat = rotated_boxes(10 if backend.interpreted else 300, seed=2).to(dtype)
+
+    def solid(flat, z, depth):
+        upright = torch.full((len(flat), 2), depth, dtype=dtype)
+        upright[:, 0] = z
+        yaw = torch.deg2rad(-flat[:, 4:])
+        return torch.cat([flat[:, :2], upright[:, :1], flat[:, 2:4], upright[:, 1:], yaw], 1)
+
+    beside, into = (beyond_a_side(flat, gap) for gap in (1e-3, -1e-2))
+    for other, z, expected in ((beside, 0.0, False), (into, 1.0, False), (into, 0.9, True)):
+        b1, b2 = (
+            leaf(b[:, None].to(backend.device)) for b in (solid(flat, 0.0, 1.0), solid(other, z, 1))
+        )
+        overlap = ops.box_iou_3d(b1, b2, backend=backend.name)
+        assert (overlap > 0).eq(expected).all()
+        overlap.sum().backward()
+        for b in (b1, b2):
+            assert b.grad.ne(0).any(-1).eq(expected).all()
 
 
 def corners(count, seed):

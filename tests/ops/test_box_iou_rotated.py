@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastvision import ops
-from fastvision.testing.boxes import boxes, rotated_boxes
+from fastvision.testing.boxes import beyond_a_side, boxes, rotated_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
 
@@ -77,6 +77,20 @@ def test_hand_checked(backend, turn):
             b1.to(backend.device), b2.to(backend.device), backend=backend.name
         )
         assert_matches(overlap.cpu(), torch.tensor([[float(expected)]]))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=dtype_id)
+def test_boxes_that_are_apart_share_nothing(backend, dtype):
+    """Not even a rounding error, whichever of the two has the side between them."""
+    first = rotated_boxes(10 if backend.interpreted else 300, seed=2).to(dtype)
+    for gap, expected in ((1e-3, False), (-1e-2, True)):
+        for pair in ((first, beyond_a_side(first, gap)), (beyond_a_side(first, gap), first)):
+            b1, b2 = (leaf(b[:, None].to(backend.device)) for b in pair)  # one pair an image
+            overlap = ops.box_iou_rotated(b1, b2, backend=backend.name)
+            assert (overlap > 0).eq(expected).all()
+            overlap.sum().backward()
+            for b in (b1, b2):
+                assert b.grad.ne(0).any(-1).eq(expected).all()
 
 
 def test_upright_boxes(backend):

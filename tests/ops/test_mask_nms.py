@@ -57,8 +57,10 @@ def test_iou(backend, size):
     on_device = masks1.to(backend.device), masks2.to(backend.device)
     iou = mask_iou(*on_device, backend=backend.name)
     assert iou.dtype == torch.float32 and torch.equal(iou.cpu(), expected)
-    iou = mask_iou(on_device[1], on_device[1], backend=backend.name)
-    assert torch.equal(iou.cpu(), reference.mask_iou(masks2, masks2))
+    for masks in (masks1, masks2):  # an odd number, an even one
+        on_device = masks.to(backend.device)
+        iou = mask_iou(on_device, on_device, backend=backend.name)
+        assert torch.equal(iou.cpu(), reference.mask_iou(masks, masks))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
@@ -145,7 +147,7 @@ def test_threads_do_not_change_the_answer():
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             kept = mask_nms(masks, scores, 0.4, idxs=cases.classes(300, 3))
-            results.append((kept, mask_iou(masks, masks[:50])))
+            results.append((kept, mask_iou(masks, masks[:50]), mask_iou(masks, masks)))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:

@@ -17,6 +17,7 @@ from fastvision.ops import (
     nms_rotated,
 )
 from fastvision.testing import cases
+from fastvision.testing.boxes import beyond_a_side, rotated_boxes
 from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import (
     BOXES,
@@ -121,6 +122,23 @@ def test_matches_torchvision(backend, torchvision):
         boxes.to(backend.device), scores.to(backend.device), 0.4, backend=backend.name
     )
     expect_greedy(kept.cpu(), overlaps, scores, None, 0.4, tolerance=1e-4)
+
+
+def test_boxes_that_are_apart_at_threshold_0(backend):
+    """Suppress nothing, as in torchvision."""
+    boxes = rotated_boxes(20 if backend.interpreted else 200, seed=2)
+    for gap, count in ((1e-3, 2), (-1e-2, 1)):
+        pairs = torch.stack([boxes, beyond_a_side(boxes, gap)], 1).flatten(0, 1)
+        idxs = torch.arange(len(pairs)) // 2
+        scores = torch.rand(len(pairs), generator=cases.generator(0))
+        kept = nms_rotated(
+            pairs.to(backend.device),
+            scores.to(backend.device),
+            0.0,
+            idxs=idxs.to(backend.device),
+            backend=backend.name,
+        )
+        assert idxs[kept.cpu()].bincount().eq(count).all()
 
 
 @pytest.mark.parametrize("turn", (0, 90, 180, -270))

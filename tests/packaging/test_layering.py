@@ -22,6 +22,7 @@ LAYERS = (
     {"models"},
     {"data"},
     {"training"},
+    {"inference"},
     {"cli"},
     {"__init__", "__main__"},
     {"testing"},  # for tests and benchmarks: nothing in the package needs it
@@ -109,6 +110,20 @@ def test_kernels_know_only_common_and_configs(name: str) -> None:
         if imported.startswith("fastvision.kernels."):
             room = imported.split(".")[2]
             assert room in ("common", "configs"), f"{name} must not import {imported}"
+
+
+# of few groups, taps and splits; the division of a single dimension would spill registers
+GRIDS = {"_deform_conv2d_kernel", "_deform_conv2d_weight_kernel"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_grids_have_one_dimension(name: str) -> None:
+    """CUDA ends the others at 65,535 programs, which many images or large maps exceed."""
+    for function in MODULES[name].body:
+        if isinstance(function, ast.FunctionDef) and function.name not in GRIDS:
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            ids = [call for call in calls if ast.unparse(call.func) == "tl.program_id"]
+            assert {ast.unparse(call) for call in ids} <= {"tl.program_id(0)"}, function.name
 
 
 @pytest.mark.parametrize("name", MODULES)

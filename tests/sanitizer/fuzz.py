@@ -68,17 +68,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    names = {fuzz.__name__.removeprefix("fuzz_"): fuzz for fuzz in FUZZERS}
+    parser.add_argument("--op", action="append", choices=names, help="only this (repeatable)")
     options = parser.parse_args()
     assert _extension.missing is None, _extension.missing
     levels = _extension.cpu_levels()
     levels = levels[: levels.index(_extension.cpu_level_supported()) + 1]
     torch.set_num_threads(2)
 
+    fuzzers = [names[name] for name in options.op or names]
     done = refused = 0
     start = time.monotonic()
     while done < 40 or time.monotonic() - start < options.seconds:
         seed = options.seed + done
-        fuzz = random.Random(-seed).choice(FUZZERS)
+        fuzz = random.Random(-seed).choice(fuzzers)
         print(f"seed {seed} {fuzz.__name__}", flush=True)
         results = []
         for level in levels:

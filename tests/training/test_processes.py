@@ -40,6 +40,8 @@ VARIANTS = {
             "preparation.std": None,
         },
     ),
+    # of 7 scenes to test on, one process has 4
+    "small_retinanet": ("scenes", {"ema": 0.9, "steps": 3, "optimizer.lr": 0.0005}),
 }
 WORKER = """
 import json, sys

@@ -28,6 +28,9 @@ VARIANTS = {
     "float16, scaled": ("sorting", {"amp": "fp16"}),
     "augmented": ("digits", {}),
     "augmented in workers": ("digits", {"workers": 2}),
+    "detection": ("scenes", {"ema": 0.9, "accumulate": 2, "clip": 0.5}),
+    "detection, bfloat16": ("scenes", {"amp": "bf16", "workers": 1}),
+    "detection, random proposals": ("scenes", {"model.name": "small_faster_rcnn"}),
 }
 
 

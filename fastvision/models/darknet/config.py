@@ -43,6 +43,7 @@ _IGNORED = {
     "scale",
     "smooth",
 }
+_MAX = 1 << 24  # of numbers: what is larger is a mistake, and would ask for all memory
 _SHAPE = ("width", "height", "channels")
 # what changes the function of a head if it is not this value
 _FIXED = {"scale_x_y": 1.0, "new_coords": 0, "background": 0, "coords": 4}
@@ -87,6 +88,8 @@ class Section:
             self.error(f"{name} must be an integer, got {value!r}", name)
         if number < least:
             self.error(f"{name} must be {least} or more, got {number}", name)
+        if number > _MAX:
+            self.error(f"{name} must be {_MAX:,} or less, got {number:,}", name)
         return number
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -97,9 +100,12 @@ class Section:
 
     def _float(self, name: str, value: str) -> float:
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
             self.error(f"{name} must be a number, got {value!r}", name)
+        if not abs(number) <= _MAX:
+            self.error(f"{name} must be between -{_MAX:,} and {_MAX:,}, got {value}", name)
+        return number
 
     def integers(self, name: str) -> list[int]:
         numbers = self.numbers(name)

@@ -49,6 +49,7 @@ from .retinanet import (
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork, RPNHead
 from .selective_search import SelectiveSearch
+from .small import small_faster_rcnn, small_fcos, small_mask_rcnn, small_retinanet, small_ssd
 from .solid_anchors import SolidAnchors
 from .ssd import SSD, SSDHead, SSDMatcher
 from .ssd_small import SquareBoxGenerator, ssd224_small
@@ -126,6 +127,11 @@ __all__ = [
     "resnet_fpn_backbone",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
+    "small_faster_rcnn",
+    "small_fcos",
+    "small_mask_rcnn",
+    "small_retinanet",
+    "small_ssd",
     "ssd224_small",
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",

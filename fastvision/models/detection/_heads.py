@@ -1,4 +1,4 @@
-"""What the heads of one-stage detectors share."""
+"""What the heads of detectors share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import conv_norm_act
+from ...ops._checks import is_eager, needs_gradient
+from ...ops._layers import has_global_hooks, is_plain
+
+
+def may_rearrange(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether layers may run in another form: in inference in one dtype, where nobody listens."""
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    return (
+        is_eager()
+        and all(map(is_plain, layers))
+        and not has_global_hooks()
+        and all(parameter.dtype == x.dtype for parameter in parameters)
+        and not needs_gradient((x, *parameters))
+        and not torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def rows_of(x: Tensor, columns: int) -> Tensor:

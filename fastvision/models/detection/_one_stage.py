@@ -65,7 +65,7 @@ class OneStageDetector(nn.Module):
             images: [N, 3, H, W], floating-point in 0..1.
 
         Returns:
-            :class:`Detections`, with boxes in pixels of the images.
+            :class:`~fastvision.models.detection.Detections`, with boxes in pixels of the images.
 
         Raises:
             RuntimeError: the model is in training.

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential
+from ..._memory_format import is_channels_last
+from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential, conv_bn_relu
 from ...ops.chain import run_layers
 from .._registry import register
 from ..mobilenetv3 import mobilenet_v3_large
 from ..resnet import resnet50
 from ._build import Start, start
+from ._heads import may_rearrange
 from .anchors import AnchorGenerator
 from .backbones import Norm, mobilenet_features, resnet_pyramid
 from .generalized_rcnn import GeneralizedRCNN
@@ -173,7 +176,7 @@ class TwoMLPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, representation_size] of [n, C, h, w]."""
-        return run_layers((self.fc6, _RELU, self.fc7, _RELU), x.flatten(1))
+        return run_layers((self.fc7, _RELU), linear_relu_of_maps(x, self.fc6))
 
 
 class FastRCNNConvFCHead(Sequential):
@@ -207,6 +210,17 @@ class FastRCNNConvFCHead(Sequential):
         super().__init__(*layers)
         initialize_convolutions(self)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, outputs of the last layer] of [n, C, h, w]."""
+        layers = list(self)
+        end = next((i for i, layer in enumerate(layers) if type(layer) is nn.Flatten), len(layers))
+        if [type(layer) for layer in layers[end + 1 : end + 3]] != [nn.Linear, nn.ReLU]:
+            return super().forward(input)
+        linear: Any = layers[end + 1]
+        return run_layers(
+            layers[end + 3 :], linear_relu_of_maps(run_layers(layers[:end], input), linear)
+        )
+
 
 class FastRCNNPredictor(nn.Module):
     """A linear layer each for the classes and the offsets of a box.
@@ -234,6 +248,24 @@ class FastRCNNPredictor(nn.Module):
             )
         x = x.flatten(1)
         return run_layers((self.cls_score,), x), run_layers((self.bbox_pred,), x)
+
+
+def linear_relu_of_maps(x: Tensor, linear: nn.Linear) -> Tensor:
+    """relu(linear(x.flatten(1))) [n, K] of maps [n, C, h, w].
+
+    Maps in channels_last would have to be copied to be flattened; a convolution that covers them
+    takes them as they are.
+    """
+    if (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and is_channels_last(x)
+        and x[0].numel() == linear.in_features
+        and may_rearrange(x, linear)
+    ):
+        filters = linear.weight.view(-1, *x.shape[1:])
+        return conv_bn_relu(x, filters, linear.bias).flatten(1)
+    return run_layers((linear, _RELU), x.flatten(1))
 
 
 def initialize_convolutions(module: nn.Module) -> None:

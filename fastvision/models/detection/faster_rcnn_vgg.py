@@ -27,7 +27,7 @@ class SoftmaxRPNHead(RPNHead):
     A softmax of two scores is the sigmoid of their difference, which is the logit.
 
     Args:
-        in_channels, num_anchors: see :class:`RPNHead`.
+        in_channels, num_anchors: see :class:`~fastvision.models.detection.RPNHead`.
     """
 
     def __init__(self, in_channels: int, num_anchors: int) -> None:
@@ -37,7 +37,7 @@ class SoftmaxRPNHead(RPNHead):
         nn.init.zeros_(self.cls_logits.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """See :class:`RPNHead`."""
+        """See :class:`~fastvision.models.detection.RPNHead`."""
         scores, offsets = super().forward(x)
         return [pairs[:, 1::2] - pairs[:, 0::2] for pairs in scores], offsets
 

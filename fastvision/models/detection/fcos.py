@@ -153,7 +153,7 @@ class FCOSHead(DenseHead):
 
         Args:
             targets: "boxes" and "labels" of each image.
-            head_outputs: of :meth:`forward`.
+            head_outputs: of ``forward``.
             anchors: [A, 4] of each image.
             matched_idxs: int64 [A] of each image: the object of each anchor, negative for none.
         """

@@ -96,6 +96,7 @@ class RCNN(nn.Module):
         self.svms = nn.Linear(linear[-1].in_features, classes).requires_grad_(False)
         self.regression = nn.Linear(linear[0].in_features, 4 * classes).requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(False))
+        # of which the normalization serves, regions being warped
         self.transform = GeneralizedRCNNTransform(size, size, image_mean, image_std)
         self.matcher = Matcher(0.5, 0.5)
         self.sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
@@ -122,6 +123,10 @@ class RCNN(nn.Module):
 
         Returns:
             For each image "boxes" [n, 4], "labels" int64 [n] and "scores" [n], the best first.
+
+        Raises:
+            AssertionError: no targets in training, boxes of another shape, or one without area.
+            ValueError, TypeError: an image, a label or a proposal of another form.
         """
         if self.training:
             self._check(targets, images)
@@ -147,8 +152,9 @@ class RCNN(nn.Module):
     ) -> dict[str, Tensor]:
         regions, labels = [], []
         for image, target, boxes in zip(images, targets, proposals, strict=True):
-            boxes = torch.cat((boxes, target["boxes"].to(boxes)))
-            label = self._labels(boxes, target)
+            truth = target["boxes"].to(boxes)
+            boxes = torch.cat((boxes, truth))
+            label = self._labels(boxes, truth, target["labels"])
             positive, negative = self.sampler([label])
             drawn = torch.where(positive[0] | negative[0])[0]
             regions.append(self._warp(image, boxes[drawn]))
@@ -156,11 +162,11 @@ class RCNN(nn.Module):
         scores = self.network(torch.cat(regions))
         return {"loss_classifier": F.cross_entropy(scores, torch.cat(labels))}
 
-    def _labels(self, boxes: Tensor, target: Target) -> Tensor:
-        if not len(target["boxes"]):
+    def _labels(self, boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
+        if not len(truth):
             return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        matches = self.matcher(box_iou(target["boxes"], boxes))
-        return torch.where(matches < 0, 0, target["labels"][matches.clamp(min=0)])
+        matches = self.matcher(box_iou(truth, boxes))
+        return torch.where(matches < 0, 0, labels[matches.clamp(min=0)])
 
     def _warp(self, image: Tensor, boxes: Tensor) -> Tensor:
         return warp_regions(self.transform.normalize(image), boxes, self.size, self.context)
@@ -206,8 +212,9 @@ class RCNN(nn.Module):
     ) -> RCNN:
         """Trains the SVMs and the regression on the features of the classifier as it is.
 
-        One pass over the images collects hard negatives. Features are scaled to a mean norm of 20,
-        for which the paper's penalties are meant.
+        One pass over the images collects hard negatives; the features of all regions near objects
+        stay in memory, with VGG-16 100 kB each. Features are scaled to a mean norm of 20, for which
+        the paper's penalties are meant.
 
         Args:
             images, targets: see :meth:`forward`; any sequences, each read twice.
@@ -237,25 +244,26 @@ class RCNN(nn.Module):
         labels = torch.cat([target["labels"] for target in targets])
         if not len(labels):
             raise ValueError("targets must have objects, got none")
-        objects = [torch.cat(parts) for parts in zip(*features, strict=True)]
+        objects = [torch.cat(parts).float() for parts in zip(*features, strict=True)]
         scale, deep_scale = (_NORM / x.norm(dim=1).mean().clamp(min=1e-12) for x in objects)
         of_class = [labels == k + 1 for k in range(self.svms.out_features)]
         svms = LinearSVMs([objects[1][rows] * deep_scale for rows in of_class], penalty=penalty)
         near: list[tuple[Tensor, ...]] = []
         proposals = (check_proposals(self.proposals([image]), [image])[0] for image in images)
         for image, target, boxes in zip(images, targets, proposals, strict=True):
-            boxes = torch.cat((boxes, target["boxes"].to(boxes)))
-            pooled, deep = self._features(image, boxes)
-            overlaps = box_iou(target["boxes"], boxes)
-            others = [overlaps[target["labels"] == k + 1] < _NEGATIVE for k in range(len(of_class))]
-            svms.add(deep * deep_scale, torch.stack([far.all(0) for far in others], 1))
+            truth, kinds = target["boxes"].to(boxes), target["labels"]
+            boxes = torch.cat((boxes, truth))
+            pooled, deep = (x.float() for x in self._features(image, boxes))
+            overlaps = box_iou(truth, boxes)
+            far = [(overlaps[kinds == k + 1] < _NEGATIVE).all(0) for k in range(len(of_class))]
+            svms.add(deep * deep_scale, torch.stack(far, 1))
             if len(overlaps):
                 overlap, nearest = overlaps.max(0)
                 rows = overlap >= _NEAR
-                codes = self.box_coder.encode_single(target["boxes"][nearest[rows]], boxes[rows])
-                near.append((pooled[rows] * scale, codes, target["labels"][nearest[rows]]))
+                codes = self.box_coder.encode_single(truth[nearest[rows]], boxes[rows])
+                near.append((pooled[rows] * scale, codes, kinds[nearest[rows]]))
         weight, bias = svms.finish()
-        self.svms.weight.copy_(weight.to(deep_scale) * deep_scale)
+        self.svms.weight.copy_(weight.to(deep_scale.device) * deep_scale)
         self.svms.bias.copy_(bias)
         self._fit_regression([torch.cat(parts) for parts in zip(*near, strict=True)], scale, ridge)
         self.fitted.fill_(True)
@@ -270,7 +278,7 @@ class RCNN(nn.Module):
         for k in labels.unique().tolist():
             model = optional("sklearn.linear_model").Ridge(ridge)
             model.fit(features[labels == k].numpy(), codes[labels == k].numpy())
-            weight[k - 1] = torch.from_numpy(model.coef_).to(weight) * scale
+            weight[k - 1] = torch.from_numpy(model.coef_).to(weight) * scale.to(weight)
             bias[k - 1] = torch.from_numpy(model.intercept_).to(bias)
 
 

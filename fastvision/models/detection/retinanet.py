@@ -91,6 +91,7 @@ class RetinaNetClassificationHead(_Tower):
         self.cls_logits = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         initialize_prior(self.cls_logits, prior_probability)
         self.num_classes, self.num_anchors = num_classes, num_anchors
+        self.alpha, self.gamma = 0.25, 2.0  # of the focal loss
 
     def levels(self, x: Sequence[Tensor]) -> list[Tensor]:
         """Logits [N, H W A, num_classes] of each map [N, C, H, W]."""
@@ -108,7 +109,8 @@ class RetinaNetClassificationHead(_Tower):
         for target, rows, matched in zip(targets, logits, matched_idxs, strict=True):
             classes = _labels(target["labels"], matched)
             count = (matched >= 0).sum().clamp(min=1)
-            losses.append(sigmoid_focal_loss(rows, classes, reduction="sum") / count)
+            loss = sigmoid_focal_loss(rows, classes, self.alpha, self.gamma, reduction="sum")
+            losses.append(loss / count)
         return torch.stack(losses).mean()
 
 
@@ -211,7 +213,7 @@ class RetinaNetHead(DenseHead):
 
         Args:
             targets: "boxes" and "labels" of each image.
-            head_outputs: of :meth:`forward`.
+            head_outputs: of ``forward``.
             anchors: [A, 4] of each image.
             matched_idxs: int64 [A] of each image, see :class:`Matcher`.
         """

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_norm_act
+from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
+from ._heads import may_rearrange
 from ._selection import take
 from .anchors import AnchorGenerator
 from .box_coder import BoxCoder
@@ -66,12 +67,28 @@ class RPNHead(nn.Module):
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits [N, A, H, W] and offsets [N, 4 A, H, W] of each map [N, C, H, W]."""
-        logits, offsets = [], []
-        for features in x:
-            features = self.conv(features)
-            logits.append(conv_norm_act(features, self.cls_logits))
-            offsets.append(conv_norm_act(features, self.bbox_pred))
+        maps = [self.conv(features) for features in x]
+        last: tuple[Any, ...] = self.cls_logits, self.bbox_pred
+        if all(map(_is_pointwise, last)) and may_rearrange(maps[0], *last):
+            # a convolution of few outputs costs as much as one of all of them
+            weight = torch.cat([layer.weight for layer in last])
+            bias = torch.cat([layer.bias for layer in last])
+            both = [conv_bn_relu(features, weight, bias, activation="none") for features in maps]
+            counts = [layer.out_channels for layer in last]
+            parts = zip(*(result.split(counts, 1) for result in both), strict=True)
+            return list(next(parts)), list(next(parts))
+        logits, offsets = ([conv_norm_act(features, layer) for features in maps] for layer in last)
         return logits, offsets
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and layer.bias is not None
+    )
 
 
 def by_anchor(maps: Sequence[Tensor], numbers: int) -> list[Tensor]:

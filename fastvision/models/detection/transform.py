@@ -60,13 +60,15 @@ class GeneralizedRCNNTransform(nn.Module):
                 [L, K, 3] (x, y, visibility) if there are any; other entries stay.
 
         Raises:
-            ValueError: an image has another number of dimensions.
+            ValueError: there are no images, or one is empty or has another number of dimensions.
             TypeError: an image is not floating-point.
         """
         images = list(images)
+        if not images:
+            raise ValueError("images must not be empty, got no image")
         resized_targets = None if targets is None else [dict(target) for target in targets]
         for i, image in enumerate(images):
-            if image.dim() != 3:
+            if image.dim() != 3 or 0 in image.shape:
                 raise ValueError(
                     "images is expected to be a list of 3d tensors of shape [C, H, W], "
                     f"got {list(image.shape)}"
@@ -113,7 +115,8 @@ class GeneralizedRCNNTransform(nn.Module):
         if self.fixed_size is not None:
             return self.fixed_size[1], self.fixed_size[0]
         scale = min(shorter / min(height, width), self.max_size / max(height, width))
-        return math.floor(height * scale), math.floor(width * scale)
+        # torchvision fails for lines that would become thinner than a pixel
+        return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
     def batch_images(self, images: Sequence[Tensor], size_divisible: int = 32) -> Tensor:
         """[N, C, H, W] of images [C, h, w], with zeros at the right and below."""

@@ -199,6 +199,14 @@ def test_fused(builder, batch_norm):
         torch.testing.assert_close(fused(images, **given), model(images, **given))
 
 
+def test_bfloat16():
+    images, _, proposals = inputs(torch.bfloat16)
+    model = small(fast_rcnn_vgg16).eval().bfloat16()
+    with torch.no_grad():
+        found = model(images, proposals=[boxes.float() for boxes in proposals])
+    assert len(found[0]["boxes"]) and found[0]["boxes"].isfinite().all()
+
+
 def test_proposes_by_itself():
     pytest.importorskip("cv2.ximgproc")
     images, targets, _ = inputs(torch.float)

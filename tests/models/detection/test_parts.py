@@ -173,8 +173,18 @@ def test_transform_of_bad_images():
     module = detection.GeneralizedRCNNTransform(32, 64, [0.5] * 3, [0.5] * 3)
     with pytest.raises(ValueError, match=r"shape \[C, H, W\], got \[1, 3, 9, 9\]"):
         module([torch.zeros(1, 3, 9, 9)])
+    with pytest.raises(ValueError, match=r"shape \[C, H, W\], got \[3, 0, 9\]"):
+        module([torch.zeros(3, 0, 9)])
+    with pytest.raises(ValueError, match="images must not be empty"):
+        module([])
     with pytest.raises(TypeError, match="uint8"):
         module([torch.zeros(3, 9, 9, dtype=torch.uint8)])
+
+
+def test_transform_of_thin_images():
+    module = detection.GeneralizedRCNNTransform(32, 64, [0.5] * 3, [0.5] * 3).eval()
+    batch, _ = module([torch.ones(3, 1, 900), torch.ones(3, 1, 1)])
+    assert batch.image_sizes == [(1, 64), (32, 32)] and batch.tensors.shape == (2, 3, 32, 64)
 
 
 def test_pasted_masks():

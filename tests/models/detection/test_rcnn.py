@@ -162,6 +162,29 @@ def test_fused(name):
         torch.testing.assert_close(fastvision.fuse(ours.eval())(images), expected)
 
 
+@pytest.mark.parametrize("kind", ["TwoMLPHead", "FastRCNNConvFCHead"])
+def test_box_head_of_channels_last_maps(kind):
+    """Without a copy the same result, also after a change of the weights."""
+    torch.manual_seed(0)
+    if kind == "TwoMLPHead":
+        head = detection.TwoMLPHead(8 * 9, 16)
+    else:
+        head = detection.FastRCNNConvFCHead((8, 3, 3), [8], [16, 8], nn.BatchNorm2d)
+    x = cases.feature_map(50, 8, 3, 3)
+    last = x.contiguous(memory_format=torch.channels_last)
+    head.eval()
+    for _ in range(2):
+        with torch.no_grad():
+            result = head(last)
+            torch.testing.assert_close(result, head(x), rtol=1e-4, atol=1e-4)
+            wide = copy.deepcopy(head).double()(x.double()).float()
+            torch.testing.assert_close(result, wide, rtol=1e-4, atol=1e-4)
+            assert (head(last[:0]).shape == (0, result.shape[1])) and result.abs().max() > 0
+            for parameter in head.parameters():
+                parameter.add_(0.01)
+    assert head(last).requires_grad
+
+
 def test_images_without_objects():
     for name, classes in (("MaskRCNN", 3), ("KeypointRCNN", 2)):
         ours, reference = pair(name, classes)

@@ -197,12 +197,17 @@ def test_nothing_proposed_and_no_objects():
     assert found[0]["boxes"].shape == (0, 4) and found[0]["labels"].dtype == torch.int64
 
 
-def test_bfloat16():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes(dtype):
     images, targets, proposals = scenes(2)
-    model = rcnn(known(images, proposals)).eval().fit(images, targets).bfloat16()
+    images = [image.to(dtype) for image in images]
+    model = rcnn(known(images, proposals)).to(dtype)
+    assert model(images, targets)["loss_classifier"].dtype == dtype
+    model.eval().fit(images, targets)
     with torch.no_grad():
-        found = model([image.bfloat16() for image in images], proposals=proposals)
-    assert found[0]["boxes"].dtype == found[0]["scores"].dtype == torch.float32
+        found = model(images)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert found[0]["boxes"].dtype == found[0]["scores"].dtype == wide
     assert len(found[0]["boxes"])
 
 

@@ -41,7 +41,8 @@ class YOLO(nn.Module):
     labels from 1 to 80.
 
     Args:
-        config: the path of a .cfg file, or sections; see :class:`~fastvision.models.Darknet`.
+        config: the path of a .cfg file, or sections; see
+            :class:`~fastvision.models.darknet.Darknet`.
         score_thresh: least score of a detection.
         nms_thresh: largest IoU of two detections of one class.
         detections_per_img: at most this many are returned for an image, the best ones.
@@ -53,7 +54,7 @@ class YOLO(nn.Module):
             drawn for every batch (every tenth in the paper); None for the configured size.
 
     Attributes:
-        network: the :class:`~fastvision.models.Darknet`, for .weights files.
+        network: the :class:`~fastvision.models.darknet.Darknet`, for .weights files.
         size: (H, W) of the input in evaluation; may be set to other multiples of the largest stride
             where the network has no [connected] or [local] section.
 
