@@ -48,7 +48,7 @@ with torch.inference_mode():
     if "R-CNN" in options.detectors:
         model = detection.rcnn_vgg16(base_width=options.width).eval()
         some = boxes[torch.randperm(len(boxes))[: options.regions]]
-        model([image], proposals=[some[: model.batch_size]])  # packs the weights
+        model([image], proposals=[some[:8]])  # packs the weights
         took = seconds(model, [image], proposals=[some])
         networks["R-CNN"] = took * len(boxes) / len(some)
         note = f"; {len(some)} regions took {took:.2f} s"
