@@ -16,6 +16,7 @@ from .box_coder import BoxCoder
 from .image_list import Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, large, limits, suppress, suppress_padded
+from .targets import check_labels
 
 _SMALLEST = 1e-2  # pixels; a detection below this is dropped
 
@@ -107,10 +108,12 @@ class RoIHeads(nn.Module):
 
         Raises:
             TypeError: an entry of a target has another dtype.
-            ValueError: no targets in training, or an entry is missing.
+            ValueError: no targets in training, an entry is missing, or labels are not as many as
+                boxes or negative.
         """
         self._check_dtypes(targets)
         if self.training:
+            check_labels(targets or ())
             return [], self._losses(features, proposals, image_shapes, self.check_targets(targets))
         pooled = self.box_roi_pool(features, proposals, image_shapes)
         scores, codes = self.box_predictor(self.box_head(pooled))

@@ -312,7 +312,9 @@ def test_bad_targets():
     fails(AssertionError, r"shape \[N, 4\], got \[4\]", boxes=torch.zeros(4))
     fails(AssertionError, "of type Tensor", boxes=[[1, 2, 3, 4]])
     fails(TypeError, "boxes must of float type", boxes=targets[0]["boxes"].long())
-    fails(ValueError, "labels to be int64", labels=targets[0]["labels"].int())
+    fails(TypeError, "labels must of int64", labels=targets[0]["labels"].int())
+    fails(ValueError, "labels to be int64 of shape", labels=targets[0]["labels"][:1])
+    fails(ValueError, "not to be negative", labels=-targets[0]["labels"])
     degenerate = torch.tensor([[1.0, 2, 30, 40], [5, 5, 5, 9]])
     with pytest.raises(AssertionError, match=r"Found invalid box \[.*\] for target at index 1"):
         model(images, [targets[0], {"boxes": degenerate, "labels": torch.ones(2).long()}])
