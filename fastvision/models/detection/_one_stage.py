@@ -15,7 +15,7 @@ from ._selection import Detections, best_pairs, detect, take
 from .anchors import AnchorGenerator
 from .image_list import ImageList, Target
 from .postprocess import clip, limits
-from .targets import check_boxes, check_targets
+from .targets import check_boxes, check_labels, check_targets
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -43,10 +43,12 @@ class OneStageDetector(nn.Module):
         Raises:
             AssertionError: there are no targets in training, or boxes of another shape or without
                 area.
-            TypeError, ValueError: an image of another dtype or number of dimensions.
+            TypeError, ValueError: an image of another dtype or number of dimensions; labels of
+                another shape or dtype, or negative ones.
         """
         if self.training:
             check_targets(targets, images)
+            check_labels(targets or ())
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, targets = self.transform(images, targets)
         check_boxes(targets)

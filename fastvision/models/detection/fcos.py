@@ -34,7 +34,8 @@ def _tower(channels: int, convs: int, norm_layer: Norm | None) -> Sequential:
     norm_layer = norm_layer or partial(nn.GroupNorm, 32)
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), norm_layer(channels), nn.ReLU()]
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        layers += [conv, norm_layer(channels), nn.ReLU(inplace=True)]
     return Sequential(*layers)
 
 

@@ -14,7 +14,6 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
     """Raises:
     AssertionError: there are no targets, another number of them than of images, or boxes of
         another type or shape than [L, 4] (torchvision's error type).
-    ValueError: labels are not int64 [L], or one is negative.
     """
     if targets is None:
         raise AssertionError("targets should not be none when in training mode")
@@ -28,10 +27,17 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
             raise AssertionError(
                 f"Expected target boxes to be a tensor of shape [N, 4], got {list(boxes.shape)}."
             )
-        labels = target["labels"]
-        if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
+
+
+def check_labels(targets: Sequence[Target]) -> None:
+    """Raises:
+    ValueError: labels are not int64 [L], or one is negative.
+    """
+    for target in targets:
+        count, labels = len(target["boxes"]), target["labels"]
+        if labels.shape != (count,) or labels.dtype != torch.int64:
             raise ValueError(
-                f"Expected target labels to be int64 of shape [{len(boxes)}], got {labels.dtype} "
+                f"Expected target labels to be int64 of shape [{count}], got {labels.dtype} "
                 f"of shape {list(labels.shape)}."
             )
         if (labels < 0).any():

@@ -12,6 +12,7 @@ import fastvision
 from fastvision import models
 from fastvision.models import detection
 from fastvision.models.detection import fcos, retinanet, ssd, ssd_vgg
+from fastvision.models.detection._selection import _largest, best_pairs
 from fastvision.ops import FrozenBatchNorm2d
 from fastvision.testing import cases
 from fastvision.testing.detectors import assert_same_losses, scenes, spread_scores
@@ -217,6 +218,21 @@ def test_postprocessing(name, own_anchors, limits):
     assert min(len(found["boxes"]) for found in expected) > 8
     assert [list(found) for found in actual] == [list(found) for found in expected]
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+@pytest.mark.parametrize("places", [200, 201])
+def test_selection_by_groups(places, classes):
+    """Of many places, the same pairs as by sorting all of them."""
+    logits = torch.randn(2, places, classes, generator=cases.generator(0))
+    logits[0, 7] = logits[0, 6] + 3  # good ones side by side
+    scores, place, labels = best_pairs(logits, None, 5)
+    expected, pair = logits.flatten(1).sigmoid().topk(5)
+    torch.testing.assert_close(scores, expected)
+    assert torch.equal(place * classes + labels, pair)
+    wide = torch.randn(2, 400, generator=cases.generator(1))
+    for actual, wanted in zip(_largest(wide, 6), wide.topk(6), strict=True):
+        assert torch.equal(actual, wanted)
 
 
 def test_candidates_that_are_not_numbers():

@@ -311,8 +311,8 @@ def test_bad_targets():
         model(images, targets[:1])
     fails(AssertionError, r"shape \[N, 4\], got \[4\]", boxes=torch.zeros(4))
     fails(AssertionError, "of type Tensor", boxes=[[1, 2, 3, 4]])
-    fails(TypeError, "boxes must of float type", boxes=torch.tensor([[1, 2, 30, 40]]))
-    fails(TypeError, "labels must of int64", labels=targets[0]["labels"].int())
+    fails(TypeError, "boxes must of float type", boxes=targets[0]["boxes"].long())
+    fails(ValueError, "labels to be int64", labels=targets[0]["labels"].int())
     degenerate = torch.tensor([[1.0, 2, 30, 40], [5, 5, 5, 9]])
     with pytest.raises(AssertionError, match=r"Found invalid box \[.*\] for target at index 1"):
         model(images, [targets[0], {"boxes": degenerate, "labels": torch.ones(2).long()}])
