@@ -86,7 +86,8 @@ class TouchedPixels {
       size += args.N * map.H * map.W * args.C;
     }
     for (const RoiFootprint& place : places) {
-      Row* image = &rows_[first_row_[place.level] + place.image * args.levels[place.level].H];
+      Row* image =
+          rows_.data() + first_row_[place.level] + place.image * args.levels[place.level].H;
       for (int64_t y = place.y_begin; y < place.y_end && place.x_begin < place.x_end; ++y) {
         image[y].begin = std::min<int64_t>(image[y].begin, place.x_begin);
         image[y].end = std::max<int64_t>(image[y].end, place.x_end);
