@@ -33,10 +33,10 @@ from .keypoint_rcnn import (
 from .mask_rcnn import (
     MaskRCNN,
     MaskRCNNHeads,
-    MaskRCNNPredictor,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from .masks import MaskRCNNPredictor
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .pillars import PillarBackbone, PillarFeatures, PointPillars, point_pillars
 from .rcnn import RCNN, rcnn_alexnet, rcnn_vgg16

@@ -27,6 +27,17 @@ def may_rearrange(x: Tensor, *layers: nn.Module) -> bool:
     )
 
 
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether it is a 1x1 convolution with a bias, and no subclass of one."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and layer.bias is not None
+    )
+
+
 def rows_of(x: Tensor, columns: int) -> Tensor:
     """Maps [N, A columns, H, W] as rows [N, H W A, columns], a view of channels_last maps."""
     n, channels, height, width = x.shape

@@ -5,7 +5,6 @@ He, Gkioxari, Dollár and Girshick, Mask R-CNN, 2017.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from .faster_rcnn import (
     on_resnet50,
     on_resnet50_v2,
 )
+from .masks import MaskRCNNPredictor
 
 _WIDTH = 256  # channels in the head
 
@@ -121,24 +121,6 @@ class MaskRCNNHeads(Sequential):
                     if (old := f"{prefix}mask_fcn{i + 1}.{kind}") in state_dict:
                         state_dict[f"{prefix}{i}.0.{kind}"] = state_dict.pop(old)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
-
-
-class MaskRCNNPredictor(Sequential):
-    """A transposed convolution with ReLU to twice the size, and a 1x1 to the classes.
-
-    Args:
-        in_channels: of the head.
-        dim_reduced: channels between the two.
-        num_classes: background included.
-    """
-
-    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
-        enlarge = nn.ConvTranspose2d(in_channels, dim_reduced, 2, 2)
-        classify = nn.Conv2d(dim_reduced, num_classes, 1)
-        layers = {"conv5_mask": enlarge, "relu": nn.ReLU(inplace=True), "mask_fcn_logits": classify}
-        super().__init__(OrderedDict(layers))
-        for layer in (enlarge, classify):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 @register("instance_segmentation")

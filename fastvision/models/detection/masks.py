@@ -1,15 +1,56 @@
-"""Masks of boxes, put into whole images."""
+"""Masks of boxes: their prediction, their place in the image, and their loss."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops import roi_align
+from ...ops import Sequential, roi_align
+from ...ops.chain import run_layers
+from ._heads import is_pointwise, may_rearrange
 from .image_list import Target
+
+
+class MaskRCNNPredictor(Sequential):
+    """A transposed convolution with ReLU to twice the size, and a 1x1 to the classes.
+
+    Args:
+        in_channels: of the head.
+        dim_reduced: channels between the two.
+        num_classes: background included.
+    """
+
+    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
+        enlarge = nn.ConvTranspose2d(in_channels, dim_reduced, 2, 2)
+        classify = nn.Conv2d(dim_reduced, num_classes, 1)
+        layers = {"conv5_mask": enlarge, "relu": nn.ReLU(inplace=True), "mask_fcn_logits": classify}
+        super().__init__(OrderedDict(layers))
+        for layer in (enlarge, classify):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def predict(predictor: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n, M, M] of the label [n] of each box, by a predictor of those of all classes.
+
+    Args:
+        predictor: gives [n, classes, M, M].
+        x: [n, C, M / 2, M / 2].
+    """
+    if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3:
+        return of_labels(predictor(x), labels)
+    first: list[Any] = list(predictor)
+    last = first.pop()
+    if not (is_pointwise(last) and may_rearrange(x, predictor, last)):
+        return of_labels(predictor(x), labels)
+    # the 1x1 convolution of one class for each box
+    x = run_layers(first, x).permute(0, 2, 3, 1)
+    logits = x.flatten(1, 2) @ last.weight[labels].flatten(1)[..., None]
+    return logits.view(x.shape[:3]) + last.bias[labels, None, None]
 
 
 def paste_masks_in_image(

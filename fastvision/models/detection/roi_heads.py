@@ -124,8 +124,9 @@ class RoIHeads(nn.Module):
         ]
         boxes, _, labels = found
         if self.has_mask():
-            logits = self._mask_logits(features, boxes, image_shapes)
-            probabilities = masks.of_labels(logits, torch.cat(labels)).sigmoid()[:, None]
+            of_boxes = self._mask_features(features, boxes, image_shapes)
+            logits = masks.predict(self.mask_predictor, of_boxes, torch.cat(labels))
+            probabilities = logits.sigmoid()[:, None]
             if torch.compiler.is_exporting():
                 probabilities = probabilities * (torch.cat(labels) > 0)[:, None, None, None]
             _add(detections, "masks", probabilities)
@@ -201,11 +202,10 @@ class RoIHeads(nn.Module):
         scores, labels = (x.gather(1, kept).masked_fill(missing, 0) for x in (scores, labels))
         return list(boxes), list(scores), list(labels)
 
-    def _mask_logits(
+    def _mask_features(
         self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]
     ) -> Tensor:
-        pooled = self.mask_roi_pool(features, boxes, sizes)
-        return self.mask_predictor(self.mask_head(pooled))
+        return self.mask_head(self.mask_roi_pool(features, boxes, sizes))
 
     def _heatmaps(
         self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]
@@ -230,7 +230,7 @@ class RoIHeads(nn.Module):
         boxes = [b[index] for b, index in zip(boxes, positive, strict=True)]
         match = [m[index] for m, index in zip(match, positive, strict=True)]
         if self.has_mask():
-            logits = self._mask_logits(features, boxes, sizes)
+            logits = self.mask_predictor(self._mask_features(features, boxes, sizes))
             losses["loss_mask"] = masks.loss(logits, boxes, targets, match)
         if self.has_keypoint():
             heatmaps = self._heatmaps(features, boxes, sizes)

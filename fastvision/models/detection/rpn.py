@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
-from ._heads import may_rearrange
+from ._heads import is_pointwise, may_rearrange
 from ._selection import take
 from .anchors import AnchorGenerator
 from .box_coder import BoxCoder
@@ -69,7 +69,7 @@ class RPNHead(nn.Module):
         """Logits [N, A, H, W] and offsets [N, 4 A, H, W] of each map [N, C, H, W]."""
         maps = [self.conv(features) for features in x]
         last: tuple[Any, ...] = self.cls_logits, self.bbox_pred
-        if all(map(_is_pointwise, last)) and may_rearrange(maps[0], *last):
+        if all(map(is_pointwise, last)) and may_rearrange(maps[0], *last):
             # a convolution of few outputs costs as much as one of all of them
             weight = torch.cat([layer.weight for layer in last])
             bias = torch.cat([layer.bias for layer in last])
@@ -79,16 +79,6 @@ class RPNHead(nn.Module):
             return list(next(parts)), list(next(parts))
         logits, offsets = ([conv_norm_act(features, layer) for features in maps] for layer in last)
         return logits, offsets
-
-
-def _is_pointwise(layer: nn.Module) -> bool:
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == layer.stride == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-        and layer.bias is not None
-    )
 
 
 def by_anchor(maps: Sequence[Tensor], numbers: int) -> list[Tensor]:

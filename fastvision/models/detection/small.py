@@ -22,7 +22,8 @@ from .default_boxes import DefaultBoxGenerator
 from .faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from .fcos import FCOS, FCOSHead
 from .image_list import Target
-from .mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from .mask_rcnn import MaskRCNN, MaskRCNNHeads
+from .masks import MaskRCNNPredictor
 from .retinanet import RetinaNet, RetinaNetHead
 from .ssd import SSD
 from .transform import GeneralizedRCNNTransform
