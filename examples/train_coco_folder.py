@@ -1,4 +1,4 @@
-"""Train a detector on a COCO folder: train/*.jpg, val/*.jpg, annotations/instances_{train,val}.json.
+"""Train a detector on a COCO folder: train, val and annotations/instances_{train,val}.json.
 
 python examples/train_coco_folder.py --root my_images --steps 5000 --size 256
 python examples/train_coco_folder.py    # a few steps on a folder of its own with scenes of digits
