@@ -17,17 +17,6 @@ parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="height
 options = parser.parse_args()
 
 
-class Program(torch.nn.Module):
-    """The detections in a plain tuple, which a file can hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self.model.detect(images))
-
-
 torch.manual_seed(0)
 model = models.get_model(options.model).eval()
 images = torch.rand(2, 3, *options.size)
@@ -35,7 +24,7 @@ with torch.inference_mode():
     # images are one tensor, and so are the boxes of all images, with a number of them for each
     expected = model.detect(images)
 with torch.no_grad():
-    program = torch.export.export(Program(), (images,))
+    program = torch.export.export(models.detection.FixedShape(model), (images,))
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "detector.pt2"

@@ -102,15 +102,18 @@ class FixedShape(nn.Module):
 
     Args:
         model: the detector, in evaluation.
+
+    Its result is a plain tuple, as files of exported programs hold no other types.
     """
 
     def __init__(self, model: OneStageDetector) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Detections:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :meth:`OneStageDetector.detect`."""
-        return self.model.detect(images)
+        boxes, scores, labels, counts = self.model.detect(images)
+        return boxes, scores, labels, counts
 
 
 class PyramidDetector(OneStageDetector):

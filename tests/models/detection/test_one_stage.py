@@ -426,7 +426,7 @@ def test_small_ssd():
 
 
 @pytest.mark.parametrize("name", ["ssd224_small", "fcos_resnet50_fpn"])
-def test_fixed_shape(name):
+def test_fixed_shape(name, tmp_path):
     """The same detections as of a list, padded; and an exported program with them."""
     options = {} if name == "ssd224_small" else {"weights_backbone": None, **PYRAMID}
     model = models.get_model(name, num_classes=4, **options).eval()
@@ -435,8 +435,10 @@ def test_fixed_shape(name):
     with torch.no_grad():
         expected = model(list(images))
         actual = model.detect(images)
-        program = torch.export.export(detection.FixedShape(model), (images,)).module()
-        exported = program(images)
+        torch.export.save(
+            torch.export.export(detection.FixedShape(model), (images,)), tmp_path / "detector.pt2"
+        )
+        exported = torch.export.load(tmp_path / "detector.pt2").module()(images)
     assert isinstance(actual, detection.Detections)
     assert actual.boxes.shape == (2, model.detections_per_img, 4)
     assert min(actual.counts) > 0
