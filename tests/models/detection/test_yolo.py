@@ -1,4 +1,7 @@
-"""YOLO: parameters, what outputs mean, the losses by hand, and detectors of Darknet's files."""
+"""YOLO: parameters, what outputs mean, the losses by hand, and detectors of Darknet's files.
+
+Over 450 lines because the versions share their small models and pictures.
+"""
 
 import math
 
