@@ -40,7 +40,7 @@ def load_predictor(
 
     Args:
         command: "detection", "segmentation" or "classification".
-        model: name of the model; None for that of the checkpoint.
+        model: name of the model; None for the checkpoint's own.
         weights: a checkpoint that ``fastvision train`` wrote or the folder of its run; "digits" for
             the detector of digits that the package ships; else the path of a state dict or a name
             of torchvision's weights, which need ``model``.

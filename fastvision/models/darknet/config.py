@@ -60,7 +60,7 @@ class Section:
     Args:
         kind: such as "convolutional".
         options: values as in the file.
-        lines: numbers of the options' lines, and that of the section under "".
+        lines: line numbers of the options, and under "" the section's own.
         source: name of the file, for errors.
     """
 

@@ -52,8 +52,8 @@ def _largest(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weights(sizes: Tensor, maps: Tensor) -> Tensor:
-    """[n, largest size, M]: the share of each cell in a pixel; beyond a box's size, where only the
-    largest box has pixels, that of its last pixel."""
+    """[n, largest size, M]: the share of each cell in a pixel. Rows beyond a box's size, which only
+    the largest box needs, repeat its last pixel."""
     cells = maps.shape[-1]
     count = sizes.to(maps.dtype)[:, None]
     pixels = torch.arange(int(sizes.max()), device=maps.device, dtype=maps.dtype)

@@ -236,7 +236,7 @@ def test_decoding_reverses_encoding(head):
     _, places = head.flat([torch.zeros(1, c, k, k, dtype=torch.double) for k, c in rows])
     boxes = torch.rand(len(places.cells), 4, dtype=torch.double) * 50 + 5
     assert torch.allclose(places.decode(*places.encode(boxes)), boxes)
-    # the cell is that of the center, the box at 0 the anchor around its middle
+    # a center of 0 is at the corner of its cell
     zero = torch.zeros(len(boxes), 2, dtype=torch.double)
     assert torch.equal(places.decode(zero, zero)[:, :2], places.cells * places.strides)
 

@@ -142,9 +142,9 @@ class AnchorHead:
         return box_convert(boxes, "cxcywh", "xyxy"), scores
 
     def responsible(self, truth: Truth, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Which prediction [T'] is responsible for which object [T']: that of the anchor whose
-        shape fits best, in the cell of the center. Of several objects that want the same prediction
-        the first gets it."""
+        """Responsible predictions [T'] and their objects [T']. An object takes the prediction of
+        the anchor with the best fitting shape, in the cell of its center. If several objects want
+        one prediction, the first gets it."""
         sizes = [maps.shape[2:] for maps in outputs]
         table, base = [], 0  # of each anchor: stride, columns, rows, anchors of its map, place
         for level, step, (height, width) in zip(self.anchors, self.strides, sizes, strict=True):

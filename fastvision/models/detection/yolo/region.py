@@ -50,8 +50,8 @@ class RegionHead(AnchorHead):
         """Squared errors of box and objectness and the cross entropy of the classes, summed up with
         the section's scales, means over the images.
 
-        The objectness of a responsible prediction should be its IoU with the object, that of the
-        others 0, except where they overlap any object by more than ``thresh``.
+        The target of objectness is the IoU with the object for a responsible prediction, and 0 for
+        all others but those that overlap an object by more than ``thresh``.
         """
         flat, places = self.flat(outputs)
         index, kept = self.responsible(truth, outputs)
