@@ -1,4 +1,4 @@
-"""The memory format of images inside a model."""
+"""Images inside a model: their memory format, and the statistics of their values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from .._memory_format import is_channels_last
+
+# mean and deviation of ImageNet's RGB channels, from 0 to 1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def enter(images: Any) -> Any:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ConvBNReLU2d
+from ._images import IMAGENET_MEAN, IMAGENET_STD
 from ._urls import addresses
 from ._weights import Model, load_weights, read_weights
 
 # ImageNet's mean and standard deviation, with which images are normalized
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class BasicConv2d(ConvBNReLU2d):
@@ -43,7 +43,7 @@ def initialize_truncated(model: nn.Module, std: float) -> None:
 
 def to_unit_range(images: Tensor) -> Tensor:
     """From ImageNet's normalization to [-1, 1], which the original models were trained on."""
-    channels = zip(images.split(1, 1), _MEAN, _STD, strict=True)
+    channels = zip(images.split(1, 1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
     return torch.cat([x * (std / 0.5) + (mean - 0.5) / 0.5 for x, mean, std in channels], 1)
 
 

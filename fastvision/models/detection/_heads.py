@@ -50,12 +50,12 @@ def predict(x: Tensor, conv: nn.Module, columns: int) -> Tensor:
     return rows_of(conv_norm_act(x, conv), columns)
 
 
-def initialize(*modules: nn.Module) -> None:
-    """Weights of convolutions from a normal distribution of deviation 0.01, and zero biases."""
+def initialize(*modules: nn.Module, std: float = 0.01) -> None:
+    """Weights of convolutions from a normal distribution of this deviation, and zero biases."""
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.normal_(layer.weight, std=std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 

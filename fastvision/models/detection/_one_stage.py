@@ -12,12 +12,10 @@ from ...ops import box_iou
 from ...ops._layers import has_global_hooks, is_plain
 from ._heads import DenseHead
 from ._selection import Detections, best_pairs, detect, take
-from .anchors import AnchorGenerator
+from .anchors import shared
 from .image_list import ImageList, Target
 from .postprocess import clip, limits
 from .targets import check_boxes, check_labels, check_targets
-
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class OneStageDetector(nn.Module):
@@ -198,14 +196,6 @@ class PyramidDetector(OneStageDetector):
         )
 
 
-def shared(of_images: Sequence[Tensor]) -> Tensor:
-    """Anchors [A, 4] of each image as [N, A, 4], or as [1, A, 4] if they are one tensor."""
-    first = of_images[0]
-    if all(anchors is first for anchors in of_images):
-        return first[None]
-    return torch.stack(list(of_images))
-
-
 def match(
     matcher: Callable[[Tensor], Tensor], targets: Sequence[Target], anchors: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -217,24 +207,3 @@ def match(
         else torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
         for target, boxes in zip(targets, anchors, strict=True)
     ]
-
-
-def check_parts(backbone: nn.Module, anchor_generator: AnchorGenerator | None) -> int:
-    """Channels of the backbone's maps.
-
-    Raises:
-        ValueError: it has no attribute of them.
-        TypeError: ``anchor_generator`` is of another type.
-    """
-    if not isinstance(anchor_generator, (AnchorGenerator, type(None))):
-        raise TypeError(
-            "anchor_generator should be of type AnchorGenerator or None, "
-            f"got {type(anchor_generator)}"
-        )
-    channels = getattr(backbone, "out_channels", None)
-    if channels is None:
-        raise ValueError(
-            "backbone should contain an attribute out_channels specifying the number of output "
-            "channels (assumed to be the same for all the levels)"
-        )
-    return int(channels)

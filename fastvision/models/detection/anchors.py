@@ -16,6 +16,14 @@ def box_dtype(features: Tensor) -> torch.dtype:
     return torch.promote_types(features.dtype, torch.float32)
 
 
+def shared(of_images: Sequence[Tensor]) -> Tensor:
+    """Anchors [A, 4] of each image as [N, A, 4], or as [1, A, 4] if they are one tensor."""
+    first = of_images[0]
+    if all(anchors is first for anchors in of_images):
+        return first[None]
+    return torch.stack(list(of_images))
+
+
 class AnchorGenerator(nn.Module):
     """Anchors of several sizes and aspect ratios on each level of a pyramid (Ren, He, Girshick and
     Sun, Faster R-CNN, 2015, section 3.1.1).

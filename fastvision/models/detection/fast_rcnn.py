@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._images import IMAGENET_MEAN, IMAGENET_STD
 from .._registry import register
 from .._weights import load_weights
 from .faster_rcnn import FastRCNNPredictor
@@ -21,8 +22,6 @@ from .selective_search import SelectiveSearch, check_proposals
 from .targets import check_boxes, check_targets
 from .transform import GeneralizedRCNNTransform, resize_boxes
 from .vgg_parts import RoIPooling, VGGBoxHead, convolutions, truncated_svd, vgg
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FastRCNN(nn.Module):
@@ -155,8 +154,8 @@ def fast_rcnn_vgg16(
     dropout: float = 0.5,
     min_size: int | Sequence[int] = 600,
     max_size: int = 1000,
-    image_mean: Sequence[float] = MEAN,
-    image_std: Sequence[float] = STD,
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
     proposals: Proposals | None = None,
     **options: Any,
 ) -> FastRCNN:

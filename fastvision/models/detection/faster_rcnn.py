@@ -22,6 +22,7 @@ from ..mobilenetv3 import mobilenet_v3_large
 from ..resnet import resnet50
 from ._build import Start, start
 from ._heads import may_rearrange
+from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator
 from .backbones import Norm, mobilenet_features, resnet_pyramid
 from .generalized_rcnn import GeneralizedRCNN
@@ -106,7 +107,7 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        channels = _channels_of(backbone)
+        channels = channels_of(backbone)
         check_class("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
         check_class("box_roi_pool", box_roi_pool, MultiScaleRoIAlign)
         if num_classes is not None and box_predictor is not None:
@@ -154,8 +155,8 @@ class FasterRCNN(GeneralizedRCNN):
         transform = GeneralizedRCNNTransform(
             min_size,
             max_size,
-            image_mean or [0.485, 0.456, 0.406],
-            image_std or [0.229, 0.224, 0.225],
+            image_mean,
+            image_std,
             **kwargs,
         )
         super().__init__(backbone, rpn, roi_heads, transform)
@@ -280,23 +281,6 @@ def initialize_convolutions(module: nn.Module) -> None:
 def default_roi_pool(output_size: int) -> MultiScaleRoIAlign:
     """From the four levels of the backbone."""
     return MultiScaleRoIAlign(["0", "1", "2", "3"], output_size, 2)
-
-
-def check_class(name: str, value: Any, expected: type) -> None:
-    if not isinstance(value, (expected, type(None))):
-        raise TypeError(
-            f"{name} should be of type {expected.__name__} or None instead of {type(value)}"
-        )
-
-
-def _channels_of(backbone: Any) -> int:
-    if not hasattr(backbone, "out_channels"):
-        raise ValueError(
-            "backbone should contain an attribute out_channels specifying the number of output "
-            "channels (assumed to be the same for all the levels)"
-        )
-    channels: int = backbone.out_channels
-    return channels
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int:

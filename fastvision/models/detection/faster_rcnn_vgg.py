@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._images import IMAGENET_MEAN, IMAGENET_STD
 from .._registry import register
 from .._weights import load_weights
+from ._heads import initialize
 from .anchors import AnchorGenerator
-from .fast_rcnn import MEAN, STD, vgg_heads
+from .fast_rcnn import vgg_heads
 from .generalized_rcnn import GeneralizedRCNN
 from .rpn import RegionProposalNetwork, RPNHead
 from .transform import GeneralizedRCNNTransform
@@ -33,8 +35,7 @@ class SoftmaxRPNHead(RPNHead):
     def __init__(self, in_channels: int, num_anchors: int) -> None:
         super().__init__(in_channels, num_anchors)
         self.cls_logits = nn.Conv2d(in_channels, 2 * num_anchors, 1)
-        nn.init.normal_(self.cls_logits.weight, std=0.01)
-        nn.init.zeros_(self.cls_logits.bias)  # type: ignore[arg-type]
+        initialize(self.cls_logits)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See :class:`~fastvision.models.detection.RPNHead`."""
@@ -54,8 +55,8 @@ def faster_rcnn_vgg16(
     dropout: float = 0.5,
     min_size: int | Sequence[int] = 600,
     max_size: int = 1000,
-    image_mean: Sequence[float] = MEAN,
-    image_std: Sequence[float] = STD,
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
     anchor_sizes: Sequence[int] = (128, 256, 512),
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     pre_nms_top_n: Mapping[str, int] | None = None,

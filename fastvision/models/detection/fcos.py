@@ -19,8 +19,9 @@ from .._registry import register
 from ..resnet import resnet50
 from ._build import start
 from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict, rows_of
-from ._one_stage import IMAGE_MEAN, IMAGE_STD, PyramidDetector, check_parts, shared
-from .anchors import AnchorGenerator
+from ._one_stage import PyramidDetector
+from ._parts import channels_of, check_class
+from .anchors import AnchorGenerator, shared
 from .backbones import resnet_pyramid
 from .box_coder import BoxLinearCoder
 from .image_list import ImageList, Target
@@ -232,7 +233,8 @@ class FCOS(PyramidDetector):
         **options: Any,
     ) -> None:
         super().__init__()
-        channels = check_parts(backbone, anchor_generator)
+        check_class("anchor_generator", anchor_generator, AnchorGenerator)
+        channels = channels_of(backbone)
         self.backbone = backbone
         self.anchor_generator = anchor_generator or AnchorGenerator(
             ((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5
@@ -245,7 +247,7 @@ class FCOS(PyramidDetector):
         self.head = head or FCOSHead(channels, per_place, num_classes)
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
         self.transform = GeneralizedRCNNTransform(
-            min_size, max_size, image_mean or IMAGE_MEAN, image_std or IMAGE_STD, **options
+            min_size, max_size, image_mean, image_std, **options
         )
         self.center_sampling_radius = center_sampling_radius
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from ...ops import MultiScaleRoIAlign, Sequential, conv_norm_act
 from .._registry import register
 from ._build import start
+from ._parts import check_class
 from .faster_rcnn import (
     FasterRCNN,
-    check_class,
     classes_of,
     default_roi_pool,
     initialize_convolutions,

@@ -13,10 +13,10 @@ from torch import nn
 from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential
 from .._registry import register
 from ._build import start
+from ._parts import check_class
 from .backbones import Norm
 from .faster_rcnn import (
     FasterRCNN,
-    check_class,
     classes_of,
     default_roi_pool,
     initialize_convolutions,

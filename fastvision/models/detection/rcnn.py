@@ -17,7 +17,7 @@ from ..._optional import optional
 from ...ops import batched_nms, box_iou
 from ...ops._checks import integer
 from ...ops.chain import run_layers
-from .._images import enter
+from .._images import IMAGENET_MEAN, IMAGENET_STD, enter
 from .._registry import register
 from .._weights import load_weights
 from ..alexnet import alexnet
@@ -80,8 +80,8 @@ class RCNN(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.3,
         detections_per_img: int = 100,
-        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         for name, number in (("size", size), ("batch_size", batch_size)):

@@ -25,7 +25,8 @@ from .._registry import register
 from ..resnet import resnet50
 from ._build import start
 from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict
-from ._one_stage import IMAGE_MEAN, IMAGE_STD, PyramidDetector, check_parts, match
+from ._one_stage import PyramidDetector, match
+from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator
 from .backbones import resnet_pyramid
 from .box_coder import BoxCoder
@@ -280,7 +281,8 @@ class RetinaNet(PyramidDetector):
         **options: Any,
     ) -> None:
         super().__init__()
-        channels = check_parts(backbone, anchor_generator)
+        check_class("anchor_generator", anchor_generator, AnchorGenerator)
+        channels = channels_of(backbone)
         self.backbone = backbone
         self.anchor_generator = anchor_generator or _default_anchors()
         if head is None:
@@ -292,7 +294,7 @@ class RetinaNet(PyramidDetector):
         )
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.transform = GeneralizedRCNNTransform(
-            min_size, max_size, image_mean or IMAGE_MEAN, image_std or IMAGE_STD, **options
+            min_size, max_size, image_mean, image_std, **options
         )
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_img, self.topk_candidates = detections_per_img, topk_candidates

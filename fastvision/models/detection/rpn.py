@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
-from ._heads import is_pointwise, may_rearrange
+from ._heads import initialize, is_pointwise, may_rearrange, rows_of
 from ._selection import take
-from .anchors import AnchorGenerator
+from .anchors import AnchorGenerator, shared
 from .box_coder import BoxCoder
 from .image_list import ImageList, Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
@@ -45,11 +45,7 @@ class RPNHead(nn.Module):
         self.conv = Sequential(*layers)
         self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
         self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialize(self)
 
     def _load_from_state_dict(
         self,
@@ -79,11 +75,6 @@ class RPNHead(nn.Module):
             return list(next(parts)), list(next(parts))
         logits, offsets = ([conv_norm_act(features, layer) for features in maps] for layer in last)
         return logits, offsets
-
-
-def by_anchor(maps: Sequence[Tensor], numbers: int) -> list[Tensor]:
-    """[N, H W A, numbers] of each map [N, A numbers, H, W], in the order of the anchors."""
-    return [x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for x in maps]
 
 
 class RegionProposalNetwork(nn.Module):
@@ -158,8 +149,8 @@ class RegionProposalNetwork(nn.Module):
         maps = list(features.values())
         logits, offsets = self.head(maps)
         anchors = self.anchor_generator(images, maps)
-        scores = [level.squeeze(-1) for level in by_anchor(logits, 1)]
-        codes = torch.cat(by_anchor(offsets, 4), 1)
+        scores = [rows_of(x, 1).squeeze(-1) for x in logits]
+        codes = torch.cat([rows_of(x, 4) for x in offsets], 1)
         boxes, counts = self.propose(scores, codes, anchors, images.image_sizes)
         if torch.compiler.is_exporting() and not self.training:
             # of a fixed size: no feature is pooled in NaN
@@ -190,13 +181,11 @@ class RegionProposalNetwork(nn.Module):
             image_sizes: (height, width) of each.
         """
         best, index = top_of_levels(scores, self.pre_nms_top_n())
-        shared = all(boxes is anchors[0] for boxes in anchors)
         kinds = [
             torch.full((min(x.shape[1], self.pre_nms_top_n()),), i, device=best.device)
             for i, x in enumerate(scores)
         ]
-        start = anchors[0][None] if shared else torch.stack(list(anchors))
-        boxes = self.box_coder.decode_single(take(codes, index), take(start, index))
+        boxes = self.box_coder.decode_single(take(codes, index), take(shared(anchors), index))
         boxes = clip(boxes, limits(image_sizes, boxes)[:, None])
         wanted = large(boxes, self.min_size) & (best.sigmoid() >= self.score_thresh)
         kept, counts = suppress_padded(

@@ -5,6 +5,7 @@ Liu, Anguelov, Erhan, Szegedy, Reed, Fu and Berg, SSD: single shot multibox dete
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._heads import DenseHead, LevelHead, predict
-from ._one_stage import IMAGE_MEAN, IMAGE_STD, OneStageDetector, match, shared
+from ._one_stage import OneStageDetector, match
 from ._selection import Detections, detect, take
+from .anchors import shared
 from .box_coder import BoxCoder
 from .default_boxes import DefaultBoxGenerator
 from .image_list import ImageList, Target
@@ -193,8 +195,8 @@ class SSD(OneStageDetector):
         self.transform = GeneralizedRCNNTransform(
             min(size),
             max(size),
-            image_mean or IMAGE_MEAN,
-            image_std or IMAGE_STD,
+            image_mean,
+            image_std,
             size_divisible=1,
             fixed_size=size,
             **options,
@@ -331,3 +333,11 @@ def _channels_of(backbone: nn.Module, size: tuple[int, int]) -> list[int]:
     backbone.train(training)
     maps: Iterable[Tensor] = [features] if isinstance(features, Tensor) else features.values()
     return [x.shape[1] for x in maps]
+
+
+def without_size(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a builder whose size is fixed, which warns of one (as torchvision's)."""
+    if "size" not in options:
+        return options
+    warnings.warn("The size of the model is already fixed; ignoring the parameter.", stacklevel=3)
+    return {name: value for name, value in options.items() if name != "size"}

@@ -5,7 +5,6 @@ Liu, Anguelov, Erhan, Szegedy, Reed, Fu and Berg, SSD: single shot multibox dete
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from .._registry import register
 from ..vgg import vgg16
 from ._build import start
 from .default_boxes import DefaultBoxGenerator
-from .ssd import SSD, initialize_uniform
+from .ssd import SSD, initialize_uniform, without_size
 
 # 1x1 channels, 3x3 channels, stride and padding of the layers behind VGG's
 _EXTRA = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
@@ -111,11 +110,7 @@ def ssd300_vgg16(
     Raises:
         ValueError: ``num_classes`` is not the weights' own, or a number is out of range.
     """
-    if "size" in options:
-        warnings.warn(
-            "The size of the model is already fixed; ignoring the parameter.", stacklevel=2
-        )
-        del options["size"]
+    options = without_size(options)
     begin = start(
         "ssd300_vgg16", weights, progress, num_classes, weights_backbone,
         trainable_backbone_layers, classes_of=_classes_of, default_stages=4,

@@ -6,7 +6,6 @@ for MobileNetV3, 2019, section 6.3.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,18 +17,14 @@ from .._images import enter
 from .._registry import register
 from ..mobilenetv3 import mobilenet_v3_large
 from ._build import start
+from ._heads import initialize
 from .default_boxes import DefaultBoxGenerator
-from .ssd import SSD, SSDHead, SSDScoringHead, check_maps
+from .ssd import SSD, SSDHead, SSDScoringHead, check_maps, without_size
 
 Norm = Callable[..., nn.Module]
 
 
-def _initialize(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.03)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+_STD = 0.03  # of new weights
 
 
 def _predictors(
@@ -41,7 +36,7 @@ def _predictors(
             channels, channels, groups=channels, norm_layer=norm_layer, activation_layer=nn.ReLU6
         )
         modules.append(Sequential(depthwise, nn.Conv2d(channels, columns * anchors, 1)))
-    _initialize(modules)
+    initialize(modules, std=_STD)
     return modules
 
 
@@ -154,7 +149,7 @@ class SSDLiteFeatureExtractorMobileNet(nn.Module):
         self.extra = nn.ModuleList(
             _reduced(*pair, norm_layer) for pair in zip(inputs, widths, strict=True)
         )
-        _initialize(self.extra)
+        initialize(self.extra, std=_STD)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps [N, C, H/16, W/16] and smaller ones of images [N, 3, H, W], by their number."""
@@ -197,11 +192,7 @@ def ssdlite320_mobilenet_v3_large(
     Raises:
         ValueError: ``num_classes`` is not the weights' own, or a number is out of range.
     """
-    if "size" in options:
-        warnings.warn(
-            "The size of the model is already fixed; ignoring the parameter.", stacklevel=2
-        )
-        del options["size"]
+    options = without_size(options)
     begin = start(
         "ssdlite320_mobilenet_v3_large", weights, progress, num_classes, weights_backbone,
         trainable_backbone_layers, classes_of=_classes_of, stages=6, default_stages=6,
@@ -215,7 +206,7 @@ def ssdlite320_mobilenet_v3_large(
         **options,
     )
     if begin.weights_backbone is None:
-        _initialize(mobilenet)
+        initialize(mobilenet, std=_STD)
     features: Any = mobilenet.features
     strided = [i for i, block in enumerate(features) if getattr(block, "is_strided", False)]
     starts = [0, *strided, len(features) - 1, len(features)]

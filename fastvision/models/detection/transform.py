@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._images import IMAGENET_MEAN, IMAGENET_STD
 from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
 
@@ -23,7 +24,7 @@ class GeneralizedRCNNTransform(nn.Module):
         min_size: wanted size of an image's shorter side; of several, training draws one per image
             and evaluation takes the last.
         max_size: limit of the longer side, which may make the shorter side less than ``min_size``.
-        image_mean, image_std: per channel.
+        image_mean, image_std: per channel; ImageNet's if None.
         size_divisible: height and width of the batch are multiples of it.
         fixed_size: (width, height) of all images instead, whatever their shape.
         _skip_resize: leaves images as they are in training.
@@ -33,8 +34,8 @@ class GeneralizedRCNNTransform(nn.Module):
         self,
         min_size: int | Sequence[int],
         max_size: int,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
+        image_mean: Sequence[float] | None,
+        image_std: Sequence[float] | None,
         size_divisible: int = 32,
         fixed_size: Size | None = None,
         *,
@@ -44,7 +45,8 @@ class GeneralizedRCNNTransform(nn.Module):
         super().__init__()
         self.min_size = min_size if isinstance(min_size, (list, tuple)) else (min_size,)
         self.max_size = max_size
-        self.image_mean, self.image_std = image_mean, image_std
+        self.image_mean = image_mean or list(IMAGENET_MEAN)
+        self.image_std = image_std or list(IMAGENET_STD)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
         self._skip_resize = _skip_resize
