@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 import os
 import platform
 import re
@@ -80,13 +81,14 @@ def _best_seconds(call: Callable[[], Any], device: torch.device, seconds: float)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     call()
     wait()
-    times: list[float] = []
-    while not times or sum(times) < seconds:
+    best, spent = math.inf, 0.0
+    while spent < seconds:
         start = time.perf_counter()
         call()
         wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        elapsed = time.perf_counter() - start
+        best, spent = min(best, elapsed), spent + elapsed
+    return best
 
 
 def measure_limits(device: torch.device, *, seconds: float = 0.5) -> dict[str, Any]:
