@@ -1,7 +1,7 @@
 """README's tables, written between markers that name a table and the folder of a device's records:
 
-<!-- table: ops of amd-epyc-2-cores-avx2 begin -->
-<!-- table: ops of amd-epyc-2-cores-avx2 end -->
+<!-- table: ops of amd-epyc-2-cores-avx512 begin -->
+<!-- table: ops of amd-epyc-2-cores-avx512 end -->
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import re
 import statistics
 from dataclasses import dataclass
 
+from benchmarks import surface
 from benchmarks.document import Table, markdown_table
 from benchmarks.records import Record, our_speedup, speedup
+from benchmarks.tables import short_ratio
 
 _MARK = r"table: (\w+) of ([\w-]+)"  # table, folder
 Figure = tuple[str, str]  # op, and a regular expression that finds its cases
@@ -181,10 +183,6 @@ TABLES: dict[str, tuple[str, Columns, list[Line]]] = {
 }
 
 
-def _format(ratio: float) -> str:
-    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 2 else f"{ratio:.2f}"
-
-
 def _figure(
     figure: Figure, records: dict[str, Record], provider: str | None = None
 ) -> float | None:
@@ -201,7 +199,8 @@ def _slower(records: dict[str, Record]) -> list[list[str]]:
         ratios = [r for row in record["rows"] if (r := our_speedup(row)) is not None]
         slower = [ratio for ratio in ratios if ratio < 1]
         if slower:
-            lines.append([f"`{op}`", f"{len(slower)} of {len(ratios)} cases", _format(min(slower))])
+            count = f"{len(slower)} of {len(ratios)} cases"
+            lines.append([f"`{op}`", count, short_ratio(min(slower))])
     return lines
 
 
@@ -211,6 +210,8 @@ def table(name: str, records: dict[str, Record]) -> str:
 
     A line of which the records lack a figure is left out.
     """
+    if name in surface.TABLES:
+        return markdown_table(surface.table(name, records))
     if name == "slower":
         return markdown_table(Table(_slower(records)))
     head, columns, specification = TABLES[name]
@@ -226,7 +227,7 @@ def table(name: str, records: dict[str, Record]) -> str:
         for provider in columns.values():
             figures = [_figure(figure, records, provider) for figure in line.figures]
             if None not in figures:
-                cells.append(" / ".join(_format(f) for f in figures if f is not None))
+                cells.append(" / ".join(short_ratio(f) for f in figures if f is not None))
         if len(cells) == len(lines[0]):
             lines.append(cells)
     return markdown_table(Table(lines))

@@ -25,19 +25,33 @@ def rotated_boxes(count: int, share: float, seed: int) -> Tensor:
     return torch.cat([center, sides, torch.rand(count, 1, generator=g) * 360 - 180], 1)
 
 
+def check(actual: Tensor, expected: Tensor, boxes: tuple[Tensor, Tensor]) -> None:
+    """torchvision's arithmetic is in float32, and for it corners that nearly meet are noise: of few
+    pairs it is far off, and for these the float64 result counts."""
+    i, j = torch.nonzero((actual - expected).abs() > 1e-3, as_tuple=True)
+    assert len(i) <= 2 + 1e-5 * expected.numel(), f"{len(i)} pairs differ"
+    exact = fastvision.ops.box_iou_rotated(
+        *(b.double()[k] for b, k in zip(boxes, (i, j), strict=True)), backend="reference"
+    )
+    expected = expected.index_put((i, j), exact.diagonal().float())
+    assert_matches(actual, expected, scale=10)
+
+
 def case(count: int, share: float, *, quick: bool) -> Case:
     def providers(device: torch.device) -> Providers:
         ours = backends(fastvision.ops.box_iou_rotated, device, reference=False)
         ours.pop("cuda", None)
         return {BASELINE: lambda b1, b2: torchvision.ops.box_iou(b1, b2, "cxcywhr")} | ours
 
+    def boxes(device: torch.device) -> tuple[Tensor, Tensor]:
+        return rotated_boxes(count, share, 0).to(device), rotated_boxes(count, share, 1).to(device)
+
     return Case(
         "box_iou_rotated",
         f"{count}x{count}, {'dense' if share < 1 else 'spread'}",
-        inputs=lambda device: tuple(rotated_boxes(count, share, i).to(device) for i in range(2)),
+        inputs=boxes,
         providers=providers,
-        # whose arithmetic is in float32, and for which corners that nearly meet are noise
-        check=lambda actual, expected: assert_matches(actual, expected, scale=10),
+        check=lambda actual, expected: check(actual, expected, boxes(actual.device)),
         work=lambda tensors, _: work.box_iou_rotated(*tensors),
         quick=quick,
     )

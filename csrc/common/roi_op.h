@@ -49,4 +49,13 @@ struct PositionSensitive {
 template <typename T, typename Reduction, typename Channels>
 struct RoiKernel {};
 
+// In NCHW, a kernel copies planes with up to that many pixels for each roi that reads them, so that
+// the channels of a pixel are side by side.
+template <typename Reduction, typename Channels>
+inline constexpr int64_t kCopiedPerRoi = 0;
+template <>
+inline constexpr int64_t kCopiedPerRoi<WeightedSum, PositionSensitive> = 16;
+template <>
+inline constexpr int64_t kCopiedPerRoi<Maximum, AllChannels> = 128;
+
 }  // namespace fastvision

@@ -157,5 +157,17 @@ inline void for_each_roi(
   }
 }
 
+// The number of rois from position `begin` on that are of one map.
+template <typename A>
+inline int64_t run_of_map(const RoiTapsView<A>& view, const RoiForwardTask& task, int64_t begin) {
+  const RoiFootprint& first = view.rois[task.order[begin]];
+  int64_t end = begin + 1;
+  while (end < task.end && view.rois[task.order[end]].image == first.image &&
+         view.rois[task.order[end]].level == first.level) {
+    ++end;
+  }
+  return end - begin;
+}
+
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA

@@ -92,24 +92,6 @@ void sensitive_forward_last(
   }
 }
 
-// The number of rois from position `begin` on that are of one map.
-template <typename A>
-inline int64_t run_of_map(const RoiTapsView<A>& view, const RoiForwardTask& task, int64_t begin) {
-  const RoiFootprint& first = view.rois[task.order[begin]];
-  int64_t end = begin + 1;
-  while (end < task.end && view.rois[task.order[end]].image == first.image &&
-         view.rois[task.order[end]].level == first.level) {
-    ++end;
-  }
-  return end - begin;
-}
-
-// Do so many rois read a plane that copying all of it pays?
-inline bool copy_pays(int64_t rois, int64_t pixels) {
-  constexpr int64_t kPixelsPerRoi = 16;
-  return pixels <= kMaxCopiedPixels && pixels <= rois * kPixelsPerRoi;
-}
-
 template <typename T, typename A>
 void sensitive_forward_planar(
     const RoiArgs& args, const RoiTapsView<A>& view, const RoiForwardTask& task, A* scratch
@@ -130,7 +112,7 @@ void sensitive_forward_planar(
         const T* first = maps + (roi.image * args.C + c * bins + bin) * plane;
         const MapPixels<T> in_place{first, level.W, 1, bins * plane};
         const CopiedPixels<A> copied{scratch, level.W};
-        const bool copy = copy_pays(run, plane);
+        const bool copy = copy_pays(run, plane, kCopiedPerRoi<WeightedSum, PositionSensitive>);
         if (copy) {
           const Planes<const T, lanes> planes(first, bins * plane, count);
           interleave<T, A>(planes, 0, plane, maps + args.N * args.C * plane, scratch);
@@ -176,7 +158,15 @@ inline void scatter_sensitive(
   constexpr int lanes = lanes_v<A>;
   const int64_t bins = args.PH * args.PW;
   const int64_t channels = args.C / bins;
-  const int64_t stride = args.channels_last ? 1 : bins;
+  const auto grad_of = [&](int64_t bin) {  // channels side by side, or `bins` apart
+    if (args.channels_last) {
+      const T* from = pooled + bin * channels + tile.c;
+      return tile.count == lanes ? load(from) : load_partial(from, tile.count);
+    }
+    const T* from = pooled + tile.c * bins + bin;
+    return tile.count == lanes ? load_strided(from, bins, lanes)
+                               : load_strided(from, bins, tile.count);
+  };
   for (int64_t ph = tile.bin_begin / args.PW; ph * args.PW < tile.bin_end; ++ph) {
     const Range<A> ys = clip(own.y(ph), task.y_begin, task.y_end);
     if (ys.begin == ys.end) {
@@ -191,9 +181,7 @@ inline void scatter_sensitive(
         continue;
       }
       const int64_t bin = first + pw;
-      const T* from = pooled + (args.channels_last ? bin * channels + tile.c : tile.c * bins + bin);
-      const auto grad = tile.count == lanes ? load_strided(from, stride, lanes)
-                                            : load_strided(from, stride, tile.count);
+      const auto grad = grad_of(bin);
       for (const Tap<A>* y = ys.begin; y < ys.end; ++y) {
         for (const Tap<A>* x = xs.begin; x < xs.end; ++x) {
           A* sum = tile.pixel(y->pixel - task.y_begin, x->pixel - task.x_begin) +

@@ -45,7 +45,11 @@ struct RoiBackwardTask {
 // Scratch of a worker in elements of the accumulation type; channels of a task in the NCHW format
 // are at most kChannelsPlanar.
 constexpr int64_t kChannelsPlanar = 16;
-constexpr int64_t kMaxCopiedPixels = 1 << 16;  // of position-sensitive planes
+constexpr int64_t kMaximumChannelsLast = 16;   // of a task of a maximum's backward: a cache line
+constexpr int64_t kMaxCopiedPixels = 1 << 16;  // of planes, see kCopiedPerRoi
+static inline bool copy_pays(int64_t rois, int64_t pixels, int64_t copied_per_roi) {
+  return pixels <= kMaxCopiedPixels && pixels <= rois * copied_per_roi;
+}
 constexpr int64_t kBinsPerBatch = 256;  // pooled rows are handled until that many bins are together
 static inline int64_t roi_batch_rows(const RoiArgs& args) {
   const int64_t rows = args.PW >= kBinsPerBatch ? 1 : kBinsPerBatch / args.PW;

@@ -45,7 +45,8 @@ struct RoiCpu {
     using A = accumulate_t<T>;
     const Taps<A> taps = build_taps<A>(args);
     const RoiTapsView<A> view = taps.view();
-    const RoiForwardSchedule schedule(args, Op::Channels::kSharedByBins, view.rois);
+    constexpr int64_t copied = kCopiedPerRoi<typename Op::Reduction, typename Op::Channels>;
+    const RoiForwardSchedule schedule(args, Op::Channels::kSharedByBins, copied, view.rois);
     parallel_chunks(schedule.tasks, schedule.chunk, [&] {
       return
           [&, scratch = std::unique_ptr<A[]>(new A[schedule.scratch])](int64_t begin, int64_t end) {

@@ -185,7 +185,7 @@ struct RoiSamplesCpu {
   template <typename T>
   static void pool(const RoiArgs& args, const std::vector<RoiFootprint>& places) {
     using A = accumulate_t<T>;
-    const RoiForwardSchedule schedule(args, /*shared=*/true, places.data());
+    const RoiForwardSchedule schedule(args, /*shared=*/true, /*copied_per_roi=*/0, places.data());
     const int64_t tasks = args.K * args.PH;
     parallel_chunks(tasks, schedule.small ? tasks : 1, [&] {
       return [&, scratch = std::unique_ptr<A[]>(new A[2 * sample_padded(args.C)])](

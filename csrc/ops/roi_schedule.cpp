@@ -54,7 +54,7 @@ Tiling tiling_of(const RoiArgs& args, bool shared, int64_t W) {
   if (args.argmax != nullptr) {
     // of whole rows: the place of a position y * W + x in the tile is then a difference. A cache
     // line of channels, or a few planes, leave bytes for many rows
-    return {args.channels_last ? 16 : 4, W, 256 << 10, bins, 1};
+    return {args.channels_last ? kMaximumChannelsLast : 4, W, 640 << 10, bins, 1};
   }
   // channels_last: squarish tiles; NCHW: whole rows, whose lines are contiguous
   const int64_t width = args.channels_last ? std::min<int64_t>(W, 32) : W;
@@ -89,10 +89,20 @@ std::vector<int32_t> order_of_work(const RoiFootprint* footprints, int64_t K) {
   return order;
 }
 
+// The pixels of the largest plane that a kernel may copy.
+int64_t most_copied(const RoiArgs& args) {
+  int64_t most = 0;
+  for (int level = 0; level < args.num_levels; ++level) {
+    const int64_t plane = args.levels[level].H * args.levels[level].W;
+    most = plane <= kMaxCopiedPixels ? std::max(most, plane) : most;
+  }
+  return most;
+}
+
 }  // namespace
 
 RoiForwardSchedule::RoiForwardSchedule(
-    const RoiArgs& args, bool shared, const RoiFootprint* footprints
+    const RoiArgs& args, bool shared, int64_t copied_per_roi, const RoiFootprint* footprints
 )
     : order(order_of_work(footprints, args.K)),
       rois(args.K),
@@ -102,23 +112,23 @@ RoiForwardSchedule::RoiForwardSchedule(
       bin_step(bins),
       channel_step(channel_step_of(args, shared)),
       scratch(0) {
+  const int64_t copied = args.channels_last || copied_per_roi == 0 ? 0 : most_copied(args);
   if (!shared && args.channels_last) {
     channel_step = std::max<int64_t>(channels, 1);  // each pixel has channels of all bins
   } else if (!shared) {
     roi_step = std::max<int64_t>(rois, 1);  // few planes, which stay in cache
     bin_step = bin_step_of(args);
-    for (int level = 0; level < args.num_levels; ++level) {
-      const int64_t plane = args.levels[level].H * args.levels[level].W;
-      if (plane <= kMaxCopiedPixels) {
-        scratch = std::max(scratch, roi_padded(plane) * kChannelsPlanar);
-      }
-    }
+    scratch = roi_padded(copied) * kChannelsPlanar;
   } else if (!args.channels_last) {
     int64_t width = 0;
     for (int64_t k = 0; k < args.K; ++k) {
       width = std::max<int64_t>(width, footprints[k].x_end - footprints[k].x_begin);
     }
     scratch = roi_scratch(args, width);
+    if (copied > 0) {  // neighbours, as few as pay: they read few rows
+      roi_step = std::max(roi_step, ceil_div(copied, copied_per_roi));
+      scratch += roi_padded(copied) * kChannelsPlanar;
+    }
   }
   roi_groups = ceil_div(rois, roi_step);
   bin_groups = ceil_div(bins, bin_step);

@@ -19,8 +19,10 @@ struct RoiForwardSchedule {
   int64_t scratch;  // elements of a worker
   bool small;       // not worth waking threads
 
-  // `shared`: whether all bins read the same channels
-  RoiForwardSchedule(const RoiArgs& args, bool shared, const RoiFootprint* footprints);
+  // `shared`: whether all bins read the same channels; `copied_per_roi`: kCopiedPerRoi
+  RoiForwardSchedule(
+      const RoiArgs& args, bool shared, int64_t copied_per_roi, const RoiFootprint* footprints
+  );
   RoiForwardTask operator[](int64_t task) const;
 };
 

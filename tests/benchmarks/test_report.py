@@ -21,10 +21,10 @@ with_record = pytest.mark.skipif(not COMMITTED.exists(), reason="a tree without 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import document, plots, readme, records, report, tables
+    from benchmarks import document, plots, readme, records, report, surface, tables
 
     modules = {"document": document, "plots": plots, "readme": readme, "records": records}
-    return SimpleNamespace(**modules, report=report, tables=tables)
+    return SimpleNamespace(**modules, report=report, surface=surface, tables=tables)
 
 
 def row(case="one", op="op", note="", **seconds):
@@ -42,7 +42,7 @@ def record(*rows, **more):
 @with_record
 def test_readme_has_the_tables_of_the_records(bench):
     text = (ROOT / "README.md").read_text()
-    for name in (*bench.readme.TABLES, "slower"):
+    for name in (*bench.readme.TABLES, *bench.surface.TABLES, "slower"):
         assert re.search(rf"<!-- table: {name} of [\w-]+ end -->", text)
     found = {name: bench.records.load(COMMITTED / name) for name in bench.readme.folders(text)}
     assert bench.readme.rewrite(text, found) == text
@@ -76,6 +76,20 @@ def test_every_line_of_readme_finds_its_cases(bench):
                     continue
                 for provider in columns.values():
                     assert bench.readme._figure(figure, found, provider) is not None, figure
+
+
+@with_record
+def test_every_function_in_readme_exists_and_has_its_speed(bench):
+    from fastvision import ops
+
+    text = (ROOT / "README.md").read_text()
+    for name, (_, entries) in bench.surface.TABLES.items():
+        folder = re.search(rf"<!-- table: {name} of ([\w-]+) end -->", text)[1]
+        found = bench.records.load(COMMITTED / folder)
+        for entry in entries:
+            assert all(hasattr(ops, function) for function in entry.functions)
+            without = entry.functions[0] in ("drop_block2d", "stochastic_depth")
+            assert (bench.surface._speed(entry, found) == "-") == without, entry.names
 
 
 def test_no_table_of_a_record_that_no_longer_holds(bench):
