@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ... import _extension, reference
 from ..._memory_format import is_channels_last, memory_format
 from ...reference.activations import activate
-from ...reference.batch_norm_relu import activation_gradient
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
 from . import onednn
@@ -23,11 +22,8 @@ from .spec import ConvSpec, Weights, symmetric_padding
 _OPS = torch.ops.fastvision
 
 
-# input pixels from which on Winograd pays for packing weights in every step: against torch's
-# convolution without and with AVX-512
-_MIN_PIXELS, _MIN_PIXELS_ONEDNN = 1024, 7000
-_MIN_PIXELS_OF_GRADIENT = 1024
-_MOST_WEIGHTS = 9 << 19  # limits the memory of sums to 75 MB
+_MIN_PIXELS = 1024  # from which on Winograd pays for transforming weights in every step
+_MOST_WEIGHTS = 9 << 19  # limits the memory of the sums of their gradient to 75 MB
 
 
 def _has_own_kernels(tensor: Tensor) -> bool:
@@ -49,14 +45,10 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= _min_pixels()
+        and input.shape[0] * input.shape[2] * input.shape[3] >= _MIN_PIXELS
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
-
-
-def _min_pixels() -> int:
-    return _MIN_PIXELS_ONEDNN if torch.float32 in onednn.fast_dtypes() else _MIN_PIXELS
 
 
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
@@ -87,7 +79,7 @@ def _winograd_gradient_wins(grad: Tensor, input: Tensor, weight: Tensor, spec: C
         and input.dtype == grad.dtype == weight.dtype
         and winograd_fits(weight, grad.dtype, spec)
         and weight.numel() <= _MOST_WEIGHTS
-        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= _MIN_PIXELS_OF_GRADIENT
+        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= _MIN_PIXELS
         and has_tiles(grad.shape)
         and input.numel() > 0
         and max(spec.padding) <= 2
@@ -120,8 +112,8 @@ class _FrozenConvBNReLU(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         dz = grad
         if output is not None:
-            end = (spec.activation_name, spec.negative_slope)
-            dz = activation_gradient(grad, output.detach(), *end)
+            change = _ACTIVATION_GRADIENTS[spec.activation_name]
+            dz = change(grad, output.detach(), spec.negative_slope)
         folded, _ = reference.fold_batch_norm(
             weight, None, bn_weight, None, running_mean, running_var, spec.eps
         )
