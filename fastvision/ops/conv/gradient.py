@@ -52,7 +52,7 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
 
 
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether we have the fastest CPU kernel for the weight gradient. With 1x1 windows torch is as
+    """Whether our direct CPU kernel has the fastest weight gradient. With 1x1 windows torch is as
     fast, with AVX-512 oneDNN is faster."""
     K, C, R, S = weight.shape
     return (
