@@ -1,20 +1,11 @@
 // The transforms of F(4x4, 3x3); lanes are channels.
 #include "ops/conv_winograd.h"
 
-#include "common/simd.h"
 #include "common/simd_activation.h"
+#include "cpu/conv_winograd_tile.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
-
-constexpr int kLanes = lanes_v<float>;
-constexpr int kLine = kVectorBytes < 64 ? 64 / kVectorBytes : 1;  // vectors of a cache line
-constexpr int kIn = kWinogradInputs, kOut = kWinogradOutputs;
-
-constexpr double kNear = 0.625, kFar = 1.5;  // the points other than 0 and infinity
-constexpr float kA = kNear, kB = kFar, kA2 = kNear * kNear, kB2 = kFar * kFar;
-constexpr float kA3 = kNear * kNear * kNear, kB3 = kFar * kFar * kFar;
-constexpr float kSum = kNear * kNear + kFar * kFar, kProduct = kNear * kNear * kFar * kFar;
 
 // G g of a column g of filters: their polynomials at each point, divided by the product of the
 // point's distances from the others
@@ -28,10 +19,6 @@ inline void transform_filter(const double_v (&g)[3], double_v (&u)[kIn]) {
   u[3] = even_b + odd_b;
   u[4] = even_b - odd_b;
   u[5] = g[2];
-}
-
-inline float_v add_scaled(float_v x, float factor, float_v y) {
-  return multiply_add(y, broadcast(factor), x);
 }
 
 // B^T d of a column d: for each point the product of (x - the others), with x^i read as d[i]
@@ -55,39 +42,6 @@ constexpr auto transform_output = [](const float_v (&m)[kIn], float_v (&y)[kOut]
   y[2] = add_scaled(kA2 * even_a, kB2, even_b);
   y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
 };
-
-// T d T^T of a tile d of kIn x kIn vectors, to kTo x kTo vectors; `transform` computes T d of a
-// column. Takes kVectors side by side, to use a whole cache line at once.
-template <int kTo, int kVectors, typename Transform, typename Load, typename Store>
-inline void transform_tile(Transform transform, Load load_value, Store store_value) {
-  float_v rows[kTo][kVectors][kIn];  // transformed columns
-  for (int x = 0; x < kIn; ++x) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      float_v column[kIn], v[kTo];
-#pragma GCC unroll 6
-      for (int y = 0; y < kIn; ++y) {
-        column[y] = load_value(y * kIn + x, j);
-      }
-      transform(column, v);
-#pragma GCC unroll 6
-      for (int y = 0; y < kTo; ++y) {
-        rows[y][j][x] = v[y];
-      }
-    }
-  }
-  for (int y = 0; y < kTo; ++y) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      float_v v[kTo];
-      transform(rows[y][j], v);
-#pragma GCC unroll 6
-      for (int x = 0; x < kTo; ++x) {
-        store_value(y * kTo + x, j, v[x]);
-      }
-    }
-  }
-}
 
 // columns of a tile that its left neighbour does not have
 inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
@@ -113,7 +67,7 @@ inline void output_channels(
   for (int j = 0; j < kVectors; ++j) {
     bias[j] = load(out.bias + k + j * kLanes);
   }
-  transform_tile<kOut, kVectors>(
+  transform_tile<kIn, kOut, kVectors>(
       transform_output,
       [=](int i, int j) { return load(from + i * plane + j * kLanes); },
       [=](int i, int j, float_v v) {
@@ -156,9 +110,9 @@ void winograd_filters(const WinogradFilters& f) {
     for (int64_t c = 0; c < f.C; ++c) {
       double taps[kWinogradTaps][n] = {};
       for (int64_t i = 0; i < count; ++i) {
-        const float* from = f.filters + ((k + i) * f.C + c) * kWinogradTaps;
+        const float* from = f.filters + (k + i) * f.filter + c * f.channel;
         for (int tap = 0; tap < kWinogradTaps; ++tap) {
-          taps[tap][i] = from[tap];
+          taps[tap][i] = from[f.is_turned ? kWinogradTaps - 1 - tap : tap];
         }
       }
       double_v rows[kIn][3];
@@ -187,27 +141,27 @@ void winograd_filters(const WinogradFilters& f) {
 
 void winograd_input(const WinogradInput& in) {
   // by value: a store could change what is behind a reference
-  const int64_t C = in.C, plane = in.plane;
+  const int64_t C = in.C, plane = in.plane, vector = in.vector;
   for (int64_t t = 0; t < in.tiles; ++t) {
     const float* const* pixels = in.pixels + t * kWinogradPositions;
-    float* to = in.transformed + t * C;
+    float* to = in.transformed + t * in.tile;
     int64_t c = 0;
-    for (; c + kLine * kLanes <= C; c += kLine * kLanes) {
+    for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
       if (t + 1 < in.tiles) {
         prefetch_pixels(pixels + kWinogradPositions, c);
       }
-      transform_tile<kIn, kLine>(
+      transform_tile<kIn, kIn, kLine>(
           transform_input,
           [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
-          [=](int i, int j, float_v v) { store(to + i * plane + c + j * kLanes, v); }
+          [=](int i, int j, float_v v) { store(to + i * plane + j * vector, v); }
       );
     }
-    for (; c < C; c += kLanes) {
+    for (; c < C; c += kLanes, to += vector) {
       const int count = (int)min<int64_t>(C - c, kLanes);
-      transform_tile<kIn, 1>(
+      transform_tile<kIn, kIn, 1>(
           transform_input,
           [=](int i, int) { return load_partial(pixels[i] + c, count); },
-          [=](int i, int, float_v v) { store_partial(to + i * plane + c, v, count); }
+          [=](int i, int, float_v v) { store_partial(to + i * plane, v, count); }
       );
     }
   }

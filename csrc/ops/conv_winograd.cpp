@@ -10,6 +10,7 @@
 #include "ops/conv_engine.h"
 #include "ops/conv_format.h"
 #include "ops/conv_taps.h"
+#include "ops/conv_winograd_maps.h"
 
 namespace fastvision {
 namespace {
@@ -40,14 +41,17 @@ struct Layout {
   int64_t size() const { return all.bias_size() + kWinogradPositions * all.size(); }
 };
 
-// weight [K, C, 3, 3]
-Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bias) {
+// weight [K, C, 3, 3], or [C, K, 3, 3] if it is to be turned: of the convolution that gives the
+// gradient of the input
+Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bias, bool is_turned) {
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
           weight.scalar_type() == ScalarType::Float,
       "weight must be float32 of shape [K, C, 3, 3]"
   );
-  const int64_t K = weight.size(0), C = weight.size(1);
+  const int64_t K = weight.size(is_turned ? 1 : 0), C = weight.size(is_turned ? 0 : 1);
+  const int64_t filter = is_turned ? kWinogradTaps : C * kWinogradTaps;
+  const int64_t channel = is_turned ? K * kWinogradTaps : kWinogradTaps;
   const Layout layout(C, K);
   const Tensor from = torch::stable::contiguous(weight);
   Tensor packed = empty_result(weight, {layout.size()}, {1});
@@ -74,7 +78,10 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
         const int64_t p = k / layout.pass(), in_pass = k % layout.pass();
         const ConvPacking packing = layout.packing(p);
         const WinogradFilters of_block{
-            filters + k * C * kWinogradTaps,
+            filters + k * filter,
+            filter,
+            channel,
+            is_turned,
             to + layout.offset(p, 0) + packing.bias_size() + in_pass * C,
             packing.size(),
             std::min(block, packing.padded_K() - in_pass),
@@ -88,27 +95,9 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
   return packed;
 }
 
-// [N, H, W, C]
-template <typename T>
-struct Maps {
-  T* data;
-  int64_t H, W, C;
-
-  // pointers to the kSide x kSide pixels from (y, x) on, or to `outside` beyond the map
-  template <int kSide>
-  void locate(int64_t n, int64_t y, int64_t x, T* outside, T** pixels) const {
-    for (int64_t i = y; i < y + kSide; ++i) {
-      for (int64_t j = x; j < x + kSide; ++j) {
-        const bool inside = i >= 0 && i < H && j >= 0 && j < W;
-        *pixels++ = inside ? data + ((n * H + i) * W + j) * C : outside;
-      }
-    }
-  }
-};
-
 struct Plan {
-  Maps<const float> input, residual;  // the residual may have no data
-  Maps<float> output;
+  WinogradMaps<const float> input, residual;  // the residual may have no data
+  WinogradMaps<float> output;
   const float* packed;
   int64_t N, left, top;
   Layout layout;
@@ -136,13 +125,15 @@ class Worker {
 
   // at most kMostTiles tiles [begin, end), and a range of passes
   void operator()(int64_t begin, int64_t end, int64_t pass_begin, int64_t pass_end) {
-    const int64_t count = end - begin;
+    const int64_t count = end - begin, lanes = plan_.layout.all.lanes;
     for (int64_t t = 0; t < count; ++t) {
       locate(begin + t, t);
     }
     FASTVISION_CALL(
         winograd_input,
-        WinogradInput{pixels_, transformed_, plan_.input_plane(), count, plan_.input.C}
+        WinogradInput{
+            pixels_, transformed_, plan_.input_plane(), plan_.input.C, lanes, count, plan_.input.C
+        }
     );
     for (int64_t p = pass_begin; p < pass_end; ++p) {
       const ConvPacking packing = plan_.layout.packing(p);

@@ -22,16 +22,19 @@ constexpr int kWinogradPositions = kWinogradInputs * kWinogradInputs;
 constexpr int kWinogradPixels = kWinogradOutputs * kWinogradOutputs;
 
 struct WinogradFilters {
-  const float* filters;  // [count][C][3][3]
-  float* transformed;    // [6][6][C][width], positions `plane` apart
+  const float* filters;     // [count][C][3][3]
+  int64_t filter, channel;  // values from a filter, and from an input channel, to the next
+  bool is_turned;           // whether to read the taps backwards
+  float* transformed;       // [6][6][C][width], positions `plane` apart
   int64_t plane, width;
   int64_t count, C;
 };
 
 struct WinogradInput {
   const float* const* pixels;  // [tiles][6][6] channel 0 of the tile's input pixels
-  float* transformed;          // [6][6][tiles][C], positions `plane` apart
+  float* transformed;          // [6][6], positions `plane` apart
   int64_t plane;
+  int64_t tile, vector;  // values from a tile, and from a vector of channels, to the next
   int64_t tiles, C;
 };
 

@@ -53,6 +53,20 @@ def fuzz_conv_bn_relu(rng: random.Random) -> list[Tensor]:
     return [y, ops.conv_bn_relu(x, weight, residual=residual, **options)]
 
 
+def fuzz_conv_gradients(rng: random.Random) -> list[Tensor]:
+    """Of 3x3 convolutions with pixels enough for Winograd's weight gradient, or nearly."""
+    C, K = rng.choice((31, 32, 33, 64)), rng.choice((16, 17, 39, 70))
+    sizes = ((1, 33, 31), (1, 9, 128), (2, 24, 25), (3, 20, 18), (7, 13, 12))
+    images, height, width = rng.choice(sizes)
+    x = random_format(rng, torch.randn(images, C, height, width)).requires_grad_()
+    weight, bias = torch.randn(K, C, 3, 3).requires_grad_(), torch.randn(K).requires_grad_()
+    padding = tuple(rng.randint(0, 3) for _ in range(4))
+    y = ops.conv_bn_relu(x, weight, bias, padding=padding, activation="none")
+    grad = random_format(rng, torch.randn(y.shape))
+    gradients = torch.autograd.grad(y, (x, weight, bias), grad)
+    return [g / g.norm() for g in gradients]
+
+
 def fuzz_batch_norm_relu(rng: random.Random) -> list[Tensor]:
     dtype = rng.choice(DTYPES)
     channels = rng.choice((1, 2, 3, 8, 17, 33, 64, 130))
@@ -261,6 +275,7 @@ def fuzz_squeeze_excitation(rng: random.Random) -> list[Tensor]:
 FUZZERS = (
     fuzz_batch_norm_relu,
     fuzz_conv_bn_relu,
+    fuzz_conv_gradients,
     fuzz_conv_transpose2d,
     fuzz_deform_conv2d,
     fuzz_linear_act,

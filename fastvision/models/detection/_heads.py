@@ -9,20 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops import conv_norm_act
+from ...ops import conv_bn_relu, conv_norm_act
 from ...ops._checks import is_eager, needs_gradient
 from ...ops._layers import has_global_hooks, is_plain
 
 
 def may_rearrange(x: Tensor, *layers: nn.Module) -> bool:
     """Whether layers may run in another form: in inference in one dtype, where nobody listens."""
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    return _may_join(x, *layers) and not needs_gradient((x, *_parameters(layers)))
+
+
+def _parameters(layers: Sequence[nn.Module]) -> list[Tensor]:
+    return [parameter for layer in layers for parameter in layer.parameters()]
+
+
+def _may_join(x: Tensor, *layers: nn.Module) -> bool:
     return (
-        is_eager()
+        isinstance(x, Tensor)
+        and is_eager()
         and all(map(is_plain, layers))
         and not has_global_hooks()
-        and all(parameter.dtype == x.dtype for parameter in parameters)
-        and not needs_gradient((x, *parameters))
+        and all(parameter.dtype == x.dtype for parameter in _parameters(layers))
         and not torch.is_autocast_enabled(x.device.type)
     )
 
@@ -36,6 +43,39 @@ def is_pointwise(layer: nn.Module) -> bool:
         and layer.groups == 1
         and layer.bias is not None
     )
+
+
+def results_of(maps: Sequence[Tensor], *convs: Any) -> list[list[Tensor]]:
+    """For each convolution its results [N, K, H, W] of all maps.
+
+    Those of the same window run as one: a convolution of few outputs costs as much as one of all
+    of them, and so do its gradients.
+    """
+    if not (_have_one_window(convs) and _may_join(maps[0], *convs)):
+        return [[conv_norm_act(features, conv) for features in maps] for conv in convs]
+    weight = torch.cat([conv.weight for conv in convs])
+    bias = torch.cat([conv.bias for conv in convs])
+    window = {"stride": convs[0].stride, "padding": convs[0].padding}
+    joined = [
+        conv_bn_relu(features, weight, bias, **window, activation="none") for features in maps
+    ]
+    counts = [conv.out_channels for conv in convs]
+    parts = zip(*(result.split(counts, 1) for result in joined), strict=True)
+    return [list(of_conv) for of_conv in parts]
+
+
+def _have_one_window(convs: Sequence[Any]) -> bool:
+    """Whether they are convolutions, no subclasses, that differ in weight and bias only."""
+    if any(
+        type(conv) is not nn.Conv2d
+        or conv.bias is None
+        or (conv.groups, *conv.dilation) != (1, 1, 1)
+        or conv.padding_mode != "zeros"
+        for conv in convs
+    ):
+        return False
+    windows = {(conv.kernel_size, conv.stride, conv.padding) for conv in convs}
+    return len(windows) == 1
 
 
 def rows_of(x: Tensor, columns: int) -> Tensor:

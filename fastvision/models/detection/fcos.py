@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops import Sequential, conv_norm_act, generalized_box_iou_loss, sigmoid_focal_loss
+from ...ops import Sequential, generalized_box_iou_loss, sigmoid_focal_loss
 from ...ops.feature_pyramid_network import LastLevelP6P7
 from .._registry import register
 from ..resnet import resnet50
 from ._build import start
-from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict, rows_of
+from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict, results_of, rows_of
 from ._one_stage import PyramidDetector
 from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator, shared
@@ -28,7 +28,6 @@ from .image_list import ImageList, Target
 from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
-_RELU = nn.ReLU()
 
 
 def _tower(channels: int, convs: int, norm_layer: Norm | None) -> Sequential:
@@ -101,13 +100,10 @@ class FCOSRegressionHead(nn.Module):
     def levels(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Distances [N, H W A, 4] and logits of centrality [N, H W A, 1] of each map
         [N, C, H, W]."""
-        distances, centrality = [], []
-        for maps in x:
-            features = self.conv(maps)
-            sides = conv_norm_act(features, self.bbox_reg, None, _RELU)
-            distances.append(rows_of(sides, 4))
-            centrality.append(predict(features, self.bbox_ctrness, 1))
-        return distances, centrality
+        features = [self.conv(maps) for maps in x]
+        sides, centrality = results_of(features, self.bbox_reg, self.bbox_ctrness)
+        distances = [rows_of(F.relu(maps), 4) for maps in sides]
+        return distances, [rows_of(maps, 1) for maps in centrality]
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """:meth:`levels`, concatenated to [N, sum of H W A, 4] and [N, sum of H W A, 1]."""

@@ -90,7 +90,8 @@ def conv_bn_relu(
     Winograd's minimal filtering on tiles of 4x4 pixels (Lavin and Gray 2016). Its root mean square
     error is about twice that of direct convolution. All pixels of a tile share their inputs: NaN
     makes the whole tile NaN, infinities make it undefined, and small values lose precision next to
-    huge ones, up to three pixels beyond the window.
+    huge ones, up to three pixels beyond the window. From 1,024 pixels on, gradients use it too; the
+    error of weight gradients is three to five times that of direct sums.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

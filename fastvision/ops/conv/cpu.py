@@ -24,8 +24,9 @@ for _name, _schema in {
     "conv_winograd": _PACKED_SCHEMA,
     "conv_transpose2d_packed": _PACKED_SCHEMA,
     "conv_pack": "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor",
-    "conv_winograd_pack": "(Tensor weight, Tensor? bias) -> Tensor",
+    "conv_winograd_pack": "(Tensor weight, Tensor? bias, bool turned=False) -> Tensor",
     "conv_weight_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
+    "conv_winograd_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
     "conv_transpose2d_pack": (
         "(Tensor weight, Tensor? bias, int stride_y, int stride_x, int dilation_y, "
         "int dilation_x, int groups) -> Tensor"

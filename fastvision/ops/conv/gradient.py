@@ -10,22 +10,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import _extension, reference
-from ..._memory_format import is_channels_last
+from ..._memory_format import is_channels_last, memory_format
 from ...reference.activations import activate
-from ...reference.batch_norm_relu import activation_gradient
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
 from . import onednn
-from .cpu import engine_options, winograd_wins
+from .cpu import engine_options, has_tiles, winograd_fits, winograd_wins
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
 
 _OPS = torch.ops.fastvision
 
 
-# input pixels from which on Winograd pays for packing weights in every step: against torch's
-# convolution without and with AVX-512
-_MIN_PIXELS, _MIN_PIXELS_ONEDNN = 1024, 7000
+_MIN_PIXELS = 1024  # from which on Winograd pays for transforming weights in every step
+_MOST_WEIGHTS = 9 << 19  # limits the memory of the sums of their gradient to 75 MB
 
 
 def _has_own_kernels(tensor: Tensor) -> bool:
@@ -47,18 +45,14 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= _min_pixels()
+        and input.shape[0] * input.shape[2] * input.shape[3] >= _MIN_PIXELS
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
 
 
-def _min_pixels() -> int:
-    return _MIN_PIXELS_ONEDNN if torch.float32 in onednn.fast_dtypes() else _MIN_PIXELS
-
-
 def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether we have the fastest CPU kernel for the weight gradient. With 1x1 windows torch is as
+    """Whether our direct CPU kernel has the fastest weight gradient. With 1x1 windows torch is as
     fast, with AVX-512 oneDNN is faster."""
     K, C, R, S = weight.shape
     return (
@@ -73,6 +67,23 @@ def _has_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, groups: in
         and input.numel() > 0
         and is_channels_last(input)
         and is_channels_last(grad)
+    )
+
+
+def _winograd_gradient_wins(grad: Tensor, input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
+    """Whether Winograd's algorithm has the fastest weight gradient: with enough tiles for its
+    sums, which are four times as many as the weights."""
+    return (
+        _has_own_kernels(grad)
+        and _has_own_kernels(input)
+        and input.dtype == grad.dtype == weight.dtype
+        and winograd_fits(weight, grad.dtype, spec)
+        and weight.numel() <= _MOST_WEIGHTS
+        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= _MIN_PIXELS
+        and has_tiles(grad.shape)
+        and input.numel() > 0
+        and max(spec.padding) <= 2
+        and is_channels_last(input)
     )
 
 
@@ -101,8 +112,8 @@ class _FrozenConvBNReLU(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         dz = grad
         if output is not None:
-            end = (spec.activation_name, spec.negative_slope)
-            dz = activation_gradient(grad, output.detach(), *end)
+            change = _ACTIVATION_GRADIENTS[spec.activation_name]
+            dz = change(grad, output.detach(), spec.negative_slope)
         folded, _ = reference.fold_batch_norm(
             weight, None, bn_weight, None, running_mean, running_var, spec.eps
         )
@@ -146,18 +157,26 @@ def _convolution_backward(
     dx = dweight = dbias = None
     stride, padding, dilation, groups = spec[:4]
     once = not torch.is_grad_enabled()  # the kernels have no derivatives
-    if mask[0] and once and winograd_wins_once(grad, weight, spec):
-        # a convolution with the rotated filters
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        packed = _OPS.conv_winograd_pack.default(turned, None)
+    of_input = mask[0] and once and winograd_wins_once(grad, weight, spec)
+    of_weight = mask[1] and once and _winograd_gradient_wins(grad, input, weight, spec)
+    if of_weight or (of_input and is_channels_last(input)):
+        grad = grad.contiguous(memory_format=memory_format(True))
+    if of_input:  # a convolution with the turned filters
+        K, C = weight.shape[:2]
+        packed = _OPS.conv_winograd_pack.default(weight, None, True)
         left, right, top, bottom = padding
         sides = (2 - left, 2 - right, 2 - top, 2 - bottom)
-        options = engine_options(turned.shape, spec._replace(padding=sides, activation=0))
+        options = engine_options((C, K, 3, 3), spec._replace(padding=sides, activation=0))
         dx = _OPS.conv_winograd.default(grad, packed, None, options)
-    if mask[1] and once and _has_weight_gradient(grad, input, weight, groups):
+    if of_weight:
+        options = engine_options(weight.shape, spec._replace(activation=0))
+        dweight = _OPS.conv_winograd_gradient.default(grad, input, options)
+    elif mask[1] and once and _has_weight_gradient(grad, input, weight, groups):
         options = engine_options(weight.shape, spec._replace(activation=0))
         dweight = _OPS.conv_weight_gradient.default(grad, input, options)
-    rest = [mask[0] and dx is None, mask[1] and dweight is None, mask[2]]
+    if mask[2] and dweight is not None:  # torch would compute that of the weight again
+        dbias = grad.sum((0, 2, 3))
+    rest = [mask[0] and dx is None, mask[1] and dweight is None, mask[2] and dbias is None]
     if any(rest):
         padded, symmetric = symmetric_padding(input, padding)
         by_torch = torch.ops.aten.convolution_backward(
@@ -172,7 +191,8 @@ def _convolution_backward(
                 dx = dx[:, :, top : top + height, left : left + width]
         if rest[1]:
             dweight = by_torch[1]
-        dbias = by_torch[2]
+        if rest[2]:
+            dbias = by_torch[2]
     return dx, dweight, dbias
 
 

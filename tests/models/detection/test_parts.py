@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvision.models import detection
-from fastvision.models.detection import keypoints, postprocess, transform
+from fastvision.models.detection import _heads, keypoints, postprocess, transform
 from fastvision.models.detection import masks as our_masks
 from fastvision.ops import nms
 from fastvision.testing import cases
@@ -309,3 +309,27 @@ def test_keypoints_of_flat_heatmaps():
     places, values = keypoints.heatmaps_to_keypoints(torch.zeros(2, 1, 56, 56), boxes)
     assert_equal(places[:, 0], torch.tensor([[0.5, 0.5, 1], [3.5, 3.5, 1]]))
     assert_equal(values, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_convolutions_of_the_same_maps_are_trained_as_one(listens, monkeypatch):
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(32, outputs, 3, padding=1) for outputs in (4, 1)]
+    maps = [torch.randn(2, 32, size, size, requires_grad=True) for size in (9, 5)]
+    calls, heard = [], []
+    run = _heads.conv_bn_relu
+    monkeypatch.setattr(_heads, "conv_bn_relu", lambda *a, **k: calls.append(a) or run(*a, **k))
+    if listens:
+        convs[1].register_forward_hook(lambda *args: heard.append(args))
+    actual = _heads.results_of(maps, *convs)
+    assert (len(calls), len(heard)) == ((0, 2) if listens else (2, 0))
+    expected = [[nn.functional.conv2d(x, c.weight, c.bias, padding=1) for x in maps] for c in convs]
+    leaves = [*maps, *(p for conv in convs for p in conv.parameters())]
+    gradients = []
+    for results in (actual, expected):
+        total = sum((y.square() * (i + 1)).sum() for i, of in enumerate(results) for y in of)
+        gradients.append(torch.autograd.grad(total, leaves))
+    for a, b in zip(sum(actual, []), sum(expected, []), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
