@@ -2,7 +2,7 @@
 post-processing of many anchors.
 
 Against torchvision's model; weights are random (seeded) and the same. The model is measured as
-built, and after fuse().
+built, and after fuse(); ONNX Runtime runs torchvision's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import fastvision
 from benchmarks.harness import BASELINE, Case, Inputs, Providers
 from benchmarks.models.bench_detection import Detector, check, photographs
 from benchmarks.models.bench_models import BUILT, FUSED
+from benchmarks.models.runtimes import detector_in_onnx_runtime
 from fastvision import models as ours
 
 # random weights give scores in the middle, of which the default thresholds keep no box or all
@@ -76,7 +77,10 @@ def inference_case(name: str, batch: int) -> Case:
     def providers(device: torch.device) -> Providers:
         baseline, model = (m.to(device) for m in pair(name))
         runs = {BASELINE: baseline, BUILT: model, FUSED: fastvision.fuse(model)}
-        return {key: Detector(m, device, enabled=False) for key, m in runs.items()}
+        found: Providers = {key: Detector(m, device, enabled=False) for key, m in runs.items()}
+        if batch == 1 and device.type == "cpu":
+            found |= detector_in_onnx_runtime(baseline, photographs(device)[0])
+        return found
 
     return Case(
         "detectors",

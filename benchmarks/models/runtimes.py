@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,28 @@ def _onnx_runtime(model: nn.Module, images: Tensor) -> Callable[..., Tensor]:
     session = onnx_session(file.getvalue())
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def detector_in_onnx_runtime(
+    model: nn.Module, image: Tensor
+) -> dict[str, Callable[..., list[dict[str, Tensor]]]]:
+    """A detector in ONNX Runtime, where it is installed, for one image of this shape. By the
+    exporter that traces: the other one cannot take sizes that depend on data."""
+    if not has("onnx", "onnxruntime"):
+        return {}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter is to be removed, the trace is of one shape
+        names = list(model([image])[0])  # outputs are in this order
+        file = io.BytesIO()
+        torch.onnx.export(model, ([image],), file, opset_version=17, dynamo=False)
+    session = onnx_session(file.getvalue())
+    name = session.get_inputs()[0].name
+
+    def run(image: Tensor) -> list[dict[str, Tensor]]:
+        results = session.run(None, {name: image.numpy()})
+        return [{key: torch.from_numpy(x) for key, x in zip(names, results, strict=True)}]
+
+    return {ONNX_RUNTIME: run}
 
 
 def _openvino(model: nn.Module, images: Tensor) -> Callable[..., Tensor]:
