@@ -1,14 +1,14 @@
-// Max unpooling and the gradient of max pooling for indices in known windows: a pixel looks into
-// the few windows it is in, so each row of the plane is written once and in order.
+// Max unpooling and the gradient of max pooling for indices in windows that do not overlap: each
+// row of the plane is written once and in order.
 #include "cpu/max_unpool2d_windows.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-constexpr int64_t kClaim = 8192;  // bytes
+constexpr int64_t kClaim = 8192;  // bytes of the plane to clear at a time
 
-// channels_last: a value goes to its pixel, and zeros to all others from
-// the first of its window to the first of the next.
+// channels_last: a value goes to its pixel, and zeros to all others from the first of its window to
+// the first of the next.
 template <typename T>
 bool spread_to_pixels(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
