@@ -24,6 +24,17 @@ inline double_v load(const double* p) {
 inline void store(float* p, float_v v) { memcpy(p, &v, sizeof v); }
 inline void store(double* p, double_v v) { memcpy(p, &v, sizeof v); }
 
+// uint16_t: 16 bits of any type, in the lower halves of the lanes
+inline float_v load(const uint16_t* p) {
+  uint16_half_v raw;
+  memcpy(&raw, p, sizeof raw);
+  return (float_v) __builtin_convertvector(raw, uint32_v);
+}
+inline void store(uint16_t* p, float_v v) {
+  const uint16_half_v raw = __builtin_convertvector((uint32_v)v, uint16_half_v);
+  memcpy(p, &raw, sizeof raw);
+}
+
 // one instruction, where GCC emits up to six
 #if defined(FASTVISION_AVX512)
 inline float_v load(const bfloat16_t* p) {
@@ -125,6 +136,9 @@ inline float_v load_partial(const bfloat16_t* p, int count) {
   const __m256i raw = _mm256_maskz_loadu_epi16(first_lanes(count), p);
   return (float_v)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
 }
+inline float_v load_partial(const uint16_t* p, int count) {
+  return (float_v)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
 inline void store_partial(float* p, float_v v, int count) {
   _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
 }
@@ -137,6 +151,9 @@ inline void store_partial(half_t* p, float_v v, int count) {
 }
 inline void store_partial(bfloat16_t* p, float_v v, int count) {
   _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)to_bfloat16(v));
+}
+inline void store_partial(uint16_t* p, float_v v, int count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_cvtepi32_epi16((__m512i)v));
 }
 #else
 #if defined(FASTVISION_AVX2)

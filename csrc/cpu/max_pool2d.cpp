@@ -1,7 +1,7 @@
 // Max pooling with indices: vectors of output columns (contiguous) or of channels (channels_last).
 #include "ops/max_pool2d.h"
 
-#include "common/simd.h"
+#include "common/simd_lanes.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -20,31 +20,6 @@ inline Taps taps_inside(int64_t start, int64_t size, int64_t kernel, int64_t dil
 template <typename A>
 inline A lowest() {
   return -static_cast<A>(__builtin_inf());
-}
-
-template <typename A>
-using places_t = typename simd<A>::mask;
-template <typename A>
-struct lane {
-  using type = int32_t;
-};
-template <>
-struct lane<double> {
-  using type = int64_t;
-};
-template <typename A>
-using lane_t = typename lane<A>::type;
-
-// lanes 0, 2, 4, ... of two vectors in a row
-template <typename V, int... I>
-inline V even_lanes(V a, V b, lane_list<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...);
-}
-inline float_v even_lanes(float_v a, float_v b) {
-  return even_lanes(a, b, make_lanes<lanes_v<float>>::type{});
-}
-inline double_v even_lanes(double_v a, double_v b) {
-  return even_lanes(a, b, make_lanes<lanes_v<double>>::type{});
 }
 
 // A maximum and its place in pixels from the window's corner, per lane.

@@ -6,6 +6,8 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
+constexpr int64_t kPieceValues = 256;  // checked at a time
+
 // Planes side by side: pixel q of channel c is plane[q * step + c].
 template <typename T>
 struct Group {
@@ -16,10 +18,9 @@ struct Group {
   int64_t channels;
 };
 
-// Whether all indices of a group are in the plane.
+// Whether the indices of the group's first positions are in the plane.
 template <typename T>
-bool are_inside(const MaxUnpoolArgs& args, const Group<T>& group) {
-  const int64_t positions = args.H * args.W;
+bool are_inside(const MaxUnpoolArgs& args, const Group<T>& group, int64_t positions) {
   const int64_t runs = group.channels == group.step ? 1 : positions;
   const int64_t length = positions * group.channels / runs;
   const uint64_t last = args.pixels - 1;
@@ -34,8 +35,8 @@ bool are_inside(const MaxUnpoolArgs& args, const Group<T>& group) {
   return signs >> 63 == 0;
 }
 
-// Calls work(group, channels) for the groups, until it returns false; in a contiguous tensor the
-// channels are a constant.
+// Calls work(group, channels) for the groups, until it returns false; one channel, as in
+// contiguous tensors, and three are constants.
 template <typename T, typename Work>
 bool for_groups(const MaxUnpoolArgs& args, int64_t begin, int64_t end, const Work& work) {
   const int64_t positions = args.H * args.W;
@@ -51,9 +52,10 @@ bool for_groups(const MaxUnpoolArgs& args, int64_t begin, int64_t end, const Wor
     group.indices = args.indices + value;
     group.plane = static_cast<T*>(args.plane) + image * args.pixels +
                   first * (args.channels_last ? 1 : args.pixels);
-    const bool done = args.channels_last
-                          ? work(group, [channels = group.channels] { return channels; })
-                          : work(group, [] { return int64_t(1); });
+    const bool done = !args.channels_last ? work(group, [] { return int64_t(1); })
+                      : group.channels == 3
+                          ? work(group, [] { return int64_t(3); })
+                          : work(group, [channels = group.channels] { return channels; });
     if (!done) {
       return false;
     }
@@ -72,7 +74,7 @@ void clear(const Group<T>& group, int64_t pixels) {
 template <typename T>
 bool unpool(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
   return for_groups<T>(args, begin, end, [&](const Group<T>& group, const auto& channels) {
-    if (!are_inside(args, group)) {
+    if (!are_inside(args, group, args.H * args.W)) {
       return false;
     }
     clear(group, args.pixels);
@@ -88,20 +90,20 @@ bool unpool(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
 }
 
 // Whether each index is in the tile of its position, as after pooling without overlap. kRows: of a
-// tile; 0 for args.tile[0].
+// tile; 0 for args.stride[0].
 template <int kRows, typename T, typename Channels>
 bool in_tiles(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& channels) {
-  const int64_t rows = kRows == 0 ? args.tile[0] : kRows;
-  const uint64_t last = args.tile[1] - 1;
+  const int64_t rows = kRows == 0 ? args.stride[0] : kRows;
+  const uint64_t last = args.stride[1] - 1;
   for (int64_t h = 0; h < args.H; ++h) {
     uint64_t outside = 0;  // the highest bit
     for (int64_t w = 0; w < args.W; ++w) {
       const int64_t* indices = group.indices + (h * args.W + w) * group.step;
-      const int64_t corner = h * args.tile[0] * args.row + w * args.tile[1];
+      const int64_t corner = h * args.stride[0] * args.PW + w * args.stride[1];
       for (int64_t c = 0; c < channels(); ++c) {
         uint64_t in_no_row = ~uint64_t(0);
         for (int64_t dy = 0; dy < rows; ++dy) {
-          const uint64_t column = static_cast<uint64_t>(indices[c]) - corner - dy * args.row;
+          const uint64_t column = static_cast<uint64_t>(indices[c]) - corner - dy * args.PW;
           in_no_row &= column | (last - column);
         }
         outside |= in_no_row;
@@ -117,13 +119,13 @@ bool in_tiles(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& 
 // Whether no two indices are equal and all are in the plane, if the tiles can tell.
 template <typename T, typename Channels>
 bool are_distinct(const MaxUnpoolArgs& args, const Group<T>& group, const Channels& channels) {
-  const bool fits = args.tile[0] > 0 && args.tile[1] > 0 && args.tile[1] <= args.row / args.W &&
-                    args.tile[0] <= args.pixels / args.row / args.H;
+  const bool fits = args.stride[0] > 0 && args.stride[1] > 0 &&
+                    args.stride[1] <= args.PW / args.W && args.stride[0] <= args.PH / args.H;
   if (!fits) {
     return false;
   }
-  return args.tile[0] == 2 ? in_tiles<2>(args, group, channels)
-                           : in_tiles<0>(args, group, channels);
+  return args.stride[0] == 2 ? in_tiles<2>(args, group, channels)
+                             : in_tiles<0>(args, group, channels);
 }
 
 template <typename T>
@@ -139,7 +141,7 @@ bool unpool_backward(const MaxUnpoolArgs& args, int64_t begin, int64_t end, uint
       }
       return true;
     }
-    if (!are_inside(args, group)) {
+    if (!are_inside(args, group, args.H * args.W)) {
       return false;
     }
     memset(taken, 0, args.pixels * channels());
@@ -179,17 +181,36 @@ void add_run(A* sums, const int64_t* indices, const T* values, int64_t count, in
   }
 }
 
-template <typename T, typename A>
-void add_up(const MaxUnpoolArgs& args, const Group<T>& group, A* sums, int64_t step) {
+// Adds all values of a group, or returns false. In channels_last, indices are checked just before
+// they are used, while they are in the cache.
+template <typename T, typename A, typename Channels>
+bool add_up(
+    const MaxUnpoolArgs& args,
+    const Group<T>& group,
+    const Channels& channels,
+    A* sums,
+    int64_t step
+) {
   const int64_t positions = args.H * args.W;
-  if (!args.channels_last) {
-    add_run<true>(sums, group.indices, group.values, positions, 1);
-    return;
+  const int64_t piece = args.channels_last ? kPieceValues / channels() + 1 : positions;
+  Group<T> part = group;
+  for (int64_t first = 0; first < positions; first += piece) {
+    const int64_t count = piece < positions - first ? piece : positions - first;
+    part.values = group.values + first * group.step;
+    part.indices = group.indices + first * group.step;
+    if (!are_inside(args, part, count)) {
+      return false;
+    }
+    if (!args.channels_last) {
+      add_run<true>(sums, part.indices, part.values, count, 1);
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = i * group.step;
+      add_run<false>(sums, part.indices + at, part.values + at, channels(), step);
+    }
   }
-  for (int64_t i = 0; i < positions; ++i) {
-    const int64_t at = i * group.step;
-    add_run<false>(sums, group.indices + at, group.values + at, group.channels, step);
-  }
+  return true;
 }
 
 template <typename T, typename A>
@@ -207,25 +228,24 @@ void round_run(const A* from, T* to, int64_t count) {
 
 template <typename T>
 bool pool_backward(const MaxUnpoolArgs& args, int64_t begin, int64_t end, void* scratch) {
-  return for_groups<T>(args, begin, end, [&](const Group<T>& group, const auto&) {
+  return for_groups<T>(args, begin, end, [&](const Group<T>& group, const auto& channels) {
     using A = accumulate_t<T>;
-    if (!are_inside(args, group)) {
-      return false;
-    }
     if constexpr (sizeof(T) == sizeof(A)) {
       clear(group, args.pixels);
-      add_up(args, group, group.plane, group.step);
+      return add_up(args, group, channels, group.plane, group.step);
     } else {
       A* sums = static_cast<A*>(scratch);
       memset(sums, 0, args.pixels * group.channels * sizeof(A));
-      add_up(args, group, sums, group.channels);
+      if (!add_up(args, group, channels, sums, group.channels)) {
+        return false;
+      }
       const int64_t runs = group.channels == group.step ? 1 : args.pixels;
       const int64_t length = args.pixels * group.channels / runs;
       for (int64_t run = 0; run < runs; ++run) {
         round_run(sums + run * length, group.plane + run * group.step, length);
       }
+      return true;
     }
-    return true;
   });
 }
 

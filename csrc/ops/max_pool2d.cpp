@@ -14,13 +14,6 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
 constexpr int64_t kPieceElements = 1 << 12;   // per kernel call
 
-void set_pair(int64_t (&target)[2], const std::vector<int64_t>& values, const char* name) {
-  STD_TORCH_CHECK(values.size() == 2, name, " must have two values");
-  for (int axis = 0; axis < 2; ++axis) {
-    target[axis] = values[axis];
-  }
-}
-
 // Also drops taps that no window has inside, and a stride that no window follows, which bounds the
 // scratch memory and all products of these numbers.
 void check_windows(MaxPoolArgs& args) {

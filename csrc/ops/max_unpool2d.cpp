@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 
 #include "common/memory_format.h"
@@ -13,14 +14,21 @@ namespace {
 
 constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
 constexpr int64_t kPieceElements = 1 << 13;   // per kernel call
+// to follow windows
+constexpr int64_t kLeastChannels = 8;
+constexpr int64_t kMostWindow = 16;
 
-MaxUnpoolArgs layout(const Tensor& indices, int64_t pixels, bool channels_last, int64_t item) {
+MaxUnpoolArgs layout(
+    const Tensor& indices, int64_t PH, int64_t PW, bool channels_last, int64_t item
+) {
   MaxUnpoolArgs args{};
   args.channels_last = channels_last;
   args.C = indices.size(1);
   args.H = indices.size(2);
   args.W = indices.size(3);
-  args.pixels = pixels;
+  args.PH = PH;
+  args.PW = PW;
+  args.pixels = PH * PW;
   args.indices = static_cast<const int64_t*>(indices.const_data_ptr());
   args.group = 1;
   if (channels_last) {
@@ -69,6 +77,53 @@ void run(const MaxUnpoolArgs& args, int64_t N, int64_t scratch_bytes, const Kern
   );
 }
 
+// Whether the kernels that follow windows can be tried: the windows are the caller's word.
+bool has_windows(MaxUnpoolArgs& args) {
+  const int64_t sizes[2] = {args.PH, args.PW}, counts[2] = {args.H, args.W};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t window = args.window[axis], padding = args.padding[axis];
+    int64_t& stride = args.stride[axis];
+    stride = counts[axis] == 1 ? sizes[axis] : stride;
+    const bool fits = 0 < window && window <= kMostWindow && window <= stride &&
+                      stride <= sizes[axis] && 0 <= padding && padding < window &&
+                      (counts[axis] - 1) * stride < sizes[axis] + padding;
+    if (!fits) {
+      return false;
+    }
+  }
+  return args.pixels <= std::numeric_limits<int32_t>::max() / (2 * kMostWindow) &&
+         (args.channels_last ? args.C >= kLeastChannels : max_unpool2d_in_quads(args));
+}
+
+// Runs kernel(begin, end), which returns whether all indices were in their windows, on all rows of
+// values, and returns the same.
+template <typename Kernel>
+bool run_rows(const MaxUnpoolArgs& args, int64_t N, const Kernel& kernel) {
+  const int64_t rows = N * args.H * (args.channels_last ? 1 : args.C);
+  const int64_t elements = args.pixels / args.H * (args.channels_last ? args.C : 1);
+  const int64_t piece = rows * elements < kSerialElements
+                            ? rows
+                            : std::max<int64_t>(2 * kPieceElements / elements, 1);
+  std::atomic<bool> inside{true};
+  parallel_chunks(rows, piece, [&] {
+    return [&](int64_t begin, int64_t end) {
+      if (inside.load(std::memory_order_relaxed) && !kernel(begin, end)) {
+        inside.store(false, std::memory_order_relaxed);
+      }
+    };
+  });
+  return inside.load();
+}
+
+// 16-bit types move as bits
+template <typename T>
+using bits_t = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+
+// The distance of windows that undo a pooling without overlap, if there was one.
+int64_t likely_stride(int64_t size, int64_t count) {
+  return std::max<int64_t>((size + count / 2) / count, 1);
+}
+
 Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> output_size) {
   check_same(x, places, "input");
   STD_TORCH_CHECK(
@@ -82,10 +137,22 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> 
   if (output.numel() == 0) {
     return output;
   }
-  MaxUnpoolArgs args = layout(indices, OH * OW, channels_last, x.element_size());
+  MaxUnpoolArgs args = layout(indices, OH, OW, channels_last, x.element_size());
   args.values = const_cast<void*>(input.const_data_ptr());
   args.plane = output.mutable_data_ptr();
+  if (input.numel() > 0) {
+    args.stride[0] = args.window[0] = likely_stride(OH, args.H);
+    args.stride[1] = args.window[1] = likely_stride(OW, args.W);
+  }
+  const bool windows = has_windows(args);
   FASTVISION_DISPATCH_FLOATING(x.scalar_type(), "input", [&] {
+    const auto spread = [&](int64_t begin, int64_t end) {
+      const auto* bits = static_cast<const bits_t<scalar_t>*>(nullptr);
+      return FASTVISION_CALL(max_unpool2d_spread, bits, args, begin, end);
+    };
+    if (windows && run_rows(args, x.size(0), spread)) {
+      return;
+    }
     run(args, x.size(0), 0, [&](int64_t begin, int64_t end, void* scratch) {
       const auto* type = static_cast<const scalar_t*>(nullptr);
       return FASTVISION_CALL(max_unpool2d, type, args, begin, end, scratch);
@@ -111,13 +178,22 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
     return result;
   }
   STD_TORCH_CHECK(g.size(2) > 0 && g.size(3) > 0, "grad must have pixels");
-  MaxUnpoolArgs args = layout(indices, g.size(2) * g.size(3), channels_last, g.element_size());
-  args.row = g.size(3);
-  args.tile[0] = stride[0];
-  args.tile[1] = stride[1];
+  MaxUnpoolArgs args = layout(indices, g.size(2), g.size(3), channels_last, g.element_size());
+  std::copy_n(stride.begin(), 2, args.stride);
+  std::copy_n(stride.begin(), 2, args.window);
   args.values = result.mutable_data_ptr();
   args.plane = const_cast<void*>(grad.const_data_ptr());
+  MaxUnpoolArgs tiles = args;
+  const bool windows =
+      has_windows(tiles) && tiles.window[0] <= args.PH / H && tiles.window[1] <= args.PW / W;
   FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
+    const auto collect = [&](int64_t begin, int64_t end) {
+      const auto* bits = static_cast<const bits_t<scalar_t>*>(nullptr);
+      return FASTVISION_CALL(max_unpool2d_collect, bits, tiles, begin, end);
+    };
+    if (windows && run_rows(tiles, g.size(0), collect)) {
+      return;
+    }
     run(args, g.size(0), 1, [&](int64_t begin, int64_t end, void* scratch) {
       const auto* type = static_cast<const scalar_t*>(nullptr);
       return FASTVISION_CALL(max_unpool2d_backward, type, args, begin, end, scratch);
@@ -126,15 +202,14 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
   return result;
 }
 
-// The indices say all that the windows would.
 Tensor max_pool2d_backward(
     const Tensor& g,
     const Tensor& places,
     std::vector<int64_t> size,
-    std::vector<int64_t>,
-    std::vector<int64_t>,
-    std::vector<int64_t>,
-    std::vector<int64_t>
+    std::vector<int64_t> kernel_size,
+    std::vector<int64_t> stride,
+    std::vector<int64_t> padding,
+    std::vector<int64_t> dilation
 ) {
   check_same(g, places, "grad");
   STD_TORCH_CHECK(size.size() == 2, "size must have two values");
@@ -144,10 +219,23 @@ Tensor max_pool2d_backward(
   if (result.numel() == 0) {
     return result;
   }
-  MaxUnpoolArgs args = layout(indices, size[0] * size[1], channels_last, g.element_size());
+  MaxUnpoolArgs args = layout(indices, size[0], size[1], channels_last, g.element_size());
   args.values = const_cast<void*>(grad.const_data_ptr());
   args.plane = result.mutable_data_ptr();
+  set_pair(args.window, kernel_size, "kernel_size");
+  set_pair(args.stride, stride, "stride");
+  set_pair(args.padding, padding, "padding");
+  const bool windows =
+      grad.numel() > 0 && dilation == std::vector<int64_t>{1, 1} && has_windows(args);
   FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
+    const auto spread = [&](int64_t begin, int64_t end) {
+      const auto* bits = static_cast<const bits_t<scalar_t>*>(nullptr);
+      return FASTVISION_CALL(max_unpool2d_spread, bits, args, begin, end);
+    };
+    if (windows && run_rows(args, g.size(0), spread)) {
+      return;
+    }
+    // the indices say all that the windows would
     const int64_t scratch_bytes = sizeof(scalar_t) == 2 ? sizeof(float) : 0;
     run(args, g.size(0), scratch_bytes, [&](int64_t begin, int64_t end, void* s) {
       const auto* type = static_cast<const scalar_t*>(nullptr);

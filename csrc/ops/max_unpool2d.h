@@ -16,22 +16,41 @@ namespace fastvision {
 struct MaxUnpoolArgs {
   void* values;            // [N, C, H, W], or [N, H, W, C] if channels_last
   const int64_t* indices;  // as the values
-  void* plane;             // [N, C, pixels], or [N, pixels, C]
+  void* plane;             // [N, C, PH, PW], or [N, PH, PW, C]
   bool channels_last;
-  int64_t C, H, W, pixels;
+  int64_t C, H, W, PH, PW, pixels;  // pixels: PH * PW
   int64_t group;  // planes that a kernel works on at a time; 1 unless channels_last
-  // backward of unpooling: width of the plane, and tiles of it that may have one index each
-  int64_t row, tile[2];
+  // windows of the plane, vertically and horizontally, that may hold the index of one value each
+  int64_t window[2], stride[2], padding[2];
 };
 
-// The kernels process groups [begin, end) of N * ceil(C / group). They return false, and leave the
-// rest undone, if an index is not in the plane.
+// Whether the windows are 2x2 pixels side by side, all inside of the plane.
+static inline bool max_unpool2d_in_quads(const MaxUnpoolArgs& args) {
+  const int64_t sizes[2] = {args.PH, args.PW}, counts[2] = {args.H, args.W};
+  for (int axis = 0; axis < 2; ++axis) {
+    if (args.window[axis] != 2 || args.padding[axis] != 0 || counts[axis] > sizes[axis] / 2 ||
+        (args.stride[axis] != 2 && counts[axis] > 1)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The kernels return false, and leave the rest undone, if an index is not where it has to be.
+//
+// Groups [begin, end) of N * ceil(C / group); indices have to be in the plane.
 //   max_unpool2d:           plane = 0, then plane[index] = value
 //   max_unpool2d_backward:  value = plane[index] if unpooling kept it, otherwise 0; scratch: a byte
 //                           per pixel of a group
 //   max_pool2d_backward:    plane = 0, then plane[index] += value; scratch: a float per pixel of a
 //                           group for 16-bit types
-// The first pointer selects the type and is not read.
+// Rows [begin, end) of the N * C * H of values, or N * H if channels_last, and the rows of the
+// plane from the first of their windows to the first of the next; indices have to be in the
+// windows, each of which has a pixel. Windows do not overlap and are 2x2 pixels (see
+// max_unpool2d_in_quads) unless channels_last.
+//   max_unpool2d_spread:    plane = 0, then plane[index] = value
+//   max_unpool2d_collect:   value = plane[index]; all windows are inside of the plane
+// The first pointer selects the type and is not read; uint16_t stands for all types of 16 bits.
 #define FASTVISION_DECLARE_MAX_UNPOOL(NAME, T)                                              \
   FASTVISION_DECLARE_CPU(                                                                   \
       bool, NAME, const T*, const MaxUnpoolArgs&, int64_t begin, int64_t end, void* scratch \
@@ -45,6 +64,17 @@ FASTVISION_DECLARE_MAX_UNPOOL_TYPE(double)
 FASTVISION_DECLARE_MAX_UNPOOL_TYPE(half_t)
 FASTVISION_DECLARE_MAX_UNPOOL_TYPE(bfloat16_t)
 #undef FASTVISION_DECLARE_MAX_UNPOOL_TYPE
+#define FASTVISION_DECLARE_MAX_UNPOOL_BITS(T)                                      \
+  FASTVISION_DECLARE_CPU(                                                          \
+      bool, max_unpool2d_spread, const T*, const MaxUnpoolArgs&, int64_t, int64_t  \
+  )                                                                                \
+  FASTVISION_DECLARE_CPU(                                                          \
+      bool, max_unpool2d_collect, const T*, const MaxUnpoolArgs&, int64_t, int64_t \
+  )
+FASTVISION_DECLARE_MAX_UNPOOL_BITS(float)
+FASTVISION_DECLARE_MAX_UNPOOL_BITS(double)
+FASTVISION_DECLARE_MAX_UNPOOL_BITS(uint16_t)
+#undef FASTVISION_DECLARE_MAX_UNPOOL_BITS
 #undef FASTVISION_DECLARE_MAX_UNPOOL
 
 }  // namespace fastvision

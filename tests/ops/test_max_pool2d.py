@@ -30,6 +30,8 @@ CASES = [
     ((2, 4, 6, 6), (6, 1, 3, 1, True)),
     ((2, 3, 9, 37), ((9, 37), None, 0, 1, False)),
     ((1, 2, 20, 50), (2, (7, 9), 1, (1, 3), False)),
+    ((1, 21, 7, 75), (2, None, 0, 1, False)),
+    ((1, 17, 10, 11), (2, 3, 1, 1, True)),
 ]
 IDS = [f"{shape}-{window}" for shape, window in CASES]
 # Triton's interpreter is slow

@@ -94,6 +94,27 @@ def test_hand_checked(backend):
     assert plane[0, 0].tolist() == [[0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 4]]
 
 
+@LAYOUTS
+@pytest.mark.parametrize("moved", [None, 0, 9 * 74 - 1], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+@pytest.mark.only(lambda backend: not backend.interpreted)
+def test_indices_of_pooling(backend, channels_last, dtype, moved):
+    """Indices in windows side by side, or one of them elsewhere in the plane."""
+    pooled = cases.feature_map(2, 19, 9, 74, dtype=dtype, channels_last=channels_last)
+    x, indices = F.max_pool2d(pooled, 2, return_indices=True)
+    if moved is not None:
+        indices[1, 7, 2, 20] = moved
+    plane, origin = one_by_one(x, indices, 9 * 74)
+    x, indices = leaf(x.to(backend.device)), indices.to(backend.device)
+    result = ops.max_unpool2d(x, indices, 2, output_size=(9, 74), backend=backend.name)
+    assert torch.equal(result.cpu().flatten(2), plane)
+    result.backward(cases.feature_map(*result.shape, dtype=dtype, seed=6).to(result))
+    grad = cases.feature_map(*result.shape, dtype=dtype, seed=6).flatten(2)
+    wanted = torch.zeros(2, 19, 4 * 37 + 1, dtype=dtype)
+    wanted.scatter_(2, torch.where(origin < 0, wanted.shape[2] - 1, origin), grad)
+    assert torch.equal(x.grad.cpu().flatten(2), wanted[:, :, :-1])
+
+
 def test_the_last_value_is_kept(backend):
     x = torch.tensor([[[[1.0, 2], [3, 4]]]], device=backend.device, requires_grad=True)
     indices = torch.tensor([[[[0, 3], [0, 0]]]], device=backend.device)

@@ -1,0 +1,92 @@
+// Integers as wide as a vector's lanes, and shuffles of neighbouring lanes.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+template <typename A>
+struct lane {
+  using type = int32_t;
+  using unsigned_vector = uint32_v;
+};
+template <>
+struct lane<double> {
+  using type = int64_t;
+  using unsigned_vector = uint64_v;
+};
+template <typename A>
+using lane_t = typename lane<A>::type;
+template <typename A>
+using places_t = typename simd<A>::mask;  // a vector of lane_t
+template <typename A>
+using unsigned_places_t = typename lane<A>::unsigned_vector;
+
+// first, first + step, first + 2 * step, ...
+template <typename A>
+inline places_t<A> places_from(int64_t first, int64_t step) {
+  places_t<A> count;
+  for (int i = 0; i < lanes_v<A>; ++i) {
+    count[i] = i;
+  }
+  return count * static_cast<lane_t<A>>(step) + static_cast<lane_t<A>>(first);
+}
+
+template <typename V, int... I>
+inline V even_lanes(V a, V b, lane_list<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <typename V, int... I>
+inline V odd_lanes(V a, V b, lane_list<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+template <typename V, int... I>
+inline V lower_pairs(V a, V b, lane_list<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * n)...);
+}
+template <typename V, int... I>
+inline V upper_pairs(V a, V b, lane_list<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (n / 2 + I / 2 + I % 2 * n)...);
+}
+
+template <typename V>
+using lanes_of = typename make_lanes<sizeof(V) / sizeof(V{}[0])>::type;
+
+// lanes 0, 2, 4, ... and 1, 3, 5, ... of two vectors in a row
+template <typename V>
+inline V even_lanes(V a, V b) {
+  return even_lanes(a, b, lanes_of<V>{});
+}
+template <typename V>
+inline V odd_lanes(V a, V b) {
+  return odd_lanes(a, b, lanes_of<V>{});
+}
+
+// the first and the second vector of a[0], b[0], a[1], b[1], ...
+template <typename V>
+inline V lower_pairs(V a, V b) {
+  return lower_pairs(a, b, lanes_of<V>{});
+}
+template <typename V>
+inline V upper_pairs(V a, V b) {
+  return upper_pairs(a, b, lanes_of<V>{});
+}
+
+// a and b in a row, as pairs: of each the second element where `odd` is 1, the first where it is 0
+inline float_v pick_of_pairs(float_v a, float_v b, int32_v odd) {
+#if defined(FASTVISION_AVX512)
+  const int32_v index = odd + places_from<float>(0, 2);
+  return (float_v)_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
+#else
+  return odd == 1 ? odd_lanes(a, b) : even_lanes(a, b);
+#endif
+}
+inline double_v pick_of_pairs(double_v a, double_v b, int64_v odd) {
+  return odd == 1 ? odd_lanes(a, b) : even_lanes(a, b);
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA

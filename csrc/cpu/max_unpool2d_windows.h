@@ -1,0 +1,236 @@
+// Windows of a plane that hold one index each: their indices as offsets, checked, and the rows and
+// columns of the plane that belong to a window. For files of csrc/cpu.
+#pragma once
+
+#include "common/simd_lanes.h"
+#include "ops/max_unpool2d.h"
+
+// for what keeps vectors in registers only if it is inlined, lambdas included
+#define FASTVISION_INLINED __attribute__((always_inline))
+
+namespace fastvision::FASTVISION_ISA {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Span {
+  int64_t first, end;
+};
+
+// Rows (axis 0) or columns of the plane from the first of window i to the first of the next.
+inline Span band(const MaxUnpoolArgs& args, int axis, int64_t i) {
+  const int64_t size = axis == 0 ? args.PH : args.PW;
+  const int64_t windows = axis == 0 ? args.H : args.W;
+  const int64_t first = i * args.stride[axis] - args.padding[axis];
+  const int64_t next = first + args.stride[axis];
+  return {i == 0 ? 0 : larger(first, 0), i == windows - 1 ? size : smaller(larger(next, 0), size)};
+}
+
+// `count` indices minus a base
+template <bool kPartial>
+FASTVISION_INLINED inline uint64_v subtract(const int64_t* indices, uint64_t base, int64_t count) {
+  if constexpr (kPartial) {
+    const int n = static_cast<int>(larger(smaller(count, lanes_v<double>), 0));
+    const int64_v valid = places_from<double>(0, 1) < n;
+    const auto* bits = reinterpret_cast<const double*>(indices);
+    return ((uint64_v)load_partial(bits, n) - base) & (uint64_v)valid;
+  } else {
+    uint64_v v;
+    memcpy(&v, indices, sizeof v);
+    return v - base;
+  }
+}
+
+// The same in lanes of A; `high` collects all bits.
+template <bool kPartial, typename A>
+FASTVISION_INLINED inline unsigned_places_t<A> subtract(
+    const int64_t* indices, uint64_t base, int count, uint64_v& high
+) {
+  const uint64_v first = subtract<kPartial>(indices, base, count);
+  if constexpr (sizeof(A) == 8) {
+    high |= first;
+    return first;
+  } else {
+    constexpr int half = lanes_v<double>;
+    uint64_v second{};
+    if (!kPartial || count > half) {
+      second = subtract<kPartial>(indices + half, base, count - half);
+    }
+    high |= first | second;
+    return even_lanes((uint32_v)first, (uint32_v)second);
+  }
+}
+
+// Turns indices into offsets from the first row of a window, and checks that they are in it.
+template <typename A>
+class Offsets {
+ public:
+  explicit Offsets(const MaxUnpoolArgs& args)
+      : window_(args.window[0]),
+        stride_(args.stride[0]),
+        padding_(args.padding[0]),
+        height_(args.PH),
+        row_(args.PW),
+        width_(Lanes{} + static_cast<lane_t<A>>(args.PW)),
+        last_(Lanes{} + static_cast<lane_t<A>>(args.window[1] - 1)) {}
+
+  // for the windows of row h of the values
+  void begin_row(int64_t h) {
+    const int64_t top = h * stride_ - padding_;
+    const int64_t first = top < 0 ? -top : 0;
+    base_ = static_cast<uint64_t>(top * row_);
+    hidden_ = static_cast<lane_t<A>>(first * row_);
+    rows_ = smaller(window_, height_ - top) - first;
+  }
+
+  // -1 in lanes from `count` on, if kPartial; `left`: first columns of the windows
+  template <bool kPartial>
+  FASTVISION_INLINED places_t<A> take(const int64_t* indices, places_t<A> left, int count) {
+    const Lanes offsets = subtract<kPartial, A>(indices, base_, count, high_);
+    Lanes column = offsets - hidden_;
+    for (int64_t row = 1; row < rows_; ++row) {
+      column = (places_t<A>)column >= (places_t<A>)width_ ? column - width_ : column;
+    }
+    const Lanes tap = column - (Lanes)left;
+    const Lanes negative = column | (width_ - 1 - column) | tap | (last_ - tap);
+    if constexpr (kPartial) {
+      const places_t<A> valid = places_from<A>(0, 1) < static_cast<lane_t<A>>(count);
+      negative_ |= negative & (Lanes)valid;
+      return (places_t<A>)offsets | ~valid;
+    } else {
+      negative_ |= negative;
+      return (places_t<A>)offsets;
+    }
+  }
+
+  // whether all indices were in their windows
+  bool inside() const {
+    return movemask((int64_v)(high_ >> 31 != 0)) == 0 && movemask((places_t<A>)negative_ < 0) == 0;
+  }
+
+ private:
+  using Lanes = unsigned_places_t<A>;  // signed overflow is not defined
+
+  int64_t window_, stride_, padding_, height_, row_;
+  Lanes width_, last_;
+  uint64_t base_ = 0;
+  lane_t<A> hidden_ = 0;
+  int64_t rows_ = 0;
+  uint64_v high_{};   // all offsets: the upper 33 bits are zero
+  Lanes negative_{};  // the highest bit is set if any index was outside
+};
+
+// Which pixel of its 2x2 pixels an index is, checked.
+template <typename A>
+class Quads {
+ public:
+  struct Place {
+    places_t<A> odd;     // 1 in the second column, 0 in the first
+    places_t<A> below;   // as the result of a comparison
+    places_t<A> offset;  // from the first pixel; -1 in lanes from `count` on, if kPartial
+  };
+
+  explicit Quads(const MaxUnpoolArgs& args) : width_(Lanes{} + static_cast<lane_t<A>>(args.PW)) {}
+
+  // for pixels side by side, the first at `base`
+  template <bool kPartial>
+  FASTVISION_INLINED Place take(const int64_t* indices, int64_t base, int count) {
+    const Lanes from_base =
+        subtract<kPartial, A>(indices, static_cast<uint64_t>(base), count, high_);
+    Lanes offset = from_base - (Lanes)places_from<A>(0, 2);
+    if constexpr (kPartial) {
+      offset |= (Lanes)(places_from<A>(0, 1) >= static_cast<lane_t<A>>(count));
+    }
+    const places_t<A> below = (places_t<A>)offset >= (places_t<A>)width_;
+    const Lanes odd = below ? offset - width_ : offset;
+    if constexpr (kPartial) {
+      outside_ |= odd & (Lanes)(places_from<A>(0, 1) < static_cast<lane_t<A>>(count));
+    } else {
+      outside_ |= odd;
+    }
+    return {(places_t<A>)odd, below, (places_t<A>)offset};
+  }
+
+  bool inside() const {
+    return movemask((int64_v)(high_ >> 31 != 0)) == 0 && movemask(outside_ > 1) == 0;
+  }
+
+ private:
+  using Lanes = unsigned_places_t<A>;
+
+  Lanes width_;
+  uint64_v high_{};  // all offsets: the upper 33 bits are zero
+  Lanes outside_{};  // all columns: only the lowest bit may be set
+};
+
+template <bool kPartial, typename T>
+inline auto load_lanes(const T* p, int count) {
+  if constexpr (kPartial) {
+    return load_partial(p, count);
+  } else {
+    return load(p);
+  }
+}
+
+template <bool kPartial, typename T, typename V>
+inline void store_lanes(T* p, V v, int count) {
+  if constexpr (kPartial) {
+    store_partial(p, v, count);
+  } else {
+    store(p, v);
+  }
+}
+
+template <bool kValue>
+struct constant {
+  static constexpr bool value = kValue;
+};
+
+// Calls work(first, partial, lanes) for vectors of `count` elements; the last one may be partial.
+template <typename A, typename Work>
+inline void for_vectors(int64_t count, const Work& work) {
+  int64_t i = 0;
+  for (; i + lanes_v<A> <= count; i += lanes_v<A>) {
+    work(i, constant<false>{}, lanes_v<A>);
+  }
+  if (i < count) {
+    work(i, constant<true>{}, static_cast<int>(count - i));
+  }
+}
+
+// Calls work(first, partial, lanes) for vectors of a row; the last one begins early instead of
+// being partial, if the row is long enough.
+template <typename A, typename Work>
+inline void for_row(int64_t count, const Work& work) {
+  constexpr int lanes = lanes_v<A>;
+  if (count < lanes) {
+    work(int64_t{0}, constant<true>{}, static_cast<int>(count));
+    return;
+  }
+  for (int64_t i = 0; i < count; i += lanes) {
+    work(smaller(i, count - lanes), constant<false>{}, lanes);
+  }
+}
+
+// Calls work(item, plane, h) for rows of values.
+template <typename Work>
+inline void for_items(int64_t H, int64_t begin, int64_t end, const Work& work) {
+  int64_t plane = begin / H, h = begin % H;
+  for (int64_t item = begin; item < end; ++item) {
+    work(item, plane, h);
+    if (++h == H) {
+      h = 0;
+      ++plane;
+    }
+  }
+}
+
+template <typename T>
+inline T* plane_row(const MaxUnpoolArgs& args, int64_t plane, int64_t y) {
+  const int64_t channels = args.channels_last ? args.C : 1;
+  return static_cast<T*>(args.plane) + (plane * args.pixels + y * args.PW) * channels;
+}
+
+}  // namespace
+}  // namespace fastvision::FASTVISION_ISA
