@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kPassBytes = 160 << 10;  // weights per pass over the pixels
 constexpr int kStretch = 8;                // channels between prefetches
+constexpr int64_t kLatency = 600;          // cycles that a prefetch from memory takes, about
+constexpr int64_t kMostLead = 4;
 
 // Pointers of a tile as local copies; otherwise the compiler must assume that stores change them.
 template <typename T>
@@ -78,8 +80,49 @@ struct Block {
   int64_t C;         // input channels per tap
   int64_t tap_begin, tap_end;
   int64_t ahead;     // cache lines of the next weights to prefetch per stretch
+  int64_t lead;      // tiles between a prefetch and the tile it is for
   bool reads_first;  // whether no block has read the inputs before
+  bool far_group;    // whether the inputs of the next block, of another group, are to be prefetched
 };
+
+// Outputs and residuals of pixels [begin, end).
+template <int kCols, typename T>
+inline void prefetch_results(
+    const ConvTile<T>& tile, const Block<T>& block, int64_t begin, int64_t end
+) {
+  constexpr int kLines = (kCols * kVectorBytes + kLineBytes - 1) / kLineBytes;
+  for (int64_t p = begin; p < min(end, tile.pixels); ++p) {
+    const char* output = (const char*)(tile.outputs[p] + block.output_channel);
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines; ++line) {
+      __builtin_prefetch(output + line * kLineBytes, 1, 3);
+    }
+    if (tile.residuals != nullptr) {
+      const char* residual = (const char*)(tile.residuals[p] + block.output_channel);
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines; ++line) {
+        __builtin_prefetch(residual + line * kLineBytes, 0, 3);
+      }
+    }
+  }
+}
+
+// The channels of one tap for pixels [begin, end), starting `channel` values into each.
+template <typename T>
+inline void prefetch_inputs(
+    const ConvTile<T>& tile,
+    const T* const* inputs,
+    int64_t channel,
+    int64_t channels,
+    int64_t begin,
+    int64_t end
+) {
+  for (int64_t p = begin; p < min(end, tile.pixels); ++p) {
+    for (int64_t c = 0; c < channels; c += kLineBytes / sizeof(T)) {
+      prefetch(inputs[p] + channel + c);
+    }
+  }
+}
 
 template <int kRows, int kCols, typename T>
 inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
@@ -99,13 +142,16 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   const T* behind = block.weights + block.tap_end * block.C * kCols * lanes_v<T>;
   const char* ahead =
       reinterpret_cast<const char*>(behind) + pixel / kTileRows * share * kLineBytes;
+  const int64_t lead = block.lead * kRows;
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
-    for (int i = 0; i < kRows; ++i) {
-      __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
-      if (tile.residuals != nullptr) {
-        __builtin_prefetch(tile.residuals[pixel + i] + block.output_channel, 0, 3);
-      }
-    }
+    prefetch_results<kCols>(tile, block, pixel == 0 ? 0 : pixel + lead, pixel + lead + kRows);
+  }
+  if (block.reads_first && pixel == 0) {
+    prefetch_inputs(tile, tile.inputs, block.input_channel, block.C, kRows, kRows + lead);
+  }
+  if (block.far_group && first) {
+    const T* const* middle = tile.inputs + tile.packing->taps / 2 * tile.pixels;
+    prefetch_inputs(tile, middle, block.input_channel + block.C, block.C, pixel, pixel + kRows);
   }
   for (int64_t tap = block.tap_begin; tap < block.tap_end; ++tap, inputs += tile.pixels) {
     const T* rows[kRows];
@@ -113,7 +159,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
     for (int i = 0; i < kRows; ++i) {
       rows[i] = inputs[i] + block.input_channel;
     }
-    const bool next_inputs = block.reads_first && pixel + 2 * kRows <= tile.pixels;
+    const bool next_inputs = block.reads_first && pixel + lead + 2 * kRows <= tile.pixels;
     const int64_t stretch = next_inputs || block.ahead ? kStretch : block.C;
     for (int64_t c = 0; c < block.C;) {
       for (int64_t line = 0; line < block.ahead; ++line, ahead += kLineBytes) {
@@ -121,7 +167,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
       }
       if (next_inputs && c % (kLineBytes / sizeof(T)) == 0) {
         for (int i = 0; i < kRows; ++i) {
-          prefetch(inputs[i + kRows] + block.input_channel + c);
+          prefetch(inputs[i + lead + kRows] + block.input_channel + c);
         }
       }
       const int64_t end = min(c + stretch, block.C);
@@ -270,6 +316,10 @@ void split_taps(const ConvTile<T>& tile, Block<T> block) {
       const int64_t tiles = (tile.pixels + kTileRows - 1) / kTileRows;
       block.ahead = (lines + tiles - 1) / tiles;
     }
+    // two multiply-adds per cycle
+    const int64_t vectors = Kind::kWeightBytes / kVectorBytes * Kind::kMostRows;
+    const int64_t cycles = (block.tap_end - block.tap_begin) * block.C * vectors / 2;
+    block.lead = cycles > 0 ? min(kLatency / cycles, kMostLead) : 0;
     split_pixels<Kind>(tile, block);
   } while (block.tap_end < taps);
   if (!is_clamp(tile.activation)) {
@@ -331,7 +381,10 @@ void split_channels(const ConvTile<T>& tile) {
     block.channels = left < packing.block ? left : packing.block;
     block.C = packing.C;
     block.ahead = 0;
-    block.reads_first = tile.far_inputs && b == tile.block_begin;
+    const bool one_tap = packing.taps == 1;
+    block.reads_first = tile.far_inputs && one_tap && b == tile.block_begin;
+    block.far_group =
+        tile.far_inputs && !one_tap && (b + 1) % blocks == 0 && b + 1 < tile.block_end;
     if (width == 0) {
       with_vectors(tile, block);
       continue;

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from ... import _extension
 from ...reference.activations import ACTIVATIONS, activate
-from .._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
+from .._checks import (
+    check_floating,
+    check_tensor,
+    is_eager,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
 from .._library import declare
 from .._torchscript import traced_op
 from . import onednn
@@ -172,7 +179,10 @@ def linear_act(
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if is_transformed() or needs_gradient((input, weight, bias)):
         return activate(F.linear(input, weight, bias), activation, negative_slope)
-    run = _LINEAR.run[_LINEAR.choose(input, None)]
+    backend = _LINEAR.choose(input, None)
+    # the dispatcher takes longer to call Python than a small layer takes
+    direct = backend == "cpp" and input.is_cpu and type(input) is Tensor and is_eager()
+    run = _cpu if direct else _LINEAR.run[backend]
     return run(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)
 
 
