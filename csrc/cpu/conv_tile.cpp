@@ -17,8 +17,9 @@ namespace fastvision::FASTVISION_ISA {
 namespace {
 
 constexpr int64_t kPassBytes = 160 << 10;  // weights per pass over the pixels
-constexpr int kStretch = 8;                // channels between prefetches
-constexpr int64_t kLatency = 600;          // cycles that a prefetch from memory takes, about
+constexpr int kStretch = 16;               // channels between prefetches
+constexpr int kUnrolled = 4;       // channels per iteration where each takes few instructions
+constexpr int64_t kLatency = 600;  // cycles that a prefetch from memory takes, about
 constexpr int64_t kMostLead = 4;
 
 // Pointers of a tile as local copies; otherwise the compiler must assume that stores change them.
@@ -80,32 +81,10 @@ struct Block {
   int64_t C;         // input channels per tap
   int64_t tap_begin, tap_end;
   int64_t ahead;     // cache lines of the next weights to prefetch per stretch
-  int64_t lead;      // tiles between a prefetch and the tile it is for
+  int64_t lead;      // tiles between a prefetch of inputs and the tile before theirs
   bool reads_first;  // whether no block has read the inputs before
   bool far_group;    // whether the inputs of the next block, of another group, are to be prefetched
 };
-
-// Outputs and residuals of pixels [begin, end).
-template <int kCols, typename T>
-inline void prefetch_results(
-    const ConvTile<T>& tile, const Block<T>& block, int64_t begin, int64_t end
-) {
-  constexpr int kLines = (kCols * kVectorBytes + kLineBytes - 1) / kLineBytes;
-  for (int64_t p = begin; p < min(end, tile.pixels); ++p) {
-    const char* output = (const char*)(tile.outputs[p] + block.output_channel);
-#pragma GCC unroll 4
-    for (int line = 0; line < kLines; ++line) {
-      __builtin_prefetch(output + line * kLineBytes, 1, 3);
-    }
-    if (tile.residuals != nullptr) {
-      const char* residual = (const char*)(tile.residuals[p] + block.output_channel);
-#pragma GCC unroll 4
-      for (int line = 0; line < kLines; ++line) {
-        __builtin_prefetch(residual + line * kLineBytes, 0, 3);
-      }
-    }
-  }
-}
 
 // The channels of one tap for pixels [begin, end), starting `channel` values into each.
 template <typename T>
@@ -144,7 +123,12 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
       reinterpret_cast<const char*>(behind) + pixel / kTileRows * share * kLineBytes;
   const int64_t lead = block.lead * kRows;
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
-    prefetch_results<kCols>(tile, block, pixel == 0 ? 0 : pixel + lead, pixel + lead + kRows);
+    for (int i = 0; i < kRows; ++i) {
+      __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
+      if (tile.residuals != nullptr) {
+        __builtin_prefetch(tile.residuals[pixel + i] + block.output_channel, 0, 3);
+      }
+    }
   }
   if (block.reads_first && pixel == 0) {
     prefetch_inputs(tile, tile.inputs, block.input_channel, block.C, kRows, kRows + lead);
@@ -171,6 +155,19 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
         }
       }
       const int64_t end = min(c + stretch, block.C);
+      if constexpr (kCols == 1) {
+        // few enough instructions for those of a loop to count
+        for (; c + kUnrolled <= end; c += kUnrolled, weights += kUnrolled * lanes_v<T>) {
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnrolled; ++u) {
+            const V w = load(weights + u * lanes_v<T>);
+#pragma GCC unroll 16
+            for (int i = 0; i < kRows; ++i) {
+              sums[i][0] = multiply_add(broadcast(rows[i][c + u]), w, sums[i][0]);
+            }
+          }
+        }
+      }
       for (; c < end; ++c, weights += kCols * lanes_v<T>) {
         V w[kCols];
 #pragma GCC unroll 16
@@ -256,8 +253,9 @@ inline void shared_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t 
 template <int kVectors>
 struct Dense {
   static constexpr int64_t kWeightBytes = kVectors * kVectorBytes;  // per input channel
-  // a single vector of channels takes twice as many pixels, to hide the latency of additions
-  static constexpr int kMostRows = kVectors == 1 ? 2 * kTileRows : kTileRows;
+  // a single vector of channels takes more pixels, to hide the latency of additions; for more than
+  // ten, there are not enough registers for their addresses
+  static constexpr int kMostRows = kVectors == 1 ? 10 : kTileRows;
 
   template <int kRows, typename T>
   static void run(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
