@@ -120,7 +120,13 @@ def test_bad_arguments(arguments: Any, error: type[Exception]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("features", [1, 7, 32, 100])
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_few_rows(rows: int, features: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.usefixtures("cpu_level")
+def test_few_rows(level: str, rows: int, features: int, dtype: torch.dtype) -> None:
+    levels = _extension.cpu_levels()
+    if levels.index(level) > levels.index(_extension.cpu_level_supported()):
+        pytest.skip(f"no {level} on this CPU")
+    _extension.set_cpu_level(level)
     x = values(rows, features).to(dtype)
     for outputs in (1, 4, 23):
         w, b = (values(outputs, *size, seed=1).to(dtype) for size in ((features,), ()))
