@@ -41,19 +41,23 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const int64_t C = row.packing->outer_K(), S = row.S;
   const Bounds<T> bounds(row.activation);
   const vector_t<T> low = broadcast(bounds.low), high = broadcast(bounds.high);
-  const T* weights = row.packed + row.packing->bias_size();
   const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * C;
   T* output = row.output + pixel * C;
   const int64_t step = row.step * C, dilation = row.dilation * C;
   // each vector of channels prefetches its share of a later tile
   constexpr int kAhead = kRows * kStep * kVectorBytes / kLineBytes;
   const int64_t ahead = (1 + 128 / C) * kRows;
-  const int64_t behind = (pixel + ahead - 1) * step + S * C;
+  const int64_t later = pixel + ahead - row.pixels;  // in the next row if not negative
+  const int64_t behind =
+      (later < 0 ? (pixel + ahead) * step : row.next_row + later * step) - step + S * C;
   for (int64_t k = 0; k < C; k += lanes_v<T>) {
     for (int64_t r = row.R - row.fresh; kTaps > 0 && r < row.R; ++r) {
 #pragma GCC unroll 16
       for (int line = 0; line < kAhead; ++line) {
-        prefetch((const char*)(row.inputs[r] + behind + k * kRows * kStep) + line * kLineBytes);
+        prefetch(
+            (const char*)(row.inputs[r] + row.start + behind + k * kRows * kStep) +
+            line * kLineBytes
+        );
       }
     }
 #pragma GCC unroll 16
@@ -66,15 +70,15 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
     for (int i = 0; i < kRows; ++i) {
       sums[i] = load(row.packed + k);
     }
-    for (int64_t r = 0; r < row.R; ++r) {
-      const T* x = row.inputs[r] + pixel * step + k;
+    const T* weights = row.packed + row.packing->bias_size() + k * row.R * S;
+    for (int64_t r = 0; r < row.R; ++r, weights += S * lanes_v<T>) {
+      const T* x = row.inputs[r] + row.start + pixel * step + k;
       if (kTaps > 0 && full) {
         add_taps<kRows, kTaps, kStep>(sums, x, C, weights);
-        weights += kTaps * lanes_v<T>;
         continue;
       }
-      for (int64_t s = 0; s < S; ++s, weights += lanes_v<T>, x += dilation) {
-        const vector_t<T> w = load(weights);
+      for (int64_t s = row.tap_begin; s < row.tap_end; ++s, x += dilation) {
+        const vector_t<T> w = load(weights + s * lanes_v<T>);
         for (int i = 0; i < kRows; ++i) {
           const vector_t<T> value = full ? load(x + i * step) : load_partial(x + i * step, count);
           sums[i] = multiply_add(value, w, sums[i]);
@@ -118,7 +122,7 @@ void split_pixels(const ConvDepthwiseRow<T>& row) {
 template <typename T>
 void with_taps(const ConvDepthwiseRow<T>& row) {
   const auto is = [&](int64_t S, int64_t step) {
-    return row.S == S && row.step == step && row.dilation == 1;
+    return row.S == S && row.tap_end - row.tap_begin == S && row.step == step && row.dilation == 1;
   };
   if (is(3, 1)) {
     split_pixels<3, 1>(row);

@@ -17,7 +17,10 @@ namespace fastvision::FASTVISION_ISA {
 namespace {
 
 constexpr int64_t kPassBytes = 160 << 10;  // weights per pass over the pixels
-constexpr int kStretch = 8;                // channels between prefetches
+constexpr int kStretch = 16;               // channels between prefetches
+constexpr int kUnrolled = 4;       // channels per iteration where each takes few instructions
+constexpr int64_t kLatency = 600;  // cycles that a prefetch from memory takes, about
+constexpr int64_t kMostLead = 4;
 
 // Pointers of a tile as local copies; otherwise the compiler must assume that stores change them.
 template <typename T>
@@ -78,8 +81,27 @@ struct Block {
   int64_t C;         // input channels per tap
   int64_t tap_begin, tap_end;
   int64_t ahead;     // cache lines of the next weights to prefetch per stretch
+  int64_t lead;      // tiles between a prefetch of inputs and the tile before theirs
   bool reads_first;  // whether no block has read the inputs before
+  bool far_group;    // whether the inputs of the next block, of another group, are to be prefetched
 };
+
+// The channels of one tap for pixels [begin, end), starting `channel` values into each.
+template <typename T>
+inline void prefetch_inputs(
+    const ConvTile<T>& tile,
+    const T* const* inputs,
+    int64_t channel,
+    int64_t channels,
+    int64_t begin,
+    int64_t end
+) {
+  for (int64_t p = begin; p < min(end, tile.pixels); ++p) {
+    for (int64_t c = 0; c < channels; c += kLineBytes / sizeof(T)) {
+      prefetch(inputs[p] + channel + c);
+    }
+  }
+}
 
 template <int kRows, int kCols, typename T>
 inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
@@ -99,6 +121,7 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   const T* behind = block.weights + block.tap_end * block.C * kCols * lanes_v<T>;
   const char* ahead =
       reinterpret_cast<const char*>(behind) + pixel / kTileRows * share * kLineBytes;
+  const int64_t lead = block.lead * kRows;
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
     for (int i = 0; i < kRows; ++i) {
       __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
@@ -107,13 +130,20 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
       }
     }
   }
+  if (block.reads_first && pixel == 0) {
+    prefetch_inputs(tile, tile.inputs, block.input_channel, block.C, kRows, kRows + lead);
+  }
+  if (block.far_group && first) {
+    const T* const* middle = tile.inputs + tile.packing->taps / 2 * tile.pixels;
+    prefetch_inputs(tile, middle, block.input_channel + block.C, block.C, pixel, pixel + kRows);
+  }
   for (int64_t tap = block.tap_begin; tap < block.tap_end; ++tap, inputs += tile.pixels) {
     const T* rows[kRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       rows[i] = inputs[i] + block.input_channel;
     }
-    const bool next_inputs = block.reads_first && pixel + 2 * kRows <= tile.pixels;
+    const bool next_inputs = block.reads_first && pixel + lead + 2 * kRows <= tile.pixels;
     const int64_t stretch = next_inputs || block.ahead ? kStretch : block.C;
     for (int64_t c = 0; c < block.C;) {
       for (int64_t line = 0; line < block.ahead; ++line, ahead += kLineBytes) {
@@ -121,10 +151,23 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
       }
       if (next_inputs && c % (kLineBytes / sizeof(T)) == 0) {
         for (int i = 0; i < kRows; ++i) {
-          prefetch(inputs[i + kRows] + block.input_channel + c);
+          prefetch(inputs[i + lead + kRows] + block.input_channel + c);
         }
       }
       const int64_t end = min(c + stretch, block.C);
+      if constexpr (kCols == 1) {
+        // few enough instructions for those of a loop to count
+        for (; c + kUnrolled <= end; c += kUnrolled, weights += kUnrolled * lanes_v<T>) {
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnrolled; ++u) {
+            const V w = load(weights + u * lanes_v<T>);
+#pragma GCC unroll 16
+            for (int i = 0; i < kRows; ++i) {
+              sums[i][0] = multiply_add(broadcast(rows[i][c + u]), w, sums[i][0]);
+            }
+          }
+        }
+      }
       for (; c < end; ++c, weights += kCols * lanes_v<T>) {
         V w[kCols];
 #pragma GCC unroll 16
@@ -210,8 +253,9 @@ inline void shared_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t 
 template <int kVectors>
 struct Dense {
   static constexpr int64_t kWeightBytes = kVectors * kVectorBytes;  // per input channel
-  // a single vector of channels takes twice as many pixels, to hide the latency of additions
-  static constexpr int kMostRows = kVectors == 1 ? 2 * kTileRows : kTileRows;
+  // a single vector of channels takes more pixels, to hide the latency of additions; for more than
+  // ten, there are not enough registers for their addresses
+  static constexpr int kMostRows = kVectors == 1 ? 10 : kTileRows;
 
   template <int kRows, typename T>
   static void run(const ConvTile<T>& tile, const Block<T>& block, int64_t pixel) {
@@ -270,6 +314,10 @@ void split_taps(const ConvTile<T>& tile, Block<T> block) {
       const int64_t tiles = (tile.pixels + kTileRows - 1) / kTileRows;
       block.ahead = (lines + tiles - 1) / tiles;
     }
+    // two multiply-adds per cycle
+    const int64_t vectors = Kind::kWeightBytes / kVectorBytes * Kind::kMostRows;
+    const int64_t cycles = (block.tap_end - block.tap_begin) * block.C * vectors / 2;
+    block.lead = cycles > 0 ? min(kLatency / cycles, kMostLead) : 0;
     split_pixels<Kind>(tile, block);
   } while (block.tap_end < taps);
   if (!is_clamp(tile.activation)) {
@@ -331,7 +379,10 @@ void split_channels(const ConvTile<T>& tile) {
     block.channels = left < packing.block ? left : packing.block;
     block.C = packing.C;
     block.ahead = 0;
-    block.reads_first = tile.far_inputs && b == tile.block_begin;
+    const bool one_tap = packing.taps == 1;
+    block.reads_first = tile.far_inputs && one_tap && b == tile.block_begin;
+    block.far_group =
+        tile.far_inputs && !one_tap && (b + 1) % blocks == 0 && b + 1 < tile.block_end;
     if (width == 0) {
       with_vectors(tile, block);
       continue;

@@ -2,21 +2,13 @@
 #include "ops/squeeze_excitation.h"
 
 #include "common/simd_activation.h"
+#include "common/simd_sum.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
 constexpr int kColumns = 4;       // vectors of channels that are summed at a time
 constexpr int64_t kChunk = 2048;  // elements of a plane whose sum is taken in float
-
-template <typename A>
-inline A sum_of_lanes(vector_t<A> v) {
-  A sum = 0;
-  for (int i = 0; i < lanes_v<A>; ++i) {
-    sum += v[i];
-  }
-  return sum;
-}
 
 // [count <= lanes] values, zero where there is no pointer
 template <typename A, typename T>

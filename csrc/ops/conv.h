@@ -56,17 +56,20 @@ struct ConvTile {
   double negative_slope;
 };
 
-// Pixels of one row of a depthwise convolution (width 1) whose taps are all inside the map
-// horizontally.
+// Pixels of one row of a depthwise convolution (width 1): a single one, or with all taps inside the
+// map horizontally.
 template <typename T>
 struct ConvDepthwiseRow {
-  const T* const* inputs;  // [R] for each row of taps, channel 0 of the first pixel's first tap
+  const T* const* inputs;  // [R] first value of the input row that each row of taps reads
+  int64_t start;           // in these rows, channel 0 of the first pixel at tap_begin
   T* output;               // channel 0 of the first output pixel
   const T* residual;       // channel 0 of the first residual pixel, or null
   int64_t pixels;
   int64_t R, S;
-  int64_t fresh;           // how many of the R rows, at the end, no previous row has read
-  int64_t step, dilation;  // between pixels and between taps, in input pixels
+  int64_t tap_begin, tap_end;  // taps of a row inside the map
+  int64_t fresh;               // how many of the R rows, at the end, no previous row has read
+  int64_t step, dilation;      // between pixels and between taps, in input pixels
+  int64_t next_row;            // values from the inputs to those of the next row of pixels
   const T* packed;
   const ConvPacking* packing;
   Activation activation;

@@ -136,14 +136,21 @@ struct PhaseRun {
         plan.phases.begin(), plan.phases.end(), [](const ConvPhase& p) { return p.R * p.S > 1; }
     );
     const int64_t most = overlaps ? kChunkBytesOfTaps : kChunkBytes;
-    chunk = std::clamp(most / bytes, kLeastPixels, kMostPixels);
+    const bool gathers_rows = merged && plan.phases.size() == 1;
+    const int64_t most_pixels = depthwise_rows ? std::max(pixels, kMostPixels)
+                                : gathers_rows ? 2 * kMostPixels
+                                               : kMostPixels;
+    chunk = std::clamp(most / bytes, kLeastPixels, most_pixels);
     // enough chunks for all threads, unless they get small
     const int64_t wanted = 4 * threads;
     const int64_t least = depthwise_rows ? kLeastDepthwise / input.C : kLeastPixels;
     chunk = std::min(chunk, std::max(ceil_div(pixels, wanted), least));
-    // chunks of equal length, in units of a tile, or of a row
-    const int64_t unit = depthwise_rows ? phase.grid_w : kTilePixels;
-    chunk = ceil_div(ceil_div(pixels, ceil_div(pixels, chunk)), unit) * unit;
+    // chunks of equal length, in units of a tile or of a gathered row, and as many for each thread
+    const bool whole_rows = depthwise_rows || (gathers_rows && phase.grid_w <= chunk);
+    const int64_t unit = whole_rows ? phase.grid_w : kTilePixels;
+    const int64_t count = ceil_div(pixels, chunk);
+    chunk = ceil_div(pixels, count > threads ? ceil_div(count, threads) * threads : count);
+    chunk = ceil_div(chunk, unit) * unit;
     chunks = ceil_div(pixels, chunk);
     splits = depthwise_rows ? 1 : std::clamp<int64_t>(ceil_div(wanted, chunks), 1, all_blocks());
   }

@@ -76,6 +76,9 @@ def test_onednn_keeps_nan(onednn_calls, activation, kernel):
         ((512, 512), 20, {}, True),
         ((512, 512), 19, {}, False),  # fewer multiply-adds
         ((508, 512), 24, {}, False),  # fewer terms
+        ((256, 1024), 20, {}, True),  # but many filters
+        ((256, 1020), 24, {}, False),
+        ((252, 1024), 24, {}, False),
         ((64, 512), 40, {"kernel": 3, "stride": 2, "padding": 1}, True),
         ((512, 512), 20, {"kernel": 3, "padding": 1}, False),  # Winograd
     ],

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastvision import reference
+from fastvision import _extension, reference
 from fastvision.ops import linear_act
+from fastvision.ops.conv import linear
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.numerics import assert_matches
@@ -113,3 +114,52 @@ def test_bad_arguments(arguments: Any, error: type[Exception]) -> None:
         linear_act(*arguments)
     with pytest.raises(ValueError, match="activation"):
         linear_act(values(5, 7), values(4, 7), activation="gelu")
+
+
+@pytest.mark.skipif(_extension.missing is not None, reason="needs the compiled library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("features", [1, 7, 32, 100])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.usefixtures("cpu_level")
+def test_few_rows(level: str, rows: int, features: int, dtype: torch.dtype) -> None:
+    levels = _extension.cpu_levels()
+    if levels.index(level) > levels.index(_extension.cpu_level_supported()):
+        pytest.skip(f"no {level} on this CPU")
+    _extension.set_cpu_level(level)
+    x = values(rows, features).to(dtype)
+    for outputs in (1, 4, 23):
+        w, b = (values(outputs, *size, seed=1).to(dtype) for size in ((features,), ()))
+        for bias in (b, None):
+            y = torch.ops.fastvision.linear_rows(x, w, bias, ACTIVATIONS.index("relu"), 0.0)
+            exact = [None if t is None else t.double() for t in (x, w, bias)]
+            assert_matches(y, reference.linear_act(*exact, activation="relu"), scale=0.5)
+
+
+@pytest.mark.skipif(_extension.missing is not None, reason="needs the compiled library")
+def test_few_rows_are_checked() -> None:
+    x, w = values(2, 8), values(5, 8, seed=1)
+    for arguments in (
+        (values(4, 8), w, None, 0, 0.0),
+        (x[:0], w, None, 0, 0.0),
+        (x[:, :7].contiguous(), w, None, 0, 0.0),
+        (x.double(), w, None, 0, 0.0),
+        (x, w[:, ::2], None, 0, 0.0),
+        (x, w, values(4), 0, 0.0),
+        (x, w, None, 99, 0.0),
+    ):
+        with pytest.raises(RuntimeError, match="must|unknown"):
+            torch.ops.fastvision.linear_rows(*arguments)
+
+
+def test_few_rows_read_the_weight_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    read_once = linear._is_read_once
+    monkeypatch.setattr(
+        linear, "_is_read_once", lambda *args: calls.append(read_once(*args)) or calls[-1]
+    )
+    w = values(5, 16, seed=1)
+    for x in (values(16), values(3, 16), values(4, 16), values(0, 16), values(2, 32)[:, ::2]):
+        torch.testing.assert_close(linear_act(x, w, activation="none"), F.linear(x, w))
+    if _extension.missing is None:
+        assert calls == [True, True, False, False, True]

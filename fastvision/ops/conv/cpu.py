@@ -44,8 +44,9 @@ _PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
 _MIN_WINOGRAD_PIXELS = 96
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
-# with AVX-512, oneDNN is faster on convolutions with many terms per sum and many multiply-adds
-_MIN_ONEDNN_TERMS, _MIN_ONEDNN_WORK = 512, 100e6
+# with AVX-512, oneDNN is faster on convolutions with many terms per sum and many multiply-adds;
+# half of the terms are enough with many filters
+_MIN_ONEDNN_TERMS, _MIN_ONEDNN_WORK, _MANY_FILTERS = 512, 100e6, 1024
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,7 +97,8 @@ def least_onednn_pixels(shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec
         return 0
     K, *depth = shape
     terms = math.prod(depth)
-    return _MIN_ONEDNN_WORK / (K * terms) if terms >= _MIN_ONEDNN_TERMS else math.inf
+    least = _MIN_ONEDNN_TERMS // 2 if K >= _MANY_FILTERS else _MIN_ONEDNN_TERMS
+    return _MIN_ONEDNN_WORK / (K * terms) if terms >= least else math.inf
 
 
 def sees_padding(size: Sequence[int], taps: Sequence[int], spec: ConvSpec) -> bool:

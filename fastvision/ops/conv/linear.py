@@ -12,16 +12,28 @@ from torch.nn import functional as F
 
 from ... import _extension
 from ...reference.activations import ACTIVATIONS, activate
-from .._checks import check_floating, check_tensor, is_traced, is_transformed, needs_gradient
+from .._checks import (
+    check_floating,
+    check_tensor,
+    is_eager,
+    is_traced,
+    is_transformed,
+    needs_gradient,
+)
 from .._library import declare
 from .._torchscript import traced_op
 from . import onednn
 from .cpu import conv_options
 from .packing import Packs, remembered
 
-# few rows are memory-bound, and torch needs no packed weight: 0.6 to 0.9 of its speed with 2 or 3
-_MIN_ROWS = 4
+# fewer rows are bound by reading the weight: a kernel of their own takes it as it is
+_MIN_ROWS = 4  # csrc/ops/linear.h, kMostLinearRows
 _MIN_PACKED = 1 << 18  # elements of the weight; smaller ones fit the caches anyway
+
+torch.library.define(
+    "fastvision::linear_rows",
+    "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
+)
 
 
 @functools.cache
@@ -54,6 +66,17 @@ def _can_pack(input: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _is_read_once(input: Tensor, weight: Tensor) -> bool:
+    """Whether the rows are so few that the time is that of reading the weight."""
+    return (
+        0 < input.numel() < _MIN_ROWS * input.shape[-1]
+        and weight.numel() >= _MIN_PACKED
+        and input.dtype in (torch.float32, torch.float64)
+        and weight.is_contiguous()
+        and _extension.missing is None
+    )
+
+
 def _any_device(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: int, negative_slope: float
 ) -> Tensor:
@@ -82,6 +105,11 @@ def _by_packs(
     pack: Callable[[int], Tensor],  # packs the weight for a number of taps
 ) -> Tensor:
     K, features = weight.shape
+    if _is_read_once(input, weight):
+        x = input.reshape(-1, features).contiguous()
+        shift = None if bias is None else bias.contiguous()
+        y = torch.ops.fastvision.linear_rows.default(x, weight, shift, activation, negative_slope)
+        return y.view(*input.shape[:-1], K)
     if not _can_pack(input, weight) or (taps := _taps(features)) is None:
         return _any_device(input, weight, bias, activation, negative_slope)
     # each row becomes an image `taps` pixels high, under a window of the same height
@@ -134,8 +162,8 @@ def linear_act(
     """Computes ``activation(input @ weight.T + bias)``.
 
     On the CPU, large weights run as a convolution with packed weights, which are cached until the
-    weight changes. Up to three rows, small weights, GPUs and calls that need a gradient use torch's
-    linear layer followed by the activation.
+    weight changes, and for up to three rows by a kernel that reads them as they are. Small weights,
+    GPUs and calls that need a gradient use torch's linear layer followed by the activation.
 
     Args:
         input: [..., I] float16, bfloat16, float32 or float64.
@@ -172,7 +200,10 @@ def linear_act(
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if is_transformed() or needs_gradient((input, weight, bias)):
         return activate(F.linear(input, weight, bias), activation, negative_slope)
-    run = _LINEAR.run[_LINEAR.choose(input, None)]
+    backend = _LINEAR.choose(input, None)
+    # the dispatcher takes longer to call Python than a small layer takes
+    direct = backend == "cpp" and input.is_cpu and type(input) is Tensor and is_eager()
+    run = _cpu if direct else _LINEAR.run[backend]
     return run(input, weight, bias, ACTIVATIONS.index(activation), negative_slope)
 
 

@@ -96,13 +96,19 @@ def convolution(
     name = spec.activation_name
     run = torch.ops.mkldnn._convolution_pointwise
     format = memory_format(input.is_contiguous(memory_format=torch.channels_last))
-    if residual is None:
+    if residual is not None and (
+        spec.output_shape(input.shape, shape) != residual.shape or residual.dtype != input.dtype
+    ):
+        raise RuntimeError("residual must have the shape and dtype of the result")
+    # torch adds a float32 residual faster; 16-bit sums have to be added before they are rounded
+    adds_later = residual is not None and input.dtype == torch.float32
+    if residual is None or adds_later:
         post = _POST_OPS.get(name, "none")
         y = run(input, weight, bias, *_window(spec), 1, post, [], "")
     else:
-        if spec.output_shape(input.shape, shape) != residual.shape or residual.dtype != input.dtype:
-            raise RuntimeError("residual must have the shape and dtype of the result")
         residual = residual.contiguous(memory_format=format)
         y = run.binary(input, residual, weight, bias, *_window(spec), 1, "add", None, None, [], "")
     y = y.contiguous(memory_format=format)  # of bfloat16 it may be channels_last in any case
+    if adds_later:
+        y += residual
     return _IN_PLACE[name](y) if name in _IN_PLACE else y
