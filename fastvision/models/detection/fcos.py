@@ -18,7 +18,17 @@ from ...ops.feature_pyramid_network import LastLevelP6P7
 from .._registry import register
 from ..resnet import resnet50
 from ._build import start
-from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict, rows_of
+from ._heads import (
+    DenseHead,
+    LevelHead,
+    initialize,
+    initialize_prior,
+    is_own,
+    levels_of,
+    predict,
+    rows_of,
+    split_levels,
+)
 from ._one_stage import PyramidDetector
 from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator, shared
@@ -138,8 +148,12 @@ class FCOSHead(DenseHead):
     def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Logits [N, H W A, num_classes], distances [N, H W A, 4] and logits of centrality
         [N, H W A, 1] of each map."""
-        logits = self.classification_head.levels(x)
-        distances, centrality = self.regression_head.levels(x)
+        logits = levels_of(self.classification_head, x)
+        head = self.regression_head
+        if is_own(head, FCOSRegressionHead):
+            distances, centrality = head.levels(x)
+        else:
+            distances, centrality = (split_levels(rows, x) for rows in head(x))
         return {"cls_logits": logits, "bbox_regression": distances, "bbox_ctrness": centrality}
 
     def compute_loss(

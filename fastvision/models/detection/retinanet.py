@@ -24,7 +24,7 @@ from ...ops.feature_pyramid_network import LastLevelP6P7
 from .._registry import register
 from ..resnet import resnet50
 from ._build import start
-from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict
+from ._heads import DenseHead, LevelHead, initialize, initialize_prior, levels_of, predict
 from ._one_stage import PyramidDetector, match
 from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator
@@ -199,8 +199,8 @@ class RetinaNetHead(DenseHead):
     def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Logits [N, H W A, num_classes] and offsets [N, H W A, 4] of each map."""
         return {
-            "cls_logits": self.classification_head.levels(x),
-            "bbox_regression": self.regression_head.levels(x),
+            "cls_logits": levels_of(self.classification_head, x),
+            "bbox_regression": levels_of(self.regression_head, x),
         }
 
     def compute_loss(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._heads import DenseHead, LevelHead, predict
+from ._heads import LevelHead, predict
 from ._one_stage import OneStageDetector, match
 from ._selection import Detections, detect, take
 from .anchors import shared
@@ -117,7 +117,7 @@ class SSDRegressionHead(SSDScoringHead):
         super().__init__(_predictors(in_channels, num_anchors, 4), 4)
 
 
-class SSDHead(DenseHead):
+class SSDHead(nn.Module):
     """The two heads, with weights of their own on every map.
 
     Args:
@@ -126,8 +126,8 @@ class SSDHead(DenseHead):
         num_classes: background, 0, included.
     """
 
-    classification_head: LevelHead
-    regression_head: LevelHead
+    classification_head: nn.Module
+    regression_head: nn.Module
 
     def __init__(
         self, in_channels: Sequence[int], num_anchors: Sequence[int], num_classes: int
@@ -136,11 +136,11 @@ class SSDHead(DenseHead):
         self.classification_head = SSDClassificationHead(in_channels, num_anchors, num_classes)
         self.regression_head = SSDRegressionHead(in_channels, num_anchors)
 
-    def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """Offsets [N, H W A, 4] and logits [N, H W A, num_classes] of each map."""
+    def forward(self, x: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Offsets [N, sum of H W A, 4] and logits [N, sum of H W A, num_classes] of all maps."""
         return {
-            "bbox_regression": self.regression_head.levels(x),
-            "cls_logits": self.classification_head.levels(x),
+            "bbox_regression": self.regression_head(x),
+            "cls_logits": self.classification_head(x),
         }
 
 

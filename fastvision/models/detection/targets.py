@@ -31,17 +31,20 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
 
 def check_labels(targets: Sequence[Target]) -> None:
     """Raises:
-    ValueError: labels are not int64 [L], or one is negative.
+    ValueError: labels are not int64 [L], or one is negative; names the first target.
     """
-    for target in targets:
+    for i, target in enumerate(targets):
         count, labels = len(target["boxes"]), target["labels"]
         if labels.shape != (count,) or labels.dtype != torch.int64:
             raise ValueError(
                 f"Expected target labels to be int64 of shape [{count}], got {labels.dtype} "
-                f"of shape {list(labels.shape)}."
+                f"of shape {list(labels.shape)} for target at index {i}."
             )
         if (labels < 0).any():
-            raise ValueError(f"Expected target labels not to be negative, got {labels.tolist()}.")
+            raise ValueError(
+                f"Expected target labels not to be negative, got {labels.tolist()} "
+                f"for target at index {i}."
+            )
 
 
 def check_boxes(targets: Sequence[Target] | None) -> None:

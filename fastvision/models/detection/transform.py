@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._images import IMAGENET_MEAN, IMAGENET_STD
+from ._constants import constant
 from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
 
@@ -90,7 +91,8 @@ class GeneralizedRCNNTransform(nn.Module):
                 "Expected input images to be of floating type (in range [0, 1]), "
                 f"but found type {image.dtype} instead"
             )
-        mean, std = image.new_tensor([self.image_mean, self.image_std])[..., None, None]
+        statistics = tuple(tuple(map(float, x)) for x in (self.image_mean, self.image_std))
+        mean, std = constant(statistics, image)[..., None, None]
         return (image - mean) / std
 
     def torch_choice(self, k: Sequence[int]) -> int:

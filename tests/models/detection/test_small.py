@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvision import models
+from fastvision.models.detection import _constants
 
 PARAMETERS = {
     "small_faster_rcnn": 1_291_429,
@@ -61,3 +62,25 @@ def test_cross_entropy_instead_of_focal_loss() -> None:
         losses.append(model(images, targets)["classification"].item())
     # at the start each of the classes has a probability of 0.01, and most places have no object
     assert losses[1] > 5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["small_retinanet", "small_fcos", "small_ssd", "yolov2_tiny"])
+def test_numbers_are_copied_to_a_device_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph holds no copies from the host."""
+    options = {"size": 96, "width_mult": 0.125} if name == "yolov2_tiny" else {}
+    model = models.get_model(name, num_classes=4, **options).double().eval()
+    images = torch.rand(2, 3, 96, 96, dtype=torch.double)
+    with torch.inference_mode():
+        expected = model.detect(images)
+        made = _constants._made.cache_info()
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("numbers become a tensor again")
+
+        monkeypatch.setattr(torch, "tensor", refuse)
+        monkeypatch.setattr(torch.Tensor, "new_tensor", refuse)
+        found = model.detect(images)
+    assert _constants._made.cache_info().misses == made.misses > 0
+    assert _constants._made.cache_info().hits > made.hits
+    for actual, wanted in zip(found, expected, strict=True):
+        assert torch.equal(actual, wanted)
