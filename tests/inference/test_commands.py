@@ -293,3 +293,22 @@ def test_names_that_are_no_text(detector: list[str], tmp_path: Path, capsys) -> 
     assert "odd \\udcff.png: nothing" in captured.out
     assert "empty \\udcfe.png is empty" in captured.err
     assert (out / name).exists()
+
+
+def test_a_pattern_of_folders_matches_nothing(
+    folder: Path, detector: list[str], tmp_path: Path, capsys
+) -> None:
+    assert detect(folder / "deep*", *detector, "--out", tmp_path / "out") == 1
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_names_of_other_classes_are_not_taken(tmp_path: Path) -> None:
+    """A file of weights decides over the number of classes, and COCO's have 91 with gaps."""
+    from fastvision import models
+    from fastvision.inference import load_predictor
+
+    name, path = "ssdlite320_mobilenet_v3_large", str(tmp_path / "weights.pth")
+    for count, person in ((4, "1"), (91, "person")):
+        model = models.get_model(name, weights_backbone=None, num_classes=count)
+        torch.save(model.state_dict(), path)
+        assert load_predictor("detection", name, path).name(1) == person
