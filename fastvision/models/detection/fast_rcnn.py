@@ -162,6 +162,8 @@ def fast_rcnn_vgg16(
     """Fast R-CNN on VGG-16 (Girshick 2015): 134,690,729 parameters with 21 classes.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         num_classes: the background included.
         weights_backbone: of VGG-16, see :func:`fastvision.models.vgg16`.
         base_width: channels of VGG's first stage, of which all widths are multiples.

@@ -29,7 +29,7 @@ from .image_list import Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, limits
 from .selective_search import SelectiveSearch, check_proposals
-from .targets import check_boxes, check_targets
+from .targets import check_boxes, check_labels, check_targets
 from .transform import GeneralizedRCNNTransform
 from .vgg_parts import vgg
 
@@ -140,6 +140,7 @@ class RCNN(nn.Module):
     def _check(self, targets: Sequence[Target] | None, images: Sequence[Tensor]) -> None:
         check_targets(targets, images)
         check_boxes(targets)
+        check_labels(targets or ())
         labels = torch.cat([target["labels"].cpu() for target in targets or ()])
         if len(labels) and not 1 <= labels.min() <= labels.max() <= self.svms.out_features:
             raise ValueError(
@@ -295,6 +296,8 @@ def rcnn_alexnet(
     classes.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         num_classes: the background included.
         weights_backbone: of AlexNet, see :func:`fastvision.models.alexnet`.
         options: of :class:`RCNN`.
@@ -319,6 +322,7 @@ def rcnn_vgg16(
     classes.
 
     Args:
+        weights, progress: see :func:`rcnn_alexnet`.
         num_classes: the background included.
         weights_backbone: of VGG-16, see :func:`fastvision.models.vgg16`.
         base_width: channels of the first stage.

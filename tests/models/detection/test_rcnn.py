@@ -284,8 +284,9 @@ def test_parts_of_the_wrong_kind():
             cls(backbone, 2, **{part: nn.Identity()})
     with pytest.raises(ValueError, match="num_keypoints should be None"):
         detection.KeypointRCNN(backbone, 2, keypoint_predictor=nn.Identity(), num_keypoints=3)
-    with pytest.raises(ValueError, match="out_channels"):
-        detection.FasterRCNN(nn.Identity(), 2)
+    for cls in (detection.FasterRCNN, detection.MaskRCNN, detection.KeypointRCNN):
+        with pytest.raises(ValueError, match="out_channels"):
+            cls(nn.Identity(), 2)
 
 
 def narrow() -> nn.Module:

@@ -216,6 +216,8 @@ def test_dtypes(dtype):
     [
         ({"targets": None}, AssertionError, "targets"),
         ({"labels": torch.tensor((1, 3))}, ValueError, "labels must be from 1 to 2, got 1 to 3"),
+        ({"labels": torch.ones(3, dtype=torch.int64)}, ValueError, r"of shape \[2\], got"),
+        ({"labels": torch.ones(2)}, ValueError, "labels to be int64"),
         ({"boxes": torch.tensor([[1.0, 1, 1, 9]] * 2)}, AssertionError, "positive height"),
         ({"proposals": [torch.zeros(3, 4)]}, ValueError, "proposals"),
         ({"proposals": [torch.zeros(3, 5)] * 2}, ValueError, r"\[n, 4\]"),
