@@ -15,6 +15,7 @@ from .anchors import shared
 from .image_list import ImageList, Target
 from .postprocess import clip, limits
 from .targets import check_boxes, check_labels, check_targets
+from .transform import sizes_of
 
 
 class OneStageDetector(nn.Module):
@@ -38,15 +39,15 @@ class OneStageDetector(nn.Module):
             order and "labels" int64 [n]. In training a dict of scalar losses.
 
         Raises:
-            AssertionError: there are no targets in training, or boxes of another shape or without
-                area.
+            AssertionError: there are no targets in training, or boxes of another shape, without
+                area or not finite.
             TypeError, ValueError: an image of another dtype or number of dimensions; labels of
-                another shape or dtype, or negative ones.
+                another shape or dtype, or that are no class.
         """
         if self.training:
             check_targets(targets, images)
             check_labels(targets or ())
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        sizes = sizes_of(images)
         batch, targets = self.transform(images, targets)
         check_boxes(targets)
         maps = self._maps(batch)

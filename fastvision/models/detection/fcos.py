@@ -35,6 +35,7 @@ from .anchors import AnchorGenerator, shared
 from .backbones import resnet_pyramid
 from .box_coder import BoxLinearCoder
 from .image_list import ImageList, Target
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
@@ -172,6 +173,7 @@ class FCOSHead(DenseHead):
             anchors: [A, 4] of each image.
             matched_idxs: int64 [A] of each image: the object of each anchor, negative for none.
         """
+        check_classes(targets, head_outputs["cls_logits"].shape[-1])
         matched = torch.stack(list(matched_idxs))
         found = matched >= 0
         image, place = torch.where(found)

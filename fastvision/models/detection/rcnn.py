@@ -30,7 +30,7 @@ from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, limits
 from .selective_search import SelectiveSearch, check_proposals
 from .targets import check_boxes, check_labels, check_targets
-from .transform import GeneralizedRCNNTransform
+from .transform import GeneralizedRCNNTransform, sizes_of
 from .vgg_parts import vgg
 
 Proposals = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -128,6 +128,7 @@ class RCNN(nn.Module):
             AssertionError: no targets in training, boxes of another shape, or one without area.
             ValueError, TypeError: an image, a label or a proposal of another form.
         """
+        sizes_of(images)
         if self.training:
             self._check(targets, images)
         if proposals is None:

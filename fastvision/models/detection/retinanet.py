@@ -32,6 +32,7 @@ from .backbones import resnet_pyramid
 from .box_coder import BoxCoder
 from .image_list import ImageList, Target
 from .matching import Matcher
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
@@ -107,6 +108,7 @@ class RetinaNetClassificationHead(_Tower):
         """Focal loss: of an image the sum over its anchors, per anchor with an object."""
         losses = []
         logits = head_outputs["cls_logits"]
+        check_classes(targets, logits.shape[-1])
         for target, rows, matched in zip(targets, logits, matched_idxs, strict=True):
             classes = _labels(target["labels"], matched)
             count = (matched >= 0).sum().clamp(min=1)

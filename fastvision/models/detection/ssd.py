@@ -22,6 +22,7 @@ from .default_boxes import DefaultBoxGenerator
 from .image_list import ImageList, Target
 from .matching import Matcher
 from .postprocess import clip, limits
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 
@@ -222,6 +223,7 @@ class SSD(OneStageDetector):
             matched_idxs: int64 [A] of each image, see :class:`SSDMatcher`.
         """
         offsets, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
+        check_classes(targets, logits.shape[-1])
         codes, wanted, labels = [], [], []
         for target, rows, boxes, matched in zip(
             targets, offsets, anchors, matched_idxs, strict=True

@@ -47,16 +47,30 @@ def check_labels(targets: Sequence[Target]) -> None:
             )
 
 
+def check_classes(targets: Sequence[Target], count: int) -> None:
+    """Raises:
+    ValueError: a label is not below the number of classes; names the first target.
+    """
+    for i, target in enumerate(targets):
+        if (target["labels"] >= count).any():
+            raise ValueError(
+                f"Expected target labels to be below the number of classes, {count}, got "
+                f"{target['labels'].tolist()} for target at index {i}."
+            )
+
+
 def check_boxes(targets: Sequence[Target] | None) -> None:
     """Raises:
-    AssertionError: a box has no area; names the first one (torchvision's error type).
+    AssertionError: a box has no area or is not finite; names the first one (torchvision's error
+        type).
     """
     for i, target in enumerate(targets or ()):
         boxes = target["boxes"]
-        degenerate = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        degenerate = ~((sizes > 0) & sizes.isfinite()).all(1)
         if degenerate.any():
             first = boxes[torch.where(degenerate)[0][0]].tolist()
             raise AssertionError(
-                "All bounding boxes should have positive height and width. "
+                "All bounding boxes should have positive height and width, and be finite. "
                 f"Found invalid box {first} for target at index {i}."
             )

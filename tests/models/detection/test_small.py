@@ -51,6 +51,26 @@ def test_losses_and_detections(name: str) -> None:
             assert detections["masks"].shape[1:] == (1, *image.shape[1:])
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_what_cannot_be_trained(name: str) -> None:
+    """Images, labels and boxes that no detector takes are named."""
+    model = models.get_model(name, num_classes=4)
+    images = [torch.rand(3, 64, 64)]
+    target = {"boxes": torch.tensor([[4.0, 4, 30, 30]]), "labels": torch.tensor([4])}
+    target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"below the number of classes, 4, got \[4\] .* index 0"):
+        model(images, [target])
+    target["labels"] = torch.tensor([1])
+    for value in (torch.nan, torch.inf):
+        target["boxes"][0, 2] = value
+        with pytest.raises(AssertionError, match="and be finite. Found invalid box"):
+            model(images, [target])
+    with pytest.raises(TypeError, match=r"images\[0\] must be a Tensor, got NoneType"):
+        model.eval()([None])
+    with pytest.raises(ValueError, match=r"got \[9\]"):
+        model([torch.zeros(9)])
+
+
 def test_cross_entropy_instead_of_focal_loss() -> None:
     """Is what alpha=-1 and gamma=0 make of the class loss of small_retinanet."""
     images = [torch.rand(3, 64, 64)]
