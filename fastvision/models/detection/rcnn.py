@@ -161,8 +161,11 @@ class RCNN(nn.Module):
             drawn = torch.where(positive[0] | negative[0])[0]
             regions.append(self._warp(image, boxes[drawn]))
             labels.append(label[drawn])
+        label = torch.cat(labels)
+        if len(label) == 0:  # a mean of nothing is NaN
+            return {"loss_classifier": 0 * next(self.network.parameters()).sum()}
         scores = self.network(torch.cat(regions))
-        return {"loss_classifier": F.cross_entropy(scores, torch.cat(labels))}
+        return {"loss_classifier": F.cross_entropy(scores, label)}
 
     def _labels(self, boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
         if not len(truth):

@@ -317,6 +317,9 @@ def fastrcnn_loss(
         regression_targets: [., 4], of each image.
     """
     label = torch.cat(list(labels))
+    if len(label) == 0:  # no proposal and no object in the batch, of which a mean would be NaN
+        nothing = 0 * (class_logits.sum() + box_regression.sum())
+        return {"loss_classifier": nothing, "loss_box_reg": nothing}
     positive = torch.where(label > 0)[0]
     codes = box_regression.unflatten(1, (-1, 4))[positive, label[positive]]
     wanted = torch.cat(list(regression_targets))[positive]

@@ -191,6 +191,9 @@ def test_nothing_proposed_and_no_objects():
     model = rcnn(known(images, [none, proposals[1]]))
     targets[1] = {"boxes": none, "labels": torch.zeros(0, dtype=torch.int64)}
     assert model(images, targets)["loss_classifier"].isfinite()
+    loss = model(images[:1], targets[1:], [none])["loss_classifier"]
+    loss.backward()
+    assert loss == 0
     model.fit(images, targets)
     with torch.no_grad():
         found = model.eval()(images)
