@@ -293,7 +293,8 @@ class SSD(OneStageDetector):
         boxes = self.box_coder.decode_single(head_outputs["bbox_regression"], anchors)
         boxes = clip(boxes, sizes[:, None])
         logits = head_outputs["cls_logits"]
-        scores = logits.to(boxes.dtype).softmax(2)[..., 1:].transpose(1, 2)  # [N, K - 1, A]
+        scores = logits.to(boxes.dtype).softmax(2).nan_to_num(nan=-1)  # NaN would be the largest
+        scores = scores[..., 1:].transpose(1, 2)  # [N, K - 1, A]
         n, classes, places = scores.shape
         best, place = scores.topk(min(self.topk_candidates, places), dim=2)
         labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand_as(place)

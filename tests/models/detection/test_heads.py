@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastvision import fuse
+from fastvision import fuse, models
 from fastvision.models.detection import (
     FCOS,
     SSD,
@@ -20,6 +20,7 @@ from fastvision.models.detection import (
     retinanet,
     ssd,
 )
+from fastvision.testing.detectors import scenes
 
 IMAGES = [torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))]
 
@@ -133,3 +134,30 @@ def test_parts_of_torchvision(name: str) -> None:
         losses = [m.train()(IMAGES, targets) for m in (model, reference)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
     assert isinstance(head, (retinanet.RetinaNetHead, fcos.FCOSHead, ssd.SSDHead))
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "FCOS"])
+def test_own_parts(name):
+    """A head with a hook is called as it is, and an own anchor generator is taken."""
+    backbone = models.Stages(models.mobilenet_v1_x0_25().features, {"6": "0"})
+    channels = backbone(torch.zeros(1, 3, 32, 32))["0"].shape[1]
+    backbone.out_channels = channels
+    torch.manual_seed(0)
+    anchors = AnchorGenerator(((16,),), ((1.0,),))
+    build = {"RetinaNet": RetinaNet, "FCOS": FCOS}[name]
+    if name == "FCOS":
+        head = fcos.FCOSHead(channels, 1, 3, num_convs=1)
+        head.classification_head.conv = head.regression_head.conv = nn.Identity()
+    else:
+        head = retinanet.RetinaNetHead(channels, 1, 3)
+    model = build(backbone, 3, 64, 96, anchor_generator=anchors, head=head, score_thresh=0.0).eval()
+    images, _ = scenes(torch.float32)
+    with torch.no_grad():
+        expected = model(images)
+        seen = []
+        handle = head.register_forward_hook(lambda *args: seen.append(args[2]))
+        actual = model(images)
+        handle.remove()
+    assert len(seen) == 1 and seen[0]["cls_logits"].shape[::2] == (2, 3)
+    assert len(expected[0]["boxes"]) > 0
+    torch.testing.assert_close(actual, expected)
