@@ -276,7 +276,8 @@ def test_copies_of_one_name_are_numbered(folder: Path, detector: list[str], tmp_
     files = (folder / "grey.jpg", folder / "deep er" / "grey.png")
     assert detect(*files, files[0], *detector, "--out", out) == 0
     assert {path.name for path in out.iterdir()} >= {"grey.jpg", "grey-2.png"}
-    assert len(results(out)[0]["images"]) == 2
+    images = results(out)[0]["images"]
+    assert [image["path"] for image in images] == [str(path) for path in files]
 
 
 def test_names_that_are_no_text(detector: list[str], tmp_path: Path, capsys) -> None:
