@@ -293,6 +293,7 @@ class FCOS(PyramidDetector):
         """
         if len(boxes) == 0:
             return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # areas exceed 16 bits
         places = (anchors[:, :2] + anchors[:, 2:]) / 2
         unit = (anchors[:, 2] - anchors[:, 0])[:, None]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2

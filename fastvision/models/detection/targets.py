@@ -14,12 +14,16 @@ def check_targets(targets: Sequence[Target] | None, images: Sequence[Tensor]) ->
     """Raises:
     AssertionError: there are no targets, another number of them than of images, or boxes of
         another type or shape than [L, 4] (torchvision's error type).
+    ValueError: a target has no boxes or no labels.
     """
     if targets is None:
         raise AssertionError("targets should not be none when in training mode")
     if len(targets) != len(images):
         raise AssertionError(f"Expected one target per image, {len(images)}, got {len(targets)}.")
     for target in targets:
+        for name in ("boxes", "labels"):
+            if name not in target:
+                raise ValueError(f"Every element of targets should have a {name} key")
         boxes = target["boxes"]
         if not isinstance(boxes, Tensor):
             raise AssertionError(f"Expected target boxes to be of type Tensor, got {type(boxes)}.")

@@ -161,3 +161,13 @@ def test_own_parts(name):
     assert len(seen) == 1 and seen[0]["cls_logits"].shape[::2] == (2, 3)
     assert len(expected[0]["boxes"]) > 0
     torch.testing.assert_close(actual, expected)
+
+
+def test_boxes_of_16_bits() -> None:
+    """Their areas do not fit, but places are assigned as for wider ones."""
+    model = built("FCOS").train()
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    with torch.no_grad():
+        expected = model(IMAGES, [target])
+        losses = model(IMAGES, [{**target, "boxes": target["boxes"].half()}])
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-3)

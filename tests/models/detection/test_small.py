@@ -65,6 +65,10 @@ def test_what_cannot_be_trained(name: str) -> None:
         target["boxes"][0, 2] = value
         with pytest.raises(AssertionError, match="and be finite. Found invalid box"):
             model(images, [target])
+    for name in ("labels", "boxes"):
+        del target[name]
+        with pytest.raises(ValueError, match=f"should have a {name} key"):
+            model(images, [target])
     with pytest.raises(TypeError, match=r"images\[0\] must be a Tensor, got NoneType"):
         model.eval()([None])
     with pytest.raises(ValueError, match=r"got \[9\]"):
