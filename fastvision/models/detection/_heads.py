@@ -25,7 +25,7 @@ def may_rearrange(x: Tensor, *layers: nn.Module) -> bool:
         and not has_global_hooks()
         and all(parameter.dtype == x.dtype for parameter in parameters)
         and not needs_gradient((x, *parameters))
-        and not torch.is_autocast_enabled(x.device.type)
+        and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
     )
 
 
