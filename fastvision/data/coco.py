@@ -124,7 +124,8 @@ class CocoDetection(Dataset[Sample]):
             if self.skip_empty and (width <= 0 or height <= 0):
                 continue
             boxes.append(check_box((left, top, left + width, top + height), image, where))
-            labels.append(self.category_ids.index(annotation["category_id"]))
+            # from 1 on: a category may have the id 0, as the background has
+            labels.append(self.category_ids.index(annotation["category_id"], 1))
             crowds.append(bool(annotation.get("iscrowd", 0)))
             if self.masks:
                 masks.append(self._mask(annotation, image, where))

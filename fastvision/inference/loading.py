@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -131,16 +132,18 @@ def _from_name(
         raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
     if weights is None:
         raise ValueError(f"weights of {model} are missing: a file, or a name such as DEFAULT")
-    try:
-        network = call(
-            get_model_builder(model), model, {"name": model, **options, "weights": weights}
-        )
-    except RuntimeError as error:
-        raise ValueError(f"weights {weights} do not fit {model}: {error}") from error
     official = _official(model, weights)
     names: tuple[str, ...] = ()
     if official is not None and "num_classes" not in options:
         names = tuple(official.meta.get("categories", ()))
+    network = None
+    if command == "detection" and names:
+        # detectors take the number of classes from weights, which may be of other classes
+        with contextlib.suppress(ValueError):
+            network = _built(model, weights, {**options, "num_classes": len(names)})
+        names = () if network is None else names
+    if network is None:
+        network = _built(model, weights, options)
     if command == "detection":
         return network, known[model], names, None
     if official is not None:
@@ -149,6 +152,16 @@ def _from_name(
         classification_evaluation if command == "classification" else segmentation_evaluation
     )
     return network, known[model], names, functools.partial(_prepared, evaluation(), False)
+
+
+def _built(model: str, weights: str, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        network: nn.Module = call(
+            get_model_builder(model), model, {"name": model, **options, "weights": weights}
+        )
+    except RuntimeError as error:
+        raise ValueError(f"weights {weights} do not fit {model}: {error}") from error
+    return network
 
 
 def _models(task: str) -> list[str]:

@@ -61,7 +61,8 @@ class Output:
     def add(self, frame: Frame, findings: Findings) -> None:
         assert frame.picture is not None
         self._turn_to(frame.source)
-        record: dict[str, Any] = {"order": frame.source.order, "name": frame.source.name}
+        source = frame.source
+        record: dict[str, Any] = {"order": source.order, "name": source.name, "path": source.path}
         if frame.number is not None:
             record["frame"] = frame.number
         record["width"], record["height"] = frame.picture.size

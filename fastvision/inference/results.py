@@ -51,8 +51,8 @@ def write_results(
 
     Args:
         folder: of the results.
-        records: of pictures in their order, with "name", "width", "height" and "findings", with
-            "frame" in a video; or with "name" and "error".
+        records: of pictures in their order, with "name", "path", "width", "height" and "findings",
+            with "frame" in a video; or with "name" and "error".
         classes: names by label.
 
     Returns:
@@ -65,7 +65,7 @@ def write_results(
     failed = [record for record in records if "error" in record]
     images, results = [], []
     for number, record in zip(_image_ids(done), done, strict=True):
-        image = {"id": number, "file_name": record["name"]}
+        image = {"id": number, "file_name": record["name"], "path": record["path"]}
         image |= {key: record[key] for key in ("width", "height", "frame") if key in record}
         images.append(image)
         results += [{"image_id": number, **finding} for finding in record["findings"]]

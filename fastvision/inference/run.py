@@ -84,6 +84,9 @@ def run(
     ):
         for batch in _batches(read_frames(mine, limit), batch_size):
             failures += _do(predictor, batch, output)
+            number = batch[-1].number
+            of_video = "" if number is None else f"frame {number + 1}"
+            bar.set_postfix_str(of_video, refresh=bool(of_video))
             bar.update(batch[-1].source.order // processes.count - bar.n)
             if interruption.signal:
                 break

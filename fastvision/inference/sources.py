@@ -97,11 +97,10 @@ def _matches(argument: str, output: Path) -> Iterator[tuple[str, str]]:
         yield argument, path.name
     elif glob.has_magic(argument):
         matches = sorted(glob.glob(argument, recursive=True))
+        matches = [match for match in matches if Path(match).is_file()]
         if not matches:
             raise FileNotFoundError(f"no file matches {argument}")
-        for match in matches:
-            if Path(match).is_file():
-                yield match, Path(match).name
+        yield from ((match, Path(match).name) for match in matches)
     else:
         raise FileNotFoundError(f"there is no file or folder {argument}")
 

@@ -92,6 +92,16 @@ def test_items(write, content: dict[str, Any]) -> None:
     assert "masks" not in CocoDetection(write(content), "val2017")[0][1]
 
 
+def test_a_category_may_have_the_number_zero(write, content: dict[str, Any]) -> None:
+    """It is a class like the others, not the background."""
+    for entry in (*content["categories"], *content["annotations"]):
+        key = "id" if "name" in entry else "category_id"
+        entry[key] = {90: 1, 3: 0}[entry[key]]
+    data = CocoDetection(write(content), "val2017")
+    assert data.classes == ("background", "car", "toothbrush") and data.category_ids == (0, 0, 1)
+    assert data[0][1]["labels"].tolist() == [2, 1, 1]
+
+
 def test_masks_are_as_pycocotools_reads_them(write, content: dict[str, Any]) -> None:
     from pycocotools.coco import COCO
 

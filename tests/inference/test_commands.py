@@ -276,7 +276,8 @@ def test_copies_of_one_name_are_numbered(folder: Path, detector: list[str], tmp_
     files = (folder / "grey.jpg", folder / "deep er" / "grey.png")
     assert detect(*files, files[0], *detector, "--out", out) == 0
     assert {path.name for path in out.iterdir()} >= {"grey.jpg", "grey-2.png"}
-    assert len(results(out)[0]["images"]) == 2
+    images = results(out)[0]["images"]
+    assert [image["path"] for image in images] == [str(path) for path in files]
 
 
 def test_names_that_are_no_text(detector: list[str], tmp_path: Path, capsys) -> None:
@@ -293,3 +294,22 @@ def test_names_that_are_no_text(detector: list[str], tmp_path: Path, capsys) -> 
     assert "odd \\udcff.png: nothing" in captured.out
     assert "empty \\udcfe.png is empty" in captured.err
     assert (out / name).exists()
+
+
+def test_a_pattern_of_folders_matches_nothing(
+    folder: Path, detector: list[str], tmp_path: Path, capsys
+) -> None:
+    assert detect(folder / "deep*", *detector, "--out", tmp_path / "out") == 1
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_names_of_other_classes_are_not_taken(tmp_path: Path) -> None:
+    """A file of weights decides over the number of classes, and COCO's have 91 with gaps."""
+    from fastvision import models
+    from fastvision.inference import load_predictor
+
+    name, path = "ssdlite320_mobilenet_v3_large", str(tmp_path / "weights.pth")
+    for count, person in ((4, "1"), (91, "person")):
+        model = models.get_model(name, weights_backbone=None, num_classes=count)
+        torch.save(model.state_dict(), path)
+        assert load_predictor("detection", name, path).name(1) == person

@@ -15,6 +15,7 @@ from fastvision.models.darknet import (
     save_darknet_weights,
 )
 from fastvision.models.darknet.layers import Local, MaxPool, Reorg
+from fastvision.models.darknet.weights import _stored
 from fastvision.testing.models import assert_same, images, randomize
 
 # every section that is a layer, and both kinds of numbers in [route]
@@ -294,3 +295,26 @@ def test_classifier_from_a_file_of_darknet(tmp_path):
     loaded = models.darknet19(weights=tmp_path / "a.weights", **options).eval()
     with torch.no_grad():
         assert torch.equal(loaded(images(64)), model(images(64)))
+
+
+def test_files_with_transposed_matrices(tmp_path):
+    """Of old files: the matrices of linear layers alone."""
+    text = "[net]\nwidth=3\nheight=2\nchannels=2\n"
+    text += "[local]\nsize=1\nfilters=3\n[connected]\noutput=5\n"
+    network, other = Darknet(parse_config(text)), Darknet(parse_config(text))
+    local, linear = network.layers[0], network.layers[1][0]
+    local.bias.data.normal_()
+    stored = (local.bias, local.weight, linear.bias, linear.weight.t())
+    numbers = torch.cat([tensor.detach().flatten() for tensor in stored])
+    file = tmp_path / "a.weights"
+    file.write_bytes(struct.pack("<3ii", 1001, 1, 0, 7) + numbers.numpy().tobytes())
+    assert load_darknet_weights(other, file) == 7
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_size_of_the_file_of_the_body():
+    """darknet53.conv.74, with which the training of YOLOv3 begins."""
+    with torch.device("meta"):
+        network = models.get_model("yolov3").network
+    assert 20 + 4 * sum(tensor.numel() for tensor in _stored(network, 74)) == 162_482_580

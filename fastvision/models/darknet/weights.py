@@ -47,6 +47,7 @@ def load_darknet_weights(
     with file.open("rb") as source:
         seen, transposed, header = _read_header(source, file)
         tensors = list(_stored(network, layers))
+        matrices = {id(layer[0].weight) for layer in network.layers if isinstance(layer, Connected)}
         needed = header + _FLOAT * sum(t.numel() for t in tensors)
         size = file.stat().st_size
         if size != needed:
@@ -63,7 +64,7 @@ def load_darknet_weights(
                 if not numbers:
                     continue
                 values = torch.frombuffer(numbers, dtype=torch.float32)
-                if transposed and tensor.dim() == 2:
+                if transposed and id(tensor) in matrices:
                     tensor.copy_(values.view(*reversed(tensor.shape)).t())
                 else:
                     tensor.copy_(values.view(tensor.shape))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...ops import conv_bn_relu, conv_norm_act
 from ...ops._checks import is_eager, needs_gradient
-from ...ops._layers import has_global_hooks, is_plain
+from ...ops._layers import has_global_hooks, is_plain, own_class
+
+Head = TypeVar("Head", bound=nn.Module)
 
 
 def may_rearrange(x: Tensor, *layers: nn.Module) -> bool:
@@ -30,7 +32,7 @@ def _may_join(x: Tensor, *layers: nn.Module) -> bool:
         and all(map(is_plain, layers))
         and not has_global_hooks()
         and all(parameter.dtype == x.dtype for parameter in _parameters(layers))
-        and not torch.is_autocast_enabled(x.device.type)
+        and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
     )
 
 
@@ -129,3 +131,27 @@ class DenseHead(nn.Module):
     def forward(self, x: Sequence[Tensor]) -> dict[str, Tensor]:
         """The rows of all maps, [N, sum of H W A, columns], by name."""
         return {name: torch.cat(rows, 1) for name, rows in self.levels(x).items()}
+
+
+def is_own(head: nn.Module, base: type[Head]) -> TypeGuard[Head]:
+    """Whether a call of it is a call of the forward of ``base``, where nobody listens."""
+    return (
+        isinstance(head, base)
+        and own_class(head).forward is base.forward
+        and is_plain(head)
+        and not has_global_hooks()
+    )
+
+
+def levels_of(head: nn.Module, x: Sequence[Tensor]) -> list[Tensor]:
+    """Rows [N, H W A, columns] of each map by a part of a head, which may be of another class."""
+    if is_own(head, LevelHead):
+        return head.levels(x)
+    return split_levels(head(x), x)
+
+
+def split_levels(rows: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
+    """Of rows [N, sum of H W A, columns] those of each map [N, C, H, W]."""
+    places = [maps.shape[2] * maps.shape[3] for maps in x]
+    per_place = rows.shape[1] // sum(places)
+    return list(rows.split([per_place * n for n in places], 1))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import box_iou
-from ...ops._layers import has_global_hooks, is_plain
-from ._heads import DenseHead
-from ._selection import Detections, best_pairs, detect, take
+from ._heads import DenseHead, is_own, split_levels
+from ._selection import Detections, best_pairs, check_call, detect, take
 from .anchors import shared
 from .image_list import ImageList, Target
 from .postprocess import clip, limits
 from .targets import check_boxes, check_labels, check_targets
+from .transform import sizes_of
 
 
 class OneStageDetector(nn.Module):
@@ -39,15 +39,15 @@ class OneStageDetector(nn.Module):
             order and "labels" int64 [n]. In training a dict of scalar losses.
 
         Raises:
-            AssertionError: there are no targets in training, or boxes of another shape or without
-                area.
+            AssertionError: there are no targets in training, or boxes of another shape, without
+                area or not finite.
             TypeError, ValueError: an image of another dtype or number of dimensions; labels of
-                another shape or dtype, or negative ones.
+                another shape or dtype, or that are no class.
         """
         if self.training:
             check_targets(targets, images)
             check_labels(targets or ())
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        sizes = sizes_of(images)
         batch, targets = self.transform(images, targets)
         check_boxes(targets)
         maps = self._maps(batch)
@@ -69,12 +69,10 @@ class OneStageDetector(nn.Module):
 
         Raises:
             RuntimeError: the model is in training.
+            TypeError: images is no floating-point tensor.
             ValueError: images of another shape.
         """
-        if self.training:
-            raise RuntimeError("detect() is for evaluation, the model is in training")
-        if images.dim() != 4:
-            raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
+        check_call(self, images)
         batch = self.transform.batch_of(images)
         found = self._fixed(batch, self._maps(batch))
         old, new = limits(batch.image_sizes[:1], found.boxes), images.shape[-2:]
@@ -143,13 +141,9 @@ class PyramidDetector(OneStageDetector):
     def _levels(self, maps: list[Tensor]) -> dict[str, list[Tensor]]:
         """The head's results [N, H W A, columns] of each level."""
         head = self.head
-        if isinstance(head, DenseHead) and is_plain(head) and not has_global_hooks():
+        if is_own(head, DenseHead):
             return head.levels(maps)
-        outputs = head(maps)
-        places = [x.shape[2] * x.shape[3] for x in maps]
-        per_place = outputs["cls_logits"].shape[1] // sum(places)
-        counts = [per_place * n for n in places]
-        return {name: list(values.split(counts, 1)) for name, values in outputs.items()}
+        return {name: split_levels(rows, maps) for name, rows in head(maps).items()}
 
     def postprocess_detections(
         self,

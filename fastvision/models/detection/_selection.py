@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...ops import batched_nms_padded
+from ...ops._checks import check_floating, check_tensor
 from .anchors import box_dtype
 
 _GROUP = 4  # places whose classes are searched together
@@ -33,6 +34,24 @@ class Detections(NamedTuple):
             {"boxes": boxes[:n], "scores": scores[:n], "labels": labels[:n]}
             for boxes, scores, labels, n in images
         ]
+
+
+def check_call(model: nn.Module, images: Tensor) -> None:
+    """What a detector checks that is called with one tensor of images.
+
+    Raises:
+        RuntimeError: the model is in training.
+        TypeError: images is no floating-point tensor.
+        ValueError: images are empty or of another shape than [N, 3, H, W].
+    """
+    if model.training:
+        raise RuntimeError("detect() is for evaluation, the model is in training")
+    check_tensor(images, "images")
+    check_floating(images.dtype, "images")
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(
+            f"images must have shape [N, 3, H, W] and not be empty, got {list(images.shape)}"
+        )
 
 
 def take(rows: Tensor, indices: Tensor) -> Tensor:

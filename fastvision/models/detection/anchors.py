@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._constants import moved
 from .image_list import ImageList
 
 
@@ -105,7 +106,7 @@ class AnchorGenerator(nn.Module):
         for (height, width), (down, right), cell in zip(
             grid_sizes, strides, self.cell_anchors, strict=True
         ):
-            cell = cell.to(dtype=dtype, device=device)
+            cell = moved(cell, dtype, torch.device(device))
             x = torch.arange(width, dtype=torch.int32, device=cell.device) * right
             y = torch.arange(height, dtype=torch.int32, device=cell.device) * down
             columns = x[:, None, None] + cell[:, 0::2]

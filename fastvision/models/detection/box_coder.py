@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._constants import constant
+
 
 class BoxCoder:
     """Shifts of the centre in units of the reference's size, and logarithms of the ratios of sizes
@@ -70,7 +72,7 @@ class BoxCoder:
         x, y, width, height = self.weights
         if x == y and width == height:  # numbers, which no GPU has to wait for
             return x, width
-        shifts, scales = like.new_tensor(((x, y), (width, height)))
+        shifts, scales = constant(((x, y), (width, height)), like)
         return shifts, scales
 
 

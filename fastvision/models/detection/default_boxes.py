@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ._constants import moved
 from .anchors import box_dtype
 from .image_list import ImageList
 
@@ -91,7 +92,7 @@ class DefaultBoxGenerator(nn.Module):
             # in float32 for any type of maps, as in torchvision
             x = ((torch.arange(columns, device=device) + 0.5) / right).to(kind)
             y = ((torch.arange(rows, device=device) + 0.5) / down).to(kind)
-            half = 0.5 * (shapes.clamp(0, 1) if self.clip else shapes).to(device, kind)
+            half = 0.5 * moved(shapes.clamp(0, 1) if self.clip else shapes, kind, device)
             level = torch.empty((rows, columns, len(half), 4), dtype=kind, device=device)
             for axis, (at, pixels) in enumerate(((x[:, None], width), (y[:, None, None], height))):
                 level[..., axis] = (at - half[:, axis]) * pixels

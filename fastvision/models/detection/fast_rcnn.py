@@ -20,7 +20,7 @@ from .rcnn import Proposals
 from .roi_heads import RoIHeads
 from .selective_search import SelectiveSearch, check_proposals
 from .targets import check_boxes, check_targets
-from .transform import GeneralizedRCNNTransform, resize_boxes
+from .transform import GeneralizedRCNNTransform, resize_boxes, sizes_of
 from .vgg_parts import RoIPooling, VGGBoxHead, convolutions, truncated_svd, vgg
 
 
@@ -72,7 +72,7 @@ class FastRCNN(nn.Module):
         if proposals is None:
             proposals = self.proposals(images)
         proposals = check_proposals(proposals, images)
-        original_sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        original_sizes = sizes_of(images)
         batch, targets = self.transform(images, targets)
         check_boxes(targets)
         sizes = batch.image_sizes
@@ -162,6 +162,8 @@ def fast_rcnn_vgg16(
     """Fast R-CNN on VGG-16 (Girshick 2015): 134,690,729 parameters with 21 classes.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         num_classes: the background included.
         weights_backbone: of VGG-16, see :func:`fastvision.models.vgg16`.
         base_width: channels of VGG's first stage, of which all widths are multiples.

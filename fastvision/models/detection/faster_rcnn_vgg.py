@@ -70,7 +70,7 @@ def faster_rcnn_vgg16(
     "loss_classifier" and "loss_box_reg".
 
     Args:
-        num_classes, weights_backbone, base_width, batch_norm, dropout: see
+        weights, progress, num_classes, weights_backbone, base_width, batch_norm, dropout: see
             :func:`fast_rcnn_vgg16`.
         min_size, max_size, image_mean, image_std: see :class:`GeneralizedRCNNTransform`.
         anchor_sizes: square roots of the anchors' areas in pixels of the resized image.

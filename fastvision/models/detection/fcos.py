@@ -18,13 +18,25 @@ from ...ops.feature_pyramid_network import LastLevelP6P7
 from .._registry import register
 from ..resnet import resnet50
 from ._build import start
-from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict, results_of, rows_of
+from ._heads import (
+    DenseHead,
+    LevelHead,
+    initialize,
+    initialize_prior,
+    is_own,
+    levels_of,
+    predict,
+    results_of,
+    rows_of,
+    split_levels,
+)
 from ._one_stage import PyramidDetector
 from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator, shared
 from .backbones import resnet_pyramid
 from .box_coder import BoxLinearCoder
 from .image_list import ImageList, Target
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
@@ -134,8 +146,12 @@ class FCOSHead(DenseHead):
     def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Logits [N, H W A, num_classes], distances [N, H W A, 4] and logits of centrality
         [N, H W A, 1] of each map."""
-        logits = self.classification_head.levels(x)
-        distances, centrality = self.regression_head.levels(x)
+        logits = levels_of(self.classification_head, x)
+        head = self.regression_head
+        if is_own(head, FCOSRegressionHead):
+            distances, centrality = head.levels(x)
+        else:
+            distances, centrality = (split_levels(rows, x) for rows in head(x))
         return {"cls_logits": logits, "bbox_regression": distances, "bbox_ctrness": centrality}
 
     def compute_loss(
@@ -154,6 +170,7 @@ class FCOSHead(DenseHead):
             anchors: [A, 4] of each image.
             matched_idxs: int64 [A] of each image: the object of each anchor, negative for none.
         """
+        check_classes(targets, head_outputs["cls_logits"].shape[-1])
         matched = torch.stack(list(matched_idxs))
         found = matched >= 0
         image, place = torch.where(found)
@@ -273,6 +290,7 @@ class FCOS(PyramidDetector):
         """
         if len(boxes) == 0:
             return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # areas exceed 16 bits
         places = (anchors[:, :2] + anchors[:, 2:]) / 2
         unit = (anchors[:, 2] - anchors[:, 0])[:, None]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2

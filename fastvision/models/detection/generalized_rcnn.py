@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .image_list import Target
 from .targets import check_boxes, check_targets
+from .transform import sizes_of
 
 
 class GeneralizedRCNN(nn.Module):
@@ -53,12 +54,13 @@ class GeneralizedRCNN(nn.Module):
         scores are 0, and so are labels. Keypoints cannot be exported.
 
         Raises:
-            AssertionError: no targets in training, boxes of another shape, or one without area.
+            AssertionError: no targets in training, boxes of another shape, or one without area or
+                not finite.
             ValueError, TypeError: an image or a target of another form.
         """
         if self.training:
             check_targets(targets, images)
-        original_sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        original_sizes = sizes_of(images)
         batch, targets = self.transform(images, targets)
         check_boxes(targets)
         features = self.backbone(batch.tensors)

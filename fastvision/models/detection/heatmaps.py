@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._resize import resized
+
 _A = -0.75  # of the cubic convolution, as in torch.nn.functional.interpolate
 _PIXELS = 1 << 18  # of resized heatmaps at a time, so that they stay in the caches
 
@@ -43,10 +45,10 @@ def largest_of_resized(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _largest(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = (_weights(sizes[:, axis], maps)[:, None] for axis in (0, 1))
-    resized = rows @ (maps @ columns.mT)
-    of_rows = resized.amax(-1)
+    values = resized(rows, maps, columns)
+    of_rows = values.amax(-1)
     row = of_rows.argmax(-1, keepdim=True)  # the first, unlike max
-    best = resized.gather(2, row[..., None].expand(-1, -1, 1, resized.shape[-1]))
+    best = values.gather(2, row[..., None].expand(-1, -1, 1, values.shape[-1]))
     pixels = torch.cat((row, best.argmax(-1)), -1)
     return of_rows.gather(2, row)[..., 0], torch.minimum(pixels, sizes[:, None] - 1)
 

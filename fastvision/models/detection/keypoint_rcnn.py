@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...ops import MultiScaleRoIAlign, Sequential, conv_norm_act
 from .._registry import register
 from ._build import start
-from ._parts import check_class
+from ._parts import channels_of, check_class
 from .faster_rcnn import (
     FasterRCNN,
     classes_of,
@@ -66,7 +66,7 @@ class KeypointRCNN(FasterRCNN):
             min_size = (640, 672, 704, 736, 768, 800)
         # before the other heads: torchvision's order of random numbers
         if keypoint_head is None:
-            keypoint_head = KeypointRCNNHeads(backbone.out_channels, [_WIDTH] * 8)
+            keypoint_head = KeypointRCNNHeads(channels_of(backbone), [_WIDTH] * 8)
         if keypoint_predictor is None:
             count = _KEYPOINTS if num_keypoints is None else num_keypoints
             keypoint_predictor = KeypointRCNNPredictor(_WIDTH, count)

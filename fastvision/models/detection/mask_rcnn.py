@@ -13,7 +13,7 @@ from torch import nn
 from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential
 from .._registry import register
 from ._build import start
-from ._parts import check_class
+from ._parts import channels_of, check_class
 from .backbones import Norm
 from .faster_rcnn import (
     FasterRCNN,
@@ -62,7 +62,7 @@ class MaskRCNN(FasterRCNN):
             raise ValueError("num_classes should not be None when mask_predictor is not specified")
         # before the other heads: torchvision's order of random numbers
         if mask_head is None:
-            mask_head = MaskRCNNHeads(backbone.out_channels, [_WIDTH] * 4, 1)
+            mask_head = MaskRCNNHeads(channels_of(backbone), [_WIDTH] * 4, 1)
         if mask_predictor is None:
             assert num_classes is not None
             mask_predictor = MaskRCNNPredictor(_WIDTH, _WIDTH, num_classes)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...ops import Sequential, roi_align
 from ...ops.chain import run_layers
 from ._heads import is_pointwise, may_rearrange
+from ._resize import resized
 from .image_list import Target
 
 
@@ -79,7 +80,7 @@ def paste_masks_in_image(
     columns, rows = (
         _weights(low[:, axis], high[:, axis], img_shape[1 - axis], masks) for axis in (0, 1)
     )
-    return (rows @ masks @ columns.mT)[:, None]
+    return resized(rows, masks, columns)[:, None]
 
 
 def _weights(low: Tensor, high: Tensor, pixels: int, masks: Tensor) -> Tensor:

@@ -421,6 +421,8 @@ def point_pillars(*, weights: Any = None, progress: bool = True, **options: Any)
     """A small PointPillars (Lang et al. 2019): 753,284 parameters for cars and pedestrians.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         options: of :class:`PointPillars`.
     """
     return load_weights(PointPillars(**options), "point_pillars", weights, progress)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops import batched_nms, batched_nms_padded
+from ._constants import constant
 
 
 class Kept(NamedTuple):
@@ -46,7 +47,7 @@ def top_of_levels(scores: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
 
 def limits(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """(width, height, width, height) [B, 4] of images of sizes (height, width)."""
-    return like.new_tensor([(width, height) * 2 for height, width in sizes])
+    return constant(tuple((width, height) * 2 for height, width in sizes), like)
 
 
 def clip(boxes: Tensor, limits: Tensor) -> Tensor:

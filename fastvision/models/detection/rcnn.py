@@ -29,8 +29,8 @@ from .image_list import Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, limits
 from .selective_search import SelectiveSearch, check_proposals
-from .targets import check_boxes, check_targets
-from .transform import GeneralizedRCNNTransform
+from .targets import check_boxes, check_labels, check_targets
+from .transform import GeneralizedRCNNTransform, sizes_of
 from .vgg_parts import vgg
 
 Proposals = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -128,6 +128,7 @@ class RCNN(nn.Module):
             AssertionError: no targets in training, boxes of another shape, or one without area.
             ValueError, TypeError: an image, a label or a proposal of another form.
         """
+        sizes_of(images)
         if self.training:
             self._check(targets, images)
         if proposals is None:
@@ -140,6 +141,7 @@ class RCNN(nn.Module):
     def _check(self, targets: Sequence[Target] | None, images: Sequence[Tensor]) -> None:
         check_targets(targets, images)
         check_boxes(targets)
+        check_labels(targets or ())
         labels = torch.cat([target["labels"].cpu() for target in targets or ()])
         if len(labels) and not 1 <= labels.min() <= labels.max() <= self.svms.out_features:
             raise ValueError(
@@ -159,8 +161,11 @@ class RCNN(nn.Module):
             drawn = torch.where(positive[0] | negative[0])[0]
             regions.append(self._warp(image, boxes[drawn]))
             labels.append(label[drawn])
+        label = torch.cat(labels)
+        if len(label) == 0:  # a mean of nothing is NaN
+            return {"loss_classifier": 0 * next(self.network.parameters()).sum()}
         scores = self.network(torch.cat(regions))
-        return {"loss_classifier": F.cross_entropy(scores, torch.cat(labels))}
+        return {"loss_classifier": F.cross_entropy(scores, label)}
 
     def _labels(self, boxes: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
         if not len(truth):
@@ -295,6 +300,8 @@ def rcnn_alexnet(
     classes.
 
     Args:
+        weights: None, a state dict, or the path of a file.
+        progress: whether a download shows a progress bar.
         num_classes: the background included.
         weights_backbone: of AlexNet, see :func:`fastvision.models.alexnet`.
         options: of :class:`RCNN`.
@@ -319,6 +326,7 @@ def rcnn_vgg16(
     classes.
 
     Args:
+        weights, progress: see :func:`rcnn_alexnet`.
         num_classes: the background included.
         weights_backbone: of VGG-16, see :func:`fastvision.models.vgg16`.
         base_width: channels of the first stage.

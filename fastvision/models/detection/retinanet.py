@@ -24,7 +24,7 @@ from ...ops.feature_pyramid_network import LastLevelP6P7
 from .._registry import register
 from ..resnet import resnet50
 from ._build import start
-from ._heads import DenseHead, LevelHead, initialize, initialize_prior, predict
+from ._heads import DenseHead, LevelHead, initialize, initialize_prior, levels_of, predict
 from ._one_stage import PyramidDetector, match
 from ._parts import channels_of, check_class
 from .anchors import AnchorGenerator
@@ -32,6 +32,7 @@ from .backbones import resnet_pyramid
 from .box_coder import BoxCoder
 from .image_list import ImageList, Target
 from .matching import Matcher
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 Norm = Callable[..., nn.Module]
@@ -107,6 +108,7 @@ class RetinaNetClassificationHead(_Tower):
         """Focal loss: of an image the sum over its anchors, per anchor with an object."""
         losses = []
         logits = head_outputs["cls_logits"]
+        check_classes(targets, logits.shape[-1])
         for target, rows, matched in zip(targets, logits, matched_idxs, strict=True):
             classes = _labels(target["labels"], matched)
             count = (matched >= 0).sum().clamp(min=1)
@@ -199,8 +201,8 @@ class RetinaNetHead(DenseHead):
     def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Logits [N, H W A, num_classes] and offsets [N, H W A, 4] of each map."""
         return {
-            "cls_logits": self.classification_head.levels(x),
-            "bbox_regression": self.regression_head.levels(x),
+            "cls_logits": levels_of(self.classification_head, x),
+            "bbox_regression": levels_of(self.regression_head, x),
         }
 
     def compute_loss(

@@ -16,7 +16,7 @@ from .box_coder import BoxCoder
 from .image_list import Size, Target
 from .matching import BalancedPositiveNegativeSampler, Matcher
 from .postprocess import clip, large, limits, suppress, suppress_padded
-from .targets import check_labels
+from .targets import check_classes, check_labels
 
 _SMALLEST = 1e-2  # pixels; a detection below this is dropped
 
@@ -109,7 +109,7 @@ class RoIHeads(nn.Module):
         Raises:
             TypeError: an entry of a target has another dtype.
             ValueError: no targets in training, an entry is missing, or labels are not as many as
-                boxes or negative.
+                boxes or no classes.
         """
         self._check_dtypes(targets)
         if self.training:
@@ -223,6 +223,7 @@ class RoIHeads(nn.Module):
         boxes, match, labels, offsets = self.select_training_samples(proposals, targets)
         pooled = self.box_roi_pool(features, boxes, sizes)
         scores, codes = self.box_predictor(self.box_head(pooled))
+        check_classes(targets, scores.shape[-1])
         losses = fastrcnn_loss(scores, codes, labels, offsets)
         if not (self.has_mask() or self.has_keypoint()):
             return losses
@@ -316,6 +317,9 @@ def fastrcnn_loss(
         regression_targets: [., 4], of each image.
     """
     label = torch.cat(list(labels))
+    if len(label) == 0:  # no proposal and no object in the batch, of which a mean would be NaN
+        nothing = 0 * (class_logits.sum() + box_regression.sum())
+        return {"loss_classifier": nothing, "loss_box_reg": nothing}
     positive = torch.where(label > 0)[0]
     codes = box_regression.unflatten(1, (-1, 4))[positive, label[positive]]
     wanted = torch.cat(list(regression_targets))[positive]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._heads import DenseHead, LevelHead, predict
+from ._heads import LevelHead, predict
 from ._one_stage import OneStageDetector, match
 from ._selection import Detections, detect, take
 from .anchors import shared
@@ -22,6 +22,7 @@ from .default_boxes import DefaultBoxGenerator
 from .image_list import ImageList, Target
 from .matching import Matcher
 from .postprocess import clip, limits
+from .targets import check_classes
 from .transform import GeneralizedRCNNTransform
 
 
@@ -117,7 +118,7 @@ class SSDRegressionHead(SSDScoringHead):
         super().__init__(_predictors(in_channels, num_anchors, 4), 4)
 
 
-class SSDHead(DenseHead):
+class SSDHead(nn.Module):
     """The two heads, with weights of their own on every map.
 
     Args:
@@ -126,8 +127,8 @@ class SSDHead(DenseHead):
         num_classes: background, 0, included.
     """
 
-    classification_head: LevelHead
-    regression_head: LevelHead
+    classification_head: nn.Module
+    regression_head: nn.Module
 
     def __init__(
         self, in_channels: Sequence[int], num_anchors: Sequence[int], num_classes: int
@@ -136,11 +137,11 @@ class SSDHead(DenseHead):
         self.classification_head = SSDClassificationHead(in_channels, num_anchors, num_classes)
         self.regression_head = SSDRegressionHead(in_channels, num_anchors)
 
-    def levels(self, x: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """Offsets [N, H W A, 4] and logits [N, H W A, num_classes] of each map."""
+    def forward(self, x: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Offsets [N, sum of H W A, 4] and logits [N, sum of H W A, num_classes] of all maps."""
         return {
-            "bbox_regression": self.regression_head.levels(x),
-            "cls_logits": self.classification_head.levels(x),
+            "bbox_regression": self.regression_head(x),
+            "cls_logits": self.classification_head(x),
         }
 
 
@@ -222,6 +223,7 @@ class SSD(OneStageDetector):
             matched_idxs: int64 [A] of each image, see :class:`SSDMatcher`.
         """
         offsets, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
+        check_classes(targets, logits.shape[-1])
         codes, wanted, labels = [], [], []
         for target, rows, boxes, matched in zip(
             targets, offsets, anchors, matched_idxs, strict=True
@@ -291,7 +293,8 @@ class SSD(OneStageDetector):
         boxes = self.box_coder.decode_single(head_outputs["bbox_regression"], anchors)
         boxes = clip(boxes, sizes[:, None])
         logits = head_outputs["cls_logits"]
-        scores = logits.to(boxes.dtype).softmax(2)[..., 1:].transpose(1, 2)  # [N, K - 1, A]
+        scores = logits.to(boxes.dtype).softmax(2).nan_to_num(nan=-1)  # NaN would be the largest
+        scores = scores[..., 1:].transpose(1, 2)  # [N, K - 1, A]
         n, classes, places = scores.shape
         best, place = scores.topk(min(self.topk_candidates, places), dim=2)
         labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand_as(place)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ops._checks import check_tensor
 from .._images import IMAGENET_MEAN, IMAGENET_STD
+from ._constants import constant
 from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
 
@@ -62,24 +64,21 @@ class GeneralizedRCNNTransform(nn.Module):
                 [L, K, 3] (x, y, visibility) if there are any; other entries stay.
 
         Raises:
-            ValueError: there are no images, or one is empty or has another number of dimensions.
-            TypeError: an image is not floating-point.
+            ValueError: there are no images, or one is empty or has another number of dimensions or
+                channels.
+            TypeError: an image is no floating-point tensor.
         """
         images = list(images)
         if not images:
             raise ValueError("images must not be empty, got no image")
+        sizes_of(images)
         resized_targets = None if targets is None else [dict(target) for target in targets]
         for i, image in enumerate(images):
-            if image.dim() != 3 or 0 in image.shape:
-                raise ValueError(
-                    "images is expected to be a list of 3d tensors of shape [C, H, W], "
-                    f"got {list(image.shape)}"
-                )
             target = None if resized_targets is None else resized_targets[i]
             images[i], target = self.resize(self.normalize(image), target)
             if resized_targets is not None and target is not None:
                 resized_targets[i] = target
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        sizes = sizes_of(images)
         batch = self.batch_images(images, self.size_divisible)
         return ImageList(batch, sizes), resized_targets
 
@@ -90,7 +89,14 @@ class GeneralizedRCNNTransform(nn.Module):
                 "Expected input images to be of floating type (in range [0, 1]), "
                 f"but found type {image.dtype} instead"
             )
-        mean, std = image.new_tensor([self.image_mean, self.image_std])[..., None, None]
+        statistics = tuple(tuple(map(float, x)) for x in (self.image_mean, self.image_std))
+        channels = len(statistics[0])
+        if image.shape[-3] != channels and 1 not in (image.shape[-3], channels):
+            raise ValueError(
+                f"images must have {channels} channels, as image_mean and image_std have, "
+                f"got {list(image.shape)}"
+            )
+        mean, std = constant(statistics, image)[..., None, None]
         return (image - mean) / std
 
     def torch_choice(self, k: Sequence[int]) -> int:
@@ -166,6 +172,23 @@ class GeneralizedRCNNTransform(nn.Module):
             f"min_size={self.min_size}, max_size={self.max_size}, fixed_size={self.fixed_size}, "
             f"image_mean={self.image_mean}, image_std={self.image_std}"
         )
+
+
+def sizes_of(images: Sequence[Tensor]) -> list[Size]:
+    """(height, width) of images [C, H, W].
+
+    Raises:
+        TypeError: one is no tensor.
+        ValueError: one is empty or has another number of dimensions.
+    """
+    for i, image in enumerate(images):
+        check_tensor(image, f"images[{i}]")
+        if image.dim() != 3 or 0 in image.shape:
+            raise ValueError(
+                "images is expected to be a list of 3d tensors of shape [C, H, W], "
+                f"got {list(image.shape)}"
+            )
+    return [(image.shape[-2], image.shape[-1]) for image in images]
 
 
 def resize_target(target: Target, original: Size, size: Size) -> Target:

@@ -222,6 +222,10 @@ def test_no_proposals():
     none = [proposals[0][:0], proposals[1]]
     model = small(fast_rcnn_vgg16)
     assert all(loss.isfinite() for loss in model(images, targets, none).values())
+    empty = [{key: value[:0] for key, value in target.items()} for target in targets]
+    losses = model(images, empty, [boxes[:0] for boxes in proposals])
+    sum(losses.values()).backward()
+    assert all(loss == 0 for loss in losses.values())
     with torch.no_grad():
         found = model.eval()(images, proposals=none)
         nothing = model(images, proposals=[none[0]] * 2)

@@ -179,6 +179,10 @@ def test_transform_of_bad_images():
         module([])
     with pytest.raises(TypeError, match="uint8"):
         module([torch.zeros(3, 9, 9, dtype=torch.uint8)])
+    with pytest.raises(ValueError, match=r"images must have 3 channels.*got \[4, 9, 9\]"):
+        module([torch.zeros(4, 9, 9)])
+    with pytest.raises(TypeError, match=r"images\[1\] must be a Tensor, got NoneType"):
+        module([torch.zeros(3, 9, 9), None])
 
 
 def test_transform_of_thin_images():

@@ -284,8 +284,9 @@ def test_parts_of_the_wrong_kind():
             cls(backbone, 2, **{part: nn.Identity()})
     with pytest.raises(ValueError, match="num_keypoints should be None"):
         detection.KeypointRCNN(backbone, 2, keypoint_predictor=nn.Identity(), num_keypoints=3)
-    with pytest.raises(ValueError, match="out_channels"):
-        detection.FasterRCNN(nn.Identity(), 2)
+    for cls in (detection.FasterRCNN, detection.MaskRCNN, detection.KeypointRCNN):
+        with pytest.raises(ValueError, match="out_channels"):
+            cls(nn.Identity(), 2)
 
 
 def narrow() -> nn.Module:
@@ -371,6 +372,26 @@ def test_16_bit_images():
         torch.testing.assert_close(one["scores"], other["scores"], rtol=0.05, atol=0.05)
         inside = one["boxes"][:, 2:] - one["boxes"][:, :2]
         assert (inside > 0).all() and (one["scores"].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["MaskRCNN", "KeypointRCNN"])
+def test_autocast(name):
+    """Networks are of 16 bits, masks and keypoints are found in the maps as with them."""
+    ours, _ = pair(name, 3)
+    model, images = ours.float().eval(), [x.float() for x in scenes()[0]]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(images)
+        maps = torch.rand(4, 1, 14, 14, generator=cases.generator(0))
+        boxes = torch.tensor([[2.0, 3, 30, 61], [20, 11, 57, 64], [0, 0, 5, 7], [1, 1, 90, 70]])
+        pasted = detection.masks.paste_masks_in_image(maps, boxes, (70, 90))
+        places = detection.keypoints.heatmaps_to_keypoints(maps, boxes)
+    assert all(len(one["boxes"]) > 0 for one in found)
+    wide = detection.masks.paste_masks_in_image(maps, boxes, (70, 90))
+    assert pasted.dtype == torch.float32 and torch.equal(pasted, wide)
+    for one, other in zip(
+        places, detection.keypoints.heatmaps_to_keypoints(maps, boxes), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_exported():

@@ -191,6 +191,9 @@ def test_nothing_proposed_and_no_objects():
     model = rcnn(known(images, [none, proposals[1]]))
     targets[1] = {"boxes": none, "labels": torch.zeros(0, dtype=torch.int64)}
     assert model(images, targets)["loss_classifier"].isfinite()
+    loss = model(images[:1], targets[1:], [none])["loss_classifier"]
+    loss.backward()
+    assert loss == 0
     model.fit(images, targets)
     with torch.no_grad():
         found = model.eval()(images)
@@ -216,6 +219,8 @@ def test_dtypes(dtype):
     [
         ({"targets": None}, AssertionError, "targets"),
         ({"labels": torch.tensor((1, 3))}, ValueError, "labels must be from 1 to 2, got 1 to 3"),
+        ({"labels": torch.ones(3, dtype=torch.int64)}, ValueError, r"of shape \[2\], got"),
+        ({"labels": torch.ones(2)}, ValueError, "labels to be int64"),
         ({"boxes": torch.tensor([[1.0, 1, 1, 9]] * 2)}, AssertionError, "positive height"),
         ({"proposals": [torch.zeros(3, 4)]}, ValueError, "proposals"),
         ({"proposals": [torch.zeros(3, 5)] * 2}, ValueError, r"\[n, 4\]"),

@@ -439,10 +439,15 @@ def test_configurations_of_no_detector(change, message):
         (None, AssertionError, "targets should not be none"),
         (targets_of([], []), AssertionError, "one target per image, 1, got 2"),
         (targets_of([(1, 5, 5, 5, 9)]), AssertionError, "positive height and width"),
-        (targets_of([(0, 5, 5, 9, 9)]), ValueError, r"targets\[0\] must have .* with label 0"),
+        (targets_of([(0, 5, 5, 9, 9)]), ValueError, r"targets\[0\] must have .* to 3, got 0"),
         (targets_of([(4, 5, 5, 9, 9)]), ValueError, "labels from 1 to 3"),
-        (targets_of([(1, 5, 5, 9, math.inf)]), ValueError, "finite boxes"),
+        (targets_of([(1, 5, 5, 9, math.inf)]), AssertionError, "be finite"),
         ([{"boxes": torch.ones(0, 4), "labels": torch.ones(1)}], ValueError, r"shape \[0\], got"),
+        (
+            [{**targets_of([(1, 5, 5, 9, 9)])[0], "labels": torch.ones(1)}],
+            ValueError,
+            "labels to be int64 .* for target at index 0",
+        ),
     ],
 )
 def test_targets_that_are_wrong(targets, error, message):
@@ -461,6 +466,14 @@ def test_other_arguments_that_are_wrong():
         model([torch.rand(64, 64)])
     with pytest.raises(RuntimeError, match="for evaluation"):
         get_model("yolov3_tiny", **SMALL).detect(torch.rand(1, 3, 64, 64))
+    for images, error, message in (
+        (torch.rand(3, 64, 64), ValueError, r"\[N, 3, H, W\] and not be empty, got \[3, 64, 64\]"),
+        (torch.rand(0, 3, 64, 64), ValueError, "not be empty"),
+        (torch.ones(1, 3, 64, 64, dtype=torch.uint8), TypeError, "images must be float16"),
+        (torch.rand(1, 3, 64, 80), ValueError, "size must be two multiples of 32, got"),
+    ):
+        with pytest.raises(error, match=message):
+            model.detect(images)
     model.size = (64, 80)
     with pytest.raises(ValueError, match="size must be two multiples of 32, got"):
         model([torch.rand(3, 64, 64)])

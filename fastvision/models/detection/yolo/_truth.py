@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....ops import box_convert
 from ..image_list import Target
-from ..targets import check_boxes
+from ..targets import check_boxes, check_labels
 from .letterbox import Letterbox
 
 
@@ -40,23 +40,18 @@ def truth_of(targets: Sequence[Target], frame: Letterbox, classes: int) -> Truth
         classes: labels are from 1 to this.
 
     Raises:
-        AssertionError: a box has no area, as with the other detectors.
-        ValueError: labels of another shape, a label that is no class, a box that is not finite; the
-            message names the target.
+        AssertionError: a box has no area or is not finite, as with the other detectors.
+        ValueError: labels of another shape or dtype, a label that is no class; the message names
+            the target.
     """
     check_boxes(targets)
-    for i, target in enumerate(targets):
-        if target["labels"].shape != (len(target["boxes"]),):
-            raise ValueError(
-                f'targets[{i}]["labels"] must have shape [{len(target["boxes"])}], got '
-                f"{list(target['labels'].shape)}"
-            )
+    check_labels(targets)
     device, dtype = frame.images.device, frame.scale.dtype
     counts = torch.tensor([len(target["labels"]) for target in targets], device=device)
     boxes = torch.cat([target["boxes"].to(device, dtype).reshape(-1, 4) for target in targets])
-    labels = torch.cat([target["labels"].to(device, torch.int64) for target in targets])
+    labels = torch.cat([target["labels"].to(device) for target in targets])
     images = torch.arange(len(targets), device=device).repeat_interleave(counts)
-    _check_values(boxes, labels, images, classes)
+    _check_classes(labels, images, classes)
     corners = frame.enter(boxes.as_subclass(Tensor), images)
     padded = corners.new_zeros((len(targets), int(counts.max()), 4))
     start = counts.cumsum(0) - counts
@@ -64,13 +59,12 @@ def truth_of(targets: Sequence[Target], frame: Letterbox, classes: int) -> Truth
     return Truth(box_convert(corners, "xyxy", "cxcywh"), labels - 1, images, padded)
 
 
-def _check_values(boxes: Tensor, labels: Tensor, images: Tensor, classes: int) -> None:
-    wrong = (labels < 1) | (labels > classes) | ~boxes.isfinite().all(1)
+def _check_classes(labels: Tensor, images: Tensor, classes: int) -> None:
+    wrong = (labels < 1) | (labels > classes)
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0])
         raise ValueError(
-            f"targets[{int(images[i])}] must have finite boxes and labels from 1 to {classes}, got "
-            f"{boxes[i].tolist()} with label {int(labels[i])}"
+            f"targets[{int(images[i])}] must have labels from 1 to {classes}, got {int(labels[i])}"
         )
 
 

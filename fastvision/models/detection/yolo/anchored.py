@@ -19,9 +19,9 @@ from ....ops import (
     distance_box_iou_loss,
     generalized_box_iou_loss,
 )
-from ....ops._checks import is_eager
 from ...darknet.config import Section
 from ...darknet.network import Head
+from .._constants import moved
 from .._selection import take
 from ._truth import Truth, first_of_each
 from .anchors import size_iou
@@ -78,7 +78,6 @@ class AnchorHead:
         self.classes = heads[0].section.integer("classes", 20, 1)
         self.anchors: list[Tensor] = []  # [A, 2] of each map
         self.strides: list[int] = []
-        self._copies: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for part, (channels, rows, columns) in heads:
             if part.integer("classes", 20, 1) != self.classes:
                 part.error(f"has other classes than the {self.classes} of the first", "classes")
@@ -103,7 +102,8 @@ class AnchorHead:
     def flat(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Places]:
         """Predictions [N, P, 5 + C] of all maps, and their places."""
         parts, places = [], []
-        copies = self._anchors_like(outputs[0])
+        first = outputs[0]
+        copies = [moved(anchors, first.dtype, first.device) for anchors in self.anchors]
         for maps, anchors, stride in zip(outputs, copies, self.strides, strict=True):
             n, _, rows, columns = maps.shape
             parts.append(maps.permute(0, 2, 3, 1).reshape(n, -1, 5 + self.classes))
@@ -117,15 +117,6 @@ class AnchorHead:
                 )
             )
         return torch.cat(parts, 1), Places(*(torch.cat(part) for part in zip(*places, strict=True)))
-
-    def _anchors_like(self, maps: Tensor) -> list[Tensor]:
-        """The anchors on a device, to which they are copied once: a CUDA graph holds no copies."""
-        if not is_eager():
-            return [anchors.to(maps) for anchors in self.anchors]
-        key = (maps.device, maps.dtype)
-        if key not in self._copies:
-            self._copies[key] = [anchors.to(maps) for anchors in self.anchors]
-        return self._copies[key]
 
     def class_scores(self, logits: Tensor) -> Tensor:
         raise NotImplementedError

@@ -14,7 +14,7 @@ from ....ops import Conv2dNormActivation
 from ...darknet.config import Section
 from ...darknet.layers import Connected
 from ...darknet.network import Darknet
-from .._selection import Detections, detect, take
+from .._selection import Detections, check_call, detect, take
 from ..image_list import Target
 from ..targets import check_targets
 from ._truth import truth_of
@@ -133,10 +133,12 @@ class YOLO(nn.Module):
 
         Raises:
             RuntimeError: the model is in training.
+            TypeError: images is no floating-point tensor.
+            ValueError: images of another shape, or of a size that the network does not take.
         """
-        if self.training:
-            raise RuntimeError("detect() is for evaluation, the model is in training")
+        check_call(self, images)
         size = (images.shape[-2], images.shape[-1])
+        self._check_size(size)
         boxes, scores = self.head.predict(self._outputs(images), size, self.topk_candidates)
         classes = scores.shape[2]
         scores = scores.nan_to_num(nan=-1).flatten(1)  # NaN would be the largest
