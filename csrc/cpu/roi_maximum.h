@@ -3,18 +3,10 @@
 #pragma once
 
 #include "common/prefetch.h"
-#include "common/roi_op.h"
-#include "cpu/roi_bins.h"
-#include "cpu/roi_planes.h"
-#include "cpu/roi_running_maximum.h"
+#include "cpu/roi_maximum_planar.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
-
-template <typename A>
-inline bool is_empty(Range<A> range) {
-  return range.begin == range.end;
-}
 
 template <typename T, typename A, bool kArgmax>
 struct MaximumChannelsLast {
@@ -56,217 +48,6 @@ struct MaximumChannelsLast {
   }
 };
 
-// The maxima of `n` columns of a plane over the rows of a bin, from the pixel at `corner` on.
-template <bool kArgmax, typename A, typename T>
-inline RunningMaximum<A, kArgmax> maximum_of_columns(
-    const T* corner, int64_t W, Range<A> ys, int n, bool whole, positions_t<A> first
-) {
-  RunningMaximum<A, kArgmax> best;
-  const T* pixel = corner;
-  for (const Tap<A>* y = ys.begin; y < ys.end; ++y, pixel += W) {
-    best.add(whole ? load(pixel) : load_partial(pixel, n), first);
-    first += static_cast<decltype(+first[0])>(W);
-  }
-  return best;
-}
-
-// Positions [n][lanes], as wide as values, to planes from `offset` on.
-template <typename A, int kLanes>
-inline void write_positions(
-    const A* in, const Planes<int32_t, kLanes>& to, int64_t offset, int64_t n
-) {
-  if constexpr (sizeof(A) == sizeof(int32_t)) {  // shuffles leave the bits of integers as they are
-    deinterleave(
-        in, Planes<A, kLanes>(reinterpret_cast<A*>(to.first), to.stride, to.count), offset, n
-    );
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      positions_t<A> at;
-      memcpy(&at, in + i * kLanes, sizeof at);
-      store_positions<A>(at, to.first + offset + i, to.stride, to.count);
-    }
-  }
-}
-
-template <typename A>
-inline void store_best(const RunningMaximum<A, true>& best, bool empty, A* value, A* position) {
-  store(value, empty ? vector_t<A>{} : best.value);
-  memcpy(position, &best.position, sizeof best.position);
-}
-template <typename A>
-inline void store_best(const RunningMaximum<A, false>& best, bool empty, A* value, A*) {
-  store(value, empty ? vector_t<A>{} : best.value);
-}
-
-// A row of bins of a vector's worth of channel planes: columns first, with lanes along the row,
-// then, transposed, the columns of each bin.
-template <bool kArgmax, typename T, typename A>
-struct RowOfPlanes {
-  const RoiOfTask<T, A>& own;
-  Planes<const T, lanes_v<A>> maps;
-  int64_t bins;
-  A* columns;    // [width][lanes]
-  A* positions;  // [width][lanes]
-
-  inline void operator()(int64_t ph, A* value, A* position) const {
-    constexpr int lanes = lanes_v<A>;
-    const int64_t x_begin = own.roi.x_begin;
-    const Range<A> ys = own.bins.y(ph);
-    if (!is_empty(ys)) {
-      fill_columns(ys);
-    }
-    for (int64_t pw = 0; pw < bins; ++pw, value += lanes, position += lanes) {
-      const Range<A> xs = own.bins.x(pw);
-      RunningMaximum<A, kArgmax> best;
-      for (const Tap<A>* x = xs.begin; x < xs.end && !is_empty(ys); ++x) {
-        const int64_t column = (x->pixel - x_begin) * lanes;
-        positions_t<A> at = {};
-        if constexpr (kArgmax) {
-          memcpy(&at, positions + column, sizeof at);
-        }
-        best.merge(load(columns + column), at);
-      }
-      store_best(best, is_empty(xs) || is_empty(ys), value, position);
-    }
-  }
-
- private:
-  inline void fill_columns(Range<A> ys) const {
-    constexpr int lanes = lanes_v<A>;
-    using Positions = positions_t<A>;
-    const int64_t x_begin = own.roi.x_begin;
-    const int64_t width = own.roi.x_end - x_begin;
-    Positions iota;
-    for (int i = 0; i < lanes; ++i) {
-      iota[i] = i;
-    }
-    for (int64_t i = 0; i < width; i += lanes) {
-      const int64_t corner = ys.begin->pixel * own.W + x_begin + i;
-      const T* end = maps[lanes - 1] + ys.end[-1].pixel * own.W + x_begin + i + lanes;
-      const int n = static_cast<int>(least(lanes, width - i));
-      const Positions at = iota + static_cast<decltype(+iota[0])>(corner);
-      vector_t<A> column[lanes] = {};
-      Positions position[lanes] = {};
-      for (int plane = 0; plane < maps.count; ++plane) {
-        const auto best = maximum_of_columns<kArgmax, A>(
-            maps[plane] + corner, own.W, ys, n, end <= own.maps_end, at
-        );
-        column[plane] = best.value;
-        position[plane] = best.position;
-      }
-      transpose(column);
-      if constexpr (kArgmax) {
-        transpose(position);
-      }
-#pragma GCC unroll 16
-      for (int j = 0; j < lanes; ++j) {
-        store(columns + (i + j) * lanes, column[j]);
-        if constexpr (kArgmax) {
-          memcpy(positions + (i + j) * lanes, &position[j], sizeof position[j]);
-        }
-      }
-    }
-  }
-};
-
-// The same from a copy of the planes, [pixels from y_begin on][lanes].
-template <bool kArgmax, typename T, typename A>
-struct RowOfCopy {
-  const RoiOfTask<T, A>& own;
-  int64_t bins;
-  const A* copy;
-  int64_t y_begin;
-
-  inline void operator()(int64_t ph, A* value, A* position) const {
-    constexpr int lanes = lanes_v<A>;
-    const Range<A> ys = own.bins.y(ph);
-    for (int64_t pw = 0; pw < bins; ++pw, value += lanes, position += lanes) {
-      const Range<A> xs = own.bins.x(pw);
-      RunningMaximum<A, kArgmax> best;
-      for (const Tap<A>* y = ys.begin; y < ys.end && !is_empty(xs); ++y) {
-        const int64_t x = xs.begin->pixel;
-        const A* pixel = copy + ((y->pixel - y_begin) * own.W + x) * lanes;
-        auto at = positions_t<A>{} + static_cast<decltype(+best.position[0])>(y->pixel * own.W + x);
-        for (int64_t n = xs.end - xs.begin; n > 0; --n, pixel += lanes, at += 1) {
-          best.add(load(pixel), at);
-        }
-      }
-      store_best(best, is_empty(xs) || is_empty(ys), value, position);
-    }
-  }
-};
-
-// Pools a vector's worth of channel planes from c on; rows of bins come from `row`.
-template <bool kArgmax, typename T, typename A, typename Row>
-inline void maximum_planar(
-    const RoiArgs& args,
-    const RoiOfTask<T, A>& own,
-    int64_t c,
-    int64_t c_end,
-    const Row& row,
-    A* values,    // [bins of a batch][lanes]
-    A* positions  // likewise
-) {
-  constexpr int lanes = lanes_v<A>;
-  const int64_t batch = roi_batch_rows(args);
-  for (int64_t first = 0; first < args.PH; first += batch) {
-    const int64_t last = least(args.PH, first + batch);
-    for (int64_t ph = first; ph < last; ++ph) {
-      const int64_t bin = (ph - first) * args.PW;
-      row(ph, values + bin * lanes, positions + bin * lanes);
-    }
-    const auto pooled = own.template pooled_planes<lanes>(c, c_end);
-    deinterleave(values, pooled, first * args.PW, (last - first) * args.PW);
-    if constexpr (kArgmax) {
-      const auto argmax = own.template argmax_planes<lanes>(c, c_end);
-      write_positions(positions, argmax, first * args.PW, (last - first) * args.PW);
-    }
-  }
-}
-
-// Rois of one map, of a vector's worth of channel planes from c on.
-template <bool kArgmax, typename T, typename A>
-void maximum_of_map(
-    const RoiArgs& args,
-    const RoiTapsView<A>& view,
-    const RoiForwardTask& task,
-    int64_t c,
-    bool copy,
-    A* scratch
-) {
-  constexpr int lanes = lanes_v<A>;
-  const int64_t in_batch = roi_padded(roi_batch_rows(args) * args.PW) * lanes;
-  A* values = scratch;
-  A* positions = kArgmax ? values + in_batch : values;
-  A* more = positions + in_batch;
-  int64_t y_begin = INT64_MAX, y_end = 0;  // of all rois
-  for (int64_t i = task.begin; i < task.end; ++i) {
-    const RoiFootprint& roi = view.rois[task.order[i]];
-    if (roi.y_begin < roi.y_end) {
-      y_begin = least(y_begin, roi.y_begin);
-      y_end = y_end < roi.y_end ? roi.y_end : y_end;
-    }
-  }
-  bool copied = false;
-  for_each_roi<T>(args, view, task, [&](const RoiOfTask<T, A>& own) {
-    const auto maps = own.template maps<lanes>(c, task.c_end);
-    if (copy) {
-      if (!copied && y_begin < y_end) {
-        interleave<T, A>(maps, y_begin * own.W, (y_end - y_begin) * own.W, own.maps_end, more);
-        copied = true;
-      }
-      const RowOfCopy<kArgmax, T, A> row{own, args.PW, more, y_begin};
-      maximum_planar<kArgmax>(args, own, c, task.c_end, row, values, positions);
-    } else {
-      const int64_t width = own.roi.x_end - own.roi.x_begin;
-      const RowOfPlanes<kArgmax, T, A> row{
-          own, maps, args.PW, more, more + roi_padded(width) * lanes
-      };
-      maximum_planar<kArgmax>(args, own, c, task.c_end, row, values, positions);
-    }
-  });
-}
-
 template <bool kArgmax, typename T, typename A>
 void maximum_forward(
     const RoiArgs& args, const RoiTapsView<A>& view, const RoiForwardTask& task, A* scratch
@@ -279,15 +60,10 @@ void maximum_forward(
     });
     return;
   }
-  for (int64_t c = task.c_begin; c < task.c_end; c += lanes_v<A>) {
-    RoiForwardTask part = task;
-    for (; part.begin < task.end; part.begin = part.end) {
-      part.end = part.begin + run_of_map(view, task, part.begin);
-      const RoiLevel& level = args.levels[view.rois[task.order[part.begin]].level];
-      const bool copy =
-          copy_pays(part.end - part.begin, level.H * level.W, kCopiedPerRoi<Maximum, AllChannels>);
-      maximum_of_map<kArgmax, T>(args, view, part, c, copy, scratch);
-    }
+  RoiForwardTask part = task;
+  for (; part.begin < task.end; part.begin = part.end) {
+    part.end = part.begin + run_of_map(view, task, part.begin);
+    maximum_of_map<kArgmax, T>(args, view, part, scratch);
   }
 }
 

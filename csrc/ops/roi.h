@@ -47,6 +47,7 @@ struct RoiBackwardTask {
 constexpr int64_t kChannelsPlanar = 16;
 constexpr int64_t kMaximumChannelsLast = 16;   // of a task of a maximum's backward: a cache line
 constexpr int64_t kMaxCopiedPixels = 1 << 16;  // of planes, see kCopiedPerRoi
+constexpr int64_t kCopiedVectors = 2;          // of planes whose maxima are taken together
 static inline bool copy_pays(int64_t rois, int64_t pixels, int64_t copied_per_roi) {
   return pixels <= kMaxCopiedPixels && pixels <= rois * copied_per_roi;
 }

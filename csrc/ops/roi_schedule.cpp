@@ -125,9 +125,10 @@ RoiForwardSchedule::RoiForwardSchedule(
       width = std::max<int64_t>(width, footprints[k].x_end - footprints[k].x_begin);
     }
     scratch = roi_scratch(args, width);
-    if (copied > 0) {  // neighbours, as few as pay: they read few rows
+    if (copied_per_roi > 0) {  // neighbours, as few as pay: they read few rows
       roi_step = std::max(roi_step, ceil_div(copied, copied_per_roi));
-      scratch += roi_padded(copied) * kChannelsPlanar;
+      channel_step *= kCopiedVectors;
+      scratch = kCopiedVectors * (scratch + roi_padded(copied) * kChannelsPlanar);
     }
   }
   roi_groups = ceil_div(rois, roi_step);
