@@ -46,7 +46,8 @@ def find_sources(arguments: Sequence[str], output: Path) -> list[Source]:
     Args:
         arguments: files, folders, shell patterns in which ``**`` stands for folders of any depth,
             and cameras as "camera:0". Folders stand for the pictures and videos in them at any
-            depth, in the order of their names; hidden ones and those in ``output`` are left out.
+            depth, also behind links, in the order of their names; hidden ones and those in
+            ``output`` are left out.
         output: folder of the results.
 
     Raises:
@@ -106,13 +107,18 @@ def _matches(argument: str, output: Path) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path, output: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        below = Path(parent)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (below / name).resolve() != output
-        )
+    root = folder.resolve()
+    seen = {root, output}
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        below, kept = Path(parent), []
+        for name in sorted(folders):
+            path = (below / name).resolve()
+            # a link may lead back, or to what is found without it
+            is_known = (below / name).is_symlink() and path.is_relative_to(root)
+            if not name.startswith(".") and path not in seen and not is_known:
+                seen.add(path)
+                kept.append(name)
+        folders[:] = kept
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in _PICTURES or suffix in _VIDEOS):

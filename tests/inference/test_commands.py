@@ -313,3 +313,19 @@ def test_names_of_other_classes_are_not_taken(tmp_path: Path) -> None:
         model = models.get_model(name, weights_backbone=None, num_classes=count)
         torch.save(model.state_dict(), path)
         assert load_predictor("detection", name, path).name(1) == person
+
+
+def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    from fastvision.inference.sources import find_sources
+
+    inside, outside = folder / "deep er", tmp_path / "else where"
+    (folder / "wide.png").rename(tmp_path / "wide.png")
+    outside.mkdir()
+    (tmp_path / "wide.png").rename(outside / "wide.png")
+    (folder / "linked").symlink_to(outside)
+    (inside / "back").symlink_to(folder)
+    (outside / "again").symlink_to(outside)
+    (folder / "a link").symlink_to(inside)
+    names = [source.name for source in find_sources([str(folder)], tmp_path / "out")]
+    assert "linked/wide.png" in names and "deep er/Größe 数字.png" in names
+    assert len(names) == len({Path(name).name for name in names}) == 11
