@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks import surface
 from benchmarks.document import Table, markdown_table
+from benchmarks.harness import ONNX_RUNTIME
 from benchmarks.records import Record, our_speedup, speedup
 from benchmarks.tables import short_ratio
 
@@ -152,6 +153,21 @@ STEPS = [
         ("mobilenet_v2", "MobileNetV2"),
     )
 ]
+_OWN_DETECTORS = (
+    ("fasterrcnn_resnet50_fpn", "Faster R-CNN"),
+    ("maskrcnn_resnet50_fpn", "Mask R-CNN"),
+    ("keypointrcnn_resnet50_fpn", "Keypoint R-CNN"),
+    ("retinanet_resnet50_fpn", "RetinaNet"),
+    ("fcos_resnet50_fpn", "FCOS"),
+    ("ssd300_vgg16", "SSD300"),
+    ("ssdlite320_mobilenet_v3_large", "SSDlite"),
+)
+OWN_DETECTORS = [Line(text, [("detectors", f"^{name}, batch 1$")]) for name, text in _OWN_DETECTORS]
+DETECTOR_STEPS = [
+    Line(text, [("detectors", f"^{name}, training step")])
+    for name, text in _OWN_DETECTORS
+    if text not in ("Keypoint R-CNN", "SSDlite")
+]
 DETECTORS = [
     Line(
         "Faster R-CNN / Mask R-CNN",
@@ -178,6 +194,20 @@ TABLES: dict[str, tuple[str, Columns, list[Line]]] = {
             "torchvision's after `fuse(model, training=True)`": "torchvision's, fused",
         },
         STEPS,
+    ),
+    "own_detectors": (
+        "inference, a photograph of 427x640",
+        {
+            "as built": "fastvision",
+            "after `fuse(model)`": "fastvision, fused",
+            "torchvision's in ONNX Runtime": ONNX_RUNTIME,
+        },
+        OWN_DETECTORS,
+    ),
+    "detector_steps": (
+        "training step, 2 images of 320x400",
+        {"times as fast as torchvision": "fastvision"},
+        DETECTOR_STEPS,
     ),
     "detectors": ("model under `enable()`", {"times as fast as before": None}, DETECTORS),
 }
