@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data import classification_evaluation, segmentation_evaluation
 from ..fusion import fuse
 from ..models import get_model_builder, list_models
-from ..models._weights import trained_weights
+from ..models._weights import not_finite, trained_weights
 from ..training._checkpoint import BEST, LAST, load_checkpoint
 from ..training._data import transforms_of
 from ..training._run import model_of
@@ -54,7 +54,8 @@ def load_predictor(
         settings: ``device``, ``bf16``, ``score`` and ``top`` of :class:`Predictor`.
 
     Raises:
-        ValueError: there is no such model or weights, they do not fit, or are for another command.
+        ValueError: there is no such model or weights; they do not fit, are not finite, or are for
+            another command.
         FileNotFoundError: there is no such file.
         ConnectionError: weights could not be downloaded.
     """
@@ -68,6 +69,9 @@ def load_predictor(
         network, task, names, prepare = _from_name(command, model, weights, options or {})
     if task not in COMMANDS[command]:
         raise ValueError(f"a model for {command} is needed, got one for {task}")
+    broken = not_finite(network.state_dict())
+    if broken:  # with which a detector finds nothing, as if nothing were there
+        raise ValueError(f"weights {weights} are not finite, such as {broken[0]}")
     names = names if classes is None else _by_label(classes, task)
     predictor = Predictor(fuse(network.eval()), task, names, prepare=prepare, **settings)
     if command == "detection" and task != "localization":

@@ -104,6 +104,22 @@ def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the floating-point tensors of a state dict that hold NaN or an infinity.
+
+    Modules may add states of other types.
+    """
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    finite = [value.isfinite().all() for value in tensors.values()]
+    if not finite or torch.stack(finite).all():  # which waits for a GPU once
+        return []
+    return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
+
+
 def _download(url: str, progress: bool) -> Mapping[str, Tensor]:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / url.rpartition("/")[2]

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 
 from ..models import get_model_builder
+from ..models._weights import not_finite
 from ._data import Draws, TrainingOrder, check_classes, data_set
 from ._processes import Processes
 from ._random import random_state, seed_all, set_random_state
@@ -129,10 +130,7 @@ class Run:
 
     def broken(self) -> list[str]:
         """Names of parameters and buffers that are not finite."""
-        tensors = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
-        if torch.stack([value.isfinite().all() for value in tensors.values()]).all():
-            return []
-        return [name for name, value in tensors.items() if not value.isfinite().all()]
+        return not_finite(self.model.state_dict())
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs to go on as if there had been no break; all processes have to

@@ -262,12 +262,24 @@ def test_a_signal_keeps_what_is_done(
 
 
 def test_broken_answers_are_named(
-    folder: Path, detector: list[str], tmp_path: Path, capsys
+    folder: Path, detector: list[str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    path = Path(detector[-1])
-    torch.save({"scores": torch.tensor([float("nan"), 0.5])}, path)
+    from fastvision.models import get_model
+
+    scores = torch.tensor([float("nan"), 0.5])
+    kind = type(get_model("bright_rectangle", weights=detector[-1]))
+    found = kind._found
+    monkeypatch.setattr(kind, "_found", lambda self, image: found(self, image) | {"scores": scores})
     assert detect(folder / "plain.png", *detector, "--out", tmp_path / "out") == 1
     assert "the model's boxes or scores are not finite" in capsys.readouterr().err
+
+
+def test_broken_weights_are_named(
+    folder: Path, detector: list[str], tmp_path: Path, capsys
+) -> None:
+    torch.save({"scores": torch.tensor([float("nan"), 0.5])}, detector[-1])
+    assert detect(folder / "plain.png", *detector, "--out", tmp_path / "out") == 1
+    assert "are not finite, such as scores" in capsys.readouterr().err
 
 
 def test_copies_of_one_name_are_numbered(folder: Path, detector: list[str], tmp_path: Path) -> None:
