@@ -1,4 +1,4 @@
-// Integers as wide as a vector's lanes, and shuffles of neighbouring lanes.
+// Integers as wide as a vector's lanes, shuffles of neighbouring lanes, and partial vectors.
 #pragma once
 
 #include "common/simd.h"
@@ -86,6 +86,25 @@ inline float_v pick_of_pairs(float_v a, float_v b, int32_v odd) {
 }
 inline double_v pick_of_pairs(double_v a, double_v b, int64_v odd) {
   return odd == 1 ? odd_lanes(a, b) : even_lanes(a, b);
+}
+
+// A vector, of which only the first `count` lanes are in memory if kPartial.
+template <bool kPartial, typename T>
+inline auto load_lanes(const T* p, int count) {
+  if constexpr (kPartial) {
+    return load_partial(p, count);
+  } else {
+    return load(p);
+  }
+}
+
+template <bool kPartial, typename T, typename V>
+inline void store_lanes(T* p, V v, int count) {
+  if constexpr (kPartial) {
+    store_partial(p, v, count);
+  } else {
+    store(p, v);
+  }
 }
 
 }  // namespace

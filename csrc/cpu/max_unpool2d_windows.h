@@ -2,6 +2,8 @@
 // columns of the plane that belong to a window. For files of csrc/cpu.
 #pragma once
 
+#include <type_traits>
+
 #include "common/simd_lanes.h"
 #include "ops/max_unpool2d.h"
 
@@ -164,38 +166,15 @@ class Quads {
   Lanes outside_{};  // all columns: only the lowest bit may be set
 };
 
-template <bool kPartial, typename T>
-inline auto load_lanes(const T* p, int count) {
-  if constexpr (kPartial) {
-    return load_partial(p, count);
-  } else {
-    return load(p);
-  }
-}
-
-template <bool kPartial, typename T, typename V>
-inline void store_lanes(T* p, V v, int count) {
-  if constexpr (kPartial) {
-    store_partial(p, v, count);
-  } else {
-    store(p, v);
-  }
-}
-
-template <bool kValue>
-struct constant {
-  static constexpr bool value = kValue;
-};
-
 // Calls work(first, partial, lanes) for vectors of `count` elements; the last one may be partial.
 template <typename A, typename Work>
 inline void for_vectors(int64_t count, const Work& work) {
   int64_t i = 0;
   for (; i + lanes_v<A> <= count; i += lanes_v<A>) {
-    work(i, constant<false>{}, lanes_v<A>);
+    work(i, std::false_type{}, lanes_v<A>);
   }
   if (i < count) {
-    work(i, constant<true>{}, static_cast<int>(count - i));
+    work(i, std::true_type{}, static_cast<int>(count - i));
   }
 }
 
@@ -205,11 +184,11 @@ template <typename A, typename Work>
 inline void for_row(int64_t count, const Work& work) {
   constexpr int lanes = lanes_v<A>;
   if (count < lanes) {
-    work(int64_t{0}, constant<true>{}, static_cast<int>(count));
+    work(int64_t{0}, std::true_type{}, static_cast<int>(count));
     return;
   }
   for (int64_t i = 0; i < count; i += lanes) {
-    work(smaller(i, count - lanes), constant<false>{}, lanes);
+    work(smaller(i, count - lanes), std::false_type{}, lanes);
   }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/roi_taps_view.h"
-#include "common/simd.h"
+#include "common/simd_lanes.h"
 #include "ops/roi.h"
 
 namespace fastvision::FASTVISION_ISA {
@@ -39,24 +39,6 @@ inline Range<A> clip(Range<A> range, int64_t low, int64_t high) {
     --range.end;
   }
   return range;
-}
-
-template <bool kPartial, typename T>
-inline auto load_lanes(const T* p, int count) {
-  if constexpr (kPartial) {
-    return load_partial(p, count);
-  } else {
-    return load(p);
-  }
-}
-
-template <bool kPartial, typename T, typename V>
-inline void store_lanes(T* p, V v, int count) {
-  if constexpr (kPartial) {
-    store_partial(p, v, count);
-  } else {
-    store(p, v);
-  }
 }
 
 // Runs f<vectors, partial>(channel, lanes of the last vector) over [begin, end) in the widest

@@ -94,15 +94,11 @@ struct RowOfPlanes {
     using Positions = positions_t<A>;
     const int64_t x_begin = own.roi.x_begin;
     const int64_t width = own.roi.x_end - x_begin;
-    Positions iota;
-    for (int i = 0; i < lanes; ++i) {
-      iota[i] = i;
-    }
     for (int64_t i = 0; i < width; i += lanes) {
       const int64_t corner = ys.begin->pixel * own.W + x_begin + i;
       const T* end = maps[lanes - 1] + ys.end[-1].pixel * own.W + x_begin + i + lanes;
       const int n = static_cast<int>(least(lanes, width - i));
-      const Positions at = iota + static_cast<decltype(+iota[0])>(corner);
+      const Positions at = places_from<A>(corner, 1);
       vector_t<A> column[lanes] = {};
       Positions position[lanes] = {};
       for (int plane = 0; plane < maps.count; ++plane) {

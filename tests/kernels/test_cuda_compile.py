@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(source.stem for source in (ROOT / "csrc/cuda").glob("*.cu"))
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-ARCHITECTURES = [a for a in _extension.cuda_architectures() if a.isdigit()]
+ARCHITECTURES = _extension.cuda_architectures()
 
 pytestmark = [
     pytest.mark.skipif(not ARCHITECTURES, reason="needs a library with CUDA kernels"),
@@ -35,7 +35,7 @@ def kernels() -> dict[tuple[str, str], list[tuple[str, str, str]]]:
     library = Path(_extension.__file__).with_name("libfastvision.so")
     report = subprocess.check_output([CUOBJDUMP, "-res-usage", library], text=True)
     found: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
-    _, *parts = re.split(r"arch = sm_(\d+)", report)
+    _, *parts = re.split(r"arch = sm_(\w+)", report)
     for architecture, part in zip(parts[::2], parts[1::2], strict=True):
         for kernel in KERNEL.findall(part):
             if source := FILE.search(kernel[0]):  # CUB's kernels are its own business

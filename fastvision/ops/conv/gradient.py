@@ -174,7 +174,7 @@ def _convolution_backward(
     elif mask[1] and once and _has_weight_gradient(grad, input, weight, groups):
         options = engine_options(weight.shape, spec._replace(activation=0))
         dweight = _OPS.conv_weight_gradient.default(grad, input, options)
-    if mask[2] and dweight is not None:  # torch would compute that of the weight again
+    if mask[2] and dweight is not None:  # torch would repeat the weight gradient
         dbias = grad.sum((0, 2, 3))
     rest = [mask[0] and dx is None, mask[1] and dweight is None, mask[2] and dbias is None]
     if any(rest):
