@@ -5,6 +5,7 @@ from typing import Any
 
 from . import ops
 from ._info import info
+from ._malloc import keep_freed_memory
 from ._version import __version__
 from .integrations.torchvision import disable, enable, enabled, enabled_names
 
@@ -16,6 +17,7 @@ __all__ = [
     "enabled_names",
     "fuse",
     "info",
+    "keep_freed_memory",
     "models",
     "ops",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _doctor
 from ._info import info
+from ._malloc import keep_freed_memory
 from .ops._backend import BACKENDS
 
 _VERSIONS = ("fastvision", "python", "platform", "torch", "torch_cuda", "torchvision", "triton")
@@ -151,10 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command in ("detect", "segment", "classify"):
         from .inference import command as inference  # it needs packages that the ops do not
 
+        keep_freed_memory()
         return inference.execute(options)
     if options.command != "info":
         from .training import command as training  # it needs packages that the ops do not
 
+        keep_freed_memory()
         return training.run(options)
     facts = info()
     print(json.dumps(facts, indent=2) if options.json else "\n".join(_report(facts)))

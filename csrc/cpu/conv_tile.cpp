@@ -124,9 +124,13 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   const int64_t lead = block.lead * kRows;
   if (tile.far_outputs && block.tap_end == tile.packing->taps) {
     for (int i = 0; i < kRows; ++i) {
-      __builtin_prefetch(tile.outputs[pixel + i] + block.output_channel, 1, 3);
-      if (tile.residuals != nullptr) {
-        __builtin_prefetch(tile.residuals[pixel + i] + block.output_channel, 0, 3);
+#pragma GCC unroll 16
+      for (int j = 0; j < kCols; ++j) {
+        const int64_t channel = block.output_channel + j * lanes_v<T>;
+        __builtin_prefetch(tile.outputs[pixel + i] + channel, 1, 3);
+        if (tile.residuals != nullptr) {
+          __builtin_prefetch(tile.residuals[pixel + i] + channel, 0, 3);
+        }
       }
     }
   }
