@@ -8,12 +8,7 @@ from pathlib import Path
 from benchmarks.harness import Case
 
 HERE = Path(__file__).resolve().parent
-# ops first: models are measured with freed memory kept, which cannot be undone
-FILES = {
-    path.stem.removeprefix("bench_"): path
-    for folder in ("ops", "models")
-    for path in sorted(HERE.glob(f"{folder}/bench_*.py"))
-}
+FILES = {path.stem.removeprefix("bench_"): path for path in sorted(HERE.glob("*/bench_*.py"))}
 
 
 def ops_for(device_type: str) -> list[str]:

@@ -31,6 +31,7 @@ def _load() -> ctypes.PyDLL | None:
             "set_cpu_level",
         ):
             getattr(library, f"fastvision_{name}").restype = ctypes.c_char_p
+        library.fastvision_ask_for_huge_pages.argtypes = ctypes.c_void_p, ctypes.c_int64
         return library
     except (OSError, AttributeError) as error:  # AttributeError: of another version
         missing = f"the compiled library does not load: {error}"
@@ -58,6 +59,12 @@ def cuda_version() -> str:
 def cuda_architectures() -> list[str]:
     """CUDA architectures in the compiled library; empty without CUDA kernels."""
     return _text("cuda_architectures").split()
+
+
+def ask_for_huge_pages(address: int, bytes: int) -> None:
+    """Asks the system for huge pages in a block that has not been touched yet."""
+    if _library is not None:
+        _library.fastvision_ask_for_huge_pages(address, bytes)
 
 
 def cpu_levels() -> list[str]:

@@ -12,21 +12,6 @@ namespace fastvision {
 namespace {
 
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-// smaller blocks are reused by malloc, so their pages have been touched before
-constexpr int64_t kLeastBytes = 2 * kHugePage;
-
-// The first touch of fresh memory costs a page fault and clearing the page, which takes as long as
-// RoIAlign's arithmetic (docs/design/roi-measurements.md). A huge page replaces 512 such faults.
-void ask_for_huge_pages(void* memory, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  const auto address = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
-  if (begin < end) {
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint, may fail
-  }
-#endif
-}
 
 // -1 on overflow of 64 bits
 int64_t bytes_of(const std::vector<int64_t>& sizes, int64_t element_size) {
@@ -60,6 +45,17 @@ std::string out_of_memory(const std::vector<int64_t>& sizes, int64_t bytes) {
 
 }  // namespace
 
+void ask_for_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
+  if (begin < end) {
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint, may fail
+  }
+#endif
+}
+
 Tensor empty_strided(
     const std::vector<int64_t>& sizes,
     const std::vector<int64_t>& strides,
@@ -84,7 +80,7 @@ Tensor empty_strided(
     throw std::runtime_error(out_of_memory(sizes, bytes));
   }
   Tensor result(handle);
-  if (bytes >= kLeastBytes && result.is_cpu()) {
+  if (bytes >= kLeastHugeBytes && result.is_cpu()) {
     ask_for_huge_pages(result.mutable_data_ptr(), bytes);
   }
   return result;

@@ -1,6 +1,7 @@
 // Allocates the results of ops as ordinary torch tensors.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "common/torch.h"
@@ -21,5 +22,12 @@ Tensor empty_strided(
 Tensor empty_result(
     const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides
 );
+
+// The first touch of fresh memory costs a page fault and clearing the page, which takes as long as
+// RoIAlign's arithmetic (docs/design/roi-measurements.md). A huge page replaces 512 such faults.
+// Only a hint; of no use for blocks below kLeastHugeBytes, which malloc reuses.
+void ask_for_huge_pages(void* memory, int64_t bytes);
+
+constexpr int64_t kLeastHugeBytes = int64_t{4} << 20;
 
 }  // namespace fastvision

@@ -5,6 +5,7 @@
 
 #include "build_info.h"
 #include "common/isa.h"
+#include "common/result_memory.h"
 
 const char* fastvision_compiler() { return FASTVISION_CXX_COMPILER; }
 
@@ -31,4 +32,8 @@ const char* fastvision_set_cpu_level(const char* name) {
     }
   }
   return "the library is built for " FASTVISION_CPU_LEVELS;
+}
+
+void fastvision_ask_for_huge_pages(void* memory, int64_t bytes) {
+  fastvision::ask_for_huge_pages(memory, bytes);
 }

@@ -2,6 +2,8 @@
 // Plain C functions, which ctypes calls, so that the library is tied to no version of Python.
 #pragma once
 
+#include <cstdint>
+
 #define FASTVISION_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -18,5 +20,8 @@ FASTVISION_EXPORT int fastvision_cpu_level_supported();
 
 // Runs the CPU kernels at the level of that name. Returns null, or why it cannot.
 FASTVISION_EXPORT const char* fastvision_set_cpu_level(const char* name);
+
+// Asks for huge pages where the block has not been touched yet.
+FASTVISION_EXPORT void fastvision_ask_for_huge_pages(void* memory, int64_t bytes);
 
 }  // extern "C"

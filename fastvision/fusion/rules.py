@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import Image, extend, extend_images, hidden, is_deferred, is_value
+from ..ops._huge_pages import enlarged, max_pool2d
+from .values import Image, extend, extend_images, hidden, is_deferred, is_value, new_image
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
@@ -129,6 +130,39 @@ def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
     return value._viewed.view_of(lambda x: split(x).transpose(1, 2), None, (groups, True))
 
 
+def _interpolate(func: Any, args: Any, kwargs: Any) -> Any:
+    """Enlargement by nearest neighbours, as in feature pyramids."""
+    value = _value(args)
+    options = {name: option for name, option in kwargs.items() if option is not None}
+    size = options.pop("size", None)
+    nearest = options.pop("mode", "nearest") == "nearest" and not options.pop("antialias", False)
+    if value is None or len(args) > 1 or not nearest or options:
+        return NotImplemented
+    if not isinstance(size, (tuple, list)) or any(type(length) is not int for length in size):
+        return NotImplemented
+    return _fresh_map(value, lambda x: enlarged(x, size))
+
+
+def _max_pool2d(func: Any, args: Any, kwargs: Any) -> Any:
+    value = _value(args)
+    window: dict[str, Any] = {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}
+    names = ("kernel_size", *window, "return_indices")
+    window |= dict(zip(names, args[1:], strict=False)) | kwargs
+    indices = window.pop("return_indices", False)
+    if value is None or indices or len(args) > 1 + len(names) or set(window) != set(names[:-1]):
+        return NotImplemented
+    window["stride"] = window["stride"] or ()
+    return _fresh_map(value, lambda x: max_pool2d(x, *(window[name] for name in names[:-1])))
+
+
+def _fresh_map(value: Image, function: Callable[[Tensor], Tensor]) -> Image:
+    """``function``, which keeps the format and returns new memory, of an image's memory."""
+    result = function(value._plain)
+    if value._hidden or value._plain.is_contiguous():
+        return hidden(result, value._scope)
+    return new_image(result, value._scope)
+
+
 def _may_join(residual: Any, deferred: Any) -> bool:
     return (
         is_value(residual)
@@ -197,6 +231,9 @@ for _function, _rule in {
     torch.reshape: _view,
     Tensor.transpose: _transpose,
     torch.transpose: _transpose,
+    F.interpolate: _interpolate,
+    torch.max_pool2d: _max_pool2d,
+    F.max_pool2d: _max_pool2d,
 }.items():
     extend_images(_function, _rule)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import _extension
 from .._memory_format import contiguous, format_of, is_channels_last
 from ._checks import is_eager, needs_gradient
+from ._huge_pages import enlarged
 from ._layers import has_global_hooks, is_overridden, is_plain
 from .chain import conv_norm_act, norm_act
 from .misc import Conv2dNormActivation
@@ -188,13 +189,13 @@ def _run(block: Any, x: Tensor, coarser: Tensor | None = None) -> Tensor:
         conv, *norms = block if len(block) > 0 else (None,)
         if len(norms) < 2 and type(conv) is nn.Conv2d and (coarser is None or _keeps_size(conv)):
             if coarser is not None:
-                coarser = F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
+                coarser = enlarged(coarser, x.shape[-2:])
             return _convolve(x, conv, norms[0] if norms else None, coarser)
     return _plus(block(x), coarser)
 
 
 def _plus(x: Tensor, coarser: Tensor | None) -> Tensor:
-    return x if coarser is None else x + F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
+    return x if coarser is None else x + enlarged(coarser, x.shape[-2:])
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops._huge_pages import matmul
+
 
 def resized(rows: Tensor, maps: Tensor, columns: Tensor) -> Tensor:
     """[..., H, W] of maps [..., M, M] and weights [..., H, M] and [..., W, M], in their own dtype.
@@ -13,6 +15,6 @@ def resized(rows: Tensor, maps: Tensor, columns: Tensor) -> Tensor:
     """
     device = maps.device.type
     if maps.is_meta or not torch.is_autocast_enabled(device):
-        return rows @ (maps @ columns.mT)
+        return matmul(rows, maps @ columns.mT)
     with torch.autocast(device, enabled=False):
-        return rows @ (maps @ columns.mT)
+        return matmul(rows, maps @ columns.mT)
