@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import Image, extend, extend_images, hidden, is_deferred, is_value
+from .calls import extend, extend_images
+from .chains import is_deferred, is_value
+from .images import Image, hidden
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:
