@@ -224,7 +224,7 @@ def _by_label(
     """
     names, ids = tuple(classes), tuple(category_ids or ())
     has_background = bool(names) and names[0] in BACKGROUND
-    if task == "localization":
+    if task == "localization" or (task == "classification" and ids):
         if has_background:
             names, ids = names[1:], ids[1:]
     elif task in COMMANDS["detection"] and not has_background:

@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ValueError: it is no checkpoint of this format.
     """
     if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is not a checkpoint (it is empty)")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except OSError:

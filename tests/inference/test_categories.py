@@ -86,6 +86,23 @@ def test_categories_of_a_checkpoint(
     assert "classes must name all 10 labels of the weights, got 3 names" in capsys.readouterr().err
 
 
+def test_classifiers_have_no_background(tmp_path: Path) -> None:
+    from fastvision.models import get_model
+
+    model = get_model("lenet5", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    predictor = load_predictor(
+        "classification",
+        "lenet5",
+        str(tmp_path / "weights.pth"),
+        options={"num_classes": 3},
+        classes=("background", "between", "far", "near"),
+        category_ids=(0, 7, 18, 90),
+    )
+    assert predictor.classes == ("between", "far", "near")
+    assert predictor.category_ids == (7, 18, 90)
+
+
 def test_labels_without_a_category_are_named(
     folder: Path, detector: list[str], annotations: Path, tmp_path: Path, capsys
 ) -> None:

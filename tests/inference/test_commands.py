@@ -273,7 +273,7 @@ def test_empty_weights(folder: Path, tmp_path: Path, capsys) -> None:
         f"fastvision detect: error: small_ssd: weights: {path} is empty\n"
     )
     assert main(["evaluate", str(path)]) == 1
-    assert f"{path} is empty" in capsys.readouterr().err
+    assert f"{path} is not a checkpoint (it is empty)" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert f"error: no file {tmp_path / 'none'}" in capsys.readouterr().err
 
