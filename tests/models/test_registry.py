@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastvision import models
+from fastvision.models import detection
 from fastvision.models._registry import register
 
 # whose scores are of something else
@@ -49,6 +52,29 @@ def test_builders_keep_their_names_and_signatures() -> None:
 def test_numbers_of_classes(name: str, value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(f"num_classes must be {message}")):
         models.get_model(name, num_classes=value)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_unknown_options(name: str) -> None:
+    """As ``pretrained=True``, which would leave a model at random if it were ignored."""
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    options = {key: None for key in ("weights_backbone",) if key in parameters}
+    with torch.device("meta"), pytest.raises(TypeError, match="unexpected keyword argument 'pre"):
+        models.get_model(name, pretrained=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("fasterrcnn_resnet50_fpn", {"trainable_backbone_layers": 2, "weights_backbone": None}),
+        ("ssd300_vgg16", {"size": (9, 9), "weights_backbone": None}),
+    ],
+)
+def test_warnings_name_the_callers_line(name: str, option: dict[str, Any]) -> None:
+    builder = getattr(detection, name)
+    with torch.device("meta"), pytest.warns(UserWarning, match="no effect|ignoring") as caught:
+        builder(**option)
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
 
 
 def test_no_number_of_classes() -> None:
