@@ -89,7 +89,7 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # of the library that reads the format
         raise ValueError(
             f"weights: {path} does not hold a state dict that can be read without running code "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            f"({reason_of(error)})"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("average"), Mapping):
         return trained_weights(content)
@@ -101,6 +101,12 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
             f"weights: {path} holds an object of type {type(content).__name__}, not a state dict"
         )
     return content
+
+
+def reason_of(error: Exception) -> str:
+    """The type and first sentence of an error, of which torch's go on over many lines."""
+    sentence = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:

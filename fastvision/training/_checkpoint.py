@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..models._weights import reason_of
+
 LAST = "last.pt"  # all that is needed to go on
 BEST = "best.pt"  # the weights with the best metric
 FORMAT = 1
@@ -73,8 +75,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except OSError:
         raise
     except Exception as error:  # torch raises errors of every type for a damaged file
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{path} is not a checkpoint ({reason})") from error
+        raise ValueError(f"{path} is not a checkpoint ({reason_of(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of fastvision.training, format {FORMAT}")
     return content

@@ -78,6 +78,28 @@ def test_weights_of_another_model(picture: Path, tmp_path: Path, capsys) -> None
     assert len(line) < 500
 
 
+def test_weights_of_another_detector(picture: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(models.get_model("resnet18").state_dict(), path)
+    options = (picture, "--model", "fasterrcnn_resnet50_fpn", "--weights", path)
+    line = error_of("detect", *options, capsys=capsys)
+    assert line == (
+        f"fasterrcnn_resnet50_fpn: weights {path} do not fit fasterrcnn_resnet50_fpn, which has "
+        "'roi_heads.box_predictor.cls_score.bias': the state dict has conv1.weight, bn1.weight, "
+        "bn1.bias ..."
+    )
+
+
+def test_whole_models(picture: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    options = (picture, "--model", "resnet18", "--weights", path)
+    line = error_of("classify", *options, capsys=capsys)
+    assert line.endswith("without running code (UnpicklingError: Weights only load failed)")
+    line = error_of("evaluate", path, capsys=capsys)
+    assert line == f"{path} is not a checkpoint (UnpicklingError: Weights only load failed)"
+
+
 def test_checkpoints_of_another_recipe(
     picture: Path, checkpoint: str, tmp_path: Path, capsys
 ) -> None:
