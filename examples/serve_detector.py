@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(400, {"error": str(error)})
             return
         names = [{"class": predictor.name(label)} for label in findings.labels.tolist()]
-        records = zip(names, as_records(findings), strict=True)
+        records = zip(names, as_records(findings, predictor.category_ids), strict=True)
         self.answer(200, [{**name, **record} for name, record in records])
 
     def answer(self, status: int, content: object) -> None:

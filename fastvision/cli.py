@@ -109,7 +109,11 @@ def _add_inference(commands: Any) -> None:
             metavar="KEY=VALUE",
             help="options of the model, such as num_classes=5",
         )
-        command.add_argument("--classes", metavar="FILE", help="names of the labels, one a line")
+        command.add_argument(
+            "--classes",
+            metavar="FILE",
+            help="names of the labels, one a line, or COCO's annotations in .json",
+        )
         command.add_argument(
             "--out",
             metavar="DIR",

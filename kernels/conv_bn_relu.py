@@ -6,14 +6,10 @@ once, and a step along the reduction adds the same offset to all rows (Chetlur e
 section 3). 1x1 convolutions need none of this.
 
 If the output has too few tiles for the device, the reduction is split. The parts go to a workspace,
-and the pointwise kernel adds them in order, so results are deterministic. Depthwise convolutions
-have a separate kernel, since there is no matrix to multiply.
+and the pointwise kernel adds them in order, so results are deterministic.
 
 Weights are in the input's dtype. Batch normalization is a float32 scale and shift of the float32
 sum, so only the result is rounded.
-
-Over 450 lines because these kernels share their epilogue and launcher, and kernels do not import
-each other.
 """
 
 from __future__ import annotations
@@ -25,18 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common.activation import activate
-from .configs.conv_bn_relu import (
-    DEPTHWISE_REGISTERS,
-    DEPTHWISE_WARPS,
-    FOLD_BLOCK,
-    POINTWISE_WARPS,
-    Tile,
-    default_tile,
-    depthwise_block,
-    is_flat,
-    pointwise_block,
-)
+from .common.convolution import epilogue, exceeds_int32, unit_of
+from .configs.conv_bn_relu import FOLD_BLOCK, Tile, default_tile, is_flat
+from .conv_bn_relu_depthwise import launch_depthwise
+from .conv_bn_relu_pointwise import launch_pointwise
 
 MAX_PIXELS = 2**31 - 4096  # per batch; the rows of the last tile are counted in 32 bits
 MAX_TAPS = 31  # per axis; a bit mask holds the taps inside the image
@@ -52,31 +40,6 @@ def _inside(start, step, extent, TAPS: tl.constexpr):
         position = start + t * step
         bits |= ((position >= 0) & (position < extent)).to(tl.int32) << t
     return bits
-
-
-@triton.jit
-def _epilogue(
-    acc,  # [BLOCK_M, BLOCK_N] float32
-    k,  # channel of each column, or of each row
-    k_mask,
-    offset,  # in the output
-    mask,
-    scale_ptr,
-    shift_ptr,
-    residual_ptr,
-    negative_slope,
-    CHANNEL_AXIS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + k, mask=k_mask, other=0.0)
-        acc *= tl.expand_dims(scale, 1 - CHANNEL_AXIS)
-    if shift_ptr is not None:
-        shift = tl.load(shift_ptr + k, mask=k_mask, other=0.0)
-        acc += tl.expand_dims(shift, 1 - CHANNEL_AXIS)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    return activate(acc, negative_slope, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["N", "negative_slope"])
@@ -215,120 +178,9 @@ def _conv_kernel(
     if IS_SPLIT:
         output_ptr += split.to(tl.int64) * M * (K * groups)
     else:
-        acc = _epilogue(
+        acc = epilogue(
             acc, k, n_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
             ACTIVATION,
-        )  # fmt: skip
-    tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["N", "negative_slope"])
-def _depthwise_kernel(
-    input_ptr,  # [N, H, W, C]
-    weight_ptr,  # [R, S, K]
-    scale_ptr,  # [K] float32, or None
-    shift_ptr,  # [K] float32, or None
-    residual_ptr,  # like output, or None
-    output_ptr,  # [N, OH, OW, K]
-    N,
-    H,
-    W,
-    OH,
-    OW,
-    C_UNITS,
-    stride_h,
-    stride_w,
-    pad_top,
-    pad_left,
-    dilation_h,
-    dilation_w,
-    negative_slope,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    UNIT_C: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # output channels per input channel
-    INT64: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    C = C_UNITS * UNIT_C
-    K = C * MULTIPLIER
-    P = OH * OW
-    channel_blocks = tl.cdiv(K, BLOCK_N)
-    m = tl.program_id(0) // channel_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.program_id(0) % channel_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_mask = m < N * P
-    k_mask = k < K
-    h = m % P // OW * stride_h - pad_top
-    w = m % OW * stride_w - pad_left
-    base = (m // P * H + h) * W + w
-    if INT64:
-        base = base.to(tl.int64)
-    pixel_ptr = input_ptr + base[:, None] * C + (k // MULTIPLIER)[None, :]
-
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for r in range(R):
-        y = h + r * dilation_h
-        y_mask = m_mask & (y >= 0) & (y < H)
-        for s in tl.static_range(S):
-            x = w + s * dilation_w
-            mask = (y_mask & (x >= 0) & (x < W))[:, None] & k_mask[None, :]
-            value = tl.load(
-                pixel_ptr + (r * dilation_h * W + s * dilation_w) * C, mask=mask, other=0.0
-            )
-            weight = tl.load(weight_ptr + (r * S + s) * K + k, mask=k_mask, other=0.0)
-            acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
-
-    if INT64:
-        m = m.to(tl.int64)
-    offset = m[:, None] * K + k[None, :]
-    mask = m_mask[:, None] & k_mask[None, :]
-    acc = _epilogue(
-        acc, k, k_mask, offset, mask, scale_ptr, shift_ptr, residual_ptr, negative_slope, 1,
-        ACTIVATION,
-    )  # fmt: skip
-    tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["rows", "parts", "channels", "negative_slope"])
-def _pointwise_kernel(
-    parts_ptr,  # [parts, rows, columns], added in order
-    scale_ptr,  # [channels] float32, or None
-    shift_ptr,  # [channels] float32, or None
-    residual_ptr,  # [rows, columns], or None
-    output_ptr,  # [rows, columns]; may be the only part
-    rows,
-    column_units,
-    parts,
-    channels,
-    negative_slope,
-    UNIT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,  # a column is a channel; otherwise a row is one of an image
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    columns = column_units * UNIT
-    column_blocks = tl.cdiv(columns, BLOCK_N)
-    row = tl.program_id(0) // column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (row < rows)[:, None] & (column < columns)[None, :]
-    offset = row.to(tl.int64)[:, None] * columns + column[None, :]
-
-    acc = tl.load(parts_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    part_size = rows.to(tl.int64) * columns
-    for part in range(1, parts):
-        acc += tl.load(parts_ptr + part * part_size + offset, mask=mask, other=0.0).to(tl.float32)
-    if CHANNELS_LAST:
-        acc = _epilogue(
-            acc, column, column < columns, offset, mask, scale_ptr, shift_ptr, residual_ptr,
-            negative_slope, 1, ACTIVATION,
-        )  # fmt: skip
-    else:
-        acc = _epilogue(
-            acc, row % channels, row < rows, offset, mask, scale_ptr, shift_ptr, residual_ptr,
-            negative_slope, 0, ACTIVATION,
         )  # fmt: skip
     tl.store(output_ptr + offset, acc.to(output_ptr.dtype.element_ty), mask=mask)
 
@@ -360,15 +212,6 @@ def _fold_kernel(
         shift += tl.load(shift_ptr + k, mask=mask, other=0.0).to(tl.float32)
     tl.store(scale_out_ptr + k, scale, mask=mask)
     tl.store(shift_out_ptr + k, shift, mask=mask)
-
-
-def _unit(size: int) -> int:
-    """The largest of 16, 8, 4, 2 and 1 that divides ``size``."""
-    return min(size & -size, 16) or 16
-
-
-def _exceeds_int32(*tensors: Tensor) -> bool:
-    return any(t.numel() >= 2**31 for t in tensors)
 
 
 def unsupported(
@@ -421,7 +264,7 @@ def launch_conv(
     target = output
     if input.dtype != output.dtype or not output.is_contiguous(memory_format=torch.channels_last):
         target = torch.empty_like(output, dtype=input.dtype, memory_format=torch.channels_last)
-    launch = _launch_depthwise if weight.dim() == 3 else _launch_gemm
+    launch = launch_depthwise if weight.dim() == 3 else _launch_gemm
     with torch.cuda.device_of(input):
         launch(
             input, weight, scale, shift, residual, target, stride, padding, dilation, groups,
@@ -429,58 +272,6 @@ def launch_conv(
         )  # fmt: skip
     if target is not output:
         output.copy_(target)
-
-
-def _launch_depthwise(
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: int,
-    negative_slope: float,
-    _tf32: bool,
-    _tile: Tile | None,
-) -> None:
-    N, C, H, W = input.shape
-    R, S, K = weight.shape
-    OH, OW = output.shape[2:]
-    unit = _unit(C)
-    block_m, block_n = depthwise_block(K)
-    _depthwise_kernel[(triton.cdiv(N * OH * OW, block_m) * triton.cdiv(K, block_n),)](
-        input,
-        weight,
-        scale,
-        shift,
-        residual,
-        output,
-        N,
-        H,
-        W,
-        OH,
-        OW,
-        C // unit,
-        *stride,
-        padding[2],
-        padding[0],
-        *dilation,
-        negative_slope,
-        R=R,
-        S=S,
-        UNIT_C=unit,
-        MULTIPLIER=K // groups,
-        INT64=_exceeds_int32(input, output),
-        ACTIVATION=activation,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=DEPTHWISE_WARPS,
-        maxnreg=DEPTHWISE_REGISTERS,
-    )
 
 
 def _launch_gemm(
@@ -514,7 +305,7 @@ def _launch_gemm(
     if splits > 1:
         target = torch.empty(splits * output.numel(), dtype=torch.float32, device=output.device)
     padded = any(padding)
-    unit_c, unit_k = _unit(C), _unit(K)
+    unit_c, unit_k = unit_of(C), unit_of(K)
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(K, tile.block_n)
     _conv_kernel[(tiles * groups * splits,)](
         input,
@@ -544,7 +335,7 @@ def _launch_gemm(
         PADDED=padded,
         DENSE=R * S == 1 and not padded and tuple(stride) == (1, 1),
         FLAT_C=C if flat else 0,
-        INT64=_exceeds_int32(input, weight, output),
+        INT64=exceeds_int32(input, weight, output),
         IS_SPLIT=splits > 1,
         ACTIVATION=activation,
         TF32=tf32,
@@ -576,41 +367,3 @@ def launch_fold(
             bias, bn_weight, bn_bias, running_mean, running_var, scale, shift, K, eps,
             BLOCK=FOLD_BLOCK,
         )  # fmt: skip
-
-
-def launch_pointwise(
-    parts: Tensor,  # one or more with output's size and layout, in any floating-point dtype
-    scale: Tensor | None,  # [K] float32
-    shift: Tensor | None,  # [K] float32
-    residual: Tensor | None,  # like output
-    output: Tensor,  # [N, K, OH, OW], contiguous or channels_last; may be the only part
-    activation: int,
-    negative_slope: float,
-) -> None:
-    """activation(sum(parts) * scale + shift + residual), rounded from float32 once."""
-    if output.numel() == 0:
-        return
-    N, K, OH, OW = output.shape
-    channels_last = output.is_contiguous(memory_format=torch.channels_last)
-    rows, columns = (N * OH * OW, K) if channels_last else (N * K, OH * OW)
-    unit = _unit(columns)
-    block_m, block_n = pointwise_block(columns)
-    with torch.cuda.device_of(output):
-        _pointwise_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)](
-            parts,
-            scale,
-            shift,
-            residual,
-            output,
-            rows,
-            columns // unit,
-            parts.numel() // output.numel(),
-            K,
-            negative_slope,
-            UNIT=unit,
-            CHANNELS_LAST=channels_last,
-            ACTIVATION=activation,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=POINTWISE_WARPS,
-        )

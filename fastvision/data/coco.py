@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,7 @@ class CocoDetection(Dataset[Sample]):
         self.file = Path(root) / "annotations" / f"instances_{split}.json"
         check_file(self.file)
         content = _read(self.file)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.classes = ("background", *(category["name"] for category in categories))
-        self.category_ids = (0, *(category["id"] for category in categories))
+        self.classes, self.category_ids = _by_label(content["categories"])
         self.images: list[dict[str, Any]] = sorted(content["images"], key=lambda item: item["id"])
         self.files = [self.folder / entry["file_name"] for entry in self.images]
         for path in self.files:
@@ -167,12 +166,31 @@ class CocoDetection(Dataset[Sample]):
             raise ValueError(f"{where}: cannot read the mask: {error}") from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_categories(file: str | Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids of the categories of COCO's annotations, by the labels of
+    :class:`CocoDetection`; the first of each stands for the background.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no list of categories.
+    """
+    check_file(Path(file))
+    return _by_label(_read(Path(file), ("categories",))["categories"])
+
+
+def _by_label(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    categories = sorted(entries, key=lambda category: category["id"])
+    names = (category["name"] for category in categories)
+    return ("background", *names), (0, *(category["id"] for category in categories))
+
+
+def _read(file: Path, lists: Iterable[str] = tuple(_KEYS)) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
-    for name, keys in _KEYS.items():
+    for name in lists:
+        keys = _KEYS[name]
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise ValueError(f"{file} has no list {name!r}")

@@ -11,17 +11,9 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
+from .chains import Deferred, Traced, is_deferred, is_value
+from .images import ORDINARY, Image, Shared, new_image
 from .trees import map_tree
-from .values import (
-    ORDINARY,
-    Deferred,
-    Image,
-    Shared,
-    Traced,
-    is_deferred,
-    is_value,
-    new_image,
-)
 
 
 class Entrance:

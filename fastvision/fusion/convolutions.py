@@ -15,8 +15,8 @@ from ..ops.conv import cpu
 from ..ops.conv.spec import ConvSpec, Weights, paddings
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
+from .chains import NO_END, End, Norm
 from .layers import FusedLayer, Made, State, own_kernels, weight_state
-from .values import NO_END, End, Norm
 
 _NOTHING = contextlib.nullcontext()
 

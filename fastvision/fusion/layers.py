@@ -17,18 +17,9 @@ from .. import _extension
 from ..ops import _backend
 from ..ops.conv.spec import Weights
 from . import modules, rules  # noqa: F401  (rules apply once imported)
+from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, run_chain
 from .classes import Fused
-from .values import (
-    Deferred,
-    End,
-    Image,
-    Norm,
-    Ready,
-    Traced,
-    autocast_of,
-    defer,
-    run_chain,
-)
+from .images import Image
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_SHAPES = 64

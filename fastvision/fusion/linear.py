@@ -8,8 +8,8 @@ from torch import Tensor
 from .. import _extension, ops
 from ..ops.conv.linear import PackedLinear
 from ..reference.activations import ACTIVATIONS
+from .chains import End
 from .layers import FusedLayer, Made, own_kernels, weight_state
-from .values import End
 
 
 class FusedLinear(FusedLayer):

@@ -13,9 +13,10 @@ from .._memory_format import is_channels_last
 from ..ops._checks import is_transformed
 from ..ops._layers import has_global_hooks
 from .border import Entrance, holds_values, leave, settle
+from .chains import is_value
 from .classes import Fused
+from .images import Image
 from .trees import tensors_in
-from .values import Image, is_value
 
 
 class FusedModule(Fused):

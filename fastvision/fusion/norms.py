@@ -13,19 +13,10 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops._normalization import fixed_statistics
 from ..reference.activations import ACTIVATIONS, activate
+from .calls import extend
+from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, is_value
+from .images import Image
 from .layers import FLOATS, Made, State, Stateful, own_kernels
-from .values import (
-    Deferred,
-    End,
-    Image,
-    Norm,
-    Ready,
-    Traced,
-    autocast_of,
-    defer,
-    extend,
-    is_value,
-)
 
 _KERNEL = torch.ops.fastvision.batch_norm_relu.default
 

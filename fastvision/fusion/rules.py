@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops._huge_pages import enlarged, max_pool2d
-from .values import Image, extend, extend_images, hidden, is_deferred, is_value, new_image
+from .calls import extend, extend_images
+from .chains import is_deferred, is_value
+from .images import Image, hidden, new_image
 
 
 def _dropout(func: Any, args: Any, kwargs: Any) -> Any:

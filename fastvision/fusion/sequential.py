@@ -7,10 +7,11 @@ from typing import Any
 from ..ops._layers import activation_name, is_plain
 from ..reference.activations import DEFAULT_SLOPE
 from . import modules
+from .chains import NO_END, Deferred, End, Norm, is_deferred
 from .classes import Fused
+from .images import Image
 from .layers import FusedLayer
 from .norms import FusedNorm
-from .values import NO_END, Deferred, End, Image, Norm, is_deferred
 
 
 class FusedActivation(Fused):

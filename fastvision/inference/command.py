@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..data.coco import read_categories
 from ..training._processes import Processes
 from ..training.recipe import parse_assignments
 from .demo import write_scene
@@ -41,6 +42,8 @@ def _execute(options: argparse.Namespace) -> int:
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames must be at least 1, got {options.frames}")
     folder = Path(options.out)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, but {folder} is a file")
     demo = getattr(options, "demo", False)
     if demo and options.images:
         raise ValueError(f"--demo makes its own picture, got {options.images[0]}")
@@ -71,12 +74,7 @@ def _execute(options: argparse.Namespace) -> int:
 
 
 def _predictor(options: argparse.Namespace, demo: bool, processes: Processes) -> Predictor:
-    classes = None
-    if options.classes is not None:
-        classes = Path(options.classes).read_text(encoding="utf-8").split("\n")
-        while classes and not classes[-1].strip():
-            classes.pop()
-        classes = [name.strip() for name in classes]
+    classes, category_ids = _classes(options.classes)
     settings: dict[str, Any] = {"device": processes.device, "bf16": options.bf16}
     for name in ("nms", "score", "top"):
         if getattr(options, name, None) is not None:
@@ -87,8 +85,29 @@ def _predictor(options: argparse.Namespace, demo: bool, processes: Processes) ->
         "digits" if demo and options.weights is None else options.weights,
         options=parse_assignments(options.set),
         classes=classes,
+        category_ids=category_ids,
         **settings,
     )
+
+
+def _classes(file: str | None) -> tuple[Sequence[str] | None, Sequence[int] | None]:
+    """Names of the labels, and the ids of their categories, that a file gives."""
+    if file is None:
+        return None, None
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"--classes: there is no file {file}")
+    if path.suffix == ".json":
+        return read_categories(path)
+    try:
+        names = [name.strip() for name in path.read_text(encoding="utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--classes: {file} is no text in UTF-8 ({error})") from error
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise ValueError(f"--classes: {file} has no names")
+    return names, None
 
 
 def _lines(report: Report, predictor: Predictor, folder: Path) -> Iterator[str]:
@@ -98,7 +117,7 @@ def _lines(report: Report, predictor: Predictor, folder: Path) -> Iterator[str]:
         for record in done:
             frame = f" frame {record['frame']}" if "frame" in record else ""
             found = (
-                f"{predictor.name(finding['category_id'])} {finding['score']:.2f}"
+                f"{predictor.name(finding['label'])} {finding['score']:.2f}"
                 for finding in record["findings"]
             )
             yield f"{record['name']}{frame}: {', '.join(found) or 'nothing'}"

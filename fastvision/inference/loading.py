@@ -8,7 +8,7 @@ import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..data import classification_evaluation, segmentation_evaluation
 from ..fusion import fuse
 from ..models import get_model_builder, list_models
-from ..models._weights import not_finite, trained_weights
-from ..training._checkpoint import BEST, LAST, load_checkpoint
+from ..models._urls import addresses
+from ..models._weights import misfit, not_finite, trained_weights
+from ..training._checkpoint import find_checkpoint, load_checkpoint
 from ..training._data import transforms_of
 from ..training._run import model_of
 from ..training.recipe import call, recipe_of
@@ -34,6 +35,7 @@ def load_predictor(
     *,
     options: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
     nms: float | None = None,
     **settings: Any,
 ) -> Predictor:
@@ -49,36 +51,50 @@ def load_predictor(
         classes: names in the order of the labels; by default the checkpoint's, else those of
             torchvision's weights, else numbers. Detectors' labels begin at 1, and a name for the
             background may be left out.
+        category_ids: with ``classes``, the ids of their categories, in COCO's results; by default
+            the checkpoint's, else the labels.
         nms: intersection over union of which the detector keeps the better box only; None for its
             own.
         settings: ``device``, ``bf16``, ``score`` and ``top`` of :class:`Predictor`.
 
     Raises:
         ValueError: there is no such model or weights; they do not fit, are not finite, or are for
-            another command.
+            another command; ``category_ids`` are not those of all labels.
         FileNotFoundError: there is no such file.
         ConnectionError: weights could not be downloaded.
     """
     if command not in COMMANDS:
         raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {command!r}")
     checkpoint = None if weights is None else _checkpoint(weights)
-    prepare: Prepare | None
     if checkpoint is not None:
-        network, task, names, prepare = _from_checkpoint(checkpoint, model, options or {})
+        loaded = _from_checkpoint(checkpoint, str(weights), model, options or {})
     else:
-        network, task, names, prepare = _from_name(command, model, weights, options or {})
+        loaded = _from_name(command, model, weights, options or {})
+    network, task, names, prepare, ids = loaded
     if task not in COMMANDS[command]:
         raise ValueError(f"a model for {command} is needed, got one for {task}")
     broken = not_finite(network.state_dict())
     if broken:  # with which a detector finds nothing, as if nothing were there
         raise ValueError(f"weights {weights} are not finite, such as {broken[0]}")
-    names = names if classes is None else _by_label(classes, task)
-    predictor = Predictor(fuse(network.eval()), task, names, prepare=prepare, **settings)
+    if classes is not None:
+        names, ids = _by_label(names, classes, category_ids, task)
+    fused = fuse(network.eval())
+    predictor = Predictor(fused, task, names, category_ids=ids, prepare=prepare, **settings)
     if command == "detection" and task != "localization":
         _set_thresholds(predictor.model, predictor.score, nms)
     elif nms is not None:
         raise ValueError(f"nms is for detectors, the model is for {task}")
     return predictor
+
+
+class _Loaded(NamedTuple):
+    """A model with its task, what names its labels, and the preparation of its images."""
+
+    network: nn.Module
+    task: str
+    names: tuple[str, ...]
+    prepare: Prepare | None = None
+    category_ids: tuple[int, ...] = ()
 
 
 def _checkpoint(weights: str) -> dict[str, Any] | None:
@@ -89,7 +105,7 @@ def _checkpoint(weights: str) -> dict[str, Any] | None:
             return load_checkpoint(path)
     path = Path(weights).expanduser()
     if path.is_dir():
-        return load_checkpoint(path / BEST if (path / BEST).exists() else path / LAST)
+        return load_checkpoint(find_checkpoint(path))
     if path.suffix in _OTHER_FORMATS or not path.is_file():
         return None
     try:
@@ -99,8 +115,8 @@ def _checkpoint(weights: str) -> dict[str, Any] | None:
 
 
 def _from_checkpoint(
-    checkpoint: Mapping[str, Any], model: str | None, options: Mapping[str, Any]
-) -> tuple[nn.Module, str, tuple[str, ...], Prepare]:
+    checkpoint: Mapping[str, Any], weights: str, model: str | None, options: Mapping[str, Any]
+) -> _Loaded:
     recipe = recipe_of(checkpoint["recipe"])
     trained = recipe.model.get("name")
     if model not in (None, trained):
@@ -115,27 +131,36 @@ def _from_checkpoint(
     try:
         network.load_state_dict(trained_weights(checkpoint))
     except RuntimeError as error:
-        raise ValueError(f"the weights do not fit the model of their recipe: {error}") from error
-    names = tuple(checkpoint.get("classes", ()))
+        raise ValueError(
+            f"weights {weights} do not fit the model of their recipe, {trained}: {misfit(error)}"
+        ) from error
+    names, ids = (tuple(checkpoint.get(name, ())) for name in ("classes", "category_ids"))
     if recipe.task == "localization":
-        names = names[1:]  # there is always an object, so no background
+        names, ids = names[1:], ids[1:]  # there is always an object, so no background
     transforms = transforms_of(recipe.preparation, "preparation", recipe.data.get("rgb", False))
     grey = _channels(network) == 1
-    return network, recipe.task, names, functools.partial(_prepared, transforms, grey)
+    prepare = functools.partial(_prepared, transforms, grey)
+    return _Loaded(network, recipe.task, names, prepare, ids)
 
 
 def _from_name(
     command: str, model: str | None, weights: str | None, options: Mapping[str, Any]
-) -> tuple[nn.Module, str, tuple[str, ...], Prepare | None]:
+) -> _Loaded:
     known = {name: task for task in COMMANDS[command] for name in _models(task)}
     if model is None:
+        wanted = f"one of {', '.join(known)}"
+        if weights is None:
+            raise ValueError(f"a model is missing: {wanted}, or weights of a checkpoint")
+        if not Path(weights).expanduser().exists():
+            raise FileNotFoundError(f"weights: there is no file or folder {weights}")
         raise ValueError(
-            f"a model is missing: one of {', '.join(known)}, or weights of a checkpoint"
+            f"a model is missing, since {weights} is no checkpoint of fastvision train: {wanted}"
         )
     if model not in known:
         raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
     if weights is None:
-        raise ValueError(f"weights of {model} are missing: a file, or a name such as DEFAULT")
+        others = "".join(f", or {name}" for name in addresses(model))
+        raise ValueError(f"weights of {model} are missing: a file{others}")
     official = _official(model, weights)
     names: tuple[str, ...] = ()
     if official is not None and "num_classes" not in options:
@@ -149,13 +174,14 @@ def _from_name(
     if network is None:
         network = _built(model, weights, options)
     if command == "detection":
-        return network, known[model], names, None
+        return _Loaded(network, known[model], names)
     if official is not None:
-        return network, known[model], names, official.transforms()
+        return _Loaded(network, known[model], names, official.transforms())
     evaluation = (
         classification_evaluation if command == "classification" else segmentation_evaluation
     )
-    return network, known[model], names, functools.partial(_prepared, evaluation(), False)
+    prepare = functools.partial(_prepared, evaluation(), False)
+    return _Loaded(network, known[model], names, prepare)
 
 
 def _built(model: str, weights: str, options: Mapping[str, Any]) -> nn.Module:
@@ -164,7 +190,7 @@ def _built(model: str, weights: str, options: Mapping[str, Any]) -> nn.Module:
             get_model_builder(model), model, {"name": model, **options, "weights": weights}
         )
     except RuntimeError as error:
-        raise ValueError(f"weights {weights} do not fit {model}: {error}") from error
+        raise ValueError(f"weights {weights} do not fit {model}: {misfit(error)}") from error
     return network
 
 
@@ -186,13 +212,28 @@ def _official(model: str, weights: str) -> Any:
     return members[weights] if weights in members.__members__ else members.DEFAULT
 
 
-def _by_label(classes: Sequence[str], task: str) -> tuple[str, ...]:
-    has_background = classes[:1] and classes[0] in BACKGROUND
-    if task == "localization":
-        return tuple(classes[1:] if has_background else classes)
-    if task in COMMANDS["detection"] and not has_background:
-        return (BACKGROUND[0], *classes)
-    return tuple(classes)
+def _by_label(
+    known: Sequence[str], classes: Sequence[str], category_ids: Sequence[int] | None, task: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and category ids of labels.
+
+    Args:
+        known: names that the weights have, or none.
+        classes, category_ids: that are given in their place, with or without the background.
+        task: of the model, which decides whether the background has a label.
+    """
+    names, ids = tuple(classes), tuple(category_ids or ())
+    has_background = bool(names) and names[0] in BACKGROUND
+    if task == "localization" or (task == "classification" and ids):
+        if has_background:
+            names, ids = names[1:], ids[1:]
+    elif task in COMMANDS["detection"] and not has_background:
+        names, ids = (BACKGROUND[0], *names), (0, *ids) if ids else ()
+    if known and len(names) != len(known):  # of other weights, or without the background
+        raise ValueError(
+            f"classes must name all {len(known)} labels of the weights, got {len(names)} names"
+        )
+    return names, ids
 
 
 def _set_thresholds(model: nn.Module, score: float, nms: float | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from ..training._checkpoint import write_whole
 from .drawing import draw
 from .findings import Findings
 from .frames import Frame
-from .predictor import name_of
+from .predictor import Predictor
 from .results import as_records
 from .sources import Source
 from .video import VideoWriter
@@ -34,7 +33,7 @@ class Output:
     Args:
         folder: of all results; folders in it are made.
         copies: path of the drawn copy of each source without suffix, by the source's place.
-        classes: names by label.
+        predictor: for the names and categories of labels.
         rank: of the process.
         drawn: whether to write copies.
 
@@ -46,13 +45,13 @@ class Output:
         self,
         folder: Path,
         copies: Mapping[int, str],
-        classes: tuple[str, ...],
+        predictor: Predictor,
         rank: int = 0,
         drawn: bool = True,
     ) -> None:
         self._folder = folder
         self._copies = copies
-        self._name = functools.partial(name_of, classes)
+        self._predictor = predictor
         self._drawn = drawn
         self._writer: _Writer | None = None
         self._writing: Source | None = None
@@ -66,7 +65,8 @@ class Output:
         if frame.number is not None:
             record["frame"] = frame.number
         record["width"], record["height"] = frame.picture.size
-        self._write({**record, "findings": as_records(findings)})
+        records = as_records(findings, self._predictor.category_ids)
+        self._write({**record, "findings": records})
         if self._drawn:
             self._draw(frame, findings)
 
@@ -91,7 +91,7 @@ class Output:
 
     def _draw(self, frame: Frame, findings: Findings) -> None:
         assert frame.picture is not None
-        copy = draw(frame.picture, findings, self._name)
+        copy = draw(frame.picture, findings, self._predictor.name)
         suffix = Path(frame.source.name).suffix.lower()
         path = self._folder / self._copies[frame.source.order]
         path.parent.mkdir(parents=True, exist_ok=True)

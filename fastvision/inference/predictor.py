@@ -35,6 +35,7 @@ class Predictor:
             after boxes [N, 4] in units of the image.
         task: one of those.
         classes: names by label; labels beyond them are written as numbers.
+        category_ids: of the labels' categories in COCO's results; empty if labels are these ids.
         prepare: what turns a uint8 image [3, H, W] into the model's input; None for values from 0
             to 1.
         device: of the model.
@@ -44,7 +45,8 @@ class Predictor:
         top: number of classes that classification gives.
 
     Raises:
-        ValueError: an unknown task, or a score that is not from 0 to 1.
+        ValueError: an unknown task, a score that is not from 0 to 1, or not as many category ids as
+            classes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Predictor:
         task: str,
         classes: Sequence[str] = (),
         *,
+        category_ids: Sequence[int] = (),
         prepare: Prepare | None = None,
         device: str | torch.device = "cpu",
         bf16: bool = False,
@@ -71,6 +74,12 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.task = task
         self.classes = tuple(classes)
+        self.category_ids = tuple(category_ids)
+        if self.category_ids and len(self.category_ids) != len(self.classes):
+            raise ValueError(
+                f"category_ids must be as many as the {len(self.classes)} classes, "
+                f"got {len(self.category_ids)}"
+            )
         self.bf16 = bf16
         self.score = score
         self.top = top
@@ -89,7 +98,8 @@ class Predictor:
                 the result for a picture does not depend on the others.
 
         Raises:
-            ValueError: the model's answer is not finite, or has not the size of the image.
+            ValueError: the model's answer is not finite, has not the size of the image, or has a
+                label without a category.
         """
         images = [self._prepare(_to_tensor(picture)).to(self.device) for picture in pictures]
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -102,7 +112,16 @@ class Predictor:
             for i, answer in zip(group, answers, strict=True):
                 height, width = images[i].shape[-2:]
                 findings[i] = self._found(answer, pictures[i].size, (width, height))
+                self._check_labels(findings[i])
         return [findings[i] for i in range(len(pictures))]
+
+    def _check_labels(self, findings: Findings) -> None:
+        largest = int(findings.labels.max()) if len(findings) else 0
+        if self.category_ids and largest >= len(self.category_ids):
+            raise ValueError(
+                f"the model found a label {largest}, but there are categories for labels up to "
+                f"{len(self.category_ids) - 1}"
+            )
 
     def _answers(self, images: list[Tensor]) -> list[Any]:
         """The model's answer for each image of a batch."""

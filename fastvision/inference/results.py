@@ -20,14 +20,17 @@ SUMMARY = "summary.txt"
 _ROW = "{:24} {:>8} {:>9} {:>11}"
 
 
-def as_records(findings: Findings) -> list[dict[str, Any]]:
+def as_records(findings: Findings, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
     """The findings in the form of COCO's results, without the image.
 
-    Each has "category_id" and "score", and what the task has of "bbox" (x, y, width, height),
-    "segmentation" (compressed run lengths) and "keypoints" (x, y and visibility of each).
+    Each has its "label", "category_id" and "score", and what the task has of "bbox" (x, y, width,
+    height), "segmentation" (compressed run lengths) and "keypoints" (x, y and visibility of each).
+
+    Args:
+        category_ids: by label; empty if the labels are the categories' ids.
     """
     records: list[dict[str, Any]] = [
-        {"category_id": label, "score": round(score, 6)}
+        {"label": label, "category_id": _id_of(category_ids, label), "score": round(score, 6)}
         for label, score in zip(findings.labels.tolist(), findings.scores.tolist(), strict=True)
     ]
     if findings.boxes is not None:
@@ -45,7 +48,10 @@ def as_records(findings: Findings) -> list[dict[str, Any]]:
 
 
 def write_results(
-    folder: Path, records: Sequence[dict[str, Any]], classes: Sequence[str]
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    classes: Sequence[str],
+    category_ids: Sequence[int] = (),
 ) -> list[str]:
     """Writes results.json, images.json and summary.txt.
 
@@ -54,6 +60,7 @@ def write_results(
         records: of pictures in their order, with "name", "path", "width", "height" and "findings",
             with "frame" in a video; or with "name" and "error".
         classes: names by label.
+        category_ids: see :func:`as_records`.
 
     Returns:
         The lines of the summary.
@@ -68,10 +75,12 @@ def write_results(
         image = {"id": number, "file_name": record["name"], "path": record["path"]}
         image |= {key: record[key] for key in ("width", "height", "frame") if key in record}
         images.append(image)
-        results += [{"image_id": number, **finding} for finding in record["findings"]]
+        for finding in record["findings"]:
+            known = {key: value for key, value in finding.items() if key != "label"}
+            results.append({"image_id": number, **known})
     index = {
         "images": images,
-        "categories": _categories(results, classes),
+        "categories": _categories(done, classes, category_ids),
         "annotations": [],
         "failed": [{"file_name": record["name"], "error": record["error"]} for record in failed],
     }
@@ -91,10 +100,19 @@ def _image_ids(records: Sequence[dict[str, Any]]) -> list[int]:
     return list(range(1, len(records) + 1))
 
 
-def _categories(results: Iterable[dict[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _id_of(category_ids: Sequence[int], label: int) -> int:
+    return category_ids[label] if category_ids else label
+
+
+def _categories(
+    records: Iterable[dict[str, Any]], classes: Sequence[str], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
     named = {i for i, name in enumerate(classes) if name not in (*BACKGROUND, "N/A")}
-    labels = sorted(named | {result["category_id"] for result in results})
-    return [{"id": label, "name": name_of(classes, label)} for label in labels]
+    found = {finding["label"] for record in records for finding in record["findings"]}
+    return [
+        {"id": _id_of(category_ids, label), "name": name_of(classes, label)}
+        for label in sorted(named | found)
+    ]
 
 
 def _summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Iterable[str]:
@@ -106,8 +124,8 @@ def _summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Itera
         if found and not {"bbox", "segmentation"} & found[0].keys():
             found = found[:1]
         for finding in found:
-            scores.setdefault(finding["category_id"], []).append(finding["score"])
-        for label in {finding["category_id"] for finding in found}:
+            scores.setdefault(finding["label"], []).append(finding["score"])
+        for label in {finding["label"] for finding in found}:
             pictures[label] = pictures.get(label, 0) + 1
     yield _ROW.format("class", "found", "pictures", "mean score")
     for label in sorted(scores, key=lambda label: (-len(scores[label]), label)):

@@ -74,7 +74,7 @@ def run(
     _check_copies(sources, copies, folder)
     folder.mkdir(parents=True, exist_ok=True)
     mine = sources[processes.rank :: processes.count]
-    output = Output(folder, copies, predictor.classes, processes.rank, drawn)
+    output = Output(folder, copies, predictor, processes.rank, drawn)
     tqdm = optional("tqdm", "detect").tqdm
     failures = 0
     with (
@@ -97,7 +97,7 @@ def run(
     records: list[dict[str, Any]] = []
     if processes.is_first:
         records = joined_records(folder, processes.count)
-        summary = write_results(folder, records, predictor.classes)
+        summary = write_results(folder, records, predictor.classes, predictor.category_ids)
         remove_parts(folder)
     return Report(
         summary,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
 
@@ -20,15 +22,39 @@ _ENTRIES: dict[str, _Entry] = {}
 
 
 def register(task: str) -> Callable[[Builder], Builder]:
-    """Lists the decorated builder under its name."""
+    """Lists the decorated builder under its name, and checks its ``num_classes``."""
 
     def add(builder: Builder) -> Builder:
         if builder.__name__ in _ENTRIES:
             raise ValueError(f"there is a model {builder.__name__!r} already")
-        _ENTRIES[builder.__name__] = _Entry(builder, task)
-        return builder
+        checked = _checking_classes(builder)
+        _ENTRIES[builder.__name__] = _Entry(checked, task)
+        return cast(Builder, checked)
 
     return add
+
+
+def _checking_classes(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Torch would build a layer of no scores, or fail without naming the argument."""
+    parameter = inspect.signature(builder).parameters.get("num_classes")
+    may_be_none = parameter is not None and parameter.default is None
+
+    @functools.wraps(builder)
+    def build(*args: Any, **options: Any) -> nn.Module:
+        if "num_classes" in options:
+            value = options["num_classes"]
+            if not (value is None and may_be_none):
+                _check_classes(value)
+        return builder(*args, **options)
+
+    return build
+
+
+def _check_classes(value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"num_classes must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"num_classes must be at least 1, got {value}")
 
 
 def list_models(

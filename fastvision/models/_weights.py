@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import urllib.error
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 from ._urls import addresses
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_LISTED = 3  # keys that a message gives of each kind that does not fit
+_QUOTED = re.compile(r'"([^"]*)"').findall
+_MISMATCH = (
+    r"^\s*size mismatch for (\S+): copying a param with shape torch\.Size\((\[.*?\])\) from "
+    r"checkpoint, the shape in current model is torch\.Size\((\[.*?\])\)"
+)
 
 
 def load_weights(model: Model, name: str, weights: Any, progress: bool = True) -> Model:
@@ -66,6 +74,8 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a .safetensors file or one that torch.save wrote; runs no code of it."""
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
+    if not path.stat().st_size:
+        raise ValueError(f"weights: {path} is empty")
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file
@@ -79,7 +89,7 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # of the library that reads the format
         raise ValueError(
             f"weights: {path} does not hold a state dict that can be read without running code "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            f"({reason_of(error)})"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("average"), Mapping):
         return trained_weights(content)
@@ -93,6 +103,12 @@ def read_file(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
+def reason_of(error: Exception) -> str:
+    """The type and first sentence of an error, of which torch's go on over many lines."""
+    sentence = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+
+
 def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The state dict to evaluate of a checkpoint of :mod:`fastvision.training`: the averaged one,
     if there is one."""
@@ -102,6 +118,25 @@ def trained_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
         return weights
     prefix = "module."  # of AveragedModel
     return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+
+
+def misfit(error: RuntimeError) -> str:
+    """What does not fit, of the error of ``load_state_dict``: the first few of each kind."""
+    text = str(error)
+    missing, unknown = (
+        [key for line in re.findall(rf"^\s*{kind} key.*", text, re.M) for key in _QUOTED(line)]
+        for kind in ("Missing", "Unexpected")
+    )
+    shapes = [
+        f"{name} {file} for {model}" for name, file, model in re.findall(_MISMATCH, text, re.M)
+    ]
+    kinds = {"missing": missing, "unknown to the model": unknown, "of another shape": shapes}
+    parts = [
+        f"{kind}: {len(found)} ({', '.join(found[:_LISTED])}{', ...' * (len(found) > _LISTED)})"
+        for kind, found in kinds.items()
+        if found
+    ]
+    return "; ".join(parts) or text.split("\n\t")[-1].strip()
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:

@@ -126,7 +126,8 @@ class MobileNetV3(nn.Module):
 
     Raises:
         ValueError: ``inverted_residual_setting`` is empty.
-        TypeError: it is not a sequence of InvertedResidualConfig.
+        TypeError: it is not a sequence of InvertedResidualConfig, or there are other arguments,
+            which torchvision's ignores.
     """
 
     def __init__(
@@ -137,7 +138,6 @@ class MobileNetV3(nn.Module):
         block: Callable[..., nn.Module] | None = None,
         norm_layer: Norm | None = None,
         dropout: float = 0.2,
-        **_: Any,  # torchvision's takes any, too
     ) -> None:
         super().__init__()
         setting = inverted_residual_setting

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..models._weights import reason_of
+
 LAST = "last.pt"  # all that is needed to go on
 BEST = "best.pt"  # the weights with the best metric
 FORMAT = 1
@@ -45,6 +47,20 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, buffer.getbuffer())
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint with the best weights of a run's folder, else its last; a file is its own.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = (path / BEST, path / LAST) if path.is_dir() else (path,)
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        what = f"the folder {path} has no {BEST} or {LAST}" if path.is_dir() else f"no file {path}"
+        raise FileNotFoundError(what)
+    return found
+
+
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What :func:`save_checkpoint` has written; a file from elsewhere cannot run code.
 
@@ -52,12 +68,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of this format.
     """
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} is not a checkpoint (it is empty)")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch raises errors of every type for a damaged file
-        raise ValueError(f"{path} is not a checkpoint: {error}") from error
+        raise ValueError(f"{path} is not a checkpoint ({reason_of(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of fastvision.training, format {FORMAT}")
     return content

@@ -72,7 +72,9 @@ class Run:
         self.processes = processes
         train, test = data_set(recipe, "train"), data_set(recipe, "test")
         check_classes(train.classes, test.classes)
-        self.classes = train.classes
+        self.labels = {"classes": list(train.classes)}
+        if hasattr(train, "category_ids"):  # COCO's, which results refer to
+            self.labels["category_ids"] = list(train.category_ids)
         self.draws, self.test_draws = Draws(train, recipe.seed), Draws(test, recipe.seed)
         self.order = TrainingOrder(
             len(train),
@@ -137,7 +139,7 @@ class Run:
         call it."""
         return {
             "recipe": self.recipe.as_dict(),
-            "classes": list(self.classes),
+            **self.labels,
             "step": self.step,
             "seconds": self.seconds,
             "metrics": self.metrics,
@@ -175,7 +177,7 @@ class Run:
         """What :func:`fastvision.training.evaluate` needs."""
         return {
             "recipe": self.recipe.as_dict(),
-            "classes": list(self.classes),
+            **self.labels,
             "step": self.step,
             "metrics": self.metrics,
             "model": self.evaluated.state_dict(),

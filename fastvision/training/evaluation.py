@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._optional import optional
-from ..models._weights import trained_weights
-from ._checkpoint import BEST, LAST, load_checkpoint
+from ..models._weights import misfit, trained_weights
+from ._checkpoint import find_checkpoint, load_checkpoint
 from ._data import Draws, batches, check_classes, data_set, evaluation_order
 from ._pictures import draw_samples
 from ._processes import Processes
@@ -48,9 +48,7 @@ def evaluate(
         ValueError: it is damaged, of a recipe that this version cannot read, or of other classes
             than the test data.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / BEST if (path / BEST).exists() else path / LAST
+    path = find_checkpoint(Path(path))
     checkpoint = load_checkpoint(path)
     recipe = recipe_of(checkpoint["recipe"])
     with Processes(device) as processes:
@@ -61,7 +59,10 @@ def evaluate(
         try:
             model.load_state_dict(trained_weights(checkpoint))
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit the model of its recipe: {error}") from error
+            raise ValueError(
+                f"{path} does not fit the model of its recipe, {recipe.model['name']}: "
+                f"{misfit(error)}"
+            ) from error
         model.to(processes.device)
         draws, answers = Draws(test, recipe.seed), Answers(recipe, processes.device)
         metrics = measure(task, model, draws, recipe, processes, answers)

@@ -255,7 +255,9 @@ def call(function: Callable[..., Any], where: str, section: Mapping[str, Any], *
     try:
         return function(**given, **options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {section['name']}: {error}") from error
+        name = section["name"]
+        start = where if where == name else f"{where}: {name}"
+        raise ValueError(f"{start}: {error}") from error
 
 
 def named(table: Mapping[str, Any], where: str, section: Mapping[str, Any]) -> Any:

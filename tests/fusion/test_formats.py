@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastvision.fusion.values import is_channels_last
+from fastvision._memory_format import is_channels_last
 from fastvision.testing.fusion import adversary, check, conv, image, net
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_weights_are_packed")

@@ -1,7 +1,6 @@
-"""fuse(model, training=True): the same training on fused ops.
+"""fuse(model, training=True): the same training on fused ops."""
 
-Over 450 lines because every test builds on the same small models and comparison of steps.
-"""
+from __future__ import annotations
 
 import copy
 import io
@@ -14,24 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastvision
-from fastvision.fusion.pending import Pending
 from fastvision.ops import FrozenBatchNorm2d, _normalization
 from fastvision.reference.activations import ACTIVATIONS
-
-
-class Uses(nn.Module):
-    """A normalized convolution, used by ``use(y, x)``."""
-
-    def __init__(self, use, norm=nn.BatchNorm2d):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.norm = norm(4)
-        self.other = nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace=True)
-        self.use = use
-
-    def forward(self, x):
-        return self.use(self, self.norm(self.conv(x)), x)
+from fastvision.testing.fused_training import Uses, assert_same, images, train_once
 
 
 def add_in_place(m, y, x):
@@ -125,28 +109,6 @@ USES = {
 }
 
 
-def train_once(model, x, use_norm=None):
-    model.zero_grad()
-    x = x.clone().requires_grad_()
-    torch.manual_seed(0)
-    results = list(torch.utils._pytree.tree_leaves(model(x)))
-    assert all(type(t) is torch.Tensor for t in results)
-    sum((t * torch.linspace(1, 2, t.numel()).view(t.shape)).sum() for t in results).backward()
-    return [*results, x.grad, *(p.grad for p in model.parameters()), *model.buffers()]
-
-
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, check_stride=True)
-
-
-def images(seed=0):
-    return torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(seed)).double()
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("use", USES)
 def test_uses(use, channels_last):
@@ -228,43 +190,6 @@ def test_evaluation():
         torch.testing.assert_close(fused(x), expected)
 
 
-def test_writes_in_between_are_errors():
-    def write_input(m, y, x):
-        m.seen.mul_(2)
-        return F.relu(y)
-
-    def write_residual(m, y, x):
-        r = x * 1
-        y = y + r
-        r.zero_()
-        return F.relu(y)
-
-    for use in (write_input, write_residual):
-        model = fastvision.fuse(Uses(use), training=True)
-        model.conv.register_forward_hook(
-            lambda m, args, out, model=model: setattr(model, "seen", out)
-        )
-        with pytest.raises(RuntimeError, match="modified in place"):
-            model(images().float())
-
-
-def test_opaque_code_never_gets_a_wrong_gradient():
-    def scripted_after_write(m, y, x):
-        before = y
-        y += x
-        return scripted(before)
-
-    with pytest.raises(RuntimeError):  # TorchScript keeps the message to itself
-        fastvision.fuse(Uses(scripted_after_write), training=True)(images().float())
-
-    @torch.jit.script
-    def writes(y):
-        return y.add_(1)
-
-    with pytest.raises(RuntimeError):
-        fastvision.fuse(Uses(lambda m, y, x: writes(y)), training=True)(images().float())
-
-
 def test_backward_hooks():
     results = []
     for training in (False, True):
@@ -330,16 +255,6 @@ def test_autocast(dtype):
         torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.05)
 
 
-def test_a_pending_is_a_tensor():
-    kept = []
-    model = fastvision.fuse(Uses(lambda m, y, x: kept.append(y) or y.relu()), training=True)
-    model(images().float())
-    (y,) = kept
-    assert type(y) is Pending and isinstance(y, torch.Tensor)
-    assert y.shape == (3, 4, 6, 5) and y.requires_grad and not y.is_leaf and y.grad_fn is not None
-    assert "Pending" not in repr(y) and torch.equal(copy.deepcopy(y.detach()), y)
-
-
 def test_options_of_inference_are_refused():
     for options in ({"channels_last": True}, {"dtype": torch.half}, {"example_inputs": ()}):
         with pytest.raises(ValueError, match="training=True"):
@@ -366,21 +281,6 @@ def test_seeded_steps_of_torchvisions_resnet():
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-6, atol=0)
 
 
-def test_constant_statistics_are_those_of_the_call():
-    def update_in_between(m, y, x):
-        with torch.no_grad():
-            m.norm.running_mean.add_(3)
-            m.norm.running_var.mul_(2)
-        return F.relu(y)
-
-    for norm in (nn.BatchNorm2d, FrozenBatchNorm2d):
-        model = Uses(update_in_between, norm)
-        if norm is nn.BatchNorm2d:
-            model.norm.eval()
-        trained = fastvision.fuse(copy.deepcopy(model), training=True)
-        torch.testing.assert_close(trained(images().float()), model(images().float()))
-
-
 def test_frozen_normalization_of_other_shapes_and_types():
     frozen = Uses(USES["relu"], FrozenBatchNorm2d)
     trained = fastvision.fuse(copy.deepcopy(frozen), training=True)
@@ -400,47 +300,6 @@ def test_torchs_errors_stay():
         model = fastvision.fuse(nn.Sequential(module.double()), training=True)
         with pytest.raises(RuntimeError):
             model(images().float())
-
-
-def test_gradients_of_a_continued_result_are_refused():
-    def late_hook(m, y, x):
-        z = F.relu(y)
-        y.register_hook(lambda grad: grad)
-        return z
-
-    def late_gradient(m, y, x):
-        z = F.relu(y)
-        torch.autograd.grad(z.sum(), y, allow_unused=True)
-        return z
-
-    for use in (late_hook, late_gradient):
-        with pytest.raises(RuntimeError, match="no gradient of its own"):
-            fastvision.fuse(Uses(use), training=True)(images().float())
-
-
-def test_hooks_are_not_lost_in_opaque_code():
-    def hook_then_opaque(m, y, x):
-        y.register_hook(lambda grad: grad * 2)
-        return scripted(y)
-
-    with pytest.raises(RuntimeError):
-        fastvision.fuse(Uses(hook_then_opaque), training=True)(images().float())
-
-
-def test_results_written_to_a_given_tensor_and_inference_mode():
-    def out(m, y, x):
-        with torch.no_grad():
-            b = torch.empty_like(x)
-            torch.add(y, x, out=b)
-            torch.sigmoid(y, out=b)
-        with torch.inference_mode():
-            y.abs()
-        return F.relu(y) + b
-
-    model = Uses(out).double()
-    expected = copy.deepcopy(model)
-    trained = fastvision.fuse(model, training=True)
-    assert_same(train_once(trained, images()), train_once(expected, images()))
 
 
 def test_graph_modules():

@@ -217,6 +217,10 @@ def test_segmentation(folder: Path, tmp_path: Path) -> None:
         (("a.gif", "--set", "depth=3"), "unknown key bright_rectangle.depth; known: "),
         (("a.gif", "--demo"), "--demo makes its own picture, got a.gif"),
         (("a.gif", "--out", "."), "would replace a.gif; choose another folder"),
+        (("a.gif", "--out", "a.gif"), "--out must be a folder, but a.gif is a file"),
+        (("a.gif", "--classes", "none.txt"), "--classes: there is no file none.txt"),
+        (("a.gif", "--classes", "a.gif"), "--classes: a.gif is no text in UTF-8"),
+        (("a.gif", "--classes", "empty.txt"), "--classes: empty.txt has no names"),
     ],
 )
 def test_errors(arguments, message, detector, tmp_path, monkeypatch, capsys) -> None:
@@ -225,7 +229,8 @@ def test_errors(arguments, message, detector, tmp_path, monkeypatch, capsys) -> 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     if "a.gif" in arguments:
-        Image.new("RGB", (8, 8)).save("a.gif")
+        Image.new("RGB", (8, 8), "white").save("a.gif")
+        Path("empty.txt").write_text("\n")
     assert detect(*detector, *arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("fastvision detect: error: ") and message in error
@@ -241,6 +246,47 @@ def test_missing_names(folder: Path, checkpoint: str, capsys) -> None:
     assert "a model for classification is needed, got one for loc" in capsys.readouterr().err
     assert detect(picture, "--weights", checkpoint, "--model", "unet") == 1
     assert "the weights are of the model localizer, got model 'unet'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.pth", "weights: there is no file or folder none.pth"),
+        ("empty.pth", "a model is missing, since empty.pth is no checkpoint of fastvision train"),
+        ("run", "the folder run has no best.pt or last.pt"),
+    ],
+)
+def test_weights_that_name_no_model(name, message, folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("empty.pth").touch()
+    for command in ("detect", "segment", "classify"):
+        assert detect(folder / "plain.png", "--weights", name, command=command) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_empty_weights(folder: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "empty.pth"
+    path.touch()
+    assert detect(folder / "plain.png", "--model", "small_ssd", "--weights", path) == 1
+    assert capsys.readouterr().err == (
+        f"fastvision detect: error: small_ssd: weights: {path} is empty\n"
+    )
+    assert main(["evaluate", str(path)]) == 1
+    assert f"{path} is not a checkpoint (it is empty)" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "none")]) == 1
+    assert f"error: no file {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 9, 11])
+def test_names_for_other_weights(
+    count: int, folder: Path, checkpoint: str, tmp_path: Path, capsys
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"name {i}" for i in range(count)))
+    assert detect(folder / "plain.png", "--weights", checkpoint, "--classes", names) == 1
+    message = f"classes must name all 10 labels of the weights, got {count} names"
+    assert message in capsys.readouterr().err
 
 
 def test_a_signal_keeps_what_is_done(

@@ -26,7 +26,7 @@ ALL_VARIANTS = "90"
 KERNELS = {
     kernel
     for path in (ROOT / "kernels").glob("*.py")
-    if path.name != "conv_bn_relu.py"
+    if not path.name.startswith("conv_bn_relu")
     for kernel in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.MULTILINE)
 }
 MINOR = {"_nms_compact_kernel", "_scale_kernel"}  # which have no main variant

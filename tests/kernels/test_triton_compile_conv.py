@@ -44,6 +44,7 @@ def values_of(dtype, *, channels_last=True, residual=True):
 
 def gemm_variants(arch):
     from fastvision.kernels import conv_bn_relu as conv
+    from fastvision.kernels.common.convolution import unit_of
     from fastvision.kernels.configs import conv_bn_relu as config
 
     shared = SHARED_MEMORY.get(arch, MIN_SHARED_MEMORY)
@@ -58,8 +59,8 @@ def gemm_variants(arch):
             values = values_of(dtype) | {
                 "R": size,
                 "S": size,
-                "UNIT_C": conv._unit(C),
-                "UNIT_K": conv._unit(K),
+                "UNIT_C": unit_of(C),
+                "UNIT_K": unit_of(K),
                 "PADDED": size > 1,
                 "DENSE": size == 1,
                 "FLAT_C": C if config.is_flat(C) else 0,
@@ -81,6 +82,8 @@ def gemm_variants(arch):
 
 def other_variants(arch):
     from fastvision.kernels import conv_bn_relu as conv
+    from fastvision.kernels import conv_bn_relu_depthwise as depthwise
+    from fastvision.kernels import conv_bn_relu_pointwise as pointwise
     from fastvision.kernels.configs import conv_bn_relu as config
 
     every = arch == ALL_VARIANTS
@@ -93,13 +96,13 @@ def other_variants(arch):
             values = values_of(dtype) | {"R": size, "S": size, "UNIT_C": 16, "MULTIPLIER": 1}
             values |= {"BLOCK_M": block_m, "BLOCK_N": block_n}
             options = {"num_warps": config.DEPTHWISE_WARPS, "maxnreg": config.DEPTHWISE_REGISTERS}
-            yield f"depthwise {size} {dtype}", conv._depthwise_kernel, values, options
+            yield f"depthwise {size} {dtype}", depthwise._depthwise_kernel, values, options
         for channels_last in (True, False):
             block_m, block_n = config.pointwise_block(256)
             values = values_of(dtype, channels_last=channels_last)
             values |= {"UNIT": 16, "BLOCK_M": block_m, "BLOCK_N": block_n}
             options = {"num_warps": config.POINTWISE_WARPS}
-            yield f"pointwise {dtype} {channels_last}", conv._pointwise_kernel, values, options
+            yield f"pointwise {dtype} {channels_last}", pointwise._pointwise_kernel, values, options
 
 
 @pytest.fixture(scope="module")

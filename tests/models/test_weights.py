@@ -9,7 +9,6 @@ from torch import nn
 
 from fastvision import models
 from fastvision.models import _weights
-from fastvision.models._registry import register
 
 
 def small():
@@ -98,18 +97,6 @@ def test_every_address_is_torchvisions():
         theirs = torchvision.models.get_model_weights(name)
         ours = _weights.addresses(name)
         assert ours == {n: theirs[n].url for n in (*theirs.__members__, "DEFAULT")}
-
-
-def test_registry():
-    assert "resnet50" in models.list_models("classification", include="resnet*", exclude="*152")
-    assert "resnet152" not in models.list_models(include="resnet*", exclude="*152")
-    assert models.get_model_builder("resnet18") is models.resnet18
-    with pytest.raises(ValueError, match="task must be one of"):
-        models.list_models("painting")
-    with pytest.raises(ValueError, match="name must be one of"):
-        models.get_model("resnet19")
-    with pytest.raises(ValueError, match="already"):
-        register("classification")(models.resnet18)
 
 
 def test_stages():

@@ -195,9 +195,10 @@ def test_tiles_in_bands(splits):
 
 @pytest.mark.parametrize("groups", [1, 16], ids=["gemm", "depthwise"])
 def test_64_bit_offsets(groups, monkeypatch):
-    from fastvision.kernels import conv_bn_relu
+    from fastvision.kernels import conv_bn_relu, conv_bn_relu_depthwise
 
-    monkeypatch.setattr(conv_bn_relu, "_exceeds_int32", lambda *tensors: True)
+    for module in (conv_bn_relu, conv_bn_relu_depthwise):
+        monkeypatch.setattr(module, "exceeds_int32", lambda *tensors: True)
     output, wanted = launch(Case(K=16, groups=groups, stride=(2, 1), residual=True))
     assert_matches(output, wanted)
 

@@ -184,6 +184,9 @@ def test_folders_of_coco(small, coco: Path) -> None:
     outcome = training.train(small("scenes", values), coco / "run", device="cpu")
     assert outcome.metrics.keys() == {"map", "map50", "mask_map", "mask_map50"}
     assert all(loss > 0 for loss in outcome.losses)
+    checkpoint = torch.load(coco / "run" / "last.pt")
+    assert checkpoint["classes"] == ["background", "square"]
+    assert checkpoint["category_ids"] == [0, 7]
 
 
 def test_folders_of_voc(small, tmp_path: Path) -> None:

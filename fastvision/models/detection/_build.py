@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -87,7 +88,12 @@ def start(
         try:
             weights_backbone, found = None, classes_of(state)
         except KeyError as error:
-            raise ValueError(f"weights: not a state dict of {name}, which has {error}") from error
+            file = f" {weights}" if isinstance(weights, (str, os.PathLike)) else ""
+            first = ", ".join(itertools.islice(state, 3)) or "nothing"
+            raise ValueError(
+                f"weights{file} do not fit {name}, which has {error}: "
+                f"the state dict has {first} ..."
+            ) from error
         if num_classes not in (None, found):
             raise ValueError(f"num_classes must be {found} for these weights, got {num_classes}")
         num_classes = found

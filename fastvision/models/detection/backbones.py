@@ -191,7 +191,7 @@ def trained_layers(is_trained: bool, wanted: int | None, most: int, default: int
             warnings.warn(
                 "trainable_backbone_layers has no effect without weights or weights_backbone: "
                 f"all {most} are trained",
-                stacklevel=4,
+                stacklevel=5,
             )
         return most
     if wanted is None:

@@ -14,6 +14,7 @@ from ...ops import Conv2dNormActivation, MultiScaleRoIAlign, Sequential
 from .._registry import register
 from ._build import start
 from ._parts import channels_of, check_class
+from .anchors import AnchorGenerator
 from .backbones import Norm
 from .faster_rcnn import (
     FasterRCNN,
@@ -34,7 +35,8 @@ class MaskRCNN(FasterRCNN):
     torchvision's constructor, initialization and state dict.
 
     Args:
-        backbone, num_classes, options: see :class:`FasterRCNN`.
+        backbone, num_classes, ..., bbox_reg_weights: those of :class:`FasterRCNN`, which takes
+            ``kwargs`` too.
         mask_roi_pool: a :class:`fastvision.ops.MultiScaleRoIAlign`; of 14x14 bins from the maps
             "0" to "3" if None.
         mask_head: on what is pooled; four convolutions if None.
@@ -49,7 +51,33 @@ class MaskRCNN(FasterRCNN):
         self,
         backbone: Any,
         num_classes: int | None = None,
-        *options: Any,
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        rpn_anchor_generator: AnchorGenerator | None = None,
+        rpn_head: nn.Module | None = None,
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 1000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rpn_post_nms_top_n_test: int = 1000,
+        rpn_nms_thresh: float = 0.7,
+        rpn_fg_iou_thresh: float = 0.7,
+        rpn_bg_iou_thresh: float = 0.3,
+        rpn_batch_size_per_image: int = 256,
+        rpn_positive_fraction: float = 0.5,
+        rpn_score_thresh: float = 0.0,
+        box_roi_pool: MultiScaleRoIAlign | None = None,
+        box_head: nn.Module | None = None,
+        box_predictor: nn.Module | None = None,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.5,
+        box_detections_per_img: int = 100,
+        box_fg_iou_thresh: float = 0.5,
+        box_bg_iou_thresh: float = 0.5,
+        box_batch_size_per_image: int = 512,
+        box_positive_fraction: float = 0.25,
+        bbox_reg_weights: tuple[float, float, float, float] | None = None,
         mask_roi_pool: MultiScaleRoIAlign | None = None,
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
@@ -66,7 +94,38 @@ class MaskRCNN(FasterRCNN):
         if mask_predictor is None:
             assert num_classes is not None
             mask_predictor = MaskRCNNPredictor(_WIDTH, _WIDTH, num_classes)
-        super().__init__(backbone, num_classes, *options, **kwargs)
+        super().__init__(
+            backbone,
+            num_classes,
+            min_size,
+            max_size,
+            image_mean,
+            image_std,
+            rpn_anchor_generator,
+            rpn_head,
+            rpn_pre_nms_top_n_train,
+            rpn_pre_nms_top_n_test,
+            rpn_post_nms_top_n_train,
+            rpn_post_nms_top_n_test,
+            rpn_nms_thresh,
+            rpn_fg_iou_thresh,
+            rpn_bg_iou_thresh,
+            rpn_batch_size_per_image,
+            rpn_positive_fraction,
+            rpn_score_thresh,
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            box_score_thresh,
+            box_nms_thresh,
+            box_detections_per_img,
+            box_fg_iou_thresh,
+            box_bg_iou_thresh,
+            box_batch_size_per_image,
+            box_positive_fraction,
+            bbox_reg_weights,
+            **kwargs,
+        )
         self.roi_heads.mask_roi_pool = mask_roi_pool or default_roi_pool(14)
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor

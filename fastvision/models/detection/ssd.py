@@ -342,5 +342,5 @@ def without_size(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a builder whose size is fixed, which warns of one (as torchvision's)."""
     if "size" not in options:
         return options
-    warnings.warn("The size of the model is already fixed; ignoring the parameter.", stacklevel=3)
+    warnings.warn("The size of the model is already fixed; ignoring the parameter.", stacklevel=4)
     return {name: value for name, value in options.items() if name != "size"}

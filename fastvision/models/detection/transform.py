@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,8 @@ class GeneralizedRCNNTransform(nn.Module):
         size_divisible: height and width of the batch are multiples of it.
         fixed_size: (width, height) of all images instead, whatever their shape.
         _skip_resize: leaves images as they are in training.
+
+    Other arguments, which torchvision's ignores, are an error: a detector passes its own on.
     """
 
     def __init__(
@@ -42,7 +43,6 @@ class GeneralizedRCNNTransform(nn.Module):
         fixed_size: Size | None = None,
         *,
         _skip_resize: bool = False,
-        **_: Any,  # torchvision's takes any, too
     ) -> None:
         super().__init__()
         self.min_size = min_size if isinstance(min_size, (list, tuple)) else (min_size,)

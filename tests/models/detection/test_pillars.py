@@ -1,7 +1,4 @@
-"""PointPillars: pillars and anchors against loops, losses by hand, and what must not matter.
-
-Over 450 lines because all tests share one small model and its clouds.
-"""
+"""PointPillars: pillars against loops, losses by hand, and what must not matter."""
 
 from __future__ import annotations
 
@@ -15,13 +12,11 @@ import torch
 import fastvision
 from fastvision import models
 from fastvision.data import LidarScenes
-from fastvision.models.detection import PillarFeatures, PointPillars, SolidAnchors
-from fastvision.models.detection.solid_anchors import decode, encode
-from fastvision.ops import box_iou_rotated, sigmoid_focal_loss
-from fastvision.reference.box_iou_3d import seen_from_above
+from fastvision.models.detection import PillarFeatures, PointPillars
+from fastvision.models.detection.solid_anchors import encode
+from fastvision.ops import sigmoid_focal_loss
 from fastvision.testing.models import randomize
-
-EXTENT = (-9.6, -6.4, -1.0, 9.6, 6.4, 4.0)
+from fastvision.testing.pillars import EXTENT, objects
 
 
 def small(**options) -> PointPillars:
@@ -38,17 +33,6 @@ def cloud(count: int, seed: int = 0) -> torch.Tensor:
     points[: count // 2, :3] *= 0.005
     points[: count // 2, :2] += torch.tensor(EXTENT[:2]) + 0.2
     return points
-
-
-def objects() -> dict[str, torch.Tensor]:
-    boxes = torch.tensor(
-        [
-            [-4.0, 2.0, 0.8, 4.0, 1.7, 1.5, 0.3],
-            [3.2, -2.9, 0.7, 3.7, 1.8, 1.6, -2.0],
-            [0.1, 4.0, 0.9, 0.6, 0.5, 1.8, 2.0],
-        ]
-    )
-    return {"boxes": boxes, "labels": torch.tensor([1, 1, 2])}
 
 
 def answer_of(model: PointPillars, boxes, labels, score: float = 5.0) -> torch.Tensor:
@@ -101,96 +85,6 @@ def test_features_of_pillars_by_a_loop():
             expected[scene, :, row, column] = features[0, :, :, 0].amax(1)
     assert (expected[0].amax(0) > 0).sum() > 50
     torch.testing.assert_close(module(clouds), expected)
-
-
-def test_anchors_lie_on_the_grid():
-    anchors = SolidAnchors([(4, 2, 1.5, 0.7), (1, 1, 2, 0.9)], (0, -4, 8, 4), (2, 4))
-    boxes, labels = anchors.on(torch.device("cpu"))
-    assert boxes.shape == (2 * 4 * 2 * 2, 7) and anchors.per_cell == 4
-    cells = boxes.view(2, 4, 2, 2, 7)
-    assert cells[:, 0, 0, 0, 1].tolist() == [-2, 2]
-    assert cells[1, :, 1, 1, 0].tolist() == [1, 3, 5, 7]
-    assert cells[1, 2, 0, :, 2:6].tolist() == [[pytest.approx(v) for v in (0.7, 4, 2, 1.5)]] * 2
-    assert cells[0, 0, 1, :, 6].tolist() == [0, pytest.approx(math.pi / 2)]
-    assert labels.view(2, 4, 2, 2)[1, 3].tolist() == [[1, 1], [2, 2]]
-
-
-def test_codes_are_decoded():
-    generator = torch.Generator().manual_seed(0)
-    boxes = torch.randn(200, 7, generator=generator, dtype=torch.double) * 3
-    boxes[:, 3:6] = boxes[:, 3:6].exp().clamp(0.1, 20)
-    anchors = SolidAnchors(models.detection.pillars.ANCHORS, (-4, -4, 4, 4), (8, 8))
-    reference = anchors.on(boxes.device)[0][:200].double()
-    codes, forward = encode(boxes, reference)
-    assert codes[:, 6].abs().max() <= math.pi / 2
-    assert 0.2 < forward.double().mean() < 0.8
-    decoded = decode(codes, forward, reference)
-    torch.testing.assert_close(decoded[:, :6], boxes[:, :6])
-    turn = decoded[:, 6] - boxes[:, 6]
-    torch.testing.assert_close(turn.cos(), torch.ones(200).double())
-    # turned around, only the direction changes
-    around = boxes + boxes.new_tensor((0, 0, 0, 0, 0, 0, math.pi))
-    other, backward = encode(around, reference)
-    torch.testing.assert_close(other, codes)
-    assert backward.equal(~forward)
-
-
-def test_matching_by_a_loop():
-    model = small()
-    target = objects()
-    boxes, labels = target["boxes"], target["labels"]
-    answers, owner = model.anchors.match(boxes[None], labels[None])
-    anchors, classes = model.anchors.on(boxes.device)
-    turned = boxes.clone()  # to the closest direction of an anchor
-    turned[:, 6] = torch.tensor((0.0, math.pi / 2, math.pi / 2))
-    overlap = box_iou_rotated(seen_from_above(anchors), seen_from_above(turned))
-    for anchor in range(len(anchors)):
-        shared = [
-            overlap[anchor, number].item() if labels[number] == classes[anchor] else 0.0
-            for number in range(3)
-        ]
-        along = [abs(anchors[anchor, 6] - turned[number, 6]) < 1e-3 for number in range(3)]
-        owned = [
-            number
-            for number in range(3)
-            if along[number]
-            and (
-                shared[number] >= 0.5
-                or (shared[number] > 0 and overlap[anchor, number] == overlap[:, number].max())
-            )
-        ]
-        if owned:
-            assert answers[0, anchor] == 0 and owner[0, anchor] in owned
-        else:
-            assert answers[0, anchor] == (-1 if max(shared) < 0.35 else -2)
-    assert set(owner[answers == 0].tolist()) == {0, 1, 2}, "each object has an anchor"
-    assert (answers == -2).any()
-
-
-def test_matching_does_not_depend_on_the_rest_of_a_batch():
-    model, target = small(), objects()
-    boxes, labels = target["boxes"], target["labels"]
-    alone, owner = model.anchors.match(boxes[None], labels[None])
-    batch = torch.stack((boxes.flip(0), torch.zeros_like(boxes), boxes))
-    answers, owners = model.anchors.match(batch, torch.stack((labels.flip(0), labels * 0, labels)))
-    assert answers[2].equal(alone[0]) and answers[0].equal(alone[0])
-    assert owners[2].equal(owner[0])
-    found = alone[0] == 0
-    assert owners[0][found].equal(2 - owner[0][found])
-    assert (answers[1] == -1).all()
-    around = boxes + boxes.new_tensor((0, 0, 0, 0, 0, 0, math.pi))
-    assert model.anchors.match(around[None], labels[None])[0].equal(alone)
-
-
-def test_an_object_smaller_than_a_cell_has_an_anchor():
-    model = small()
-    spread = torch.linspace(0, 0.8, 9)  # a cell
-    boxes = torch.zeros(81, 7)
-    boxes[:, :2] = torch.cartesian_prod(spread, spread)
-    boxes[:, 3:6] = 0.5
-    for box in boxes:
-        answers, _ = model.anchors.match(box[None, None], torch.tensor([[2]]))
-        assert (answers == 0).any()
 
 
 def test_losses_term_by_term():

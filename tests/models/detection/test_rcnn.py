@@ -333,7 +333,7 @@ def test_weights_decide_over_classes_and_normalizations(tmp_path):
     assert sum(p.requires_grad for p in loaded.parameters()) < len(list(loaded.parameters()))
     with pytest.raises(ValueError, match="num_classes must be 4 for these weights, got 5"):
         build(weights=tmp_path / "model.pth", num_classes=5)
-    with pytest.raises(ValueError, match="not a state dict of fasterrcnn_mobilenet"):
+    with pytest.raises(ValueError, match="weights do not fit fasterrcnn_mobilenet"):
         build(weights={"weight": torch.zeros(1)})
     frozen = {k: v for k, v in trained.state_dict().items() if "num_batches" not in k}
     assert any(isinstance(m, FrozenBatchNorm2d) for m in build(weights=frozen).modules())

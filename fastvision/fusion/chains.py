@@ -1,0 +1,386 @@
+"""Deferred values of a fused model: chains of layers that are computed as one op.
+
+A fused convolution is lazy. It returns a :class:`Deferred`, which a normalization, addition or
+activation after it extends, whichever code calls them; any other use computes the whole chain. So
+nothing about the model's code has to be known, and there is no graph: each call runs the model's
+own forward.
+
+Images and Deferreds exist in eager mode only. A tracer has its own tensors, for which a
+:class:`Traced` stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .._memory_format import is_channels_last
+from ..ops._checks import is_eager
+from .images import Image, Value, hidden, new_image
+from .trees import map_tree
+
+
+class Norm:
+    """A batch normalization with fixed statistics, from a module or a function call."""
+
+    __slots__ = ("channels", "eps", "name", "tensors")
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        name: str = "batch_norm",  # for reports
+    ) -> None:
+        self.tensors = (weight, bias, mean, var)
+        self.eps, self.name = eps, name
+        shapes = {t.shape for t in self.tensors if t is not None}
+        shape: Any = shapes.pop() if len(shapes) == 1 else ()
+        ordinary = len(shape) == 1 and not any(map(is_value, self.tensors))
+        self.channels: int | None = shape[0] if ordinary else None
+
+    def is_of(self, channels: int) -> bool:
+        """Whether it has this number of channels, and needs no gradient."""
+        if self.channels != channels:
+            return False
+        return not torch.is_grad_enabled() or not any(
+            t is not None and t.requires_grad for t in self.tensors
+        )
+
+    def is_same(self, other: Norm | None) -> bool:
+        """Whether it has the same tensors; each call of F.batch_norm makes a new Norm."""
+        return self is other or (
+            other is not None
+            and self.eps == other.eps
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
+End = tuple[str, float]  # activation at the end of a chain, negative slope
+NO_END: End = ("none", 0.01)
+
+
+class Ready:
+    """Facts about an anchor's calls with inputs of one kind, cached."""
+
+    __slots__ = ("autocast", "counted", "dtype", "kept", "placeholder", "weight")
+
+    def __init__(
+        self,
+        kept: set[str],
+        dtype: torch.dtype,
+        autocast: torch.dtype | None,
+        shape: Any,  # of the result; None under a tracer
+        weight: Tensor | None = None,
+    ) -> None:
+        self.dtype, self.autocast, self.weight, self.kept = dtype, autocast, weight, kept
+        self.counted = weight is not None and not weight.is_inference()  # torch counts writes
+        # data of the deferred results, which are instances of a subclass of Tensor
+        self.placeholder: Any = None if shape is None else _placeholder(shape, autocast or dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without memory, on the meta device."""
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class Anchor(Protocol):
+    """The layer that begins a chain: a convolution, linear layer or normalization."""
+
+    takes_norm: bool
+    takes_residual: bool
+    # stages whose values were used outside the chain; later calls end the chain there
+    kept: set[str]
+
+    def run(
+        self,
+        x: Tensor,
+        norm: Norm | None,
+        residual: Tensor | None,
+        end: End,
+        autocast: torch.dtype | None,
+        *,
+        eager: bool,
+    ) -> Tensor: ...
+
+    def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
+
+
+class _Chain(Value):
+    """A deferred chain so far: an anchor, an optional normalization, an optional addition."""
+
+    anchor: Any = None
+    source: Any = None  # an Image; under a tracer a Traced
+    ready: Any = None
+    stamp: int | None = None  # version of the anchor's weight at its call
+    normalization: Norm | None = None
+    residual: Any = None  # an Image; under a tracer a tensor
+    value: Any = None  # set once computed
+    used = False  # whether a longer chain extends it
+
+    @property
+    def stage(self) -> str:
+        return (
+            "added"
+            if self.residual is not None
+            else "raw"
+            if self.normalization is None
+            else "normed"
+        )
+
+    def compute(self) -> Any:
+        """The value as an Image; under a tracer the tensor."""
+        if self.value is None:
+            if self.used:
+                self.ready.kept.add(self.stage)
+            self.settle(self._run(NO_END))
+        return self.value
+
+    def settle(self, value: Any) -> None:
+        """Sets the value and drops the inputs."""
+        self.value, self.source, self.normalization, self.residual = value, None, None, None
+
+    def may_go_on(self) -> bool:
+        """Whether the chain may be extended: this stage's value has not been used by itself, now or
+        in an earlier call."""
+        if self.value is not None or self.ready is None:
+            return False
+        kept = self.ready.kept
+        return not kept or self.stage not in kept
+
+    def may_normalize(self, norm: Norm) -> bool:
+        if self.normalization is not None or self.residual is not None or not self.may_go_on():
+            return False
+        anchor = self.anchor
+        return anchor.takes_norm and norm.is_of(anchor.out_channels)
+
+    def may_add(self) -> bool:
+        return self.residual is None and self.may_go_on() and self.anchor.takes_residual
+
+    def longer(self, norm: Norm | None, residual: Any) -> Any:
+        """A new value: this chain, extended."""
+        self.used = True
+        new = _begin(self.anchor, self.source, self.ready, self.stamp)
+        new.normalization = norm
+        if residual is not None:
+            new.join(residual)
+        return new
+
+    def join(self, residual: Any) -> None:
+        self.residual = residual
+        if type(residual) is Image:
+            residual._shared.add(weakref.ref(self))
+
+    def activated(self, end: End, *, in_place: bool) -> Any:
+        result = self._run(end)
+        if in_place:
+            self.settle(result)
+        else:
+            self.used = True
+        return result if type(result) is Image else Traced(result)
+
+    def _run(self, end: End) -> Any:
+        ready = self.ready
+        if self.stamp is not None and (
+            ready.weight._version != self.stamp
+            or self.anchor._parameters.get("weight") is not ready.weight
+        ):
+            raise RuntimeError(
+                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
+                "call and the first use of what it gave: use it before, or clone() it"
+            )
+        return run_chain(
+            self.anchor, self.source, self.normalization, self.residual, end, ready.autocast
+        )
+
+    # metadata is known before the value is computed
+
+    @property
+    def shape(self) -> torch.Size:
+        if self.value is not None:
+            return self.value.shape
+        if self.ready.placeholder is not None:
+            return self.ready.placeholder.shape
+        return torch.Size(self.anchor.shape_of(plain_of(self.source)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.value is not None:
+            return self.value.dtype
+        return self.ready.autocast or self.ready.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return (self.source if self.value is None else self.value).device
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def size(self, dim: Any = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.compute().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return Value._operate(Tensor.__deepcopy__, (self, memo), {})
+
+
+def run_chain(
+    anchor: Any,
+    source: Any,
+    norm: Norm | None,
+    residual: Any,
+    end: End,
+    autocast: torch.dtype | None,
+) -> Any:
+    """Computes a chain: an Image; under a tracer the tensor."""
+    is_image = type(source) is Image
+    x = source._memory if is_image and source._viewed is None else plain_of(source)
+    if residual is not None:
+        residual = plain_of(residual)
+    eager = is_eager()
+    plain = anchor.run(x, norm, residual, end, autocast, eager=eager)
+    if not (is_image and eager):
+        return plain
+    # the model's own layer would have kept the format
+    if not source._in_other_format and source._viewed is None and is_channels_last(x):
+        return new_image(plain, source._scope)
+    return hidden(plain, source._scope)
+
+
+class Deferred(_Chain, Tensor):  # type: ignore[override]
+    """A chain in eager mode. C++ code also sees a Tensor, without memory; its operations reach
+    ``__torch_dispatch__``."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return func(*map_values(args, exact_of), **map_values(kwargs or {}, exact_of))
+
+
+class Traced(_Chain):
+    """A chain or a tensor under a tracer; poses as a Tensor."""
+
+    def __init__(self, plain: Tensor | None = None) -> None:
+        self.value = plain
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(Tensor, name)  # raises Tensor's AttributeError
+        if callable(found):
+            return lambda *args, **kwargs: Value._operate(found, (self, *args), kwargs)
+        return Value._operate(found.__get__, (self,), {})
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def defer(anchor: Any, source: Any, ready: Ready) -> Any:
+    """The deferred result of ``anchor`` for ``source``."""
+    return _begin(anchor, source, ready, ready.weight._version if ready.counted else None)  # type: ignore[union-attr]
+
+
+def _begin(anchor: Any, source: Any, ready: Ready, stamp: int | None) -> Any:
+    if type(source) is Image:
+        new: Any = _make_subclass(Deferred, ready.placeholder)
+        reader = weakref.ref(new)
+        source._shared.add(reader)
+        source._scope.append(reader)
+    else:
+        new = Traced()
+    new.anchor, new.source, new.ready, new.stamp = anchor, source, ready, stamp
+    return new
+
+
+_make_subclass = Tensor._make_subclass
+
+
+def _delegate(name: str) -> Callable[..., Any]:
+    function = getattr(Tensor, name)
+    return lambda *args, **kwargs: Value._operate(function, args, kwargs)
+
+
+# Python looks special methods up in the class
+_SPECIAL = """
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul
+    rmatmul and or xor lshift rshift neg pos abs invert eq ne lt le gt ge iadd isub imul
+    itruediv ifloordiv imod ipow iand ior ixor ilshift irshift getitem setitem len bool int
+    float complex index contains format repr array
+"""
+for _name in _SPECIAL.split():
+    if hasattr(Tensor, f"__{_name}__"):
+        setattr(Traced, f"__{_name}__", _delegate(f"__{_name}__"))
+
+
+def is_deferred(value: Any) -> bool:
+    kind = type(value)
+    return kind is Deferred or kind is Traced
+
+
+def is_value(value: Any) -> bool:
+    kind = type(value)
+    return kind is Image or kind is Deferred or kind is Traced
+
+
+def plain_of(value: Any) -> Tensor:
+    """The memory of a value, in any format."""
+    kind = type(value)
+    if kind is Deferred or kind is Traced:
+        value = value.compute()
+    if type(value) is Image:
+        return value._memory if value._viewed is None else value._plain
+    return value
+
+
+def compute_readers(value: Image) -> None:
+    """Computes what is deferred and will read the memory, before it is written to."""
+    readers = value._shared
+    while readers:
+        deferred = readers.pop()()
+        if deferred is not None and deferred.value is None:
+            deferred.settle(deferred._run(NO_END))
+
+
+def autocast_of(x: Tensor) -> torch.dtype | None:
+    """The dtype autocast would cast ``x`` to; None if it is off or ``x`` is float64."""
+    kind = "cpu" if x.is_cpu else x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Maps ``function`` over the values in nested lists, tuples and dicts."""
+    if is_value(value):
+        return function(value)
+    return map_tree(lambda item: map_values(item, function), value)
+
+
+def exact_of(value: Any) -> Tensor:
+    """The tensor that the model would have, strides included."""
+    computed = value.compute() if is_deferred(value) else value
+    if type(computed) is Image:
+        return computed.exact()
+    plain = computed
+    if is_channels_last(plain):  # under a tracer
+        value.value = plain = plain.contiguous()
+    return plain
