@@ -3,6 +3,7 @@
 #include "ops/focal_loss.h"
 
 #include "common/simd_math.h"
+#include "common/simd_sum.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -36,15 +37,6 @@ constexpr int kVectorsPerSum = 32;
 // Vectors scanned for easy negatives before the others among them are computed.
 constexpr int kBlock = 256;
 
-template <typename V>
-inline double sum_of_lanes(V v) {
-  double sum = 0;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) {
-    sum += v[i];
-  }
-  return sum;
-}
-
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename T>
@@ -57,16 +49,16 @@ inline auto load_filled(const T* p, int count, accumulate_t<T> fill) {
 }
 
 // Calls add(i, sum of some vectors) for i in [0, count); returns the total.
-template <typename V, typename F>
+template <typename A, typename F>
 inline double sum_of_vectors(int count, const F& add) {
   double sum = 0;
   for (int i = 0; i < count;) {
     const int end = i + kVectorsPerSum < count ? i + kVectorsPerSum : count;
-    V recent{};
+    vector_t<A> recent{};
     for (; i < end; ++i) {
       add(i, recent);
     }
-    sum += sum_of_lanes(recent);
+    sum += sum_of_lanes<A, double>(recent);
   }
   return sum;
 }
@@ -146,7 +138,7 @@ inline double easy_negatives(
       store(vector.grads, cube * grad_scale * polynomial(e, kDerivative));
     }
   };
-  return sum_of_vectors<float_v>(vectors, add) * params.negative;
+  return sum_of_vectors<float>(vectors, add) * params.negative;
 }
 
 // The vectors index(0), index(1), ...
@@ -155,7 +147,7 @@ inline double any_elements(
     const Elements<T>& elements, int vectors, const FocalParams<A>& params, const Index& index
 ) {
   using V = vector_t<A>;
-  return sum_of_vectors<V>(vectors, [&](int i, V& sum) {
+  return sum_of_vectors<A>(vectors, [&](int i, V& sum) {
     const Elements<T> vector = elements.at(index(i) * lanes_v<A>);
     const V x = load(vector.inputs);
     FocalTerm<V> term;
@@ -361,7 +353,7 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
     for (int64_t i = 0; i < K; i += lanes) {
       others_v += load(exponentials + i);
     }
-    const double others = sum_of_lanes(others_v);
+    const double others = sum_of_lanes<A, double>(others_v);
     const double sum = own + others;
     const double x = value_of(row + label) - most;
     const double log_p = x == 0 ? -__builtin_log1p(others) : x - __builtin_log(sum);
