@@ -9,11 +9,6 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-template <typename A>
-inline bool is_empty(Range<A> range) {
-  return range.begin == range.end;
-}
-
 // The maxima of `n` columns of a plane over the rows of a bin, from the pixel at `corner` on.
 template <bool kArgmax, typename A, typename T>
 inline RunningMaximum<A, kArgmax> maximum_of_columns(
