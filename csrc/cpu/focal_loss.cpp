@@ -4,6 +4,7 @@
 
 #include "common/simd_math.h"
 #include "common/simd_sum.h"
+#include "common/simd_value.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -311,11 +312,6 @@ inline void for_row(const T* row, int64_t K, const F& f) {
   }
 }
 
-template <typename T>
-inline double value_of(const T* p) {
-  return load_filled(p, 1, accumulate_t<T>(0))[0];
-}
-
 template <typename T, typename A>
 FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponentials) {
   using V = vector_t<A>;
@@ -355,13 +351,13 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
     }
     const double others = sum_of_lanes<A, double>(others_v);
     const double sum = own + others;
-    const double x = value_of(row + label) - most;
+    const double x = static_cast<double>(value_of(row + label)) - most;
     const double log_p = x == 0 ? -__builtin_log1p(others) : x - __builtin_log(sum);
     const auto term = focal_softmax<ScalarMath>(own / sum, others / sum, log_p, params);
     const double weight = weights ? double(weights[label]) : 1.0;
     const double loss = term.loss * weight;
     if (loss_out) {
-      store_partial(loss_out, broadcast(A(loss)), 1);
+      store_value(loss_out, static_cast<A>(loss));
     } else {
       result.sum += loss;
     }

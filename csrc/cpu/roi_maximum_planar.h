@@ -127,22 +127,28 @@ struct RowOfCopies {
   const A* copies;
   int64_t copied, y_begin, in_batch;
 
-  inline void operator()(int64_t ph, A* value, A* position) const {
+  // not inlined: a larger function keeps the counters of the innermost loop in memory
+  __attribute__((noinline)) void operator()(int64_t ph, A* value, A* position) const {
     constexpr int lanes = lanes_v<A>;
     const Range<A> ys = own.bins.y(ph);
+    const int64_t W = own.W, distance = copied;
     for (int64_t pw = 0; pw < bins; ++pw, value += lanes, position += lanes) {
       const Range<A> xs = own.bins.x(pw);
+      const int64_t width = xs.end - xs.begin;
       RunningMaximum<A, kArgmax> best[kVectors];
-      for (const Tap<A>* y = ys.begin; y < ys.end && !is_empty(xs); ++y) {
-        const int64_t x = xs.begin->pixel;
-        const A* pixel = copies + ((y->pixel - y_begin) * own.W + x) * lanes;
-        auto at =
-            positions_t<A>{} + static_cast<decltype(+best[0].position[0])>(y->pixel * own.W + x);
-        for (int64_t n = xs.end - xs.begin; n > 0; --n, pixel += lanes, at += 1) {
+      if (width > 0 && !is_empty(ys)) {
+        const int64_t corner = ys.begin->pixel * W + xs.begin->pixel;
+        const A* pixel = copies + (corner - y_begin * W) * lanes;
+        auto at = places_from<A>(corner, 0);
+        for (int64_t rows = ys.end - ys.begin; rows > 0; --rows) {
+          for (const A* end = pixel + width * lanes; pixel < end; pixel += lanes, at += 1) {
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
-            best[v].add(load(pixel + v * copied), at);
+            for (int v = 0; v < kVectors; ++v) {
+              best[v].add(load(pixel + v * distance), at);
+            }
           }
+          pixel += (W - width) * lanes;
+          at += static_cast<lane_t<A>>(W - width);
         }
       }
 #pragma GCC unroll 2
