@@ -1,6 +1,7 @@
 // Maxima of rois over channel planes (NCHW), with a vector's worth of channels in the lanes.
 #pragma once
 
+#include "common/prefetch.h"
 #include "common/roi_op.h"
 #include "cpu/roi_bins.h"
 #include "cpu/roi_planes.h"
@@ -191,6 +192,13 @@ inline void maximum_planar(
   for (int64_t first = 0; first < args.PH; first += batch) {
     const int64_t last = least(args.PH, first + batch);
     for (int64_t ph = first; ph < last; ++ph) {
+      // a row's share of what the roi will be written to, which is rarely in cache
+      const int64_t share = least(kVectors * lanes, c_end - c) * args.PW;
+      const int64_t begin_of_share = c * args.PH * args.PW + ph * share;
+      prefetch_to_write(own.pooled + begin_of_share, share * sizeof(T));
+      if constexpr (kArgmax) {
+        prefetch_to_write(own.argmax + begin_of_share, share * sizeof(int32_t));
+      }
       const int64_t bin = (ph - first) * args.PW;
       row(ph, scratch.values + bin * lanes, scratch.positions + bin * lanes);
     }
