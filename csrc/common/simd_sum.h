@@ -1,4 +1,4 @@
-// The sum of a vector's lanes, in the lanes' type. For files of csrc/cpu.
+// The sum of a vector's lanes. For files of csrc/cpu.
 #pragma once
 
 #include "common/simd.h"
@@ -6,13 +6,33 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-template <typename T>
-inline T sum_of_lanes(vector_t<T> v) {
-  T sum = 0;
-  for (int i = 0; i < lanes_v<T>; ++i) {
-    sum += v[i];
+// Adds lanes kStep apart, then half as far, down to neighbours: each lane gets the total.
+template <int kStep, typename V, int... I>
+inline V fold(V v, lane_list<I...> lanes) {
+  v += __builtin_shufflevector(v, v, (I ^ kStep)...);
+  if constexpr (kStep > 1) {
+    return fold<kStep / 2>(v, lanes);
   }
-  return sum;
+  return v;
+}
+
+// Every second lane, from kFirst on, in a type twice as wide.
+template <typename Wide, int kFirst, typename V, int... I>
+inline Wide widen_lanes(V v, lane_list<I...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, (2 * I + kFirst)...), Wide);
+}
+
+// Summed in S, which is T or, of floats, double: in pairs, so that few additions wait for others.
+template <typename T, typename S = T>
+inline S sum_of_lanes(vector_t<T> v) {
+  using Lanes = typename make_lanes<lanes_v<S>>::type;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return fold<lanes_v<S> / 2>(v, Lanes{})[0];
+  } else {
+    const vector_t<S> sum =
+        widen_lanes<vector_t<S>, 0>(v, Lanes{}) + widen_lanes<vector_t<S>, 1>(v, Lanes{});
+    return fold<lanes_v<S> / 2>(sum, Lanes{})[0];
+  }
 }
 
 }  // namespace

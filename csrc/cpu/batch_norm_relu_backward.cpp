@@ -109,8 +109,8 @@ void sums(const BatchNormReluArgs& args, int64_t begin, int64_t end, A* scratch)
         T* to = dz == nullptr ? nullptr : dz + offset + i;
         const int64_t n = args.length - i < kChunk ? args.length - i : kChunk;
         for_vectors<A>(0, n, Sum<T, A, G, InRegisters<A>>{gradient, to, {lanes[0], lanes[1]}});
-        first += sum_of_lanes<A>(lanes[0]);
-        second += sum_of_lanes<A>(lanes[1]);
+        first += sum_of_lanes<A, double>(lanes[0]);
+        second += sum_of_lanes<A, double>(lanes[1]);
       }
       double* partials = partials_of(args, offset / args.length);
       partials[0] = first;

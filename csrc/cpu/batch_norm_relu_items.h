@@ -2,7 +2,7 @@
 // of a plane share their channel's constants, the lanes of a row are different channels.
 #pragma once
 
-#include "common/simd.h"
+#include "common/simd_sum.h"
 #include "ops/batch_norm_relu.h"
 
 namespace fastvision::FASTVISION_ISA {
@@ -45,15 +45,6 @@ inline vector_t<A> own_lanes(vector_t<A> v, int64_t count) {
     }
     return lane < broadcast(static_cast<A>(count)) ? v : vector_t<A>{};
   }
-}
-
-template <typename A>
-inline double sum_of_lanes(vector_t<A> v) {
-  double sum = 0;
-  for (int i = 0; i < lanes_v<A>; ++i) {
-    sum += v[i];
-  }
-  return sum;
 }
 
 // Per-channel constants, by lane. Plane: the same in all lanes.

@@ -51,7 +51,7 @@ void plane_statistics(const T* x, int64_t length, double& mean, double& squares)
     }
     for_vectors<A>(i, n, AddTo<T, A>{chunk, sum[0]});
     const double share = 1.0 / n;
-    const double total = sum_of_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    const double total = sum_of_lanes<A, double>((sum[0] + sum[1]) + (sum[2] + sum[3]));
     const V centre = broadcast(static_cast<A>(total * share));
 
     V first[2] = {}, second[2] = {};
@@ -63,9 +63,9 @@ void plane_statistics(const T* x, int64_t length, double& mean, double& squares)
       }
     }
     for_vectors<A>(i, n, AddDeviationsTo<T, A>{chunk, centre, first[0], second[0]});
-    const double rest = sum_of_lanes<A>(first[0] + first[1]) * share;
+    const double rest = sum_of_lanes<A, double>(first[0] + first[1]) * share;
     const double chunk_mean = centre[0] + rest;
-    const double chunk_squares = sum_of_lanes<A>(second[0] + second[1]) - rest * rest * n;
+    const double chunk_squares = sum_of_lanes<A, double>(second[0] + second[1]) - rest * rest * n;
     const double difference = chunk_mean - mean;
     const double part = static_cast<double>(n) / (begin + n);
     mean += difference * part;

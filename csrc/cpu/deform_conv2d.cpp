@@ -2,7 +2,7 @@
 // where they are gathered.
 #include "ops/deform_conv2d.h"
 
-#include "common/simd.h"
+#include "common/simd_sum.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -174,21 +174,6 @@ void gather(const DeformTile<T>& tile) {
       }
     }
   }
-}
-
-// adds lanes kStep apart, then half as far, down to neighbours
-template <int kStep, typename V, int... I>
-inline V fold(V v, lane_list<I...> lanes) {
-  v += __builtin_shufflevector(v, v, (I ^ kStep)...);
-  if constexpr (kStep > 1) {
-    return fold<kStep / 2>(v, lanes);
-  }
-  return v;
-}
-
-template <typename T>
-inline T sum_of_lanes(vector_t<T> v) {
-  return fold<lanes_v<T> / 2>(v, typename make_lanes<lanes_v<T>>::type{})[0];
 }
 
 // Sums over the channels of a sample.

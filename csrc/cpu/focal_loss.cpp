@@ -3,6 +3,8 @@
 #include "ops/focal_loss.h"
 
 #include "common/simd_math.h"
+#include "common/simd_sum.h"
+#include "common/simd_value.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -36,15 +38,6 @@ constexpr int kVectorsPerSum = 32;
 // Vectors scanned for easy negatives before the others among them are computed.
 constexpr int kBlock = 256;
 
-template <typename V>
-inline double sum_of_lanes(V v) {
-  double sum = 0;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) {
-    sum += v[i];
-  }
-  return sum;
-}
-
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename T>
@@ -57,16 +50,16 @@ inline auto load_filled(const T* p, int count, accumulate_t<T> fill) {
 }
 
 // Calls add(i, sum of some vectors) for i in [0, count); returns the total.
-template <typename V, typename F>
+template <typename A, typename F>
 inline double sum_of_vectors(int count, const F& add) {
   double sum = 0;
   for (int i = 0; i < count;) {
     const int end = i + kVectorsPerSum < count ? i + kVectorsPerSum : count;
-    V recent{};
+    vector_t<A> recent{};
     for (; i < end; ++i) {
       add(i, recent);
     }
-    sum += sum_of_lanes(recent);
+    sum += sum_of_lanes<A, double>(recent);
   }
   return sum;
 }
@@ -146,7 +139,7 @@ inline double easy_negatives(
       store(vector.grads, cube * grad_scale * polynomial(e, kDerivative));
     }
   };
-  return sum_of_vectors<float_v>(vectors, add) * params.negative;
+  return sum_of_vectors<float>(vectors, add) * params.negative;
 }
 
 // The vectors index(0), index(1), ...
@@ -155,7 +148,7 @@ inline double any_elements(
     const Elements<T>& elements, int vectors, const FocalParams<A>& params, const Index& index
 ) {
   using V = vector_t<A>;
-  return sum_of_vectors<V>(vectors, [&](int i, V& sum) {
+  return sum_of_vectors<A>(vectors, [&](int i, V& sum) {
     const Elements<T> vector = elements.at(index(i) * lanes_v<A>);
     const V x = load(vector.inputs);
     FocalTerm<V> term;
@@ -319,11 +312,6 @@ inline void for_row(const T* row, int64_t K, const F& f) {
   }
 }
 
-template <typename T>
-inline double value_of(const T* p) {
-  return load_filled(p, 1, accumulate_t<T>(0))[0];
-}
-
 template <typename T, typename A>
 FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponentials) {
   using V = vector_t<A>;
@@ -361,15 +349,15 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
     for (int64_t i = 0; i < K; i += lanes) {
       others_v += load(exponentials + i);
     }
-    const double others = sum_of_lanes(others_v);
+    const double others = sum_of_lanes<A, double>(others_v);
     const double sum = own + others;
-    const double x = value_of(row + label) - most;
+    const double x = static_cast<double>(value_of(row + label)) - most;
     const double log_p = x == 0 ? -__builtin_log1p(others) : x - __builtin_log(sum);
     const auto term = focal_softmax<ScalarMath>(own / sum, others / sum, log_p, params);
     const double weight = weights ? double(weights[label]) : 1.0;
     const double loss = term.loss * weight;
     if (loss_out) {
-      store_partial(loss_out, broadcast(A(loss)), 1);
+      store_value(loss_out, static_cast<A>(loss));
     } else {
       result.sum += loss;
     }

@@ -14,6 +14,11 @@ struct Range {
   const Tap<A>* end;
 };
 
+template <typename A>
+inline bool is_empty(Range<A> range) {
+  return range.begin == range.end;
+}
+
 // The taps of one bin of a roi.
 template <typename A>
 struct RoiBins {

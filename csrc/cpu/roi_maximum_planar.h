@@ -1,6 +1,7 @@
 // Maxima of rois over channel planes (NCHW), with a vector's worth of channels in the lanes.
 #pragma once
 
+#include "common/prefetch.h"
 #include "common/roi_op.h"
 #include "cpu/roi_bins.h"
 #include "cpu/roi_planes.h"
@@ -8,11 +9,6 @@
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
-
-template <typename A>
-inline bool is_empty(Range<A> range) {
-  return range.begin == range.end;
-}
 
 // The maxima of `n` columns of a plane over the rows of a bin, from the pixel at `corner` on.
 template <bool kArgmax, typename A, typename T>
@@ -132,22 +128,28 @@ struct RowOfCopies {
   const A* copies;
   int64_t copied, y_begin, in_batch;
 
-  inline void operator()(int64_t ph, A* value, A* position) const {
+  // not inlined: a larger function keeps the counters of the innermost loop in memory
+  __attribute__((noinline)) void operator()(int64_t ph, A* value, A* position) const {
     constexpr int lanes = lanes_v<A>;
     const Range<A> ys = own.bins.y(ph);
+    const int64_t W = own.W, distance = copied;
     for (int64_t pw = 0; pw < bins; ++pw, value += lanes, position += lanes) {
       const Range<A> xs = own.bins.x(pw);
+      const int64_t width = xs.end - xs.begin;
       RunningMaximum<A, kArgmax> best[kVectors];
-      for (const Tap<A>* y = ys.begin; y < ys.end && !is_empty(xs); ++y) {
-        const int64_t x = xs.begin->pixel;
-        const A* pixel = copies + ((y->pixel - y_begin) * own.W + x) * lanes;
-        auto at =
-            positions_t<A>{} + static_cast<decltype(+best[0].position[0])>(y->pixel * own.W + x);
-        for (int64_t n = xs.end - xs.begin; n > 0; --n, pixel += lanes, at += 1) {
+      if (width > 0 && !is_empty(ys)) {
+        const int64_t corner = ys.begin->pixel * W + xs.begin->pixel;
+        const A* pixel = copies + (corner - y_begin * W) * lanes;
+        auto at = places_from<A>(corner, 0);
+        for (int64_t rows = ys.end - ys.begin; rows > 0; --rows) {
+          for (const A* end = pixel + width * lanes; pixel < end; pixel += lanes, at += 1) {
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
-            best[v].add(load(pixel + v * copied), at);
+            for (int v = 0; v < kVectors; ++v) {
+              best[v].add(load(pixel + v * distance), at);
+            }
           }
+          pixel += (W - width) * lanes;
+          at += static_cast<lane_t<A>>(W - width);
         }
       }
 #pragma GCC unroll 2
@@ -190,6 +192,13 @@ inline void maximum_planar(
   for (int64_t first = 0; first < args.PH; first += batch) {
     const int64_t last = least(args.PH, first + batch);
     for (int64_t ph = first; ph < last; ++ph) {
+      // a row's share of what the roi will be written to, which is rarely in cache
+      const int64_t share = least(kVectors * lanes, c_end - c) * args.PW;
+      const int64_t begin_of_share = c * args.PH * args.PW + ph * share;
+      prefetch_to_write(own.pooled + begin_of_share, share * sizeof(T));
+      if constexpr (kArgmax) {
+        prefetch_to_write(own.argmax + begin_of_share, share * sizeof(int32_t));
+      }
       const int64_t bin = (ph - first) * args.PW;
       row(ph, scratch.values + bin * lanes, scratch.positions + bin * lanes);
     }

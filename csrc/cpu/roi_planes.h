@@ -9,6 +9,16 @@ namespace {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The first `count` lanes to places that are `stride` apart.
+template <typename T, typename V>
+inline void store_strided(T* p, V v, int64_t stride, int count) {
+  T lanes[lanes_v<accumulate_t<T>>];
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) {
+    p[i * stride] = lanes[i];
+  }
+}
+
 // One vector's worth of channel planes; channels past the end repeat the last one.
 template <typename T, int kLanes>
 struct Planes {
@@ -42,7 +52,8 @@ struct Planes {
 };
 
 // [channels][n] in planes to [n][lanes] in `out`, and back. The last block overlaps the one before
-// it rather than being partial.
+// it rather than being partial. To planes, few last vectors go lane by lane: for the last of 49
+// bins a block takes longer.
 template <typename T, typename A, int kLanes>
 inline void interleave(
     const Planes<const T, kLanes>& from, int64_t offset, int64_t n, const T* tensor_end, A* out
@@ -63,6 +74,12 @@ template <typename T, typename A, int kLanes>
 inline void write_planes(const A* in, const Planes<T, kLanes>& planes, int64_t offset, int64_t n) {
   const Planes<T, kLanes> to = planes;  // by value: a store could change what is behind a reference
   for (int64_t i = 0; i < n; i += kLanes) {
+    if (i > 0 && n - i <= kLanes / 4) {
+      for (; i < n; ++i) {
+        store_strided(to.first + offset + i, load(in + i * kLanes), to.stride, to.count);
+      }
+      return;
+    }
     const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
 #pragma GCC unroll 16

@@ -1,5 +1,6 @@
 // RoIPool on the CPU: maxima over all channels.
 #include "cpu/roi_maximum.h"
+#include "cpu/roi_maximum_backward.h"
 
 namespace fastvision::FASTVISION_ISA {
 

@@ -19,11 +19,10 @@ struct RunningMaximum {
 
   // In the order of positions: the first of equals stays.
   inline void add(vector_t<A> pixel, positions_t<A> at) {
-    const auto larger = pixel > value;
-    value = larger ? pixel : value;
     if constexpr (kArgmax) {
-      position = larger ? at : position;
+      position = pixel > value ? at : position;
     }
+    value = max(pixel, value);
   }
 
   // In any order.

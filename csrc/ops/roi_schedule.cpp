@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kChannelsLast = 64;  // channels of a task: four cache lines of floats per pixel
 constexpr int64_t kRoisPerTask = 16;
-constexpr int64_t kBinsPerTask = 16;      // where they differ in channels: a cache line of floats
+constexpr int64_t kBinsPerTask = 16;  // where they differ in channels: a cache line of floats
+constexpr int64_t kSensitiveTile = 256 << 10;  // bytes of a tile where bins differ in channels
 constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking threads does not pay
 
 // How gradient maps are cut into tiles, which stay in the second-level cache.
@@ -46,10 +47,13 @@ Tiling tiling_of(const RoiArgs& args, bool shared, int64_t W) {
   if (!shared) {
     const int64_t channels = channel_step_of(args, shared);
     if (args.channels_last) {
-      // all bins of a pixel, whose channels are side by side in the map
-      return {channels, bins < 1024 ? 8 : 1, 128 << 10, bins, bins};
+      // all bins of a pixel, whose channels are side by side in the map. Of rows as long as fit, as
+      // the rois of a tile are looked for in each
+      const int64_t pixel = bins * channels * static_cast<int64_t>(sizeof(float));
+      const int64_t width = std::clamp<int64_t>(kSensitiveTile / pixel, 1, W);
+      return {channels, width, kSensitiveTile, bins, bins};
     }
-    return {channels, W, 256 << 10, bin_step_of(args), 1};
+    return {channels, W, kSensitiveTile, bin_step_of(args), 1};
   }
   if (args.argmax != nullptr) {
     // of whole rows: the place of a position y * W + x in the tile is then a difference. A cache
