@@ -22,4 +22,8 @@ Tensor empty_result(
     const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides
 );
 
+// Whether results of so many bytes are better written past the caches: from there, what reads them
+// next would hardly get them, and lines that are written would have to be read first.
+inline bool is_streamed(int64_t bytes) { return bytes >= int64_t{8} << 20; }
+
 }  // namespace fastvision
