@@ -130,57 +130,43 @@ def _launch(
     count: int,
     input_size: Sequence[int],
     output_size: Sequence[int],
-    window: Sequence[Sequence[int]],
+    window: Sequence[int],
     format: torch.memory_format,
 ) -> None:
-    (kernel_h, kernel_w), *steps = window
+    kernel_h, kernel_w, *steps = window
     with torch.cuda.device_of(tensors[0]):
         kernel[(triton.cdiv(count, BLOCK),)](
             *tensors, tensors[0].shape[1], *input_size, *output_size,
-            *(value for pair in steps for value in pair), count, KERNEL_H=kernel_h,
-            KERNEL_W=kernel_w, CHANNELS_LAST=format == torch.channels_last,
+            *steps, count, KERNEL_H=kernel_h, KERNEL_W=kernel_w,
+            CHANNELS_LAST=format == torch.channels_last,
             INT64=max(t.numel() for t in tensors) >= _LAST - BLOCK, BLOCK=BLOCK,
             num_warps=NUM_WARPS,
         )  # fmt: skip
 
 
-def launch_max_pool2d(
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    output_size: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Values and indices [N, C, *output_size] in the memory format of ``input``."""
+def launch_max_pool2d(input: Tensor, *window: int) -> tuple[Tensor, Tensor]:
+    """Values and indices in the memory format of ``input``. The window: kernel size, stride,
+    padding, dilation and size of the results, each vertically and horizontally."""
     format = format_of(input)
-    shape = (*input.shape[:2], *output_size)
-    output = input.new_empty(shape).to(memory_format=format)
+    *window, output_h, output_w = window
+    output = input.new_empty((*input.shape[:2], output_h, output_w)).to(memory_format=format)
     indices = torch.empty_like(output, dtype=torch.int64)
     if output.numel() > 0:
         tensors = (input.contiguous(memory_format=format), output, indices)
-        window = (kernel_size, stride, padding, dilation)
-        sizes = (input.shape[2:], output_size)
+        sizes = (input.shape[2:], (output_h, output_w))
         _launch(_max_pool2d_kernel, tensors, output.numel(), *sizes, window, format)
     return output, indices
 
 
-def launch_max_pool2d_backward(
-    grad: Tensor,
-    indices: Tensor,
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """[N, C, *size] in the memory format of ``indices``."""
+def launch_max_pool2d_backward(grad: Tensor, indices: Tensor, *window: int) -> Tensor:
+    """The gradient of the input in the memory format of ``indices``. The window: as in
+    :func:`launch_max_pool2d`, but with the size of the input."""
     format = format_of(indices)
-    result = grad.new_empty((*grad.shape[:2], *size)).to(memory_format=format)
+    *window, input_h, input_w = window
+    result = grad.new_empty((*grad.shape[:2], input_h, input_w)).to(memory_format=format)
     if result.numel() > 0:
         dense = (t.contiguous(memory_format=format) for t in (grad, indices))
-        window = (kernel_size, stride, padding, dilation)
-        sizes = (size, grad.shape[2:])
+        sizes = ((input_h, input_w), grad.shape[2:])
         tensors = (*dense, result)
         _launch(_max_pool2d_backward_kernel, tensors, result.numel(), *sizes, window, format)
     return result

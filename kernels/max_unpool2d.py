@@ -154,7 +154,7 @@ class _Layout:
         return found
 
 
-def launch_max_unpool2d(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
+def launch_max_unpool2d(input: Tensor, indices: Tensor, *output_size: int) -> Tensor:
     """[N, C, *output_size] in the memory format of ``input``."""
     layout = _Layout(input, indices, output_size)
     output = layout.empty(input, layout.shape)
@@ -167,7 +167,7 @@ def launch_max_unpool2d(input: Tensor, indices: Tensor, output_size: Sequence[in
     return output
 
 
-def launch_max_unpool2d_backward(grad: Tensor, indices: Tensor, _stride: Sequence[int]) -> Tensor:
+def launch_max_unpool2d_backward(grad: Tensor, indices: Tensor, *_stride: int) -> Tensor:
     """The shape and memory format of ``indices``."""
     layout = _Layout(indices, indices, grad.shape[2:])
     result = layout.empty(grad, indices.shape)

@@ -30,4 +30,8 @@ void ask_for_huge_pages(void* memory, int64_t bytes);
 
 constexpr int64_t kLeastHugeBytes = int64_t{4} << 20;
 
+// Whether results of so many bytes are better written past the caches: from there, what reads them
+// next would hardly get them, and lines that are written would have to be read first.
+inline bool is_streamed(int64_t bytes) { return bytes >= int64_t{8} << 20; }
+
 }  // namespace fastvision

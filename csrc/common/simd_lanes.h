@@ -52,6 +52,17 @@ inline V upper_pairs(V a, V b, lane_list<I...>) {
   return __builtin_shufflevector(a, b, (n / 2 + I / 2 + I % 2 * n)...);
 }
 
+template <typename V, int... I>
+inline V lower_halves(V a, V b, lane_list<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I < n / 2 ? I : I + n / 2)...);
+}
+template <typename V, int... I>
+inline V swap_halves(V v, lane_list<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(v, v, ((I + n / 2) % n)...);
+}
+
 template <typename V>
 using lanes_of = typename make_lanes<sizeof(V) / sizeof(V{}[0])>::type;
 
@@ -75,6 +86,16 @@ inline V upper_pairs(V a, V b) {
   return upper_pairs(a, b, lanes_of<V>{});
 }
 
+// the lower half of a, then that of b
+template <typename V>
+inline V lower_halves(V a, V b) {
+  return lower_halves(a, b, lanes_of<V>{});
+}
+template <typename V>
+inline V swap_halves(V v) {
+  return swap_halves(v, lanes_of<V>{});
+}
+
 // a and b in a row, as pairs: of each the second element where `odd` is 1, the first where it is 0
 inline float_v pick_of_pairs(float_v a, float_v b, int32_v odd) {
 #if defined(FASTVISION_AVX512)
@@ -86,6 +107,26 @@ inline float_v pick_of_pairs(float_v a, float_v b, int32_v odd) {
 }
 inline double_v pick_of_pairs(double_v a, double_v b, int64_v odd) {
   return odd == 1 ? odd_lanes(a, b) : even_lanes(a, b);
+}
+
+// The lower half of the lanes, and the upper one, as wider integers.
+inline int64_v widen_lower(int32_v v) {
+#if defined(FASTVISION_AVX512)
+  return (int64_v)_mm512_cvtepi32_epi64(_mm512_castsi512_si256((__m512i)v));
+#else
+  int32_half_v half;
+  memcpy(&half, &v, sizeof half);
+  return __builtin_convertvector(half, int64_v);
+#endif
+}
+inline int64_v widen_upper(int32_v v) {
+#if defined(FASTVISION_AVX512)
+  return (int64_v)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64((__m512i)v, 1));
+#else
+  int32_half_v half;
+  memcpy(&half, reinterpret_cast<const char*>(&v) + sizeof half, sizeof half);
+  return __builtin_convertvector(half, int64_v);
+#endif
 }
 
 // A vector, of which only the first `count` lanes are in memory if kPartial.
@@ -104,6 +145,21 @@ inline void store_lanes(T* p, V v, int count) {
     store_partial(p, v, count);
   } else {
     store(p, v);
+  }
+}
+
+// Places plus `base` as 64-bit integers.
+template <bool kPartial>
+inline void store_indices(int64_t* p, int64_v places, int64_t base, int count) {
+  store_lanes<kPartial>(reinterpret_cast<double*>(p), (double_v)(places + base), count);
+}
+template <bool kPartial>
+inline void store_indices(int64_t* p, int32_v places, int64_t base, int count) {
+  constexpr int half = lanes_v<double>;
+  const int lower = count < half ? count : half;
+  store_indices<kPartial>(p, widen_lower(places), base, lower);
+  if (!kPartial || count > half) {
+    store_indices<kPartial>(p + half, widen_upper(places), base, count - half);
   }
 }
 

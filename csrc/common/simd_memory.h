@@ -193,5 +193,32 @@ inline void store_partial(T* p, V v, int count) {
 }
 #endif
 
+// Stores past the caches to an aligned address: a vector's bytes, half of them for 16 bits of any
+// type. Other threads see them after end_streams().
+#if defined(FASTVISION_AVX512)
+inline void stream(float* p, float_v v) { _mm512_stream_ps(p, (__m512)v); }
+inline void stream(double* p, double_v v) { _mm512_stream_pd(p, (__m512d)v); }
+inline void stream(uint16_t* p, float_v v) {
+  _mm256_stream_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
+}
+#elif defined(FASTVISION_AVX2)
+inline void stream(float* p, float_v v) { _mm256_stream_ps(p, (__m256)v); }
+inline void stream(double* p, double_v v) { _mm256_stream_pd(p, (__m256d)v); }
+inline void stream(uint16_t* p, float_v v) {
+  const uint16_half_v raw = __builtin_convertvector((uint32_v)v, uint16_half_v);
+  _mm_stream_si128((__m128i*)p, (__m128i)raw);
+}
+#else
+template <typename T, typename V>
+inline void stream(T* p, V v) {
+  store(p, v);
+}
+#endif
+inline void end_streams() {
+#if defined(FASTVISION_AVX512) || defined(FASTVISION_AVX2)
+  _mm_sfence();
+#endif
+}
+
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA

@@ -31,6 +31,7 @@ typedef int32_t int32_v __attribute__((vector_size(kVectorBytes)));
 typedef int64_t int64_v __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t uint32_v __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t uint64_v __attribute__((vector_size(kVectorBytes)));
+typedef int32_t int32_half_v __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t uint16_half_v __attribute__((vector_size(kVectorBytes / 2)));
 
 template <typename T>

@@ -52,13 +52,6 @@ inline void check_dim(const Tensor& t, int64_t dim, const char* name) {
   STD_TORCH_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got ", t.dim());
 }
 
-inline void set_pair(int64_t (&target)[2], const std::vector<int64_t>& values, const char* name) {
-  STD_TORCH_CHECK(values.size() == 2, name, " must have two values");
-  for (int axis = 0; axis < 2; ++axis) {
-    target[axis] = values[axis];
-  }
-}
-
 }  // namespace fastvision
 
 #define FASTVISION_BOX(function) (::fastvision::check_boxable(function), TORCH_BOX(function))

@@ -1,6 +1,8 @@
 // Max pooling with indices: vectors of output columns (contiguous) or of channels (channels_last).
 #include "ops/max_pool2d.h"
 
+#include <type_traits>
+
 #include "common/simd_lanes.h"
 
 namespace fastvision::FASTVISION_ISA {
@@ -20,6 +22,16 @@ inline Taps taps_inside(int64_t start, int64_t size, int64_t kernel, int64_t dil
 template <typename A>
 inline A lowest() {
   return -static_cast<A>(__builtin_inf());
+}
+
+// for a vector of values of type T, none of them NaN
+template <typename T, typename V>
+inline void store_exact(T* p, V v) {
+  if constexpr (std::is_same_v<T, bfloat16_t>) {
+    store(reinterpret_cast<uint16_t*>(p), (float_v)((uint32_v)v >> 16));
+  } else {
+    store(p, v);
+  }
 }
 
 // A maximum and its place in pixels from the window's corner, per lane.
@@ -187,48 +199,112 @@ inline void pool_channels(
       }
     }
   }
-  lane_t<A> places[kVectors * lanes];
   for (int v = 0; v < kVectors; ++v) {
-    memcpy(places + v * lanes, &best[v].place, sizeof best[v].place);
-    if constexpr (kPartial) {
-      store_partial(output, best[v].value, count);
+    store_lanes<kPartial>(output + v * lanes, best[v].value, count);
+    store_indices<kPartial>(indices + v * lanes, best[v].place, corner, count);
+  }
+}
+
+// One window of kSize x kSize pixels side by side, all inside, for a vector of channels. `places`:
+// of the taps. Returns a sum that is NaN if any tap is, for which the results are wrong.
+template <int kSize, typename T, typename A>
+inline vector_t<A> pool_whole(
+    const T* input,
+    int64_t row,
+    int64_t pixel,
+    const places_t<A>* places,
+    T* output,
+    int64_t* indices,
+    int64_t corner
+) {
+  vector_t<A> value, sum;
+  places_t<A> place;
+  for (int kh = 0; kh < kSize; ++kh) {
+    vector_t<A> row_value = load(input + kh * row), row_sum = row_value;
+    places_t<A> row_place = places[kh * kSize];
+    for (int kw = 1; kw < kSize; ++kw) {
+      const vector_t<A> x = load(input + kh * row + kw * pixel);
+      row_place = x > row_value ? places[kh * kSize + kw] : row_place;
+      row_value = max(x, row_value);
+      row_sum += x;
+    }
+    if (kh == 0) {
+      value = row_value, place = row_place, sum = row_sum;
     } else {
-      store(output + v * lanes, best[v].value);
+      place = row_value > value ? row_place : place;
+      value = max(row_value, value);
+      sum += row_sum;
     }
   }
-  for (int i = 0; i < (kPartial ? count : kVectors * lanes); ++i) {
-    indices[i] = corner + places[i];
+  store_exact(output, value);
+  store_indices<false>(indices, place, corner, 0);
+  return sum;
+}
+
+// Output pixels [first, last) of a row. kSize: that of all windows if they are square and of pixels
+// side by side, or 0.
+template <int kSize, typename T, typename A>
+void pool_row(
+    const MaxPoolArgs& p, const T* image, int64_t oh, int64_t first, int64_t last, int64_t at
+) {
+  constexpr int lanes = lanes_v<A>;
+  constexpr int kVectors = 4;
+  const int64_t C = p.C, W = p.W;
+  const int64_t top = oh * p.stride[0] - p.padding[0];
+  const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
+  const bool whole_rows = rows.last - rows.first == p.kernel[0];
+  places_t<A> places[kSize == 0 ? 1 : kSize * kSize];
+  for (int tap = 0; tap < kSize * kSize; ++tap) {
+    places[tap] = places_t<A>{} + static_cast<lane_t<A>>(tap / kSize * W + tap % kSize);
+  }
+  for (int64_t ow = first; ow < last; ++ow, at += C) {
+    const int64_t left = ow * p.stride[1] - p.padding[1];
+    const int64_t corner = top * W + left;
+    T* y = static_cast<T*>(p.output) + at;
+    int64_t* indices = p.indices + at;
+    int64_t c = 0;
+    if constexpr (kSize > 0) {
+      if (whole_rows && left >= 0 && left + kSize <= W) {
+        const T* x = image + corner * C;
+        vector_t<A> sum{};
+        for (; c + lanes <= C; c += lanes) {
+          sum += pool_whole<kSize, T, A>(x + c, W * C, C, places, y + c, indices + c, corner);
+        }
+        c = movemask(sum != sum) == 0 ? c : 0;
+      }
+    }
+    if (c == C) {
+      continue;
+    }
+    const Taps columns = taps_inside(left, W, p.kernel[1], p.dilation[1]);
+    const int64_t tap = rows.first * p.dilation[0] * W + columns.first * p.dilation[1];
+    const T* x = image + (corner + tap) * C;
+    for (; c + kVectors * lanes <= C; c += kVectors * lanes) {
+      pool_channels<kVectors, false, T, A>(p, x + c, rows, columns, 0, y + c, indices + c, corner);
+    }
+    for (; c + lanes <= C; c += lanes) {
+      pool_channels<1, false, T, A>(p, x + c, rows, columns, 0, y + c, indices + c, corner);
+    }
+    if (c < C) {
+      const int count = static_cast<int>(C - c);
+      pool_channels<1, true, T, A>(p, x + c, rows, columns, count, y + c, indices + c, corner);
+    }
   }
 }
 
 template <typename T, typename A>
 void pool_pixels(const MaxPoolArgs& p, int64_t begin, int64_t end) {
-  constexpr int lanes = lanes_v<A>;
-  constexpr int kVectors = 4;
-  for (int64_t item = begin; item < end; ++item) {
-    const T* image = static_cast<const T*>(p.input) + item / p.OH * p.H * p.W * p.C;
-    const int64_t top = item % p.OH * p.stride[0] - p.padding[0];
-    const Taps rows = taps_inside(top, p.H, p.kernel[0], p.dilation[0]);
-    for (int64_t ow = 0; ow < p.OW; ++ow) {
-      const int64_t left = ow * p.stride[1] - p.padding[1];
-      const Taps columns = taps_inside(left, p.W, p.kernel[1], p.dilation[1]);
-      const int64_t corner = top * p.W + left;
-      const int64_t first = rows.first * p.dilation[0] * p.W + columns.first * p.dilation[1];
-      const T* x = image + (corner + first) * p.C;
-      T* y = static_cast<T*>(p.output) + (item * p.OW + ow) * p.C;
-      int64_t* at = p.indices + (item * p.OW + ow) * p.C;
-      int64_t c = 0;
-      for (; c + kVectors * lanes <= p.C; c += kVectors * lanes) {
-        pool_channels<kVectors, false, T, A>(p, x + c, rows, columns, 0, y + c, at + c, corner);
-      }
-      for (; c + lanes <= p.C; c += lanes) {
-        pool_channels<1, false, T, A>(p, x + c, rows, columns, 0, y + c, at + c, corner);
-      }
-      if (c < p.C) {
-        const int count = static_cast<int>(p.C - c);
-        pool_channels<1, true, T, A>(p, x + c, rows, columns, count, y + c, at + c, corner);
-      }
-    }
+  const bool dense = p.kernel[0] == p.kernel[1] && p.dilation[0] == 1 && p.dilation[1] == 1;
+  const int64_t size = dense ? p.kernel[0] : 0;
+  for (int64_t pixel = begin; pixel < end;) {
+    const int64_t row = pixel / p.OW, first = pixel % p.OW;
+    const int64_t rest = first + end - pixel, last = rest < p.OW ? rest : p.OW;
+    const T* image = static_cast<const T*>(p.input) + row / p.OH * p.H * p.W * p.C;
+    const auto pool = size == 2   ? pool_row<2, T, A>
+                      : size == 3 ? pool_row<3, T, A>
+                                  : pool_row<0, T, A>;
+    pool(p, image, row % p.OH, first, last, pixel * p.C);
+    pixel += last - first;
   }
 }
 

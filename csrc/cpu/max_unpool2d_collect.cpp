@@ -36,6 +36,32 @@ bool collect_pixels(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
   return offsets.inside();
 }
 
+// Rows [begin, end) of windows of 2x2 pixels, two of them at a time; returns where it ended.
+template <typename T, typename A>
+int64_t collect_two_rows(const MaxUnpoolArgs& args, int64_t begin, int64_t end, Quads<A>& quads) {
+  const int64_t PW = args.PW;
+  const int W = static_cast<int>(args.W);
+  Row row = {begin, begin / args.H, begin % args.H};
+  while (row.item + 1 < end) {
+    const Row second = next_row(row, args.H);
+    const T* top = plane_row<const T>(args, row.plane, 2 * row.h);
+    const T* second_top = plane_row<const T>(args, second.plane, 2 * second.h);
+    const int64_t at = row.item * args.W;
+    const auto place = quads.take_two(args.indices + at, 2 * row.h * PW, 2 * second.h * PW, W);
+    const vector_t<A> above =
+        pick_of_pairs(load_partial(top, 2 * W), load_partial(second_top, 2 * W), place.odd);
+    const vector_t<A> below = pick_of_pairs(
+        load_partial(top + PW, 2 * W), load_partial(second_top + PW, 2 * W), place.odd
+    );
+    const vector_t<A> value = place.below ? below : above;
+    T* values = static_cast<T*>(args.values) + at;
+    store_partial(values, value, W);
+    store_partial(values + W, swap_halves(value), W);
+    row = next_row(second, args.H);
+  }
+  return row.item;
+}
+
 // windows of 2x2 pixels
 template <typename T>
 bool collect_planes(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
@@ -43,13 +69,18 @@ bool collect_planes(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
   constexpr int lanes = lanes_v<A>;
   const int64_t W = args.W, PW = args.PW;
   Quads<A> quads(args);
+  if constexpr (sizeof(A) == 4) {
+    if (W <= lanes / 2) {
+      begin = collect_two_rows<T>(args, begin, end, quads);
+    }
+  }
   for_items(args.H, begin, end, [&](int64_t item, int64_t plane, int64_t h) {
     const T* top = plane_row<const T>(args, plane, 2 * h);
     const int64_t* indices = args.indices + item * W;
     T* values = static_cast<T*>(args.values) + item * W;
     for_row<A>(W, [&](int64_t w, auto partial, int count) FASTVISION_INLINED {
       constexpr bool kPartial = decltype(partial)::value;
-      const int first = static_cast<int>(smaller(2 * count, lanes)), rest = 2 * count - first;
+      const int first = min(2 * count, lanes), rest = 2 * count - first;
       const auto place = quads.template take<kPartial>(indices + w, 2 * h * PW + 2 * w, count);
       const T *upper = top + 2 * w, *lower = upper + PW;
       const vector_t<A> above = pick_of_pairs(

@@ -13,9 +13,6 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 struct Span {
   int64_t first, end;
 };
@@ -26,14 +23,15 @@ inline Span band(const MaxUnpoolArgs& args, int axis, int64_t i) {
   const int64_t windows = axis == 0 ? args.H : args.W;
   const int64_t first = i * args.stride[axis] - args.padding[axis];
   const int64_t next = first + args.stride[axis];
-  return {i == 0 ? 0 : larger(first, 0), i == windows - 1 ? size : smaller(larger(next, 0), size)};
+  const int64_t zero = 0;
+  return {i == 0 ? 0 : max(first, zero), i == windows - 1 ? size : min(max(next, zero), size)};
 }
 
 // `count` indices minus a base
 template <bool kPartial>
-FASTVISION_INLINED inline uint64_v subtract(const int64_t* indices, uint64_t base, int64_t count) {
+FASTVISION_INLINED inline uint64_v subtract(const int64_t* indices, uint64_t base, int count) {
   if constexpr (kPartial) {
-    const int n = static_cast<int>(larger(smaller(count, lanes_v<double>), 0));
+    const int n = max(min(count, lanes_v<double>), 0);
     const int64_v valid = places_from<double>(0, 1) < n;
     const auto* bits = reinterpret_cast<const double*>(indices);
     return ((uint64_v)load_partial(bits, n) - base) & (uint64_v)valid;
@@ -83,7 +81,7 @@ class Offsets {
     const int64_t first = top < 0 ? -top : 0;
     base_ = static_cast<uint64_t>(top * row_);
     hidden_ = static_cast<lane_t<A>>(first * row_);
-    rows_ = smaller(window_, height_ - top) - first;
+    rows_ = min(window_, height_ - top) - first;
   }
 
   // -1 in lanes from `count` on, if kPartial; `left`: first columns of the windows
@@ -135,23 +133,22 @@ class Quads {
 
   explicit Quads(const MaxUnpoolArgs& args) : width_(Lanes{} + static_cast<lane_t<A>>(args.PW)) {}
 
-  // for pixels side by side, the first at `base`
+  // for windows side by side, the first at `base`
   template <bool kPartial>
   FASTVISION_INLINED Place take(const int64_t* indices, int64_t base, int count) {
-    const Lanes from_base =
-        subtract<kPartial, A>(indices, static_cast<uint64_t>(base), count, high_);
-    Lanes offset = from_base - (Lanes)places_from<A>(0, 2);
-    if constexpr (kPartial) {
-      offset |= (Lanes)(places_from<A>(0, 1) >= static_cast<lane_t<A>>(count));
-    }
-    const places_t<A> below = (places_t<A>)offset >= (places_t<A>)width_;
-    const Lanes odd = below ? offset - width_ : offset;
-    if constexpr (kPartial) {
-      outside_ |= odd & (Lanes)(places_from<A>(0, 1) < static_cast<lane_t<A>>(count));
-    } else {
-      outside_ |= odd;
-    }
-    return {(places_t<A>)odd, below, (places_t<A>)offset};
+    const Lanes offset = subtract<kPartial, A>(indices, static_cast<uint64_t>(base), count, high_);
+    return place<kPartial>(offset - (Lanes)places_from<A>(0, 2), places_from<A>(0, 1), count);
+  }
+
+  // For two rows of `count` windows, each in a half of the lanes.
+  FASTVISION_INLINED Place
+  take_two(const int64_t* indices, int64_t first_base, int64_t second_base, int count) {
+    const uint64_v first = subtract<true>(indices, first_base, count);
+    const uint64_v second = subtract<true>(indices + count, second_base, count);
+    high_ |= first | second;
+    const places_t<A> column = places_from<A>(0, 1) & (lanes_v<A> / 2 - 1);
+    const Lanes offset = even_lanes((uint32_v)first, (uint32_v)second);
+    return place<true>(offset - (Lanes)(2 * column), column, count);
   }
 
   bool inside() const {
@@ -160,6 +157,19 @@ class Quads {
 
  private:
   using Lanes = unsigned_places_t<A>;
+
+  // `offset`: from the first pixels of the windows
+  template <bool kPartial>
+  FASTVISION_INLINED Place place(Lanes offset, places_t<A> column, int count) {
+    const places_t<A> valid = column < static_cast<lane_t<A>>(count);
+    if constexpr (kPartial) {
+      offset |= (Lanes)~valid;
+    }
+    const places_t<A> below = (places_t<A>)offset >= (places_t<A>)width_;
+    const Lanes odd = below ? offset - width_ : offset;
+    outside_ |= kPartial ? odd & (Lanes)valid : odd;
+    return {(places_t<A>)odd, below, (places_t<A>)offset};
+  }
 
   Lanes width_;
   uint64_v high_{};  // all offsets: the upper 33 bits are zero
@@ -188,20 +198,26 @@ inline void for_row(int64_t count, const Work& work) {
     return;
   }
   for (int64_t i = 0; i < count; i += lanes) {
-    work(smaller(i, count - lanes), std::false_type{}, lanes);
+    work(min(i, count - lanes), std::false_type{}, lanes);
   }
+}
+
+// A row of values.
+struct Row {
+  int64_t item, plane, h;
+};
+
+inline Row next_row(const Row& row, int64_t H) {
+  const bool last = row.h + 1 == H;
+  return {row.item + 1, row.plane + last, last ? 0 : row.h + 1};
 }
 
 // Calls work(item, plane, h) for rows of values.
 template <typename Work>
 inline void for_items(int64_t H, int64_t begin, int64_t end, const Work& work) {
-  int64_t plane = begin / H, h = begin % H;
-  for (int64_t item = begin; item < end; ++item) {
-    work(item, plane, h);
-    if (++h == H) {
-      h = 0;
-      ++plane;
-    }
+  Row row = {begin, begin / H, begin % H};
+  for (; row.item < end; row = next_row(row, H)) {
+    work(row.item, row.plane, row.h);
   }
 }
 

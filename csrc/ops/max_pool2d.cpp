@@ -39,25 +39,33 @@ void check_windows(MaxPoolArgs& args) {
 
 std::tuple<Tensor, Tensor> max_pool2d_with_indices(
     const Tensor& x,
-    std::vector<int64_t> kernel_size,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> dilation,
-    std::vector<int64_t> output_size
+    int64_t kernel_h,
+    int64_t kernel_w,
+    int64_t stride_h,
+    int64_t stride_w,
+    int64_t padding_h,
+    int64_t padding_w,
+    int64_t dilation_h,
+    int64_t dilation_w,
+    int64_t OH,
+    int64_t OW
 ) {
   check_dim(x, 4, "input");
-  STD_TORCH_CHECK(output_size.size() == 2, "output_size must have two values");
-  MaxPoolArgs args{};
-  args.channels_last = is_channels_last(x);
-  args.C = x.size(1);
-  args.H = x.size(2);
-  args.W = x.size(3);
-  args.OH = output_size[0];
-  args.OW = output_size[1];
-  set_pair(args.kernel, kernel_size, "kernel_size");
-  set_pair(args.stride, stride, "stride");
-  set_pair(args.padding, padding, "padding");
-  set_pair(args.dilation, dilation, "dilation");
+  MaxPoolArgs args{
+      nullptr,
+      nullptr,
+      nullptr,
+      is_channels_last(x),
+      x.size(1),
+      x.size(2),
+      x.size(3),
+      OH,
+      OW,
+      {kernel_h, kernel_w},
+      {stride_h, stride_w},
+      {padding_h, padding_w},
+      {dilation_h, dilation_w}
+  };
   check_windows(args);
   const Tensor input = in_format(x, args.channels_last);
   Tensor output = empty_in_format(x, x.size(0), args.C, args.OH, args.OW, args.channels_last);
@@ -70,14 +78,15 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices(
   args.input = input.const_data_ptr();
   args.output = output.mutable_data_ptr();
   args.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-  const int64_t rows = x.size(0) * args.OH * (args.channels_last ? 1 : args.C);
-  const int64_t row_elements = output.numel() / rows;
-  const int64_t piece =
-      output.numel() < kSerialElements ? rows : std::max<int64_t>(kPieceElements / row_elements, 1);
+  const int64_t items = output.numel() / (args.channels_last ? args.C : args.OW);
+  const int64_t item_elements = output.numel() / items;
+  const int64_t piece = output.numel() < kSerialElements
+                            ? items
+                            : std::max<int64_t>(kPieceElements / item_elements, 1);
   FASTVISION_DISPATCH_FLOATING(x.scalar_type(), "input", [&] {
     using A = accumulate_t<scalar_t>;
     const int64_t scratch_elements = args.channels_last ? 0 : max_pool2d_scratch(args);
-    parallel_chunks(rows, piece, [&] {
+    parallel_chunks(items, piece, [&] {
       return
           [&, scratch = std::unique_ptr<A[]>(new A[scratch_elements])](int64_t begin, int64_t end) {
             const auto* type = static_cast<const scalar_t*>(nullptr);

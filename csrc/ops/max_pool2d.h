@@ -45,8 +45,8 @@ static inline int64_t max_pool2d_scratch(const MaxPoolArgs& args) {
          (args.W + 15) / 16 * 16;
 }
 
-// Output rows [begin, end) of N * C * OH, or N * OH if channels_last. The first pointer selects the
-// type and is not read.
+// Output rows [begin, end) of N * C * OH, or output pixels of N * OH * OW if channels_last. The
+// first pointer selects the type and is not read.
 #define FASTVISION_DECLARE_MAX_POOL(T, A)                                                    \
   FASTVISION_DECLARE_CPU(                                                                    \
       void, max_pool2d, const T*, const MaxPoolArgs&, int64_t begin, int64_t end, A* scratch \

@@ -124,15 +124,13 @@ int64_t likely_stride(int64_t size, int64_t count) {
   return std::max<int64_t>((size + count / 2) / count, 1);
 }
 
-Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> output_size) {
+Tensor max_unpool2d(const Tensor& x, const Tensor& places, int64_t OH, int64_t OW) {
   check_same(x, places, "input");
   STD_TORCH_CHECK(
-      output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
-      "output_size must be two positive values"
+      OH > 0 && OW > 0, "output_h and output_w must be at least 1, got ", OH, " and ", OW
   );
   const bool channels_last = is_channels_last(x);
   const Tensor input = in_format(x, channels_last), indices = in_format(places, channels_last);
-  const int64_t OH = output_size[0], OW = output_size[1];
   Tensor output = empty_in_format(x, x.size(0), x.size(1), OH, OW, channels_last);
   if (output.numel() == 0) {
     return output;
@@ -140,6 +138,7 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> 
   MaxUnpoolArgs args = layout(indices, OH, OW, channels_last, x.element_size());
   args.values = const_cast<void*>(input.const_data_ptr());
   args.plane = output.mutable_data_ptr();
+  args.stream = is_streamed(output.numel() * x.element_size());
   if (input.numel() > 0) {
     args.stride[0] = args.window[0] = likely_stride(OH, args.H);
     args.stride[1] = args.window[1] = likely_stride(OW, args.W);
@@ -161,8 +160,9 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& places, std::vector<int64_t> 
   return output;
 }
 
-Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<int64_t> stride) {
-  STD_TORCH_CHECK(stride.size() == 2, "stride must have two values");
+Tensor max_unpool2d_backward(
+    const Tensor& g, const Tensor& places, int64_t stride_h, int64_t stride_w
+) {
   check_dim(g, 4, "grad");
   check_dim(places, 4, "indices");
   STD_TORCH_CHECK(
@@ -179,8 +179,8 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
   }
   STD_TORCH_CHECK(g.size(2) > 0 && g.size(3) > 0, "grad must have pixels");
   MaxUnpoolArgs args = layout(indices, g.size(2), g.size(3), channels_last, g.element_size());
-  std::copy_n(stride.begin(), 2, args.stride);
-  std::copy_n(stride.begin(), 2, args.window);
+  args.stride[0] = args.window[0] = stride_h;
+  args.stride[1] = args.window[1] = stride_w;
   args.values = result.mutable_data_ptr();
   args.plane = const_cast<void*>(grad.const_data_ptr());
   MaxUnpoolArgs tiles = args;
@@ -205,28 +205,34 @@ Tensor max_unpool2d_backward(const Tensor& g, const Tensor& places, std::vector<
 Tensor max_pool2d_backward(
     const Tensor& g,
     const Tensor& places,
-    std::vector<int64_t> size,
-    std::vector<int64_t> kernel_size,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> dilation
+    int64_t kernel_h,
+    int64_t kernel_w,
+    int64_t stride_h,
+    int64_t stride_w,
+    int64_t padding_h,
+    int64_t padding_w,
+    int64_t dilation_h,
+    int64_t dilation_w,
+    int64_t H,
+    int64_t W
 ) {
   check_same(g, places, "grad");
-  STD_TORCH_CHECK(size.size() == 2, "size must have two values");
   const bool channels_last = is_channels_last(places);
   const Tensor grad = in_format(g, channels_last), indices = in_format(places, channels_last);
-  Tensor result = empty_in_format(g, g.size(0), g.size(1), size[0], size[1], channels_last);
+  Tensor result = empty_in_format(g, g.size(0), g.size(1), H, W, channels_last);
   if (result.numel() == 0) {
     return result;
   }
-  MaxUnpoolArgs args = layout(indices, size[0], size[1], channels_last, g.element_size());
+  MaxUnpoolArgs args = layout(indices, H, W, channels_last, g.element_size());
   args.values = const_cast<void*>(grad.const_data_ptr());
   args.plane = result.mutable_data_ptr();
-  set_pair(args.window, kernel_size, "kernel_size");
-  set_pair(args.stride, stride, "stride");
-  set_pair(args.padding, padding, "padding");
-  const bool windows =
-      grad.numel() > 0 && dilation == std::vector<int64_t>{1, 1} && has_windows(args);
+  args.stream = is_streamed(result.numel() * g.element_size());
+  const int64_t kernel[2] = {kernel_h, kernel_w}, stride[2] = {stride_h, stride_w};
+  const int64_t padding[2] = {padding_h, padding_w};
+  std::copy_n(kernel, 2, args.window);
+  std::copy_n(stride, 2, args.stride);
+  std::copy_n(padding, 2, args.padding);
+  const bool windows = grad.numel() > 0 && dilation_h == 1 && dilation_w == 1 && has_windows(args);
   FASTVISION_DISPATCH_FLOATING(g.scalar_type(), "grad", [&] {
     const auto spread = [&](int64_t begin, int64_t end) {
       const auto* bits = static_cast<const bits_t<scalar_t>*>(nullptr);

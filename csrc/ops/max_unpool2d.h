@@ -18,6 +18,7 @@ struct MaxUnpoolArgs {
   const int64_t* indices;  // as the values
   void* plane;             // [N, C, PH, PW], or [N, PH, PW, C]
   bool channels_last;
+  bool stream;                      // the plane is written past the caches
   int64_t C, H, W, PH, PW, pixels;  // pixels: PH * PW
   int64_t group;  // planes that a kernel works on at a time; 1 unless channels_last
   // windows of the plane, vertically and horizontally, that may hold the index of one value each

@@ -20,34 +20,46 @@ from ._checks import (
 )
 from ._library import declare
 
-_WINDOW = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+# one by one, since a list costs a call more than its integers
+_WINDOW = (
+    "SymInt kernel_h, SymInt kernel_w, SymInt stride_h, SymInt stride_w, SymInt padding_h, "
+    "SymInt padding_w, SymInt dilation_h, SymInt dilation_w"
+)
 
 
 def _fake(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
-    shape = (*input.shape[:2], *window[-1])
+    shape = (*input.shape[:2], *window[-2:])
     output = input.new_empty(shape).to(memory_format=format_of(input))
     return output, torch.empty_like(output, dtype=torch.int64)
 
 
-def _fake_backward(grad: Tensor, indices: Tensor, size: Sequence[int], *_: Any) -> Tensor:
-    return grad.new_empty((*grad.shape[:2], *size)).to(memory_format=format_of(indices))
+def _fake_backward(grad: Tensor, indices: Tensor, *window: Any) -> Tensor:
+    return grad.new_empty((*grad.shape[:2], *window[-2:])).to(memory_format=format_of(indices))
+
+
+def _reference(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
+    return reference.max_pool2d_with_indices(input, *(window[i : i + 2] for i in range(0, 10, 2)))
+
+
+def _reference_backward(grad: Tensor, indices: Tensor, *window: Any) -> Tensor:
+    return reference.max_pool2d_backward(grad, indices, window[-2:])
 
 
 _FORWARD = declare(
     "max_pool2d_with_indices",
-    f"(Tensor input, {_WINDOW}, SymInt[] output_size) -> (Tensor, Tensor)",
+    f"(Tensor input, {_WINDOW}, SymInt output_h, SymInt output_w) -> (Tensor, Tensor)",
     fake=_fake,
     triton="kernels.max_pool2d.launch_max_pool2d",
-    reference=reference.max_pool2d_with_indices,
+    reference=_reference,
     lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("max_pool2d_with_indices",),
 )
 _BACKWARD = declare(
     "max_pool2d_with_indices_backward",
-    f"(Tensor grad, Tensor indices, SymInt[] size, {_WINDOW}) -> Tensor",
+    f"(Tensor grad, Tensor indices, {_WINDOW}, SymInt input_h, SymInt input_w) -> Tensor",
     fake=_fake_backward,
     triton="kernels.max_pool2d.launch_max_pool2d_backward",
-    reference=reference.max_pool2d_backward,
+    reference=_reference_backward,
 )
 
 
@@ -57,39 +69,38 @@ class _MaxPool2d(torch.autograd.Function):
         output, indices = _FORWARD.run[backend](input, *window)
         ctx.save_for_backward(indices)
         ctx.mark_non_differentiable(indices)
-        ctx.backend, ctx.size, ctx.window = backend, list(input.shape[2:]), window[:-1]
+        ctx.backend, ctx.window = backend, (*window[:-2], *input.shape[2:])
         return output, indices
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
-        return _backward(grad, indices, ctx.backend, ctx.size, *ctx.window), None, None
+        return _backward(grad, indices, ctx.backend, ctx.window), None, None
 
 
 class _MaxPool2dBackward(torch.autograd.Function):
     """Linear in the gradient: its own gradient gathers where it adds."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, window: Any) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.geometry = geometry
-        result: Tensor = _BACKWARD.run[backend](grad, indices, *geometry)
+        result: Tensor = _BACKWARD.run[backend](grad, indices, *window)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
         gathered = grad.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
-        return gathered, None, None, *(None for _ in ctx.geometry)
+        return gathered, None, None, None
 
 
-def _backward(grad: Tensor, indices: Tensor, backend: str, *geometry: Any) -> Tensor:
+def _backward(grad: Tensor, indices: Tensor, backend: str, window: Any) -> Tensor:
     if is_transformed():
-        return reference.max_pool2d_backward(grad, indices, *geometry)
+        return _reference_backward(grad, indices, *window)
     if needs_gradient((grad,)):
-        result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, *geometry)
+        result: Tensor = _MaxPool2dBackward.apply(grad, indices, backend, window)
         return result
-    result = _BACKWARD.run[backend](grad, indices, *geometry)
+    result = _BACKWARD.run[backend](grad, indices, *window)
     return result
 
 
@@ -113,6 +124,41 @@ def _output_extent(
             if start % dilation >= size:
                 raise ValueError(f"dilation {dilation}: a window has none of the {size} pixels")
     return output
+
+
+def _checked_window(
+    height: int,
+    width: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+) -> tuple[int, ...]:
+    """The operator's arguments after the tensor."""
+    kernel = kernel_h, kernel_w = pair(kernel_size, "kernel_size")
+    steps = kernel if stride is None or stride == [] else pair(stride, "stride")
+    gaps = dilation_h, dilation_w = pair(dilation, "dilation")
+    padding_h, padding_w = pair(padding, "padding")
+    stride_h, stride_w = steps
+    # in one condition, since a loop takes several times as long
+    if (
+        kernel_h < 1
+        or kernel_w < 1
+        or stride_h < 1
+        or stride_w < 1
+        or dilation_h < 1
+        or dilation_w < 1
+    ):
+        for name, sizes in (("kernel_size", kernel), ("stride", steps), ("dilation", gaps)):
+            if min(sizes) < 1:
+                raise ValueError(f"{name} must be at least 1, got {sizes}")
+    output_h = _output_extent(height, kernel_h, stride_h, padding_h, dilation_h, ceil_mode)
+    output_w = _output_extent(width, kernel_w, stride_w, padding_w, dilation_w, ceil_mode)
+    return (
+        *(kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w),
+        *(output_h, output_w),
+    )
 
 
 @torch.fx.wrap
@@ -154,29 +200,18 @@ def max_pool2d_with_indices(
         NotImplementedError: a sparse or nested tensor.
     """
     check_tensor(input, "input")
-    if input.dim() == 3:
+    shape = input.shape
+    if len(shape) == 3:
         values, indices = max_pool2d_with_indices(
             input.unsqueeze(0), kernel_size, stride, padding, dilation, ceil_mode, backend=backend
         )
         return values.squeeze(0), indices.squeeze(0)
-    if input.dim() != 4:
-        raise ValueError(
-            f"input must have shape [N, C, H, W] or [C, H, W], got {list(input.shape)}"
-        )
-    kernel = pair(kernel_size, "kernel_size")
-    steps = kernel if stride is None or stride == [] else pair(stride, "stride")
-    pads, gaps = pair(padding, "padding"), pair(dilation, "dilation")
-    for name, sizes in (("kernel_size", kernel), ("stride", steps), ("dilation", gaps)):
-        if min(sizes) < 1:
-            raise ValueError(f"{name} must be at least 1, got {sizes}")
-    size = [
-        _output_extent(*axis, ceil_mode)
-        for axis in zip(input.shape[2:], kernel, steps, pads, gaps, strict=True)
-    ]
-    window = (list(kernel), list(steps), list(pads), list(gaps), size)
+    if len(shape) != 4:
+        raise ValueError(f"input must have shape [N, C, H, W] or [C, H, W], got {list(shape)}")
+    window = _checked_window(shape[2], shape[3], kernel_size, stride, padding, dilation, ceil_mode)
     chosen = _FORWARD.choose(input, backend)
     if chosen == "reference" or is_transformed() or is_traced() or input.dtype not in FLOATING:
-        return reference.max_pool2d_with_indices(input, *window)
+        return _reference(input, *window)
     if needs_gradient((input,)):
         result: tuple[Tensor, Tensor] = _MaxPool2d.apply(input, chosen, window)
         return result

@@ -21,30 +21,38 @@ from ._checks import (
 from ._library import declare
 
 
-def _fake(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
+def _fake(input: Tensor, indices: Tensor, *output_size: int) -> Tensor:
     shape = (*input.shape[:2], *output_size)
     return input.new_empty(shape).to(memory_format=format_of(input))
 
 
-def _fake_backward(grad: Tensor, indices: Tensor, stride: Sequence[int]) -> Tensor:
+def _fake_backward(grad: Tensor, indices: Tensor, *_stride: int) -> Tensor:
     return grad.new_empty(indices.shape).to(memory_format=format_of(indices))
+
+
+def _reference(input: Tensor, indices: Tensor, *output_size: int) -> Tensor:
+    return reference.max_unpool2d(input, indices, output_size)
+
+
+def _reference_backward(grad: Tensor, indices: Tensor, *stride: int) -> Tensor:
+    return reference.max_unpool2d_backward(grad, indices, stride)
 
 
 _FORWARD = declare(
     "max_unpool2d",
-    "(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "(Tensor input, Tensor indices, SymInt output_h, SymInt output_w) -> Tensor",
     fake=_fake,
     triton="kernels.max_unpool2d.launch_max_unpool2d",
-    reference=reference.max_unpool2d,
+    reference=_reference,
     lacks={"cuda": "the Triton kernel serves GPUs"},
     serves=("max_unpool2d",),
 )
 _BACKWARD = declare(
     "max_unpool2d_backward",
-    "(Tensor grad, Tensor indices, SymInt[] stride) -> Tensor",
+    "(Tensor grad, Tensor indices, SymInt stride_h, SymInt stride_w) -> Tensor",
     fake=_fake_backward,
     triton="kernels.max_unpool2d.launch_max_unpool2d_backward",
-    reference=reference.max_unpool2d_backward,
+    reference=_reference_backward,
 )
 
 
@@ -57,7 +65,7 @@ class _MaxUnpool2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.backend, ctx.stride = backend, stride
-        result: Tensor = _FORWARD.run[backend](input, indices, size)
+        result: Tensor = _FORWARD.run[backend](input, indices, *size)
         return result
 
     @staticmethod
@@ -71,7 +79,7 @@ class _MaxUnpool2dBackward(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, indices: Tensor, backend: str, stride: Any) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.backend, ctx.size, ctx.stride = backend, grad.shape[2:], stride
-        result: Tensor = _BACKWARD.run[backend](grad, indices, stride)
+        result: Tensor = _BACKWARD.run[backend](grad, indices, *stride)
         return result
 
     @staticmethod
@@ -88,7 +96,7 @@ def _run(
     if needs_gradient((input,)):
         result: Tensor = _MaxUnpool2d.apply(input, indices, backend, size, stride)
         return result
-    result = _FORWARD.run[backend](input, indices, size)
+    result = _FORWARD.run[backend](input, indices, *size)
     return result
 
 
@@ -100,7 +108,7 @@ def _backward(grad: Tensor, indices: Tensor, backend: str, stride: list[int]) ->
     if needs_gradient((grad,)):
         result: Tensor = _MaxUnpool2dBackward.apply(grad, indices, backend, stride)
         return result
-    result = _BACKWARD.run[backend](grad, indices, stride)
+    result = _BACKWARD.run[backend](grad, indices, *stride)
     return result
 
 

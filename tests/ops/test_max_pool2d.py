@@ -99,6 +99,22 @@ def test_ties_and_special_values(backend, channels_last):
     assert torch.equal(padded[1].cpu(), theirs[1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.only(lambda backend: not backend.interpreted)
+def test_one_special_value_among_channels(backend, size, dtype):
+    """A NaN or infinities in one channel, whose window is in the middle of the map."""
+    for special in ((nan,), (inf, -inf), (-inf,) * size**2):
+        x = cases.feature_map(1, 40, 7, 8).to(dtype)
+        for tap, value in enumerate(special):
+            x[0, 17, 2 + tap // size, 2 + tap % size] = value
+        x = x.contiguous(memory_format=torch.channels_last).to(backend.device)
+        values, indices = ops.max_pool2d_with_indices(x, size, backend=backend.name)
+        expected, places = F.max_pool2d(x.double(), size, return_indices=True)
+        assert_matches(values, expected)
+        assert torch.equal(indices, places)
+
+
 @LAYOUTS
 @pytest.mark.only(lambda backend: backend.name == "cpp")
 def test_huge_windows(backend, channels_last):
@@ -178,10 +194,10 @@ def test_programs():
         values, indices = program(x)
         assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
     operator = torch.ops.fastvision.max_pool2d_with_indices.default
-    torch.library.opcheck(operator, (x, [3, 3], [2, 2], [1, 1], [1, 1], [5, 5]))
+    torch.library.opcheck(operator, (x, 3, 3, 2, 2, 1, 1, 1, 1, 5, 5))
     backward = torch.ops.fastvision.max_pool2d_with_indices_backward.default
-    window = ([2, 2], [2, 2], [0, 0], [1, 1])
-    torch.library.opcheck(backward, (*ops.max_pool2d_with_indices(x, 2), [9, 9], *window))
+    window = (2, 2, 2, 2, 0, 0, 1, 1, 9, 9)
+    torch.library.opcheck(backward, (*ops.max_pool2d_with_indices(x, 2), *window))
 
 
 def test_module():

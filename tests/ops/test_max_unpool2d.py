@@ -94,25 +94,41 @@ def test_hand_checked(backend):
     assert plane[0, 0].tolist() == [[0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 4]]
 
 
+# rows of several vectors and a rest; rows that share a vector, of planes with an odd number of them
 @LAYOUTS
-@pytest.mark.parametrize("moved", [None, 0, 9 * 74 - 1], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+@pytest.mark.parametrize("moved", [None, 0, -1], ids=str)
+@pytest.mark.parametrize("size", [(9, 74), (7, 15), (6, 14)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=dtype_id)
 @pytest.mark.only(lambda backend: not backend.interpreted)
-def test_indices_of_pooling(backend, channels_last, dtype, moved):
+def test_indices_of_pooling(backend, channels_last, dtype, size, moved):
     """Indices in windows side by side, or one of them elsewhere in the plane."""
-    pooled = cases.feature_map(2, 19, 9, 74, dtype=dtype, channels_last=channels_last)
+    pixels = size[0] * size[1]
+    pooled = cases.feature_map(2, 19, *size, dtype=dtype, channels_last=channels_last)
     x, indices = F.max_pool2d(pooled, 2, return_indices=True)
     if moved is not None:
-        indices[1, 7, 2, 20] = moved
-    plane, origin = one_by_one(x, indices, 9 * 74)
+        indices[1, 7, 1, 3] = moved % pixels
+    plane, origin = one_by_one(x, indices, pixels)
     x, indices = leaf(x.to(backend.device)), indices.to(backend.device)
-    result = ops.max_unpool2d(x, indices, 2, output_size=(9, 74), backend=backend.name)
+    result = ops.max_unpool2d(x, indices, 2, output_size=size, backend=backend.name)
     assert torch.equal(result.cpu().flatten(2), plane)
     result.backward(cases.feature_map(*result.shape, dtype=dtype, seed=6).to(result))
     grad = cases.feature_map(*result.shape, dtype=dtype, seed=6).flatten(2)
-    wanted = torch.zeros(2, 19, 4 * 37 + 1, dtype=dtype)
-    wanted.scatter_(2, torch.where(origin < 0, wanted.shape[2] - 1, origin), grad)
+    positions = x.shape[2] * x.shape[3]
+    wanted = torch.zeros(2, 19, positions + 1, dtype=dtype)
+    wanted.scatter_(2, torch.where(origin < 0, positions, origin), grad)
     assert torch.equal(x.grad.cpu().flatten(2), wanted[:, :, :-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+@pytest.mark.only(lambda backend: backend.name == "cpp")
+def test_a_result_larger_than_caches(backend, dtype):
+    """It is written past them."""
+    pooled = cases.feature_map(1, 18, 512, 512, dtype=dtype)
+    x, indices = F.max_pool2d(pooled, 2, return_indices=True)
+    result = ops.max_unpool2d(x, indices, 2, backend=backend.name)
+    assert torch.equal(result, torch.where(result == 0, result, pooled))
+    assert torch.equal(result.flatten(2).gather(2, indices.flatten(2)), x.flatten(2))
+    assert result.count_nonzero() == x.count_nonzero()
 
 
 def test_the_last_value_is_kept(backend):
@@ -146,15 +162,15 @@ def test_index_out_of_range(backend, channels_last, bad):
 
 def test_operators_check_indices():
     x, indices = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 99)
-    operators, window = torch.ops.fastvision, [[2, 2], [2, 2], [0, 0], [1, 1]]
+    operators, window = torch.ops.fastvision, (2, 2, 2, 2, 0, 0, 1, 1)
     with pytest.raises(RuntimeError, match="indices must be at least 0 and below 16"):
-        operators.max_unpool2d(x, indices, [4, 4])
+        operators.max_unpool2d(x, indices, 4, 4)
     with pytest.raises(RuntimeError, match="indices must be at least 0 and below 16"):
-        operators.max_pool2d_with_indices_backward(x, indices, [4, 4], *window)
-    for stride in ([2, 2], [1, 1], [2**62, 2**62], [0, -1]):
+        operators.max_pool2d_with_indices_backward(x, indices, *window, 4, 4)
+    for stride in ((2, 2), (1, 1), (2**62, 2**62), (0, -1)):
         for bad in (99, -1, -(2**63), 2**63 - 1):
             with pytest.raises(RuntimeError, match="indices must be at least 0 and below 4"):
-                operators.max_unpool2d_backward(x, torch.full_like(indices, bad), stride)
+                operators.max_unpool2d_backward(x, torch.full_like(indices, bad), *stride)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2, 2), (2, 0, 2, 2)], ids=str)
@@ -218,9 +234,9 @@ def test_programs():
         torch.vmap(module),
     ):
         assert torch.equal(program(x, indices), expected)
-    torch.library.opcheck(torch.ops.fastvision.max_unpool2d.default, (x, indices, [8, 8]))
+    torch.library.opcheck(torch.ops.fastvision.max_unpool2d.default, (x, indices, 8, 8))
     backward = torch.ops.fastvision.max_unpool2d_backward.default
-    torch.library.opcheck(backward, (weights, indices, [2, 2]))
+    torch.library.opcheck(backward, (weights, indices, 2, 2))
 
 
 @pytest.mark.parametrize(
