@@ -80,10 +80,11 @@ def _tile(
 
 
 @triton.jit
-def _load_affine(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, channels, C):
+def _load_affine(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps):
     mask = channels < C
     mean = tl.load(mean_ptr + channels, mask=mask, other=0.0)
-    invstd = tl.load(invstd_ptr + channels, mask=mask, other=0.0)
+    var = tl.load(var_ptr + channels, mask=mask, other=1.0)
+    invstd = 1.0 / tl.sqrt(var + as_double(eps).to(var.dtype))
     scale = invstd
     if weight_ptr is not None:
         scale = invstd * tl.load(weight_ptr + channels, mask=mask, other=0.0)
@@ -142,13 +143,11 @@ def _batch_norm_relu_merge_kernel(
     partials_ptr,  # [splits, 3, C]
     mean_ptr,  # [C]
     var_ptr,
-    invstd_ptr,
     running_mean_ptr,  # [C], or None
     running_var_ptr,
     C,
     splits,
-    momentum,  # bits of doubles
-    eps,
+    momentum,  # bits of a double
     BLOCK_C: tl.constexpr,
 ):
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -171,7 +170,6 @@ def _batch_norm_relu_merge_kernel(
     var = squares / tl.where(mask, count, 1.0)
     tl.store(mean_ptr + channels, mean, mask=mask)
     tl.store(var_ptr + channels, var, mask=mask)
-    tl.store(invstd_ptr + channels, 1.0 / tl.sqrt(var + as_double(eps)), mask=mask)
     if running_mean_ptr is not None:
         old = tl.load(running_mean_ptr + channels, mask=mask, other=0.0).to(tl.float64)
         new = old + (mean - old) * as_double(momentum)
@@ -187,14 +185,15 @@ def _batch_norm_relu_merge_kernel(
 def _batch_norm_relu_forward_kernel(
     input_ptr,  # [N, C, S], or [S, C] if CHANNELS_LAST
     mean_ptr,  # [C]
-    invstd_ptr,
+    var_ptr,
     weight_ptr,  # [C], or None
     bias_ptr,
     residual_ptr,  # as input, or None
     output_ptr,  # as input
     C,
     S,
-    negative_slope,  # bits of a double
+    eps,  # bits of doubles
+    negative_slope,
     ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
@@ -207,7 +206,7 @@ def _batch_norm_relu_forward_kernel(
     offsets, mask, channels = _tile(
         block, channel_block, C, S, CHANNELS_LAST, INT64, BLOCK_S, BLOCK_C
     )
-    mean, _, scale, shift = _load_affine(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, channels, C)
+    mean, _, scale, shift = _load_affine(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps)
     x = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
     z = tl.fma(x - mean, tl.broadcast_to(scale, x.shape), tl.broadcast_to(shift, x.shape))
     if residual_ptr is not None:
@@ -222,7 +221,7 @@ def _batch_norm_relu_sums_kernel(
     grad_ptr,  # [N, C, S], or [S, C] if CHANNELS_LAST
     input_ptr,  # as grad
     mean_ptr,  # [C]
-    invstd_ptr,
+    var_ptr,
     weight_ptr,  # [C], or None
     bias_ptr,
     residual_ptr,  # as grad, or None
@@ -233,7 +232,8 @@ def _batch_norm_relu_sums_kernel(
     S,
     blocks,
     splits,
-    negative_slope,  # bits of a double
+    eps,  # bits of doubles
+    negative_slope,
     ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
@@ -256,7 +256,7 @@ def _batch_norm_relu_sums_kernel(
             block, channel_block, C, S, CHANNELS_LAST, INT64, BLOCK_S, BLOCK_C
         )
         mean, invstd, scale, shift = _load_affine(
-            mean_ptr, invstd_ptr, weight_ptr, bias_ptr, channels, C
+            mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps
         )
         x = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(dtype)
         if result_ptr is not None:
@@ -283,14 +283,15 @@ def _batch_norm_relu_backward_kernel(
     grad_ptr,  # [N, C, S], or [S, C] if CHANNELS_LAST
     input_ptr,  # as grad
     mean_ptr,  # [C]
-    invstd_ptr,
+    var_ptr,
     weight_ptr,  # [C], or None
     bias_ptr,
     sums_ptr,  # [2, C], or None
     output_ptr,  # as grad
     C,
     S,
-    share,  # bits of a double: 1 / elements per channel
+    share,  # bits of doubles: 1 / elements per channel
+    eps,
     negative_slope,
     ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -305,7 +306,7 @@ def _batch_norm_relu_backward_kernel(
         block, channel_block, C, S, CHANNELS_LAST, INT64, BLOCK_S, BLOCK_C
     )
     mean, invstd, scale, shift = _load_affine(
-        mean_ptr, invstd_ptr, weight_ptr, bias_ptr, channels, C
+        mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps
     )
     x = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
     z = tl.fma(x - mean, tl.broadcast_to(scale, x.shape), tl.broadcast_to(shift, x.shape))
@@ -359,12 +360,11 @@ def launch_batch_norm_relu_statistics(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean, variance and invstd, [C] each, and updates the running statistics."""
+) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance, [C] each, and updates the running statistics."""
     layout = _Layout(input)
     partials = _channels(input, layout.splits, 3, layout.C)
-    mean, var, invstd = (_channels(input, layout.C) for _ in range(3))
+    mean, var = (_channels(input, layout.C) for _ in range(2))
     with torch.cuda.device_of(input):
         _batch_norm_relu_statistics_kernel[(layout.splits * layout.channel_blocks,)](
             layout.dense(input), partials, layout.C, layout.S, layout.blocks, layout.splits,
@@ -372,19 +372,20 @@ def launch_batch_norm_relu_statistics(
         )  # fmt: skip
         block = min(triton.next_power_of_2(layout.C), 128)
         _batch_norm_relu_merge_kernel[(triton.cdiv(layout.C, block),)](
-            partials, mean, var, invstd, running_mean, running_var, layout.C, layout.splits,
-            double_bits(momentum), double_bits(eps), BLOCK_C=block,
+            partials, mean, var, running_mean, running_var, layout.C, layout.splits,
+            double_bits(momentum), BLOCK_C=block,
         )  # fmt: skip
-    return mean, var, invstd
+    return mean, var
 
 
 def launch_batch_norm_relu(
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    eps: float,
     activation: int,
     negative_slope: float,
 ) -> Tensor:
@@ -394,22 +395,42 @@ def launch_batch_norm_relu(
     if input.numel() > 0:
         with torch.cuda.device_of(input):
             _batch_norm_relu_forward_kernel[(layout.blocks * layout.channel_blocks,)](
-                layout.dense(input), mean, invstd, weight, bias, layout.dense(residual), output,
-                layout.C, layout.S, double_bits(negative_slope), ACTIVATION=activation,
-                **layout.options,
+                layout.dense(input), mean, var, weight, bias, layout.dense(residual), output,
+                layout.C, layout.S, double_bits(eps), double_bits(negative_slope),
+                ACTIVATION=activation, **layout.options,
             )  # fmt: skip
     return output
+
+
+def launch_batch_norm_relu_training(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the batch's mean and var, which are returned too."""
+    mean, var = launch_batch_norm_relu_statistics(input, running_mean, running_var, momentum)
+    affine = (mean, var, weight, bias)
+    output = launch_batch_norm_relu(input, *affine, residual, eps, activation, negative_slope)
+    return output, mean, var
 
 
 def launch_batch_norm_relu_sums(
     grad: Tensor,
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     output: Tensor | None,
+    eps: float,
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
@@ -423,10 +444,10 @@ def launch_batch_norm_relu_sums(
         partials = _channels(input, layout.splits, 2, layout.C)
         with torch.cuda.device_of(input):
             _batch_norm_relu_sums_kernel[(layout.splits * layout.channel_blocks,)](
-                layout.dense(grad), layout.dense(input), mean, invstd, weight, bias,
+                layout.dense(grad), layout.dense(input), mean, var, weight, bias,
                 layout.dense(residual), layout.dense(output), dz, partials, layout.C, layout.S,
-                layout.blocks, layout.splits, double_bits(negative_slope), ACTIVATION=activation,
-                **layout.options,
+                layout.blocks, layout.splits, double_bits(eps), double_bits(negative_slope),
+                ACTIVATION=activation, **layout.options,
             )  # fmt: skip
         sums = partials.sum(0)
     return sums, _channels(input, 0) if dz is None else dz
@@ -436,11 +457,12 @@ def launch_batch_norm_relu_backward(
     grad: Tensor,
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     sums: Tensor | None,
     count: int,
+    eps: float,
     activation: int,
     negative_slope: float,
 ) -> Tensor:
@@ -450,8 +472,36 @@ def launch_batch_norm_relu_backward(
     if input.numel() > 0:
         with torch.cuda.device_of(input):
             _batch_norm_relu_backward_kernel[(layout.blocks * layout.channel_blocks,)](
-                layout.dense(grad), layout.dense(input), mean, invstd, weight, bias, sums, output,
-                layout.C, layout.S, double_bits(1 / count), double_bits(negative_slope),
-                ACTIVATION=activation, **layout.options,
+                layout.dense(grad), layout.dense(input), mean, var, weight, bias, sums, output,
+                layout.C, layout.S, double_bits(1 / count), double_bits(eps),
+                double_bits(negative_slope), ACTIVATION=activation, **layout.options,
             )  # fmt: skip
     return output
+
+
+def launch_batch_norm_relu_gradients(
+    grad: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    of_batch: bool,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums and dz, and the gradient of ``input``, of whose statistics ``of_batch`` tells."""
+    affine = (mean, var, weight, bias)
+    sums, dz = launch_batch_norm_relu_sums(
+        grad, input, *affine, residual, output, eps, activation, negative_slope
+    )
+    if residual is not None or output is not None:  # the sums took the activation into account
+        grad, activation = dz, 0
+    count = max(input.numel() // max(input.shape[1], 1), 1)
+    dx = launch_batch_norm_relu_backward(
+        grad, input, *affine, sums if of_batch else None, count, eps, activation, negative_slope
+    )
+    return sums, dz, dx

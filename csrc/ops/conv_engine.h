@@ -87,7 +87,7 @@ std::optional<Tensor> residual_of(
 
 void run_conv(const ConvPlan& plan);
 
-// The options of a convolution op, an int64[14] tensor in this order; the slope as a double's bits.
+// The options of a convolution op, an int64 tensor in this order; the slope as a double's bits.
 struct ConvOptions {
   int64_t K, R, S;
   int64_t stride_y, stride_x;
@@ -104,5 +104,22 @@ struct ConvOptions {
   // a single tensor, since each argument of an op costs a good part of a microsecond
   static ConvOptions read(const Tensor& options);
 };
+
+// What a guarded op reads behind the options: see conv_guarded.cpp.
+struct ConvGuard {
+  int64_t fingerprint;  // of the weights that were packed
+  int64_t channels;     // of the input
+
+  static ConvGuard read(const Tensor& options);
+};
+
+// The ops with packed weights: of a convolution, the same by Winograd, and of a transposed one.
+using PackedConv = Tensor(
+    const Tensor& input,
+    const Tensor& packed,
+    const std::optional<Tensor>& residual,
+    const Tensor& options
+);
+PackedConv conv_packed, conv_winograd, conv_transpose2d_packed;
 
 }  // namespace fastvision

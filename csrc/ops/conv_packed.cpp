@@ -57,14 +57,16 @@ std::optional<Tensor> residual_of(
   return in_format(*residual, channels_last);
 }
 
+constexpr int64_t kOptions = sizeof(ConvOptions) / sizeof(int64_t);
+constexpr int64_t kGuard = sizeof(ConvGuard) / sizeof(int64_t);
+
 ConvOptions ConvOptions::read(const Tensor& options) {
   STD_TORCH_CHECK(
-      options.is_cpu() && options.scalar_type() == ScalarType::Long && options.numel() == 14 &&
-          options.is_contiguous(),
-      "options must be int64[14]"
+      options.is_cpu() && options.scalar_type() == ScalarType::Long && options.is_contiguous() &&
+          (options.numel() == kOptions || options.numel() == kOptions + kGuard),
+      "options must be int64[14], or int64[16] with a guard"
   );
   ConvOptions o;
-  static_assert(sizeof(o) == 14 * sizeof(int64_t));
   std::memcpy(&o, options.const_data_ptr(), sizeof(o));
   STD_TORCH_CHECK(
       std::min({o.K, o.R, o.S, o.stride_y, o.stride_x, o.dilation_y, o.dilation_x, o.groups}) > 0,
@@ -74,6 +76,19 @@ ConvOptions ConvOptions::read(const Tensor& options) {
       o.activation >= 0 && o.activation < kActivations, "unknown activation ", o.activation
   );
   return o;
+}
+
+ConvGuard ConvGuard::read(const Tensor& options) {
+  STD_TORCH_CHECK(
+      options.is_cpu() && options.scalar_type() == ScalarType::Long && options.is_contiguous() &&
+          options.numel() == kOptions + kGuard,
+      "options must be int64[16]"
+  );
+  ConvGuard guard;
+  std::memcpy(
+      &guard, static_cast<const int64_t*>(options.const_data_ptr()) + kOptions, sizeof guard
+  );
+  return guard;
 }
 
 namespace {
@@ -89,6 +104,8 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
     pack_conv(packing, pointers...);
   });
 }
+
+}  // namespace
 
 Tensor conv_packed(
     const Tensor& input,
@@ -137,8 +154,6 @@ Tensor conv_packed(
   run_conv(plan);
   return output;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_pack", FASTVISION_BOX(&conv_pack));

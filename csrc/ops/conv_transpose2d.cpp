@@ -175,6 +175,8 @@ Tensor located(const Tensor& input, ScalarType dtype) {
                                        : in_format(input, true);
 }
 
+}  // namespace
+
 Tensor conv_transpose2d_packed(
     const Tensor& input,
     const Tensor& packed,
@@ -260,8 +262,6 @@ Tensor conv_transpose2d_packed(
   run_conv(plan);
   return output;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_transpose2d_pack", FASTVISION_BOX(&conv_transpose2d_pack));

@@ -230,6 +230,8 @@ struct Parts {
   }
 };
 
+}  // namespace
+
 Tensor conv_winograd(
     const Tensor& input,
     const Tensor& packed,
@@ -306,8 +308,6 @@ Tensor conv_winograd(
   copy_to_contiguous(output, planes);
   return planes;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_winograd_pack", FASTVISION_BOX(&conv_winograd_pack));

@@ -2,9 +2,10 @@
 #include "ops/fingerprint.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/parallel.h"
-#include "common/torch.h"
+#include "ops/fingerprint_of.h"
 
 namespace fastvision {
 namespace {
@@ -50,41 +51,83 @@ uint64_t of_bytes(const void* bytes, int64_t size, uint64_t seed) {
   return FASTVISION_CALL(fingerprint, parts.data(), chunks * int64_t{sizeof(uint64_t)}, seed);
 }
 
-// Non-negative, or -1 if a tensor has gaps or overlapping elements.
-int64_t fingerprint_of(const std::vector<std::optional<Tensor>>& tensors) {
-  uint64_t result = tensors.size();
-  for (const std::optional<Tensor>& tensor : tensors) {
-    int64_t layout[2 + 2 * kMostDims] = {-1};
-    int64_t length = 1;
-    if (tensor.has_value()) {
-      const int64_t dims = tensor->dim();
-      STD_TORCH_CHECK(tensor->is_cpu(), "tensors must be on the CPU");
-      if (dims > kMostDims) {
-        return -1;
-      }
-      const auto sizes = tensor->sizes(), strides = tensor->strides();
-      if (!is_dense(sizes.data(), strides.data(), dims)) {
-        return -1;
-      }
-      layout[0] = dims;
-      layout[1] = static_cast<int64_t>(tensor->scalar_type());
-      std::copy_n(sizes.data(), dims, layout + 2);
-      std::copy_n(strides.data(), dims, layout + 2 + dims);
-      length = 2 + 2 * dims;
+// The words of one hash. Small tensors share it: its fixed part takes longer than their values.
+class Words {
+ public:
+  explicit Words(uint64_t seed) : result_(seed) {}
+
+  // at most kMost words
+  void add(const void* bytes, int64_t size) {
+    const int64_t words = (size + 7) / 8;
+    if (words == 0) {
+      return;
     }
-    result = FASTVISION_CALL(fingerprint, layout, length * int64_t{sizeof(int64_t)}, result);
-    if (tensor.has_value()) {
-      const int64_t size = tensor->numel() * static_cast<int64_t>(tensor->element_size());
-      result = of_bytes(tensor->const_data_ptr(), size, result);
+    if (used_ + words > kMost) {
+      hash();
     }
+    words_[used_ + words - 1] = 0;  // behind the last byte
+    std::memcpy(words_ + used_, bytes, size);
+    used_ += words;
   }
-  return static_cast<int64_t>(result >> 1);
+
+  uint64_t hash() {
+    result_ = FASTVISION_CALL(fingerprint, words_, used_ * int64_t{sizeof(uint64_t)}, result_);
+    used_ = 0;
+    return result_;
+  }
+
+  static constexpr int64_t kMost = 256;
+
+ private:
+  uint64_t words_[kMost];
+  int64_t used_ = 0;
+  uint64_t result_;
+};
+
+constexpr int64_t kFewBytes = 256;
+
+int64_t fingerprint_of_all(const std::vector<std::optional<Tensor>>& tensors) {
+  return fingerprint_of(tensors.data(), static_cast<int64_t>(tensors.size()));
 }
 
 }  // namespace
 
+int64_t fingerprint_of(const std::optional<Tensor>* tensors, int64_t count) {
+  Words words(static_cast<uint64_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t layout[2 + 2 * kMostDims] = {-1};
+    if (!tensors[i].has_value()) {
+      words.add(layout, sizeof(int64_t));
+      continue;
+    }
+    const Tensor& tensor = *tensors[i];
+    const int64_t dims = tensor.dim();
+    STD_TORCH_CHECK(tensor.is_cpu(), "tensors must be on the CPU");
+    if (dims > kMostDims) {
+      return -1;
+    }
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    if (!is_dense(sizes.data(), strides.data(), dims)) {
+      return -1;
+    }
+    layout[0] = dims;
+    layout[1] = static_cast<int64_t>(tensor.scalar_type());
+    std::copy_n(sizes.data(), dims, layout + 2);
+    std::copy_n(strides.data(), dims, layout + 2 + dims);
+    words.add(layout, (2 + 2 * dims) * int64_t{sizeof(int64_t)});
+    const int64_t size = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    if (size <= kFewBytes) {
+      words.add(tensor.const_data_ptr(), size);
+    } else {
+      const uint64_t hash = of_bytes(tensor.const_data_ptr(), size, static_cast<uint64_t>(i));
+      words.add(&hash, sizeof hash);
+    }
+  }
+  return static_cast<int64_t>(words.hash() >> 1);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
-  m.impl("fingerprint", FASTVISION_BOX(&fingerprint_of));
+  m.impl("fingerprint", FASTVISION_BOX(&fingerprint_of_all));
 }
 
 }  // namespace fastvision

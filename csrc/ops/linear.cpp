@@ -11,12 +11,15 @@ namespace fastvision {
 namespace {
 
 constexpr int64_t kChunksOfThread = 8;
+constexpr int64_t kSerialValues = 1 << 15;  // of the weight; below, waking threads does not pay
 
 template <typename T>
 void run(LinearArgs<T> args) {
   const int64_t wanted = kChunksOfThread * torch::stable::get_num_threads();
   const int64_t share = (args.outputs + wanted - 1) / wanted;
-  const int64_t chunk = (share + kLinearStreams - 1) / kLinearStreams * kLinearStreams;
+  const int64_t chunk = args.outputs * args.features < kSerialValues
+                            ? args.outputs
+                            : (share + kLinearStreams - 1) / kLinearStreams * kLinearStreams;
   parallel_chunks(args.outputs, chunk, [&] {
     return [&](int64_t begin, int64_t end) { FASTVISION_CALL(linear, args, begin, end); };
   });
@@ -66,8 +69,9 @@ Tensor linear_rows(
       "] in input's dtype on the CPU, and both contiguous"
   );
   STD_TORCH_CHECK(
-      !bias.has_value() || (bias->numel() == outputs && bias->scalar_type() == dtype &&
-                            bias->is_cpu() && bias->is_contiguous()),
+      !bias.has_value() ||
+          (bias->dim() == 1 && bias->size(0) == outputs && bias->scalar_type() == dtype &&
+           bias->is_cpu() && bias->is_contiguous()),
       "bias must be [",
       outputs,
       "] in input's dtype on the CPU and contiguous"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from ..ops._normalization import fixed_statistics
+from ..ops._batch_norm_statistics import fixed_statistics
 from ..reference.activations import ACTIVATIONS, activate
 from .calls import extend
 from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, is_value
@@ -78,9 +78,9 @@ class FusedNorm(Stateful):
         if made is None or not made.serves(None, None, own):
             state.chains[(type(self).__name__, activation)] = None
             weight, bias, mean, var = own.tensors
-            make = functools.partial(fixed_statistics, x.dtype, mean, var, weight, bias, own.eps)
+            make = functools.partial(fixed_statistics, x.dtype, mean, var, weight, bias)
             made = state.made[x.dtype] = Made(None, None, own, make)
-        return _KERNEL(x, *made.value, None, ACTIVATIONS.index(activation), slope)
+        return _KERNEL(x, *made.value, None, own.eps, ACTIVATIONS.index(activation), slope)
 
 
 def _is_map(x: Tensor) -> bool:

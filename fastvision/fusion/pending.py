@@ -99,11 +99,12 @@ class _Pend(BatchNormReLU):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Any, bias: Any, residual: Any, mean: Tensor,
-        invstd: Tensor, count: Any, group: Any, options: Any,
+        ctx: Any, input: Tensor, weight: Any, bias: Any, residual: Any, mean: Tensor | None,
+        var: Tensor | None, count: Any, group: Any, options: Any,
+        momentum: float | None = None,
     ) -> Tensor:  # fmt: skip
         like = torch.empty_like(input, memory_format=format_of(input), device="meta")
-        ctx.save_for_backward(input, weight, bias, mean, invstd, residual, None)
+        ctx.save_for_backward(input, weight, bias, mean, var, residual, None)
         ctx.count, ctx.group, ctx.options = count, group, options
         return Tensor._make_wrapper_subclass(
             Pending, like.shape, strides=like.stride(), dtype=like.dtype, device=input.device

@@ -41,8 +41,9 @@ class TrainedNorm(Mixed):
         if not (input.is_contiguous() or is_channels_last(input)):
             return super().forward(input)
         (running_mean, running_var), training, momentum = statistics_of(self)
-        if not training and running_mean is not None:
-            running_mean = running_mean.clone()  # read when the result is used
+        if not training and running_mean is not None and running_var is not None:
+            # read when the result is used
+            running_mean, running_var = running_mean.clone(), running_var.clone()
         normalization = normalization_of(
             input, running_mean, running_var, self.weight, self.bias, training, momentum, self.eps,
             process_group_of(self),

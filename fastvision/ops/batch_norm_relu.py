@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.activations import ACTIVATIONS
+from ._batch_norm_operators import FORWARD
 from ._checks import check_activation, check_floating, check_tensor, is_traced, is_transformed
-from ._normalization import check_residual, normalization_of
+from ._normalization import check_residual, normalize
+from ._plain import MISFITS, is_plain
 from ._torchscript import traced_op
 
 
@@ -66,6 +69,19 @@ def batch_norm_relu(
         NotImplementedError: a sparse, nested or mkldnn tensor.
         RuntimeError: ``process_group`` under torch.func, in forward mode or double backward.
     """
+    tensors = (running_mean, running_var, weight, bias, residual)
+    if (
+        training is False
+        and backend is None
+        and type(momentum) is type(eps) is type(negative_slope) is float
+        and is_plain(input, tensors)
+    ):
+        try:
+            if residual is None or residual.dtype is input.dtype:
+                index = ACTIVATIONS.index(activation)
+                return FORWARD.direct(input, *tensors, eps, index, negative_slope)
+        except MISFITS:
+            pass
     check_tensor(input, "input")
     if (
         isinstance(residual, Tensor)
@@ -82,11 +98,10 @@ def batch_norm_relu(
     check_activation(activation, negative_slope)
     if is_transformed() and process_group is not None:
         raise RuntimeError("batch_norm_relu with a process_group knows backward() only")
-    normalization = normalization_of(
+    return normalize(
         input, running_mean, running_var, weight, bias, training, momentum, eps, process_group,
-        backend,
+        backend, residual, activation, negative_slope,
     )  # fmt: skip
-    return normalization.run(residual, activation, negative_slope)
 
 
 def _traced(*args: Any) -> Tensor:

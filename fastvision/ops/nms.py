@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import reference
 from ._checks import check_tensor, integer, is_traced
 from ._library import declare
+from ._plain import MISFITS, is_plain
 from ._scored_boxes import check_boxes, class_ids, fake_kept, same_dtype
 
 
@@ -51,6 +52,16 @@ def _check_max_output(max_output: Any) -> Any:
     if max_output >= 2**63:
         raise ValueError(f"max_output must fit 64 bits, got {max_output}")
     return max_output
+
+
+def _is_plain(boxes: Any, scores: Any) -> bool:
+    """Whether the op can run at once if it likes the shapes."""
+    return (
+        is_plain(boxes, (scores,))
+        and type(scores) is Tensor
+        and scores.is_cpu
+        and scores.dtype is boxes.dtype
+    )
 
 
 def _integers(x: Tensor, name: str) -> Tensor:
@@ -111,6 +122,11 @@ def nms(
         TypeError: an argument is not a tensor; ``max_output`` is no integer.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
+    if max_output is None and backend is None and _is_plain(boxes, scores):
+        try:
+            return _NMS.direct(boxes, scores, None, iou_threshold, score_threshold, None)
+        except MISFITS:
+            pass
     boxes, scores = same_dtype(boxes, scores)
     if max_output is not None:
         max_output = _check_max_output(max_output)
@@ -154,6 +170,16 @@ def batched_nms(
         RuntimeError, ValueError, TypeError, NotImplementedError: as in :func:`nms`. Quantized
             boxes are not supported, nor are they by torchvision.
     """
+    if (
+        max_output is None
+        and backend is None
+        and _is_plain(boxes, scores)
+        and (type(idxs) is Tensor and idxs.is_cpu and idxs.dtype is torch.int64)
+    ):
+        try:
+            return _NMS.direct(boxes, scores, idxs, iou_threshold, score_threshold, None)
+        except MISFITS:
+            pass
     if max_output is not None:
         max_output = _check_max_output(max_output)
     # torchvision accepts None for scores and idxs here; in a graph the size may be unknown

@@ -15,6 +15,7 @@ from . import _roi_align_max
 from ._checks import check_number, is_traced, of_torchvision
 from ._functions import differentiated, in_one_step
 from ._library import declare
+from ._plain import MISFITS, is_plain
 from ._rois import as_recorded, as_rois, bins_of, check_feature, check_scale
 from ._torchscript import traced_op
 
@@ -164,6 +165,36 @@ def _run(backend: str, rois: Tensor, options: tuple[Any, ...], features: list[Te
     return _FORWARD.run[backend](features, rois, *options)
 
 
+def _at_once(
+    input: Tensor,
+    boxes: Any,
+    output_size: Any,
+    spatial_scale: Any,
+    sampling_ratio: Any,
+    aligned: Any,
+) -> Tensor | None:
+    """The averages of a plain call with arguments as the op takes them; None for others."""
+    try:
+        PH, PW = (output_size, output_size) if type(output_size) is int else output_size
+        if (
+            type(boxes) is Tensor
+            and boxes.is_cpu
+            and boxes.dtype is torch.float32
+            and input.dtype is not torch.float64
+            and type(PH) is type(PW) is type(sampling_ratio) is int
+            and PH >= 0
+            and PW >= 0
+            and type(spatial_scale) is float
+            and math.isfinite(spatial_scale)
+        ):
+            bins = (PH, PW, sampling_ratio, aligned)
+            pooled: Tensor = _FORWARD.direct([input], boxes, [spatial_scale], *bins, 0.0, 0.0, 0)
+            return pooled
+    except MISFITS:
+        pass
+    return None
+
+
 def _traced_call(
     features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor], *options: Any
 ) -> Tensor:
@@ -250,6 +281,10 @@ def roi_align(
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
             is imported, whose kernel then runs. With "max" it is a TypeError.
     """
+    if backend is None and pool_mode == "avg" and is_plain(input):
+        pooled_at_once = _at_once(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        if pooled_at_once is not None:
+            return pooled_at_once
     if isinstance(input, Tensor) and input.is_quantized and pool_mode == "avg":
         quantized = of_torchvision("roi_align", "input")
         return quantized(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)

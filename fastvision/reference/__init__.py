@@ -4,8 +4,10 @@ from .activations import ACTIVATIONS, activate
 from .batch_norm_relu import (
     batch_norm_relu,
     batch_norm_relu_backward,
+    batch_norm_relu_gradients,
     batch_norm_relu_statistics,
     batch_norm_relu_sums,
+    batch_norm_relu_training,
 )
 from .box_iou import box_iou, box_iou_backward
 from .box_iou_3d import box_iou_3d, box_iou_3d_backward
@@ -41,8 +43,10 @@ __all__ = [
     "assign_levels",
     "batch_norm_relu",
     "batch_norm_relu_backward",
+    "batch_norm_relu_gradients",
     "batch_norm_relu_statistics",
     "batch_norm_relu_sums",
+    "batch_norm_relu_training",
     "box_iou",
     "box_iou_3d",
     "box_iou_3d_backward",

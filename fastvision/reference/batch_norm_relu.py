@@ -22,9 +22,8 @@ def batch_norm_relu_statistics(
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-channel mean, biased variance and 1 / sqrt(variance + eps), [C] each, of [N, C, ...].
+) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and biased variance, [C] each, of [N, C, ...].
 
     Updates the running statistics in place, using the unbiased variance.
     """
@@ -36,23 +35,24 @@ def batch_norm_relu_statistics(
     if running_var is not None:
         count = x.numel() // x.shape[1]
         running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-    return mean, var, (var + eps).rsqrt()
+    return mean, var
 
 
-def _normalized(input: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+def _normalized(input: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     x = _wide(input)
-    return (x - _over_channels(mean, x)) * _over_channels(invstd, x)
+    return (x - _over_channels(mean, x)) * _over_channels((var + eps).rsqrt(), x)
 
 
 def _pre_activation(
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    eps: float,
 ) -> Tensor:
-    z = _normalized(input, mean, invstd)
+    z = _normalized(input, mean, var, eps)
     if weight is not None:
         z = z * _over_channels(weight, z)
     if bias is not None:
@@ -63,27 +63,49 @@ def _pre_activation(
 def batch_norm_relu(
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    eps: float = 1e-5,
     activation: str = "relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """activation((input - mean) * invstd * weight + bias + residual), rounded once at the end.
+    """activation((input - mean) / sqrt(var + eps) * weight + bias + residual), rounded once at the
+    end.
 
     Args:
         input: [N, C, ...] of any float dtype.
-        mean, invstd, weight, bias: [C] in float32 or float64.
+        mean, var, weight, bias: [C] in float32 or float64.
         residual: same shape as ``input``.
+        eps: added to the variance.
         activation: one of ACTIVATIONS.
         negative_slope: slope of leaky_relu.
 
     Returns:
         Tensor with the shape and dtype of ``input``.
     """
-    z = _pre_activation(input, mean, invstd, weight, bias, residual)
+    z = _pre_activation(input, mean, var, weight, bias, residual, eps)
     return activate(z, activation, negative_slope).to(input.dtype)
+
+
+def batch_norm_relu_training(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`batch_norm_relu` with the batch's mean and variance, which are returned too."""
+    mean, var = batch_norm_relu_statistics(input, running_mean, running_var, momentum)
+    affine = (mean, var, weight, bias)
+    output = batch_norm_relu(input, *affine, residual, eps, activation, negative_slope)
+    return output, mean, var
 
 
 def activation_gradient(
@@ -111,28 +133,30 @@ def batch_norm_relu_sums(
     grad: Tensor,
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     output: Tensor | None,
+    eps: float,
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of bias and weight, and of the residual.
 
     Returns:
-        sums [2, C] of dz and of dz * (input - mean) * invstd, where dz is the gradient before the
-        activation; and dz itself, which is the residual's gradient, if ``residual`` or ``output``
-        is given (else an empty tensor). An ``output`` determines the activation's derivative.
+        sums [2, C] of dz and of dz * (input - mean) / sqrt(var + eps), where dz is the gradient
+        before the activation; and dz itself, which is the residual's gradient, if ``residual`` or
+        ``output`` is given (else an empty tensor). An ``output`` determines the activation's
+        derivative.
     """
     if output is not None:
         z = _wide(output)
     else:
-        z = _pre_activation(input, mean, invstd, weight, bias, residual)
+        z = _pre_activation(input, mean, var, weight, bias, residual, eps)
     dz = activation_gradient(_wide(grad), z, activation, negative_slope)
     dims = [0, *range(2, z.dim())]
-    sums = torch.stack([dz.sum(dims), (dz * _normalized(input, mean, invstd)).sum(dims)])
+    sums = torch.stack([dz.sum(dims), (dz * _normalized(input, mean, var, eps)).sum(dims)])
     given = residual is not None or output is not None
     return sums, dz.to(grad.dtype) if given else sums.new_empty(0)
 
@@ -141,11 +165,12 @@ def batch_norm_relu_backward(
     grad: Tensor,
     input: Tensor,
     mean: Tensor,
-    invstd: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     sums: Tensor | None,
     count: int,
+    eps: float,
     activation: str,
     negative_slope: float,
 ) -> Tensor:
@@ -155,10 +180,39 @@ def batch_norm_relu_backward(
         sums: result of :func:`batch_norm_relu_sums`; None treats the statistics as constants.
         count: number of elements per channel.
     """
-    z = _pre_activation(input, mean, invstd, weight, bias, None)
+    z = _pre_activation(input, mean, var, weight, bias, None, eps)
     dx = activation_gradient(_wide(grad), z, activation, negative_slope)
     if sums is not None:
-        normalized, means = _normalized(input, mean, invstd), sums / count
+        normalized, means = _normalized(input, mean, var, eps), sums / count
         dx = dx - _over_channels(means[0], z) - normalized * _over_channels(means[1], z)
-    scale = invstd if weight is None else invstd * weight
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
     return (dx * _over_channels(scale, z)).to(grad.dtype)
+
+
+def batch_norm_relu_gradients(
+    grad: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    of_batch: bool,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Results of :func:`batch_norm_relu_sums`, and the gradient of the input.
+
+    Args:
+        of_batch: whether the statistics are those of ``input``; otherwise they are constants.
+    """
+    affine, end = (mean, var, weight, bias), (eps, activation, negative_slope)
+    sums, dz = batch_norm_relu_sums(grad, input, *affine, residual, output, *end)
+    if residual is not None or output is not None:
+        grad, end = dz, (eps, "none", 0.0)
+    count = max(input.numel() // max(input.shape[1], 1), 1)
+    total = sums if of_batch else None
+    return sums, dz, batch_norm_relu_backward(grad, input, *affine, total, count, *end)

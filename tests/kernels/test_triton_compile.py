@@ -233,7 +233,7 @@ def batch_norm_relu_variants(all_variants):
         values |= dict.fromkeys(["momentum", "eps", "negative_slope", "share"], "i64")
         names = ["input", "residual", "output", "grad", "result", "dz"]
         values |= dict.fromkeys([f"{name}_ptr" for name in names], f"*{dtype}")
-        names = ["partials", "mean", "var", "invstd", "weight", "bias", "sums"]
+        names = ["partials", "mean", "var", "weight", "bias", "sums"]
         values |= dict.fromkeys([f"{name}_ptr" for name in names], wide)
         values |= dict.fromkeys(["running_mean_ptr", "running_var_ptr"], wide)
         values |= {"ACTIVATION": activation, "CHANNELS_LAST": channels_last, "INT64": False}

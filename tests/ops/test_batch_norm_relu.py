@@ -276,15 +276,20 @@ def test_opcheck(backend):
     suffix = "_triton" if backend.name == "triton" else ""
     affine = (mean, var, weight, bias)
     sums = torch.stack([weight, bias])
+    end, smooth = (1e-5, 1, 0.0), (1e-5, 4, 0.0)  # eps, activation, slope
     for name, args in (
-        ("batch_norm_relu_statistics", (x, mean, var, 0.1, 1e-5)),
-        ("batch_norm_relu_statistics", (x, None, None, 0.1, 1e-5)),
-        ("batch_norm_relu", (x, *affine, residual, 1, 0.0)),
-        ("batch_norm_relu_sums", (grad, x, *affine, None, None, 1, 0.0)),
-        ("batch_norm_relu_sums", (grad, x, *affine, residual, None, 4, 0.0)),
-        ("batch_norm_relu_sums", (grad, x, *affine, None, residual, 1, 0.0)),
-        ("batch_norm_relu_backward", (grad, x, *affine, sums, 40, 1, 0.0)),
-        ("batch_norm_relu_backward", (grad, x, mean, var, None, None, None, 1, 1, 0.0)),
+        ("batch_norm_relu_statistics", (x, mean, var, 0.1)),
+        ("batch_norm_relu_statistics", (x, None, None, 0.1)),
+        ("batch_norm_relu", (x, *affine, residual, *end)),
+        ("batch_norm_relu_training", (x, *affine, residual, 0.1, *end)),
+        ("batch_norm_relu_training", (x, None, None, None, None, None, 0.1, *end)),
+        ("batch_norm_relu_sums", (grad, x, *affine, None, None, *end)),
+        ("batch_norm_relu_sums", (grad, x, *affine, residual, None, *smooth)),
+        ("batch_norm_relu_sums", (grad, x, *affine, None, residual, *end)),
+        ("batch_norm_relu_backward", (grad, x, *affine, sums, 40, *end)),
+        ("batch_norm_relu_backward", (grad, x, mean, var, None, None, None, 1, *end)),
+        ("batch_norm_relu_gradients", (grad, x, *affine, None, None, True, *end)),
+        ("batch_norm_relu_gradients", (grad, x, *affine, residual, None, False, *smooth)),
     ):
         opcheck(getattr(torch.ops.fastvision, name + suffix).default, args)
 

@@ -146,6 +146,7 @@ def test_few_rows_are_checked() -> None:
         (x.double(), w, None, 0, 0.0),
         (x, w[:, ::2], None, 0, 0.0),
         (x, w, values(4), 0, 0.0),
+        (x, w, values(5, 1), 0, 0.0),
         (x, w, None, 99, 0.0),
     ):
         with pytest.raises(RuntimeError, match="must|unknown"):
@@ -158,8 +159,14 @@ def test_few_rows_read_the_weight_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         linear, "_is_read_once", lambda *args: calls.append(read_once(*args)) or calls[-1]
     )
+    at_once: list[int] = []
+    rows = linear._LINEAR_ROWS
+    monkeypatch.setattr(
+        linear, "_LINEAR_ROWS", lambda x, *rest: at_once.append(len(x)) or rows(x, *rest)
+    )
     w = values(5, 16, seed=1)
     for x in (values(16), values(3, 16), values(4, 16), values(0, 16), values(2, 32)[:, ::2]):
         torch.testing.assert_close(linear_act(x, w, activation="none"), F.linear(x, w))
     if _extension.missing is None:
-        assert calls == [True, True, False, False, True]
+        assert calls == [True, False, False, True]
+        assert at_once == [3]

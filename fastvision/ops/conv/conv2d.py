@@ -18,7 +18,7 @@ from .._checks import (
 from .._torchscript import traced_op
 from ..batch_norm_relu import batch_norm_relu
 from .gradient import frozen_with_gradient, winograd_wins_once
-from .memo import MISFITS, keep, kept, made_once, may_repeat
+from .memo import keep, made_once, may_repeat, repeated
 from .operators import CONV, run
 from .spec import (
     TRACED_SCHEMA,
@@ -98,14 +98,16 @@ def conv_bn_relu(
         ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
-    weights = Weights(weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    tensors = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
     call = ("conv", stride, padding, dilation, groups, eps, activation, negative_slope)
-    plain = training is False and backend in (None, "cpp") and may_repeat(input, weights, residual)
-    if plain and (layer := kept(input.shape, input.dtype, weights, call)) is not None:
-        try:  # noqa: SIM105 contextlib.suppress takes a quarter of a microsecond
-            return layer(input, residual, weights)
-        except MISFITS:
-            pass
+    plain = (
+        training is False
+        and (backend is None or backend == "cpp")
+        and may_repeat(input, (residual, *tensors))
+    )
+    if plain and (output := repeated(input, tensors, residual, call)) is not None:
+        return output
+    weights = Weights(*tensors)
     check_tensor(input, "input")
     check_tensor(weight, "weight")
     if input.dim() == 3:  # without a batch

@@ -12,17 +12,27 @@ import torch
 from torch import Tensor
 
 from ... import reference
+from .._library import direct
 from . import onednn
-from .packing import Packs
+from .packing import Packs, fingerprint
 from .prepared import Prepared, by_torch, prepare
 from .spec import ConvSpec, Weights
 
 # options: csrc/ops/conv_engine.h, ConvOptions
-_PACKED_SCHEMA = "(Tensor input, Tensor packed, Tensor? residual, Tensor options) -> Tensor"
+_PACKED = "Tensor input, Tensor packed, Tensor? residual, Tensor options"
+_PACKED_SCHEMA = f"({_PACKED}) -> Tensor"
+# refuses weights that are not those that were packed (csrc/ops/conv_guarded.cpp)
+_GUARDED_SCHEMA = (
+    f"({_PACKED}, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
+    "Tensor? running_mean, Tensor? running_var) -> Tensor"
+)
 for _name, _schema in {
     "conv_packed": _PACKED_SCHEMA,
     "conv_winograd": _PACKED_SCHEMA,
     "conv_transpose2d_packed": _PACKED_SCHEMA,
+    "conv_packed_guarded": _GUARDED_SCHEMA,
+    "conv_winograd_guarded": _GUARDED_SCHEMA,
+    "conv_transpose2d_packed_guarded": _GUARDED_SCHEMA,
     "conv_pack": "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor",
     "conv_winograd_pack": "(Tensor weight, Tensor? bias, bool turned=False) -> Tensor",
     "conv_weight_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
@@ -40,7 +50,10 @@ for _name, _schema in {
     torch.library.define(f"fastvision::{_name}", _schema)
 
 _OPS = torch.ops.fastvision
-_PACKED, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
+_PLAIN, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
+_PLAIN_GUARDED = direct(_OPS.conv_packed_guarded.default)
+_WINOGRAD_GUARDED = direct(_OPS.conv_winograd_guarded.default)
+_TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
 _MIN_WINOGRAD_PIXELS = 96
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
@@ -136,7 +149,41 @@ class Layer:
         self.may_skip_padding = (
             dense and spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
         )
+        self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
         self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
+        self.guarded_options: Tensor
+
+    def guard(self) -> None:
+        """Prepares :meth:`again`, for :attr:`packs` of a known fingerprint."""
+        values = self.packs.fingerprint
+        assert values is not None
+        with torch.inference_mode(False):
+            behind = torch.tensor([values, self.channels], dtype=torch.int64, device="cpu")
+            self.guarded_options = torch.cat([self.options, behind])
+
+    def again(
+        self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
+    ) -> Tensor | None:
+        """The result if the weights are those that were packed; otherwise None or an error.
+
+        The op says what does not fit in a RuntimeError.
+        """
+        if self.spec.transposed:
+            prepared = self.packs.find("prepared")
+            packed, run = prepared and prepared.packed, _TRANSPOSED_GUARDED
+        else:
+            winograd = self.may_use_winograd and has_tiles(input.shape)
+            if self.may_use_onednn and self._onednn_wins(input.shape, winograd):
+                packed = None
+            elif winograd:
+                packed, run = self.packs.find("winograd"), _WINOGRAD_GUARDED
+            else:
+                packed, run = self.packs.find("plain"), _PLAIN_GUARDED
+        if packed is not None:
+            return run(input, packed, residual, self.guarded_options, *weights)
+        if input.shape[1] != self.channels or fingerprint(weights) != self.packs.fingerprint:
+            return None
+        return self(input, residual, Weights(*weights))  # type: ignore[arg-type]
 
     @property
     def checks(self) -> bool:
@@ -162,7 +209,7 @@ class Layer:
         if packed is None:
             make = self._transformed if winograd else self._packed
             packed = self.packs.get(form, weights, lambda: make(weights))
-        run = _WINOGRAD if winograd else _PACKED
+        run = _WINOGRAD if winograd else _PLAIN
         return run(input, packed, residual, self.options)
 
     def _onednn_wins(self, shape: Sequence[int], winograd: bool) -> bool:

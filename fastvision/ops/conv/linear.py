@@ -20,7 +20,8 @@ from .._checks import (
     is_transformed,
     needs_gradient,
 )
-from .._library import declare
+from .._library import declare, direct
+from .._plain import MISFITS, is_plain
 from .._torchscript import traced_op
 from . import onednn
 from .cpu import conv_options
@@ -34,6 +35,8 @@ torch.library.define(
     "fastvision::linear_rows",
     "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
 )
+_LINEAR_ROWS = direct(torch.ops.fastvision.linear_rows.default)
+_OF_ROWS = (torch.float32, torch.float64)
 
 
 @functools.cache
@@ -71,7 +74,7 @@ def _is_read_once(input: Tensor, weight: Tensor) -> bool:
     return (
         0 < input.numel() < _MIN_ROWS * input.shape[-1]
         and weight.numel() >= _MIN_PACKED
-        and input.dtype in (torch.float32, torch.float64)
+        and input.dtype in _OF_ROWS
         and weight.is_contiguous()
         and _extension.missing is None
     )
@@ -162,8 +165,9 @@ def linear_act(
     """Computes ``activation(input @ weight.T + bias)``.
 
     On the CPU, large weights run as a convolution with packed weights, which are cached until the
-    weight changes, and for up to three rows by a kernel that reads them as they are. Small weights,
-    GPUs and calls that need a gradient use torch's linear layer followed by the activation.
+    weight changes, and for up to three rows weights of any size by a kernel that reads them as they
+    are. Otherwise small weights, GPUs and calls that need a gradient use torch's linear layer
+    followed by the activation.
 
     Args:
         input: [..., I] float16, bfloat16, float32 or float64.
@@ -182,6 +186,21 @@ def linear_act(
         ValueError: shapes do not match, or the activation is unknown.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
+    if type(negative_slope) is float and is_plain(input, (weight, bias)):
+        try:
+            shape = input.shape
+            if (
+                len(shape) == 2
+                and 0 < shape[0] < _MIN_ROWS
+                and input.dtype in _OF_ROWS
+                and weight.is_contiguous()
+                and input.is_contiguous()
+                and not torch._C._is_any_autocast_enabled()
+            ):
+                index = ACTIVATIONS.index(activation)
+                return _LINEAR_ROWS(input, weight, bias, index, negative_slope)
+        except MISFITS:
+            pass
     check_tensor(input, "input")
     check_tensor(weight, "weight")
     if is_traced():

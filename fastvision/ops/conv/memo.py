@@ -7,38 +7,24 @@ Checking arguments and looking up weights takes longer than a small convolution.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _extension
-from .._backend import requested_by_environment
-from .._checks import is_eager, is_transformed, needs_gradient
+from .._plain import MISFITS, is_plain
 from .cpu import Layer
-from .packing import can_remember, fingerprint, recall, remember
+from .packing import can_remember, fingerprint, recall, remember, stored
 from .spec import ConvSpec, Weights
 
-# what a layer raises for wrong arguments; the full checks give better messages
-MISFITS = (TypeError, RuntimeError, AttributeError)
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
-def may_repeat(input: Any, weights: Weights, residual: Any) -> bool:
-    """Whether the call may take the fast path: eager CPU inference without autocast."""
-    return (
-        type(input) is Tensor
-        and input.is_cpu
-        and not input.is_nested  # it has no shape
-        and (residual is None or type(residual) is Tensor)
-        and _extension.missing is None
-        and requested_by_environment is None
-        and not torch.is_autocast_enabled("cpu")
-        and not needs_gradient((input, residual, *weights))
-        and is_eager()
-        and not is_transformed()
-    )
+def may_repeat(input: Any, tensors: Iterable[Any]) -> bool:
+    """Whether the call may take the fast path, by its input and its other tensors."""
+    return is_plain(input, tensors) and not torch._C._is_any_autocast_enabled()
 
 
 def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
@@ -56,37 +42,33 @@ def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
     return made
 
 
-def kept(
-    shape: Sequence[int], dtype: torch.dtype, weights: Weights, call: tuple[Any, ...]
-) -> Layer | None:
-    """The layer that :func:`keep` stored for the same call, or None.
-
-    Only input and residual may differ, which :data:`MISFITS` says if they do not fit.
+def repeated(
+    input: Tensor,
+    weights: tuple[Any, ...],
+    residual: Any,
+    call: tuple[Any, ...],
+) -> Tensor | None:
+    """The result by the layer that :func:`keep` stored for the same call; None without one, or if
+    an argument does not fit it.
 
     Args:
-        shape: of the input.
-        dtype: of the input.
+        weights: the fields of :class:`Weights`; the values may have changed.
         call: the op and its options.
     """
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
     try:
-        for t in weights:
-            if t is not None and t.is_neg():  # the fingerprint reads bytes, not values
-                return None
-        # operators are faster with a plain tuple
-        layer: Layer | None = recall(tuple(weights), _purpose(dtype, call))
-    except MISFITS:
+        layer: Layer | None = stored(weights[0], _purpose(input.dtype, call))
+        return None if layer is None else layer.again(input, residual, weights)
+    except MISFITS:  # the full checks give better messages
         return None
-    if layer is None or len(shape) != 4 or shape[1] != layer.channels:
-        return None
-    return layer
 
 
 def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
-    """Stores the layer for :func:`kept`."""
+    """Stores the layer for :func:`repeated`."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
+        layer.guard()
         with contextlib.suppress(TypeError):  # an unhashable option, such as a list
             remember(weights, values, _purpose(dtype, call), layer)
 

@@ -13,7 +13,7 @@ from .._checks import check_normalization, check_tensor, is_traced, needs_gradie
 from .._torchscript import traced_op
 from ..batch_norm_relu import batch_norm_relu
 from .gradient import transposed_with_gradient
-from .memo import MISFITS, keep, kept, made_once, may_repeat
+from .memo import keep, made_once, may_repeat, repeated
 from .operators import TRANSPOSED, run
 from .spec import (
     TRACED_SCHEMA,
@@ -28,10 +28,12 @@ from .spec import (
     sizes_of,
 )
 
+_NONE = (None, None, None, None)  # no normalization
+
 
 def _conv_transpose2d(
     input: Tensor,
-    weights: Weights,
+    tensors: tuple[Any, ...],
     stride: int | Sequence[int],
     padding: int | Sequence[int],
     output_padding: int | Sequence[int],
@@ -45,20 +47,24 @@ def _conv_transpose2d(
     activation: str = "none",
     negative_slope: float = 0.0,
 ) -> Tensor:
-    options: Any = (stride, padding, output_padding, groups, dilation, eps)
-    call = ("transposed", *options, activation, negative_slope)
-    plain = training is False and backend in (None, "cpp") and may_repeat(input, weights, residual)
-    if plain and (layer := kept(input.shape, input.dtype, weights, call)) is not None:
-        try:  # noqa: SIM105 contextlib.suppress takes a quarter of a microsecond
-            return layer(input, residual, weights)
-        except MISFITS:
-            pass
+    call = (
+        *("transposed", stride, padding, output_padding, groups, dilation, eps),
+        *(activation, negative_slope),
+    )
+    plain = (
+        training is False
+        and (backend is None or backend == "cpp")
+        and may_repeat(input, (residual, *tensors))
+    )
+    if plain and (output := repeated(input, tensors, residual, call)) is not None:
+        return output
+    weights = Weights(*tensors)
     check_tensor(input, "input")
     if input.dim() == 3:  # without a batch
         residual = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
         args = (stride, padding, output_padding, groups, dilation, backend)
         rest = (training, momentum, eps, residual, activation, negative_slope)
-        return _conv_transpose2d(input.unsqueeze(0), weights, *args, *rest).squeeze(0)
+        return _conv_transpose2d(input.unsqueeze(0), tensors, *args, *rest).squeeze(0)
     if not plain:
         # the weight is not cast: it is folded and packed at full precision
         input, _, residual = autocast(input, None, residual)
@@ -120,7 +126,7 @@ def _train(
 ) -> Tensor:
     weight, bias, bn_weight, bn_bias, running_mean, running_var = weights
     window: Any = spec.arguments()[:5]
-    y = _conv_transpose2d(input, Weights(weight, bias), *window, backend)  # type: ignore[call-arg]
+    y = _conv_transpose2d(input, (weight, bias, *_NONE), *window, backend)  # type: ignore[call-arg]
     return batch_norm_relu(
         y, running_mean, running_var, bn_weight, bn_bias, True, momentum, spec.eps,
         residual=residual, activation=spec.activation_name, negative_slope=spec.negative_slope,
@@ -129,7 +135,7 @@ def _train(
 
 
 def _traced(input: Tensor, *args: Any) -> Tensor:
-    weights, residual = Weights(*args[:6]), args[6]
+    weights, residual = args[:6], args[6]
     training, momentum, eps, *sizes, activation, negative_slope, backend = args[7:]
     stride, padding, output_padding, groups, dilation = sizes
     window = (tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
@@ -182,8 +188,10 @@ def conv_transpose2d(
         ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
-    window = (stride, padding, output_padding, groups, dilation)
-    return _conv_transpose2d(input, Weights(weight, bias), *window, backend)
+    tensors = (weight, bias, *_NONE)
+    return _conv_transpose2d(
+        input, tensors, stride, padding, output_padding, groups, dilation, backend
+    )
 
 
 @torch.fx.wrap
@@ -237,7 +245,7 @@ def conv_transpose2d_bn_relu(
     Raises:
         TypeError, ValueError, NotImplementedError: as in :func:`conv_transpose2d`.
     """
-    weights = Weights(weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    weights = (weight, bias, bn_weight, bn_bias, running_mean, running_var)
     window = (stride, padding, output_padding, groups, dilation)
     rest: Any = (training, momentum, eps, residual, activation, negative_slope)
     return _conv_transpose2d(input, weights, *window, backend, *rest)

@@ -1,0 +1,110 @@
+"""Calls that go to a C++ op at once, before their arguments are checked in Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastvision import ops
+from fastvision.ops import _plain
+from fastvision.testing.marks import needs_library
+from fastvision.testing.numerics import assert_matches
+
+X = torch.randn(2, 3, 4, 5)
+MEAN, VAR = torch.zeros(3), torch.ones(3)
+WEIGHT = torch.randn(4, 3, 3, 3)
+BOXES, SCORES = torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5], [8, 8, 9, 9]]), torch.rand(3)
+ROIS = torch.tensor([[0.0, 0, 0, 3, 3], [1, 1, 1, 2, 2]])
+CALLS = {
+    "batch_norm_relu": lambda x: ops.batch_norm_relu(x, MEAN.to(x.dtype), VAR.to(x.dtype)),
+    "conv_bn_relu": lambda x: ops.conv_bn_relu(x, WEIGHT.to(x.dtype), padding=1),
+    "conv_transpose2d": lambda x: ops.conv_transpose2d(x, WEIGHT.mT[:3].to(x.dtype)),
+    "linear_act": lambda x: ops.linear_act(x[0, 0, :2], torch.ones(7, 5, dtype=x.dtype)),
+    "roi_align": lambda x: ops.roi_align(x, ROIS, 2),
+}
+
+
+class Subclass(Tensor):
+    pass
+
+
+@needs_library
+def test_is_plain():
+    assert _plain.is_plain(X, (WEIGHT, None))
+    for input in (X.numpy(), None, X.to("meta"), X.as_subclass(Subclass)):
+        assert not _plain.is_plain(input)
+    wanted = WEIGHT.clone().requires_grad_()
+    assert not _plain.is_plain(X, (None, wanted))
+    assert not _plain.is_plain(X, (1.0,))
+    with torch.no_grad():
+        assert _plain.is_plain(X, (None, wanted))
+    with torch.inference_mode():
+        assert _plain.is_plain(X, (None, wanted))
+    with forward_ad.dual_level():
+        assert not _plain.is_plain(X)
+    with FlopCounterMode(display=False):  # a dispatch mode
+        assert not _plain.is_plain(X)
+    seen = []
+    torch.func.vmap(lambda x: seen.append(_plain.is_plain(x)) or x)(X)
+    torch.jit.trace(lambda x: seen.append(_plain.is_plain(x)) or x + 1, X, check_trace=False)
+    compiled = torch.compile(lambda x: x + _plain.is_plain(x), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X), X)
+    assert not any(seen) and len(seen) == 2
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_what_the_op_refuses_is_converted(op):
+    """The same result under no_grad and with a gradient, which checks everything in Python."""
+    for x in (X, X.double(), X.mT, X[..., ::2, :].to(torch.bfloat16), torch._neg_view(X)):
+        if op == "linear_act" and x.shape[-1] != 5:
+            continue
+        run = CALLS[op]
+        expected = run(x.clone().detach().requires_grad_()).detach()
+        with torch.no_grad():
+            for _ in range(2):  # a repeated call takes another path
+                y = run(x)
+                assert y.dtype == expected.dtype
+                assert_matches(y, expected, scale=4)
+
+
+def test_nms_of_what_the_op_refuses():
+    kept = ops.nms(BOXES, SCORES, 0.1)
+    for boxes, scores in ((BOXES.double(), SCORES.double()), (BOXES.mT.contiguous().mT, SCORES)):
+        assert torch.equal(ops.nms(boxes, scores, 0.1), kept)
+    with torch.autocast("cpu"):
+        assert torch.equal(ops.nms(BOXES, SCORES.double(), 0.1), kept)
+    with pytest.raises(RuntimeError, match="boxes must have shape .* got"):
+        ops.nms(BOXES[:, :3], SCORES, 0.1)
+    with pytest.raises(RuntimeError, match="scores must have the type of boxes, torch.float32"):
+        ops.nms(BOXES, SCORES.double(), 0.1)
+    with pytest.raises(TypeError, match="scores must be a Tensor"):
+        ops.nms(BOXES, SCORES.tolist(), 0.1)
+
+
+def test_weights_may_change_between_repeated_calls():
+    for weights in ({}, {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}):
+        weight = WEIGHT.clone()
+        for change in (1.0, -1.0, 3.0):
+            weight.data.mul_(change)  # does not count as a write
+            for value in weights.values():
+                value.data.add_(1.0)
+            expected = ops.conv_bn_relu(X, weight.clone(), **weights)
+            for _ in range(3):
+                assert torch.equal(ops.conv_bn_relu(X, weight, **weights), expected)
+    with pytest.raises(ValueError, match="input must have 3 channels"):
+        ops.conv_bn_relu(X[:, :2], weight)
+
+
+def test_options_of_another_type_are_refused_after_a_repeated_call():
+    for _ in range(2):
+        ops.conv_bn_relu(X, WEIGHT, stride=1)
+    with pytest.raises(TypeError, match="stride must be one or two integers"):
+        ops.conv_bn_relu(X, WEIGHT, stride=True)
+    for eps in ("1e-5", torch.tensor(1e-5)):
+        with pytest.raises(TypeError, match="eps must be a number"):
+            ops.batch_norm_relu(X, MEAN, VAR, eps=eps)
+    with pytest.raises(TypeError, match="momentum must be a number"):
+        ops.batch_norm_relu(X, MEAN, VAR, momentum="0.1")
