@@ -11,7 +11,7 @@ from typing import Any
 from ....ops._checks import pair
 from ..._blocks import make_divisible
 from ..._registry import register
-from ...darknet.architectures import Layers
+from ...darknet.architectures import Layers, extraction_body
 from ._build import Size, build
 from .model import YOLO
 
@@ -63,18 +63,7 @@ def yolov1(
         options: of :class:`YOLO`.
     """
     layers = Layers(*pair(size, "size"), width_mult, batch_norm)
-    layers.conv(64, 7, 2)
-    layers.pool()
-    layers.conv(192)
-    layers.pool()
-    for channels, kernel in ((128, 1), (256, 3), (256, 1), (512, 3)):
-        layers.conv(channels, kernel)
-    layers.pool()
-    for channels, kernel in ((256, 1), (512, 3)) * 4 + ((512, 1), (1024, 3)):
-        layers.conv(channels, kernel)
-    layers.pool()
-    for channels, kernel in ((512, 1), (1024, 3)) * 2:
-        layers.conv(channels, kernel)
+    extraction_body(layers)
     for stride in (1, 2, 1, 1):
         layers.conv(1024, 3, stride)
     _grid(layers, size, [_HIDDEN], boxes, num_classes)
