@@ -4,7 +4,7 @@ from . import darknet, detection, segmentation, sequence
 from ._registry import get_model, get_model_builder, list_models
 from ._stages import Stages
 from .alexnet import AlexNet, alexnet
-from .darknet import Darknet, darknet19, darknet53
+from .darknet import Darknet, darknet19, darknet53, extraction
 from .densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from .googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
 from .inception import Inception3, InceptionOutputs, inception_v3
@@ -91,6 +91,7 @@ __all__ = [
     "densenet169",
     "densenet201",
     "detection",
+    "extraction",
     "get_model",
     "get_model_builder",
     "googlenet",

@@ -73,7 +73,7 @@ OTHERS = (
     Case("xception", 71),
     Case("inception_resnet_v2", 75),
     Case("localizer", 32, {"backbone": "mobilenet_v1_x0_25"}),
-    *(Case(name, 64, {"width_mult": 0.125}) for name in ("darknet19", "darknet53")),
+    *(Case(name, 64, {"width_mult": 0.125}) for name in ("extraction", "darknet19", "darknet53")),
     Case("patch_classifier", 15),
     Case("fcn_full_resolution", 16, {"width": 16}),
 )

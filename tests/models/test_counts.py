@@ -18,6 +18,7 @@ PARAMETERS = {
     "resnet56": 853_018,
     "plain20": 269_722,
     "plain56": 853_018,
+    "extraction": 23_428_136,
     "darknet19": 20_842_376,
     "darknet53": 41_609_928,
     "xception": 22_855_952,

@@ -1,6 +1,6 @@
-"""Networks of Darknet: its .cfg and .weights files, Darknet-19 and Darknet-53."""
+"""Networks of Darknet: its .cfg and .weights files, Extraction, Darknet-19 and Darknet-53."""
 
-from .classifiers import darknet19, darknet53
+from .classifiers import darknet19, darknet53, extraction
 from .config import ConfigError, Section, format_config, parse_config, read_config
 from .network import Darknet
 from .weights import load_darknet_weights, save_darknet_weights
@@ -11,6 +11,7 @@ __all__ = [
     "Section",
     "darknet19",
     "darknet53",
+    "extraction",
     "format_config",
     "load_darknet_weights",
     "parse_config",

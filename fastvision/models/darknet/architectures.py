@@ -1,4 +1,4 @@
-"""Darknet-19 and Darknet-53 as sections, of which classifiers and detectors are made."""
+"""Extraction, Darknet-19 and Darknet-53 as sections, for classifiers and detectors."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ class Layers(list[Section]):
             self.conv(channels // 2, 1)
             self.conv(channels)
             self.add("shortcut", from_=-3, activation="linear")
+
+
+def extraction_body(layers: Layers) -> None:
+    """The first 20 convolutions of YOLOv1 (Redmon et al. 2016, figure 3), which learn to classify
+    before they learn to detect (section 2.2)."""
+    layers.conv(64, 7, 2)
+    layers.pool()
+    layers.conv(192)
+    for blocks in (
+        ((128, 1), (256, 3), (256, 1), (512, 3)),
+        ((256, 1), (512, 3)) * 4 + ((512, 1), (1024, 3)),
+        ((512, 1), (1024, 3)) * 2,
+    ):
+        layers.pool()
+        for channels, kernel in blocks:
+            layers.conv(channels, kernel)
 
 
 def darknet19_body(layers: Layers) -> None:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 import fastvision
 from fastvision import ops
@@ -162,10 +161,8 @@ def test_every_parameter_learns(name):
 def test_learns_two_scenes(name):
     """Squares of two brightnesses on grey."""
     torch.manual_seed(0)
-    model = get_model(name, **{**_options(name), "num_classes": 3}).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    dropout = {"dropout": 0.0} if name.startswith("yolov1") else {}
+    model = get_model(name, **{**_options(name), **dropout, "num_classes": 3}).train()
     targets = targets_of([(1, 4, 8, 28, 36), (2, 34, 30, 60, 58)], [(2, 12, 16, 44, 50)])
     images = [torch.full((3, 64, 64), 0.4) for _ in targets]
     for image, target in zip(images, targets, strict=True):
@@ -184,6 +181,15 @@ def test_learns_two_scenes(name):
             assert best[1].min() > 0.3 and sorted(best[2].tolist()) == target["labels"].tolist()
             order = best[2].argsort()
             assert ops.box_iou(best[0][order], target["boxes"]).diagonal().min() > 0.5
+
+
+@pytest.mark.parametrize("name", ["yolov1", "yolov1_tiny"])
+def test_dropout_of_version_1(name):
+    batch = [x.float() for x in pictures((64, 64), (50, 70))], targets_of([(1, 5, 5, 30, 40)], [])
+    for options, is_random in (({}, True), ({"dropout": 0.0}, False)):
+        model = get_model(name, **_options(name), **options).train()
+        first, second = (sum(model(*batch).values()).item() for _ in range(2))
+        assert (first != second) == is_random
 
 
 def test_images_without_objects_and_of_several_sizes():
@@ -312,6 +318,8 @@ def test_other_arguments_that_are_wrong():
         get_model("yolov1_tiny", **SMALL, sizes=(128,))
     with pytest.raises(ValueError, match="size must be one multiple of 64, got 100"):
         get_model("yolov1", **{**SMALL, "size": 100})
+    with pytest.raises(ValueError, match=r"\[dropout\] probability must be between 0 and 1, got 2"):
+        get_model("yolov1", **SMALL, dropout=2)
     with pytest.raises(ValueError, match="anchors must be as many for each of 3 maps, got 2"):
         get_model("yolov3", **SMALL, anchors=[(3, 4), (5, 6)])
     with pytest.raises(ValueError, match="anchors must be pairs of positive numbers"):

@@ -11,7 +11,7 @@ from typing import Any
 from ....ops._checks import pair
 from ..._blocks import make_divisible
 from ..._registry import register
-from ...darknet.architectures import Layers
+from ...darknet.architectures import Layers, extraction_body
 from ._build import Size, build
 from .model import YOLO
 
@@ -19,7 +19,9 @@ _STRIDE = 64  # of the last map
 _HIDDEN = 4096  # outputs of the first linear layer
 
 
-def _grid(layers: Layers, size: Size, hidden: list[int], boxes: int, num_classes: int) -> None:
+def _grid(
+    layers: Layers, size: Size, hidden: list[int], dropout: float, boxes: int, num_classes: int
+) -> None:
     """Linear layers, and the head: classes and boxes for each cell of the last map."""
     height, width = pair(size, "size")
     if height != width or height % _STRIDE:
@@ -28,7 +30,7 @@ def _grid(layers: Layers, size: Size, hidden: list[int], boxes: int, num_classes
     for outputs in hidden:
         outputs = make_divisible(outputs * layers.width_mult)
         layers.add("connected", output=outputs, activation="leaky")
-    layers.add("dropout", probability=0.5)
+    layers.add("dropout", probability=dropout)
     outputs = side * side * (num_classes - 1 + 5 * boxes)
     layers.add("connected", output=outputs, activation="linear")
     layers.add(
@@ -47,6 +49,7 @@ def yolov1(
     width_mult: float = 1.0,
     boxes: int = 2,
     batch_norm: bool = False,
+    dropout: float = 0.5,
     **options: Any,
 ) -> YOLO:
     """YOLOv1 (Redmon et al. 2016): 24 convolutions and 2 linear layers, 271,703,550 parameters with
@@ -60,24 +63,14 @@ def yolov1(
         width_mult: factor of all numbers of channels but the head's.
         boxes: that each cell predicts, the paper's B.
         batch_norm: whether batch normalizations follow the convolutions; none in the paper.
+        dropout: probability that training zeroes an input of the last layer.
         options: of :class:`YOLO`.
     """
     layers = Layers(*pair(size, "size"), width_mult, batch_norm)
-    layers.conv(64, 7, 2)
-    layers.pool()
-    layers.conv(192)
-    layers.pool()
-    for channels, kernel in ((128, 1), (256, 3), (256, 1), (512, 3)):
-        layers.conv(channels, kernel)
-    layers.pool()
-    for channels, kernel in ((256, 1), (512, 3)) * 4 + ((512, 1), (1024, 3)):
-        layers.conv(channels, kernel)
-    layers.pool()
-    for channels, kernel in ((512, 1), (1024, 3)) * 2:
-        layers.conv(channels, kernel)
+    extraction_body(layers)
     for stride in (1, 2, 1, 1):
         layers.conv(1024, 3, stride)
-    _grid(layers, size, [_HIDDEN], boxes, num_classes)
+    _grid(layers, size, [_HIDDEN], dropout, boxes, num_classes)
     return build("yolov1", layers, weights, progress, options)
 
 
@@ -91,13 +84,14 @@ def yolov1_tiny(
     width_mult: float = 1.0,
     boxes: int = 2,
     batch_norm: bool = False,
+    dropout: float = 0.5,
     **options: Any,
 ) -> YOLO:
     """Fast YOLO (Redmon et al. 2016): 9 convolutions, 45,089,374 parameters with the 20 classes of
     VOC.
 
     Args:
-        weights, progress, num_classes, size, width_mult, boxes, batch_norm, options: see
+        weights, progress, num_classes, size, width_mult, boxes, batch_norm, dropout, options: see
             :func:`yolov1`.
     """
     layers = Layers(*pair(size, "size"), width_mult, batch_norm)
@@ -106,5 +100,5 @@ def yolov1_tiny(
         layers.pool()
     for _ in range(3):
         layers.conv(1024)
-    _grid(layers, size, [256, _HIDDEN], boxes, num_classes)
+    _grid(layers, size, [256, _HIDDEN], dropout, boxes, num_classes)
     return build("yolov1_tiny", layers, weights, progress, options)
