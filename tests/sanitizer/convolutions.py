@@ -115,20 +115,38 @@ def conv_winograd(rng: Source) -> Call:
     return _convolution(rng, random_format(rng, x), weight, options, rng.chance(0.3))
 
 
+def _in_format(rng: Source, x: Tensor, channels_last: bool) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if channels_last else random_format(rng, x)
+
+
 def conv_gradients(rng: Source) -> Call:
-    """Of convolutions, most of them with channels enough for our own kernels, or nearly."""
+    """With channels enough for our own kernels, or nearly."""
     C, K = rng.size((16, 17, 31, 32), (33, 64)), rng.size((16, 16, 17), (32, 39))
     window = rng.choice(((3, 3), (3, 3), (1, 1), (1, 3), (5, 2)))
+    return _gradients(rng, C, K, window, channels_last=rng.chance(0.3))
+
+
+def conv_weight_gradient(rng: Source) -> Call:
+    C, K = rng.size((16, 17, 31), (33, 64)), rng.size((16,), (32, 48))
+    window = rng.choice(((3, 2), (2, 2), (1, 3), (5, 2)))
+    return _gradients(rng, C, K, window, channels_last=True)
+
+
+def conv_winograd_gradient(rng: Source) -> Call:
+    C, K = rng.size((32, 33), (40, 64)), rng.size((16, 17), (32, 39))
+    return _gradients(rng, C, K, (3, 3), channels_last=True)
+
+
+def _gradients(
+    rng: Source, C: int, K: int, window: tuple[int, int], *, channels_last: bool
+) -> Call:
     height, width = (rng.size((1, 3, 4, 5, 8), (13, 24, 33)) for _ in range(2))
     x = torch.randn(rng.size((1, 1, 2), (3,)), C, height, width)
-    if rng.chance(0.6):
-        x = x.contiguous(memory_format=torch.channels_last)
-    else:
-        x = random_format(rng, x)
+    x = _in_format(rng, x, channels_last)
     x.requires_grad_(rng.chance(0.8))
-    weight = torch.randn(K, C, *window).requires_grad_(rng.chance(0.8))
+    weight = torch.randn(K, C, *window).requires_grad_(rng.chance(0.9))
     bias = torch.randn(K).requires_grad_(rng.chance(0.8))
-    square = window == (3, 3) and rng.chance(0.7)
+    square = window == (3, 3) and rng.chance(0.9)
     options: dict[str, Any] = {
         "padding": tuple(rng.randint(0, 2) for _ in range(4)),
         "stride": (1, 1) if square else (rng.randint(1, 2), rng.randint(1, 2)),
@@ -138,7 +156,7 @@ def conv_gradients(rng: Source) -> Call:
     shape = _result_shape(x, weight, options)
     if min(shape) < 1:
         return Results  # refused in Python before any kernel
-    grad = random_format(rng, torch.randn(shape))
+    grad = _in_format(rng, torch.randn(shape), channels_last and rng.chance(0.8))
 
     def call() -> Results:
         y = ops.conv_bn_relu(x, weight, bias, **options)
@@ -288,7 +306,9 @@ FUZZERS = {
         conv_gradients,
         conv_transpose2d,
         conv_transpose2d_bn_relu,
+        conv_weight_gradient,
         conv_winograd,
+        conv_winograd_gradient,
         deform_conv2d,
     )
 }

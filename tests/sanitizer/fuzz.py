@@ -32,7 +32,6 @@ class Worker:
     process: int
     state: memoryview  # of three integers, written by the process
     report: int  # file of its output: what a sanitizer found
-    start: float
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Row:
     name: str
     done: int
     refused: int
-    seconds: float
+    seconds: float  # on the CPU
     fault: str | None
 
     def __str__(self) -> str:
@@ -50,7 +49,7 @@ class Row:
         end = "" if self.fault is None else f"  FAILED at seed {self.fault}"
         return (
             f"{self.name:26} {self.done:8} inputs {self.refused:7} refused "
-            f"{self.seconds:8.1f} s {rate:7.0f}/s{end}"
+            f"{self.seconds:8.1f} s of CPU {rate:7.0f}/s{end}"
         )
 
 
@@ -68,13 +67,12 @@ def _fuzz(options: argparse.Namespace, name: str, seconds: float | None, state: 
 
 def _start(options: argparse.Namespace, name: str, seconds: float | None) -> Worker:
     state = memoryview(mmap.mmap(-1, 3 * 8)).cast("q")
-    start = time.monotonic()
     state[_SEED], state[_TIME] = options.seed, time.monotonic_ns()
     report = os.memfd_create("report")
     process = os.fork()
     if process == 0:
         _child(options, name, seconds, state, report)
-    return Worker(name, process, state, report, start)
+    return Worker(name, process, state, report)
 
 
 def _child(
@@ -97,24 +95,25 @@ def _child(
         os._exit(code)
 
 
-def _end(worker: Worker, status: int, options: argparse.Namespace) -> Row:
-    seed, refused, seconds = worker.state[_SEED], worker.state[_REFUSED], time.monotonic()
+def _end(worker: Worker, status: int, seconds: float, options: argparse.Namespace) -> Row:
+    seed, refused = worker.state[_SEED], worker.state[_REFUSED]
     fault = None
     if status != 0:
         fault = str(seed)
         text = os.pread(worker.report, 6000, 0).decode(errors="replace")
         print(f"{worker.name}, seed {seed}, exit status {status}:\n{text}", flush=True)
     os.close(worker.report)
-    return Row(worker.name, seed - options.seed, refused, seconds - worker.start, fault)
+    return Row(worker.name, seed - options.seed, refused, seconds, fault)
 
 
-def _wait(workers: list[Worker]) -> tuple[Worker, int]:
-    """The first to end, and its status; one that hangs is ended."""
+def _wait(workers: list[Worker]) -> tuple[Worker, int, float]:
+    """The first to end, its status and its seconds on the CPU; one that hangs is ended."""
     while True:
         for worker in workers:
-            process, status = os.waitpid(worker.process, os.WNOHANG)
+            process, status, usage = os.wait4(worker.process, os.WNOHANG)
             if process:
-                return worker, os.waitstatus_to_exitcode(status)
+                seconds = usage.ru_utime + usage.ru_stime
+                return worker, os.waitstatus_to_exitcode(status), seconds
             if time.monotonic_ns() - worker.state[_TIME] > _HANGS:
                 os.kill(worker.process, 9)
         time.sleep(0.02)
@@ -135,6 +134,9 @@ def main() -> int:
     if options.seconds is not None:
         seconds = options.seconds * options.processes / len(names)
     torch.set_num_threads(1)
+    # a first derivative imports much, here once for all processes
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(x * x, x, torch.ones(1))
     # kernels of a child whose parent has threads run on a single one
     assert os.listdir("/proc/self/task") == [str(os.getpid())], "threads before the first fork"
     print(f"{len(names)} ops on {', '.join(levels())}; {options.processes} processes", flush=True)
@@ -143,12 +145,12 @@ def main() -> int:
     while waiting or workers:
         while waiting and len(workers) < options.processes:
             workers.append(_start(options, waiting.pop(), seconds))
-        worker, status = _wait(workers)
+        worker, status, used = _wait(workers)
         workers.remove(worker)
-        rows.append(_end(worker, status, options))
+        rows.append(_end(worker, status, used, options))
         print(rows[-1], flush=True)
     print("\n" + "\n".join(str(row) for row in sorted(rows, key=lambda row: row.name)))
-    failed = [row.name for row in rows if row.fault is not None]
+    failed = sorted(row.name for row in rows if row.fault is not None)
     done, refused = sum(row.done for row in rows), sum(row.refused for row in rows)
     print(f"fuzzed {len(rows)} ops with {done} inputs, {refused} of them refused")
     if failed:

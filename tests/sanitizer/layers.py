@@ -38,11 +38,13 @@ def batch_norm_relu(rng: Source) -> Call:
     channels = rng.size(CHANNELS[1:], MORE_CHANNELS)
     sizes = ((), (1, 1), (3,), (1, 7), (5, 5), (2, 17))
     shape = (rng.choice((0, 1, 2, 3, 9)), channels, *rng.size(sizes, ((7, 16), (40, 60))))
-    training = rng.chance(0.7) and shape[0] * math.prod(shape[2:]) != 1
+    count = shape[0] * math.prod(shape[2:])  # of values in a channel
+    training = rng.chance(0.7) and count != 1
+    hostile = 0.3 * rng.chance(0.3)
 
     def some_map() -> Tensor:
         if len(shape) == 4:
-            return random_map(rng, shape, dtype, 0.1)
+            return random_map(rng, shape, dtype, hostile)
         return random_layout(rng, torch.randn(shape).to(dtype))
 
     x, residual, grad = some_map(), some_map(), some_map()
@@ -58,8 +60,9 @@ def batch_norm_relu(rng: Source) -> Call:
         "activation": activation,
         "negative_slope": rng.choice((0.01, 0.0, -0.5)),
     }
-    # a sum of thousands of terms in 16 bits has few digits, and a kink has two sides
-    smooth = activation in _SMOOTH and dtype.itemsize > 2
+    # a sum of thousands of terms in 16 bits has few digits, as has what remains of the gradient of
+    # few values, and a kink has two sides
+    smooth = activation in _SMOOTH and dtype.itemsize > 2 and count > 16 and not hostile
 
     def call() -> Results:
         running = mean.clone(), var.clone()
@@ -139,16 +142,25 @@ def max_unpool2d(rng: Source) -> Call:
 
 
 def linear_act(rng: Source) -> Call:
-    rows = rng.size((0, 1, 2, 3, 4, 5), (17, 40))
+    rows = rng.choice((1, 1, 3)), rng.size((0, 2, 3, 4, 5, 9), (17, 40))
+    return _linear(rng, rows, rng.choice(DTYPES))
+
+
+def linear_rows(rng: Source) -> Call:
+    """Of rows so few that the weight is read as it is."""
+    return _linear(rng, rng.choice(((1, 1), (1, 2), (1, 3), (3, 1))), rng.choice(DTYPES[:2]))
+
+
+def _linear(rng: Source, rows: tuple[int, int], dtype: torch.dtype) -> Call:
     features = rng.size((1, 7, 8, 15, 16, 17, 33), (64, 65, 512, 520, 1024))
     outputs = rng.size((1, 2, 7, 9, 16, 17, 31, 33), (64, 130, 300, 520))
-    dtype = rng.choice(DTYPES)
-    x = torch.randn(rng.choice((1, 1, 3)), rows, features)
+    x = torch.randn(*rows, features)
     hostile = rng.chance(0.2)
     if hostile:
         spoil(rng, x)
     x = random_layout(rng, x.to(dtype))
-    weight = random_layout(rng, (torch.randn(outputs, features) / features**0.5).to(dtype))
+    weight = (torch.randn(outputs, features) / features**0.5).to(dtype)
+    weight = random_layout(rng, weight) if rng.chance(0.3) else weight
     bias = torch.randn(outputs).to(dtype) if rng.chance(0.5) else None
     activation = rng.choice(ACTIVATIONS)
     checked = not hostile and rng.chance(_CHECKED)
@@ -203,6 +215,7 @@ FUZZERS = {
     for function in (
         batch_norm_relu,
         linear_act,
+        linear_rows,
         max_pool2d_with_indices,
         max_unpool2d,
         squeeze_excitation,
