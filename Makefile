@@ -6,6 +6,7 @@
 #   make test TEST_PROCESSES=               in one process
 #   make test-gpu PYTEST_ARGS="-k roi_align"
 #   make gpu-record GPU_RECORD_ARGS="--minutes 6"
+#   make fuzz INPUTS=100000 FUZZ_ARGS="--op nms"   inputs of each op, or of one, under the sanitizers
 #   make test-thirdparty PYTEST_ARGS="--sample 12"   of an hour's work a part that changes with the date
 #
 # nvcc is used where it is found; FASTVISION_CUDA=0 and FASTVISION_CUDA_ARCHS="80;90" are handed through.
@@ -18,6 +19,8 @@ PYTEST_ARGS ?=
 # each takes up to 3 GB; a file's tests run in one process, since they share what they compile
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 GPU_RECORD_ARGS ?=
+INPUTS ?= 1000
+FUZZ_ARGS ?=
 
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc csrc/* csrc/*/*)
@@ -26,11 +29,11 @@ CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 # the build calls cmake and ninja by name
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help build bench bench-report gpu-record test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean
+.PHONY: help build bench bench-report gpu-record test test-gpu test-thirdparty fuzz sanitize-gpu wheel docs lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
-	@echo "targets: build bench bench-report gpu-record test test-gpu test-thirdparty sanitize-gpu wheel docs lint clean"
+	@echo "targets: build bench bench-report gpu-record test test-gpu test-thirdparty fuzz sanitize-gpu wheel docs lint clean"
 
 $(VENV)/.tools: constraints.txt
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
@@ -71,6 +74,10 @@ test-gpu: build
 # builds for this GPU against the torch that is there, without a network; a stop leaves what was measured
 gpu-record:
 	$(PYTHON) scripts/gpu_record.py $(GPU_RECORD_ARGS)
+
+# faults end only the fuzzing of their op
+fuzz: build
+	PYTHONPATH=tests $(VENV_PYTHON) -m sanitizer --inputs $(INPUTS) $(FUZZ_ARGS)
 
 # slow: pick tests with PYTEST_ARGS="-k ..."
 sanitize-gpu: build

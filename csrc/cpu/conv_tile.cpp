@@ -385,8 +385,9 @@ void split_channels(const ConvTile<T>& tile) {
     block.ahead = 0;
     const bool one_tap = packing.taps == 1;
     block.reads_first = tile.far_inputs && one_tap && b == tile.block_begin;
+    // a phase of a transposed convolution may have no tap and no inputs
     block.far_group =
-        tile.far_inputs && !one_tap && (b + 1) % blocks == 0 && b + 1 < tile.block_end;
+        tile.far_inputs && packing.taps > 1 && (b + 1) % blocks == 0 && b + 1 < tile.block_end;
     if (width == 0) {
       with_vectors(tile, block);
       continue;

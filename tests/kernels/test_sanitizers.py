@@ -9,88 +9,75 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-import fastvision
 from fastvision import _extension
+from fastvision.ops._library import PUBLIC
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = Path(fastvision.__file__).parent
+sys.path.append(str(Path(__file__).parents[1]))
+from sanitizer.build import ROOT, TOOLS, build, environment
+from sanitizer.engine import FUZZERS
 
-
-def sanitizer_runtime() -> str:
-    """What has to be loaded before anything else; of libstdc++ the runtime watches throw."""
-    paths = []
-    for name in ("libasan.so", "libstdc++.so"):
-        command = ["g++", f"-print-file-name={name}"]
-        path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        if not Path(path).is_absolute():
-            pytest.skip(f"g++ has no {name}")
-        paths.append(str(Path(path).resolve()))
-    return " ".join(paths)
+# eager calls take a shorter way to the kernels of these
+IN_PYTHON = {"conv_bn_relu", "conv_transpose2d", "linear_act"}
+# counts the calls of operators; the parsed events of a profile take much longer
+REACHED = """
+import collections, sys, torch
+from torch.profiler import ProfilerActivity, profile
+from sanitizer.engine import FUZZERS, Engine, reach_kernels
+reach_kernels()
+with profile(activities=[ProfilerActivity.CPU]) as found:
+    for name in FUZZERS:
+        engine = Engine(name)
+        for seed in range(int(sys.argv[1])):
+            engine.run(seed)
+names = (event.name() for event in found.profiler.kineto_results.events())
+for name, number in collections.Counter(names).items():
+    if name.startswith("fastvision::"):
+        print(name.removeprefix("fastvision::"), number)
+"""
 
 
 @pytest.fixture(scope="module")
-def sanitized_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package whose library is built with the sanitizers."""
+def library() -> None:
     if _extension.missing is not None:
         pytest.skip(_extension.missing)
-    for command in ("g++", "cmake", "ninja"):
+
+
+@pytest.fixture(scope="module")
+def sanitized_package(library: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package whose library is built with the sanitizers."""
+    for command in TOOLS:
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not installed")
     folder = tmp_path_factory.mktemp("sanitized")
-    shutil.copytree(PACKAGE, folder / "fastvision", ignore=shutil.ignore_patterns("__pycache__"))
-    # kept between runs, so only what changed is compiled again
-    build = ROOT / "build" / f"sanitized-{sys.implementation.cache_tag}"
-    options = {
-        "CMAKE_BUILD_TYPE": "None",
-        "CMAKE_CXX_COMPILER": shutil.which("g++"),
-        "CMAKE_CXX_FLAGS": "-Og",
-        "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
-        "CMAKE_SKIP_RPATH": "ON",
-        "FASTVISION_CUDA": "OFF",
-        "FASTVISION_SANITIZE": "address,undefined",
-        "FASTVISION_EMULATE_AVX512": "ON",
-        "Python_EXECUTABLE": sys.executable,
-    }
-    configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", build]
-    configure += [f"-D{name}={value}" for name, value in options.items()]
-    for command in (configure, ["cmake", "--build", build, "--target", "fastvision"]):
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert run.returncode == 0, run.stdout
-    library = build / "libfastvision.so"
-    checks = library.read_bytes()
-    assert b"__asan_report_load" in checks and b"__ubsan_handle" in checks
-    shutil.copy(library, folder / "fastvision")
+    try:
+        environment(folder)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    try:
+        build(folder)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stdout)
     return folder
 
 
 def run_sanitized(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": sanitizer_runtime(),
-        # Python frees little on exit
-        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-        "PYTHONPATH": str(package),
-        "PYTHONMALLOC": "malloc",
-    }
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True)
+    command, variables = [sys.executable, *arguments], environment(package)
+    return subprocess.run(command, cwd=package, env=variables, capture_output=True, text=True)
 
 
 def test_fuzz(sanitized_package: Path) -> None:
-    run = run_sanitized(sanitized_package, str(ROOT / "tests/sanitizer/fuzz.py"), "--seconds", "12")
-    last_input = "\n".join(run.stdout.splitlines()[-1:])
-    assert run.returncode == 0, f"{last_input}\n{run.stderr[:4000]}"
-    assert "ERROR: AddressSanitizer" not in run.stderr
+    run = run_sanitized(sanitized_package, "-m", "sanitizer.fuzz", "--seconds", "12")
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert run.stdout.splitlines()[-1].startswith("fuzzed ")
 
 
 OVERFLOW = """
-import ctypes
+import ctypes, torch
 from fastvision import _extension
-memory = ctypes.create_string_buffer(16)
-ctypes.memset(ctypes.addressof(memory) + 16, 0, 1 << 12)
+memory = torch.zeros(16, dtype=torch.uint8)
+ctypes.memset(memory.data_ptr() + 16, 0, 1 << 12)
 """
 
 
@@ -98,3 +85,63 @@ def test_the_sanitizer_is_awake(sanitized_package: Path) -> None:
     run = run_sanitized(sanitized_package, "-c", OVERFLOW)
     assert run.returncode != 0
     assert "AddressSanitizer" in run.stderr
+
+
+def test_every_op_has_a_fuzzer() -> None:
+    assert not PUBLIC.keys() - FUZZERS.keys()
+
+
+def test_every_kernel_is_reached(library: None) -> None:
+    """Backward ops and those that only some arguments lead to included."""
+    names = {
+        name.removeprefix("fastvision::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastvision::")
+        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    }
+    kernels = {name for name in names if not name.rstrip("_").endswith("_triton")}
+    kernels -= IN_PYTHON
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-c", REACHED, "20"]
+    run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    reached = dict(line.split() for line in run.stdout.splitlines())
+    assert sorted(kernels - reached.keys()) == []
+
+
+FAULT = """
+import sanitizer.fuzz as fuzz, sys
+from sanitizer.engine import FUZZERS
+from sanitizer.inputs import Results
+import ctypes, torch
+
+def overflow():
+    x = torch.zeros(7)
+    ctypes.memset(x.data_ptr() + 28, 0, 1)
+    return Results([x])
+
+def unwritten():
+    return Results([torch.empty(7)])
+
+FUZZERS.clear()
+FUZZERS.update(
+    fine=lambda rng: lambda: Results([torch.zeros(7)]),
+    overflow=lambda rng: overflow if rng.chance(0.1) else Results,
+    refusal=lambda rng: lambda: torch.zeros(2) @ torch.zeros(3),
+    unwritten=lambda rng: unwritten,
+)
+sys.argv[1:] = ["--inputs", "100"]
+sys.exit(fuzz.main())
+"""
+
+
+def test_a_fault_ends_only_its_op(sanitized_package: Path) -> None:
+    """And is told with the seed that repeats it."""
+    run = run_sanitized(sanitized_package, "-c", FAULT)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1] == "failed: overflow, refusal, unwritten"
+    assert "heap-buffer-overflow" in run.stdout
+    assert "uninitialised" in run.stdout
+    assert " 100 inputs" in next(
+        line for line in run.stdout.splitlines() if line.startswith("fine")
+    )

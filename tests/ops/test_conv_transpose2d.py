@@ -154,3 +154,11 @@ def test_phases_without_taps_of_a_narrow_depthwise_map():
     arguments = (None, (2, 1), (0, 4), 0, 8, (1, 8))
     y = ops.conv_transpose2d(x, weight, *arguments)
     torch.testing.assert_close(y, F.conv_transpose2d(x, weight, *arguments))
+
+
+def test_phases_without_taps_of_several_groups():
+    x = torch.randn(1, 15, 3, 1).to(memory_format=torch.channels_last)
+    weight = torch.randn(15, 2, 1, 1)
+    arguments = (None, 2, (3, 1), 2, 5, (3, 4))
+    y = ops.conv_transpose2d(x, weight, *arguments)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, weight, *arguments))

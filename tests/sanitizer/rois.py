@@ -2,135 +2,160 @@
 
 from __future__ import annotations
 
-import random
+from functools import partial
+from typing import Any
 
 import torch
-from inputs import DTYPES, HOSTILE, random_boxes, random_format
 from torch import Tensor
 
 from fastvision import ops
 
+from .inputs import (
+    CHANNELS,
+    DTYPES,
+    HOSTILE,
+    MORE_CHANNELS,
+    Call,
+    Results,
+    Source,
+    gradients,
+    random_boxes,
+    random_format,
+    random_layout,
+    random_map,
+    spoil,
+)
 
-def fuzz_roi_align(rng: random.Random) -> list[Tensor]:
-    levels = rng.choice((1, 1, 2, 4))
-    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33, 64))
-    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((1, 2, 5, 16, 40))
+_SIDES, _LONG_SIDES = (0, 1, 2, 3, 5, 7, 9), (16, 33, 40)
+_SCALES = (1, 1 / 8, 1 / 8, -0.5, 1e30)
+
+
+def _rois(rng: Source, images: int, extent: float) -> Tensor:
+    count = rng.size((0, 1, 2, 3, 5), (9, 17, 30, 70))
+    boxes = random_boxes(rng, count, extent)
+    image = torch.randint(0, max(images, 1), (count, 1)).float()
+    if rng.chance(0.15):
+        spoil(rng, image, 1, (*HOSTILE, float(images), -0.5, 1e9))
+    return random_layout(rng, torch.cat([image, boxes], 1))
+
+
+def _maps(
+    rng: Source, channels: tuple[int, ...], more: tuple[int, ...], levels: int = 1
+) -> list[Tensor]:
+    images = rng.choice((0, 1, 1, 2, 3))
+    depth = rng.size(channels, more)
+    height, width = (rng.size(_SIDES, _LONG_SIDES) for _ in range(2))
     dtype = rng.choice(DTYPES)
-    features = [
-        random_format(rng, torch.randn(images, channels, height >> i, max(width >> i, 1)).to(dtype))
+    return [
+        random_map(
+            rng, (images, depth, height >> i, max(width >> i, min(width, 1))), dtype, 0.15
+        ).requires_grad_(rng.chance(0.8))
         for i in range(levels)
     ]
-    for feature in features:
-        feature.requires_grad_(rng.random() < 0.8)
-    count = rng.choice((0, 1, 2, 9, 30))
-    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
-    image = torch.randint(0, max(images, 1), (count, 1)).float()
-    if count and rng.random() < 0.2:
-        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
-    rois = torch.cat([image, boxes], 1)
-    size = (rng.choice((0, 1, 2, 7, 14)), rng.choice((1, 3, 7)))
-    sampling_ratio, aligned = rng.choice((-1, 0, 1, 2, 5)), rng.random() < 0.5
+
+
+def _pooling(rng: Source, function: Any, maps: list[Tensor], shape: tuple[int, ...]) -> Call:
+    """The call of ``function`` with its result [K, C, PH, PW], and its derivatives."""
+    wanted = any(x.requires_grad for x in maps)
+    grad = random_format(rng, torch.randn(shape).to(maps[0].dtype)) if wanted else torch.empty(0)
+
+    def call() -> Results:
+        pooled = function()
+        assert pooled.shape == shape and pooled.dtype == maps[0].dtype
+        return Results([pooled.detach(), *gradients(pooled, maps, grad)])
+
+    return call
+
+
+def _bins(rng: Source) -> tuple[int, int]:
+    return (
+        rng.size((0, 1, 2, 3, 7), (14, 40)),
+        rng.size((1, 2, 3, 5, 7), (15, 16, 17, 33)),
+    )
+
+
+def roi_align(rng: Source) -> Call:
+    maps = _maps(rng, CHANNELS, MORE_CHANNELS)
+    rois, size = _rois(rng, len(maps[0]), 8.0 * max(maps[0].shape[2:])), _bins(rng)
+    options = (rng.choice(_SCALES), rng.choice((-1, 0, 1, 2, 5)), rng.chance(0.5))
+    mode: Any = "avg" if rng.chance(0.7) else "max"
+    return _pooling(
+        rng,
+        lambda: ops.roi_align(maps[0], rois, size, *options, pool_mode=mode),
+        maps,
+        (len(rois), maps[0].shape[1], *size),
+    )
+
+
+def multiscale_roi_align(rng: Source) -> Call:
+    levels = rng.choice((1, 2, 3, 4))
+    maps = _maps(rng, CHANNELS, MORE_CHANNELS, levels)
+    rois, size = _rois(rng, len(maps[0]), 8.0 * max(maps[0].shape[2:])), _bins(rng)
     scales = [2.0**-i / rng.choice((1, 8)) for i in range(levels)]
-    if levels == 1:
-        pooled = ops.roi_align(features[0], rois, size, scales[0], sampling_ratio, aligned)
-    else:
-        pooled = ops.multiscale_roi_align(
-            features, rois, size, scales, sampling_ratio, aligned, canonical_scale=32
-        )
-    assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
-    if pooled.requires_grad:
-        grad = random_format(rng, torch.randn(pooled.shape).to(dtype))
-        pooled.backward(grad)
-        for feature in features:
-            assert feature.grad is None or feature.grad.shape == feature.shape
-    return [pooled.detach(), *(f.grad for f in features if f.grad is not None)]
+    options = (rng.choice((-1, 0, 1, 2, 5)), rng.chance(0.5))
+    mode: Any = "avg" if rng.chance(0.7) else "max"
+    return _pooling(
+        rng,
+        lambda: ops.multiscale_roi_align(
+            maps, rois, size, scales, *options, canonical_scale=32, pool_mode=mode
+        ),
+        maps,
+        (len(rois), maps[0].shape[1], *size),
+    )
 
 
-def fuzz_roi_samples(rng: random.Random) -> list[Tensor]:
-    """Both roi_align_rotated and the maximum of roi_align."""
-    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33, 64, 150))
-    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
-    dtype = rng.choice(DTYPES)
-    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
-    if x.numel() and rng.random() < 0.2:
-        x.flatten()[rng.randrange(x.numel())] = rng.choice(HOSTILE)
-    x.requires_grad_(rng.random() < 0.8)
-    count = rng.choice((0, 1, 2, 9, 30))
-    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
-    image = torch.randint(0, max(images, 1), (count, 1)).float()
-    if count and rng.random() < 0.2:
-        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
-    size = (rng.choice((0, 1, 2, 7)), rng.choice((1, 3, 7)))
-    options = (rng.choice((1, 1 / 8, -0.5)), rng.choice((-1, 0, 1, 2, 5, 11)), rng.random() < 0.5)
-    if rng.random() < 0.5:
-        pooled = ops.roi_align(x, torch.cat([image, boxes], 1), size, *options, pool_mode="max")
-    else:
-        angles = torch.randn(count, 1) * rng.choice((0, 1, 90, 1e4, 1e30))
-        if count and rng.random() < 0.1:
-            angles[rng.randrange(count)] = rng.choice(HOSTILE)
-        rois = torch.cat([image, boxes, angles], 1)
-        pooled = ops.roi_align_rotated(x, rois, size, *options, clockwise=rng.random() < 0.5)
-    assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
-    if not pooled.requires_grad:
-        return [pooled]
-    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
-    assert x.grad is not None and x.grad.shape == x.shape
-    return [pooled.detach(), x.grad]
+def roi_align_rotated(rng: Source) -> Call:
+    maps = _maps(rng, CHANNELS, MORE_CHANNELS)
+    rois, size = _rois(rng, len(maps[0]), 8.0 * max(maps[0].shape[2:])), _bins(rng)
+    angles = torch.randn(len(rois), 1) * rng.choice((0, 1, 90, 1e4, 1e30))
+    if rng.chance(0.1):
+        spoil(rng, angles)
+    rois = torch.cat([rois, angles], 1)
+    options = (rng.choice(_SCALES), rng.choice((-1, 0, 1, 2, 5)), rng.chance(0.5))
+    clockwise = rng.chance(0.5)
+    return _pooling(
+        rng,
+        lambda: ops.roi_align_rotated(maps[0], rois, size, *options, clockwise=clockwise),
+        maps,
+        (len(rois), maps[0].shape[1], *size),
+    )
 
 
-def fuzz_roi_pool(rng: random.Random) -> list[Tensor]:
-    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33, 64, 150))
-    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
-    dtype = rng.choice(DTYPES)
-    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
-    if x.numel() and rng.random() < 0.3:
-        x.flatten()[rng.randrange(x.numel())] = rng.choice(HOSTILE)
-    x.requires_grad_(rng.random() < 0.8)
-    count = rng.choice((0, 1, 2, 9, 30))
-    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
-    image = torch.randint(0, max(images, 1), (count, 1)).float()
-    if count and rng.random() < 0.2:
-        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
-    size = (rng.choice((0, 1, 2, 7, 14, 40)), rng.choice((1, 3, 7, 300)))
-    pooled = ops.roi_pool(x, torch.cat([image, boxes], 1), size, rng.choice((1, 1 / 8, -0.5, 1e30)))
-    assert pooled.shape == (count, channels, *size) and pooled.dtype == dtype
-    if not pooled.requires_grad:
-        return [pooled]
-    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
-    assert x.grad is not None and x.grad.shape == x.shape
-    return [pooled.detach(), x.grad]
+def roi_pool(rng: Source) -> Call:
+    maps = _maps(rng, CHANNELS, MORE_CHANNELS)
+    rois, size = _rois(rng, len(maps[0]), 8.0 * max(maps[0].shape[2:])), _bins(rng)
+    scale = rng.choice(_SCALES)
+    return _pooling(
+        rng,
+        lambda: ops.roi_pool(maps[0], rois, size, scale),
+        maps,
+        (len(rois), maps[0].shape[1], *size),
+    )
 
 
-def fuzz_ps_rois(rng: random.Random) -> list[Tensor]:
-    """Both ps_roi_align and ps_roi_pool."""
-    size = rng.choice(((1, 1), (2, 3), (7, 7), (1, 20), (40, 1)))
-    images, channels = rng.randint(0, 3), rng.choice((0, 1, 3, 8, 17, 33)) * size[0] * size[1]
-    height, width = rng.choice((0, 1, 2, 7, 16, 40)), rng.choice((0, 1, 2, 5, 16, 40))
-    dtype = rng.choice(DTYPES)
-    x = random_format(rng, torch.randn(images, channels, height, width).to(dtype))
-    x.requires_grad_(rng.random() < 0.8)
-    count = rng.choice((0, 1, 2, 9, 70, 150))
-    boxes = random_boxes(rng, count, 8.0 * max(height, width)) if count else torch.zeros(0, 4)
-    image = torch.randint(0, max(images, 1), (count, 1)).float()
-    if count and rng.random() < 0.2:
-        image[rng.randrange(count)] = rng.choice((*HOSTILE, float(images), -0.5))
-    rois, scale = torch.cat([image, boxes], 1), rng.choice((1, 1 / 8, -0.5, 1e30))
-    if rng.random() < 0.5:
-        pooled = ops.ps_roi_pool(x, rois, size, scale)  # type: ignore[arg-type]
-    else:
-        ratio = rng.choice((-1, 1, 2, 5))
-        pooled = ops.ps_roi_align(x, rois, size, scale, ratio)  # type: ignore[arg-type]
-    assert pooled.shape == (count, channels // (size[0] * size[1]), *size)
-    if not pooled.requires_grad:
-        return [pooled]
-    pooled.backward(random_format(rng, torch.randn(pooled.shape).to(dtype)))
-    assert x.grad is not None and x.grad.shape == x.shape
-    return [pooled.detach(), x.grad]
+def _sensitive(name: str, rng: Source) -> Call:
+    size = rng.size(((1, 1), (2, 3), (3, 2), (1, 5)), ((7, 7), (1, 20), (40, 1)))
+    bins = size[0] * size[1]
+    channels, more = ([bins * c for c in sizes] for sizes in ((0, 1, 2, 3, 5, 8), (9, 17, 33)))
+    maps = _maps(rng, tuple(channels), tuple(more))
+    rois = _rois(rng, len(maps[0]), 8.0 * max(maps[0].shape[2:]))
+    options: tuple[Any, ...] = (rng.choice(_SCALES),)
+    if name == "ps_roi_align":
+        options = (*options, rng.choice((-1, 0, 1, 2, 5)))
+    function = getattr(ops, name)
+    return _pooling(
+        rng,
+        lambda: function(maps[0], rois, size, *options),
+        maps,
+        (len(rois), maps[0].shape[1] // bins, *size),
+    )
 
 
-FUZZERS = (
-    fuzz_ps_rois,
-    fuzz_roi_align,
-    fuzz_roi_pool,
-    fuzz_roi_samples,
-)
+FUZZERS = {
+    "multiscale_roi_align": multiscale_roi_align,
+    "ps_roi_align": partial(_sensitive, "ps_roi_align"),
+    "ps_roi_pool": partial(_sensitive, "ps_roi_pool"),
+    "roi_align": roi_align,
+    "roi_align_rotated": roi_align_rotated,
+    "roi_pool": roi_pool,
+}

@@ -1,0 +1,1 @@
+"""Random and hostile inputs for all ops on a library built with sanitizers."""
