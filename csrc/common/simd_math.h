@@ -150,10 +150,11 @@ inline double_v log1p(double_v x) {
 
 // log(x): -infinity for subnormal x, NaN for negative x
 inline float_v log(float_v x) {
-  const int32_v bits = (int32_v)x;
+  // unsigned, since the difference wraps around for negative x
+  const uint32_v bits = (uint32_v)x;
   // the exponent for which the mantissa is in [sqrt(1/2), sqrt(2))
-  const int32_v exponent = (bits - 0x3f3504f3) >> 23;
-  const float_v mantissa = (float_v)(bits - (exponent << 23));
+  const int32_v exponent = (int32_v)(bits - 0x3f3504f3u) >> 23;
+  const float_v mantissa = (float_v)(bits - ((uint32_v)exponent << 23));
   const float_v s = (mantissa - 1.0f) / (mantissa + 1.0f);
   const float_v n = __builtin_convertvector(exponent, float_v);
   constexpr float kCoefficients[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9};
@@ -164,9 +165,9 @@ inline float_v log(float_v x) {
 }
 
 inline double_v log(double_v x) {
-  const int64_v bits = (int64_v)x;
-  const int64_v exponent = (bits - 0x3fe6a09e667f3bcd) >> 52;
-  const double_v mantissa = (double_v)(bits - (exponent << 52));
+  const uint64_v bits = (uint64_v)x;
+  const int64_v exponent = (int64_v)(bits - 0x3fe6a09e667f3bcdu) >> 52;
+  const double_v mantissa = (double_v)(bits - ((uint64_v)exponent << 52));
   const double_v s = (mantissa - 1.0) / (mantissa + 1.0);
   const double_v n = __builtin_convertvector(exponent, double_v);
   const double_v result = multiply_add(n, broadcast(0x1.62e42fefa39efp-1), s * atanh_series(s * s));

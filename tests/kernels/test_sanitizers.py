@@ -87,6 +87,25 @@ def test_the_sanitizer_is_awake(sanitized_package: Path) -> None:
     assert "AddressSanitizer" in run.stderr
 
 
+FOUND = """
+import torch
+from fastvision import _extension, ops
+from sanitizer.engine import levels
+
+for level in levels():
+    _extension.set_cpu_level(level)
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.tensor([0.5, -2.0, float("inf"), 1e30, -4.6], dtype=dtype)
+        for target in (-1.0, 2.0, -1e30):  # the loss takes the logarithm of a negative number
+            ops.sigmoid_focal_loss(logits, torch.full_like(logits, target), 0.25, 5.5)
+"""
+
+
+def test_what_was_found_once(sanitized_package: Path) -> None:
+    run = run_sanitized(sanitized_package, "-c", FOUND)
+    assert run.returncode == 0, run.stderr[:4000]
+
+
 def test_every_op_has_a_fuzzer() -> None:
     assert not PUBLIC.keys() - FUZZERS.keys()
 

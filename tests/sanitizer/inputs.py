@@ -42,7 +42,7 @@ class Source(random.Random):
 
     def size(self, small: Sequence[T], large: Sequence[T]) -> T:
         """One of the small sizes, and in large inputs also of the large ones."""
-        return self.choice(large if self.large and self.random() < 0.6 else small)
+        return self.choice(large if self.large and self.random() < 0.35 else small)
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
