@@ -69,11 +69,14 @@ class _MaxPool2d(torch.autograd.Function):
         output, indices = _FORWARD.run[backend](input, *window)
         ctx.save_for_backward(indices)
         ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)  # the indices' would be zeros, as large as themselves
         ctx.backend, ctx.window = backend, (*window[:-2], *input.shape[2:])
         return output, indices
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return None, None, None
         (indices,) = ctx.saved_tensors
         return _backward(grad, indices, ctx.backend, ctx.window), None, None
 
