@@ -80,7 +80,10 @@ def _chosen(options: argparse.Namespace) -> tuple[Recipe, Path]:
     recipe = load_recipe(options.recipe, values)
     if options.short:
         recipe = recipe.shortened().replaced(values)  # which precede those of the short run
-    return recipe, Path(options.output or Path("runs") / recipe.name)
+    folder = Path(options.output or Path("runs") / recipe.name)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output must be a folder, but {folder} is a file")
+    return recipe, folder
 
 
 def _table() -> Iterator[str]:

@@ -108,10 +108,12 @@ def test_short_runs_of_another_length(recipe: str, tmp_path: Path, capsys, no_pi
         (("lenet5_digits", "--set", "optimizer.lr"), "expected key=value, got 'optimizer.lr'"),
         (("lenet5_digits", "--resume", "nowhere"), "No such file"),
         (("lenet5_digits", "--resume", "a", "--output", "b"), "--output b is for a new run, "),
+        (("lenet5_digits", "--output", "file"), "--output must be a folder, but file is a file"),
     ],
 )
 def test_errors(arguments: tuple[str, ...], message: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert train(*arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("fastvision train: error: ") and message in error
