@@ -130,7 +130,8 @@ void sensitive_forward_planar(
         const T* first = maps + (roi.image * args.C + c * bins + bin) * plane;
         const MapPixels<T> in_place{first, level.W, 1, bins * plane};
         const CopiedPixels<A> copied{scratch, level.W};
-        const bool copy = count > kFewChannels<A> &&
+        // a copy is read in order: it pays for fewer channels than lanes do elsewhere
+        const bool copy = count > lanes / 8 &&
                           copy_pays(run, plane, kCopiedPerRoi<WeightedSum, PositionSensitive>);
         if (copy) {
           const Planes<const T, lanes> planes(first, bins * plane, count);
