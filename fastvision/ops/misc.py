@@ -59,10 +59,17 @@ def _frozen_batch_norm(
 ) -> Tensor:
     check_tensor(x, "x")
     channels = (running_mean, running_var, weight, bias)
-    fits = x.dim() == 4 and x.dtype in FLOATING and all(t.dtype == x.dtype for t in channels)
-    if fits and not _is_faster_by_torch(x):
-        y = frozen_at_once(x, *channels, eps)
-        return batch_norm_relu(x, *channels, eps=eps, activation="none") if y is None else y
+    dtype = weight.dtype
+    if x.dim() == 4 and x.dtype in FLOATING and all(t.dtype is dtype for t in channels):
+        if (
+            x.dtype is not dtype
+            and torch.promote_types(x.dtype, dtype) is dtype
+            and not needs_gradient((x, *channels))
+        ):
+            x = x.to(dtype)  # the type of the result; with a gradient the formula is as fast
+        if x.dtype is dtype and not _is_faster_by_torch(x):
+            y = frozen_at_once(x, *channels, eps)
+            return batch_norm_relu(x, *channels, eps=eps, activation="none") if y is None else y
     # of other dtypes and shapes torchvision's formula, which promotes them
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in channels), x.dtype)
     wide = torch.promote_types(dtype, torch.float32)
