@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,10 @@ def _checked_window(
     )
 
 
+# of plain integers only: True and 1.0 are equal to 1, but refused
+_known_window = functools.lru_cache(maxsize=1024)(_checked_window)
+
+
 @torch.fx.wrap
 def max_pool2d_with_indices(
     input: Tensor,
@@ -211,7 +216,15 @@ def max_pool2d_with_indices(
         return values.squeeze(0), indices.squeeze(0)
     if len(shape) != 4:
         raise ValueError(f"input must have shape [N, C, H, W] or [C, H, W], got {list(shape)}")
-    window = _checked_window(shape[2], shape[3], kernel_size, stride, padding, dilation, ceil_mode)
+    height, width = shape[2], shape[3]
+    plain = (
+        type(height) is type(width) is int
+        and type(kernel_size) is type(padding) is type(dilation) is int
+        and (stride is None or type(stride) is int)
+        and type(ceil_mode) is bool
+    )
+    find = _known_window if plain and not torch.compiler.is_compiling() else _checked_window
+    window = find(height, width, kernel_size, stride, padding, dilation, ceil_mode)
     chosen = _FORWARD.choose(input, backend)
     if chosen == "reference" or is_transformed() or is_traced() or input.dtype not in FLOATING:
         return _reference(input, *window)
