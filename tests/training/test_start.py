@@ -10,6 +10,8 @@ import torch
 
 from fastvision import training
 from fastvision.models import get_model
+from fastvision.ops import Conv2dNormActivation
+from fastvision.testing.models import randomize
 from fastvision.training._checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from fastvision.training._run import model_of
 from fastvision.training._start import start_from
@@ -18,6 +20,7 @@ from fastvision.training.recipe import Start
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 LAYERS = {"features": "features", "classifier.0": "classifier.0"}
+STARTS = [name for name in training.list_recipes() if training.load_recipe(name).start is not None]
 
 
 @pytest.fixture
@@ -63,6 +66,35 @@ def test_a_run_starts_there_and_resumes_without_it(small, earlier: Path, tmp_pat
 def test_start_can_be_left_out() -> None:
     recipe = training.load_recipe("vgg13_digits", {"start": None})
     assert recipe.start is None
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_recipes_take_layers_that_the_earlier_run_has(name: str, tmp_path: Path) -> None:
+    recipe = training.load_recipe(name)
+    assert recipe.start is not None
+    earlier = randomize(model_of(training.load_recipe(Path(recipe.start.run).name)))
+    save_checkpoint(tmp_path / BEST, {"model": earlier.state_dict()})
+    model = model_of(recipe)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    start_from(model, Start(str(tmp_path), recipe.start.layers))
+    taken = changed(before, model.state_dict())
+    missing = [
+        layer
+        for layer in recipe.start.layers.values()
+        if not any(key.startswith(f"{layer}.") for key in taken)
+    ]
+    assert not missing
+
+
+def test_yolov1_takes_over_all_convolutions_of_extraction() -> None:
+    earlier, recipe = (training.load_recipe(f"{name}_scenes") for name in ("extraction", "yolov1"))
+    assert recipe.start is not None and len(recipe.start.layers) == 20
+    layers = model_of(earlier).get_submodule("backbone.layers").named_children()
+    assert recipe.start.layers == {
+        f"backbone.layers.{i}": f"network.layers.{i}"
+        for i, layer in layers
+        if isinstance(layer, Conv2dNormActivation)
+    }
 
 
 @pytest.mark.parametrize(
