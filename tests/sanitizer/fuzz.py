@@ -55,9 +55,11 @@ class Row:
 
 def _fuzz(options: argparse.Namespace, name: str, seconds: float | None, state: memoryview) -> None:
     engine, end = Engine(name), time.monotonic() + (seconds or 0)
-    seed = options.seed
+    seed, parent = options.seed, os.getppid()
     while seconds is not None or seed < options.seed + options.inputs:
         state[_TIME] = time.monotonic_ns()
+        if os.getppid() != parent:  # it was ended
+            break
         if seconds is not None and state[_TIME] > end * 1e9 and seed > options.seed:
             break
         state[_REFUSED] += not engine.run(seed)
@@ -138,7 +140,7 @@ def main() -> int:
     x = torch.ones(1, requires_grad=True)
     torch.autograd.grad(x * x, x, torch.ones(1))
     # kernels of a child whose parent has threads run on a single one
-    assert os.listdir("/proc/self/task") == [str(os.getpid())], "threads before the first fork"
+    assert os.listdir("/proc/self/task") == [str(os.getpid())], "threads before forks: see build.py"
     print(f"{len(names)} ops on {', '.join(levels())}; {options.processes} processes", flush=True)
 
     waiting, workers, rows = names[::-1], [], []
