@@ -53,6 +53,10 @@ def batch_norm_relu(rng: Source) -> Call:
     var = torch.rand(channels).to(wide) + 0.1
     leaves = [t.requires_grad_(rng.chance(0.7)) for t in (x, weight, bias, residual)]
     used = [True, rng.chance(0.8), rng.chance(0.8), rng.chance(0.5)]
+    if rng.chance(0.3):  # the normalization alone, whose gradient is a kernel of its own
+        used = [True, False, False, False]
+    if rng.chance(0.2):  # running statistics that the kernel of the whole layer cannot update
+        mean, var = (t.to(rng.choice(DTYPES)) for t in (mean, var))
     _, w, b, r = (t if use else None for t, use in zip(leaves, used, strict=True))
     wanted = [t for t, use in zip(leaves, used, strict=True) if use]
     activation = rng.choice(ACTIVATIONS)

@@ -151,15 +151,15 @@ class Layer:
         )
         self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
         self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
-        self.guarded_options: Tensor
+        self.guarded_options: Tensor | None = None
 
-    def guard(self) -> None:
-        """Prepares :meth:`again`, for :attr:`packs` of a known fingerprint."""
+    def _guarded(self) -> Tensor:
+        """The options of the ops that compare the weights with :attr:`packs`."""
         values = self.packs.fingerprint
         assert values is not None
         with torch.inference_mode(False):
-            behind = torch.tensor([values, self.channels], dtype=torch.int64, device="cpu")
-            self.guarded_options = torch.cat([self.options, behind])
+            numbers = (self.options.new_full((1,), number) for number in (values, self.channels))
+            return torch.cat([self.options, *numbers])
 
     def again(
         self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
@@ -180,6 +180,8 @@ class Layer:
             else:
                 packed, run = self.packs.find("plain"), _PLAIN_GUARDED
         if packed is not None:
+            if self.guarded_options is None:  # not before, since most weights may come only once
+                self.guarded_options = self._guarded()
             return run(input, packed, residual, self.guarded_options, *weights)
         if input.shape[1] != self.channels or fingerprint(weights) != self.packs.fingerprint:
             return None

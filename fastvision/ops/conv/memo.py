@@ -68,7 +68,6 @@ def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Lay
     """Stores the layer for :func:`repeated`."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
-        layer.guard()
         with contextlib.suppress(TypeError):  # an unhashable option, such as a list
             remember(weights, values, _purpose(dtype, call), layer)
 
