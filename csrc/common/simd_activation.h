@@ -20,8 +20,6 @@ struct Bounds {
         high(activation == Activation::relu6 ? T(6) : T(__builtin_inf())) {}
 };
 
-inline bool is_clamp(Activation activation) { return activation <= Activation::relu6; }
-
 template <typename V>
 inline V clamp(V x, V low, V high) {
   const V above = x < low ? low : x;

@@ -27,9 +27,11 @@ template <typename T>
 struct Epilogue {
   T* const* outputs;
   const T* const* residuals;
+  bool streams;
   vector_t<T> low, high;
 
-  explicit Epilogue(const ConvTile<T>& tile) : outputs(tile.outputs), residuals(tile.residuals) {
+  explicit Epilogue(const ConvTile<T>& tile)
+      : outputs(tile.outputs), residuals(tile.residuals), streams(tile.streams) {
     const Bounds<T> bounds(tile.activation);
     low = broadcast(bounds.low);
     high = broadcast(bounds.high);
@@ -54,6 +56,17 @@ struct Epilogue {
     }
     T* const* const out = outputs + pixel;
     const vector_t<T> least = low, most = high;
+    if (streams) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        T* output = out[i] + channel;
+#pragma GCC unroll 16
+        for (int j = 0; j < kCols; ++j) {
+          stream(output + j * n, clamp(sums[i][j], least, most));
+        }
+      }
+      return;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       T* output = out[i] + channel;
@@ -127,7 +140,9 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
 #pragma GCC unroll 16
       for (int j = 0; j < kCols; ++j) {
         const int64_t channel = block.output_channel + j * lanes_v<T>;
-        __builtin_prefetch(tile.outputs[pixel + i] + channel, 1, 3);
+        if (!tile.streams) {
+          __builtin_prefetch(tile.outputs[pixel + i] + channel, 1, 3);
+        }
         if (tile.residuals != nullptr) {
           __builtin_prefetch(tile.residuals[pixel + i] + channel, 0, 3);
         }
@@ -407,7 +422,12 @@ void split_channels(const ConvTile<T>& tile) {
 #define FASTVISION_DEFINE_CONV_TILE(T)                               \
   int64_t conv_lanes(const T*) { return lanes_v<T>; }                \
   int64_t conv_block(const T*) { return kTileVectors * lanes_v<T>; } \
-  void conv_tile(const ConvTile<T>& tile) { split_channels(tile); }
+  void conv_tile(const ConvTile<T>& tile) {                          \
+    split_channels(tile);                                            \
+    if (tile.streams) {                                              \
+      end_streams();                                               \
+    }                                                                \
+  }
 FASTVISION_DEFINE_CONV_TILE(float)
 FASTVISION_DEFINE_CONV_TILE(double)
 #undef FASTVISION_DEFINE_CONV_TILE

@@ -54,6 +54,7 @@ struct ConvTile {
   bool far_inputs, far_outputs, far_weights;  // not yet in the L1 and L2 caches
   Activation activation;
   double negative_slope;
+  bool streams = false;  // whether outputs, aligned and of whole lines, are stored past the caches
 };
 
 // Pixels of one row of a depthwise convolution (width 1): a single one, or with all taps inside the

@@ -85,6 +85,17 @@ std::optional<Tensor> residual_of(
     const std::optional<Tensor>& residual, const Tensor& output, bool channels_last
 );
 
+// The memory of a convolution's result: new, or the residual's, if it is to be written there.
+Tensor conv_result(
+    const Tensor& input,
+    const std::optional<Tensor>& residual,
+    int64_t K,
+    int64_t OH,
+    int64_t OW,
+    bool channels_last,
+    bool in_place
+);
+
 void run_conv(const ConvPlan& plan);
 
 // The options of a convolution op, an int64 tensor in this order; the slope as a double's bits.

@@ -57,6 +57,30 @@ std::optional<Tensor> residual_of(
   return in_format(*residual, channels_last);
 }
 
+Tensor conv_result(
+    const Tensor& input,
+    const std::optional<Tensor>& residual,
+    int64_t K,
+    int64_t OH,
+    int64_t OW,
+    bool channels_last,
+    bool in_place
+) {
+  const int64_t N = input.size(0);
+  if (!in_place) {
+    return empty_in_format(input, N, K, OH, OW, channels_last);
+  }
+  const Tensor& result = *residual;
+  STD_TORCH_CHECK(
+      result.dim() == 4 && result.size(0) == N && result.size(1) == K && result.size(2) == OH &&
+          result.size(3) == OW && result.scalar_type() == input.scalar_type() &&
+          result.is_cpu() &&
+          (channels_last ? has_channels_last_strides(result) : result.is_contiguous()),
+      "residual must have the shape, dtype, device and memory format of the result"
+  );
+  return result;
+}
+
 constexpr int64_t kOptions = sizeof(ConvOptions) / sizeof(int64_t);
 constexpr int64_t kGuard = sizeof(ConvGuard) / sizeof(int64_t);
 
@@ -105,13 +129,12 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   });
 }
 
-}  // namespace
-
-Tensor conv_packed(
+Tensor convolve(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    const Tensor& options
+    const Tensor& options,
+    bool in_place
 ) {
   const ConvOptions o = ConvOptions::read(options);
   check_dim(input, 4, "input");
@@ -135,7 +158,7 @@ Tensor conv_packed(
 
   const bool channels_last = is_channels_last(input);
   const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
-  Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
+  Tensor output = conv_result(input, residual, o.K, OH, OW, channels_last, in_place);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
@@ -155,9 +178,27 @@ Tensor conv_packed(
   return output;
 }
 
+void conv_packed_in_place(
+    const Tensor& input, const Tensor& packed, const Tensor& residual, const Tensor& options
+) {
+  convolve(input, packed, residual, options, true);
+}
+
+}  // namespace
+
+Tensor conv_packed(
+    const Tensor& input,
+    const Tensor& packed,
+    const std::optional<Tensor>& residual,
+    const Tensor& options
+) {
+  return convolve(input, packed, residual, options, false);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_pack", FASTVISION_BOX(&conv_pack));
   m.impl("conv_packed", FASTVISION_BOX(&conv_packed));
+  m.impl("conv_packed_", FASTVISION_BOX(&conv_packed_in_place));
 }
 
 }  // namespace fastvision

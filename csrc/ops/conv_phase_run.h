@@ -1,3 +1,4 @@
+#include <cstdlib>
 // State shared by the tasks of one phase of a convolution.
 #pragma once
 
@@ -16,6 +17,8 @@ constexpr int64_t kLeastDepthwise = 16 << 10;  // values
 constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
 constexpr int64_t kMergedChannels = 16;        // fewer input channels are merged with the taps
 
+inline int64_t kStreamedBytes() { const char* e = std::getenv("FV_STREAM"); return e ? std::atoll(e) : (1ll << 60); }
+
 // One phase of a plan, prepared. S is the storage type of the maps, T the engine's type.
 template <typename S, typename T>
 struct PhaseRun {
@@ -30,6 +33,7 @@ struct PhaseRun {
   bool direct_input, direct_output;  // read or written in place, without scratch
   bool pointwise;                    // pixel p of the grid reads pixel p of the input alone
   bool whole_output;                 // pixel p of the grid is pixel p of the output
+  bool streams;                      // the output is stored past the caches
   int64_t taps, tap_values;
   int64_t pixels;
   int64_t chunk;           // pixels per task
@@ -60,6 +64,12 @@ struct PhaseRun {
         whole_output(
             phase.out_step_y == 1 && phase.out_step_x == 1 && phase.grid_h == output.H &&
             phase.grid_w == output.W
+        ),
+        streams(
+            direct_output && plan.residual != output.data && !depthwise_rows && plan.groups == 1 && is_clamp(plan.activation) &&
+            output.C * sizeof(T) % 64 == 0 &&
+            output.N * output.H * output.W * output.C * (int64_t)sizeof(T) >= kStreamedBytes() &&
+            reinterpret_cast<uintptr_t>(output.data) % 64 == 0
         ),
         taps(merged ? phase.R : phase.R * phase.S),
         tap_values(merged ? phase.S * input.C : input.C),

@@ -230,13 +230,12 @@ struct Parts {
   }
 };
 
-}  // namespace
-
-Tensor conv_winograd(
+Tensor convolve(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
-    const Tensor& options
+    const Tensor& options,
+    bool in_place
 ) {
   const ConvOptions o = ConvOptions::read(options);
   STD_TORCH_CHECK(
@@ -255,8 +254,9 @@ Tensor conv_winograd(
   );
   STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
   const bool channels_last = has_channels_last_strides(input);
+  STD_TORCH_CHECK(channels_last || !in_place, "input must be channels_last");
   const Tensor x = in_channels_last(input);
-  Tensor output = empty_in_format(input, N, o.K, OH, OW, true);
+  Tensor output = conv_result(input, residual, o.K, OH, OW, true, in_place);
   std::optional<Tensor> addend;
   if (residual.has_value()) {
     check_residual(*residual, output);
@@ -309,9 +309,27 @@ Tensor conv_winograd(
   return planes;
 }
 
+void conv_winograd_in_place(
+    const Tensor& input, const Tensor& packed, const Tensor& residual, const Tensor& options
+) {
+  convolve(input, packed, residual, options, true);
+}
+
+}  // namespace
+
+Tensor conv_winograd(
+    const Tensor& input,
+    const Tensor& packed,
+    const std::optional<Tensor>& residual,
+    const Tensor& options
+) {
+  return convolve(input, packed, residual, options, false);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_winograd_pack", FASTVISION_BOX(&conv_winograd_pack));
   m.impl("conv_winograd", FASTVISION_BOX(&conv_winograd));
+  m.impl("conv_winograd_", FASTVISION_BOX(&conv_winograd_in_place));
 }
 
 }  // namespace fastvision

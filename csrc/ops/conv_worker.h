@@ -291,7 +291,8 @@ class ConvWorker {
         run_->direct_output,
         run_->packing.size() * static_cast<int64_t>(sizeof(T)) > kNearBytes,
         run_->plan.activation,
-        run_->plan.negative_slope
+        run_->plan.negative_slope,
+        run_->streams
     };
     FASTVISION_CALL(conv_tile, tile);
   }

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
-from .images import Image, Value, hidden, new_image
+from .images import (
+    Image,
+    Value,
+    hidden,
+    is_held_alone,
+    is_replaceable,
+    new_image,
+)
 from .trees import map_tree
 
 
@@ -98,6 +105,7 @@ class Anchor(Protocol):
 
     takes_norm: bool
     takes_residual: bool
+    overwrites: bool  # whether the result can take the residual's memory
     # stages whose values were used outside the chain; later calls end the chain there
     kept: set[str]
 
@@ -110,6 +118,7 @@ class Anchor(Protocol):
         autocast: torch.dtype | None,
         *,
         eager: bool,
+        overwrite: bool = False,
     ) -> Tensor: ...
 
     def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
@@ -124,6 +133,7 @@ class _Chain(Value):
     stamp: int | None = None  # version of the anchor's weight at its call
     normalization: Norm | None = None
     residual: Any = None  # an Image; under a tracer a tensor
+    end: End | None = None  # an activation that was called
     value: Any = None  # set once computed
     used = False  # whether a longer chain extends it
 
@@ -142,7 +152,7 @@ class _Chain(Value):
         if self.value is None:
             if self.used:
                 self.ready.kept.add(self.stage)
-            self.settle(self._run(NO_END))
+            self.settle(self._run(self.end or NO_END, last=True))
         return self.value
 
     def settle(self, value: Any) -> None:
@@ -152,7 +162,7 @@ class _Chain(Value):
     def may_go_on(self) -> bool:
         """Whether the chain may be extended: this stage's value has not been used by itself, now or
         in an earlier call."""
-        if self.value is not None or self.ready is None:
+        if self.value is not None or self.ready is None or self.end is not None:
             return False
         kept = self.ready.kept
         return not kept or self.stage not in kept
@@ -181,15 +191,26 @@ class _Chain(Value):
             residual._shared.add(weakref.ref(self))
 
     def activated(self, end: End, *, in_place: bool) -> Any:
-        result = self._run(end)
+        if self._may_overwrite(self.residual):
+            # computed when its residual may be of no more use
+            new = self if in_place else self.longer(self.normalization, self.residual)
+            new.end = end
+            return new
+        result = self._run(end, last=in_place)
         if in_place:
             self.settle(result)
         else:
             self.used = True
         return result if type(result) is Image else Traced(result)
 
-    def _run(self, end: End) -> Any:
+    def _may_overwrite(self, residual: Any) -> bool:
+        return self.anchor.overwrites and is_replaceable(residual)
+
+    def _run(self, end: End, *, last: bool) -> Any:
+        """``last``: whether the chain's inputs are dropped afterwards."""
         ready = self.ready
+        if self.source is None:
+            raise RuntimeError("the computation of this value was interrupted")
         if self.stamp is not None and (
             ready.weight._version != self.stamp
             or self.anchor._parameters.get("weight") is not ready.weight
@@ -198,8 +219,16 @@ class _Chain(Value):
                 f"the weight of a fused {type(self.anchor).__name__} was written to between its "
                 "call and the first use of what it gave: use it before, or clone() it"
             )
+        held = [self.residual]
+        self.residual = None  # held by the list alone
+        overwrite = last and self._may_overwrite(held[0]) and is_held_alone(held)
+        source, norm = self.source, self.normalization
+        if overwrite:
+            self.source = None  # an exception leaves nothing to compute from
+        else:
+            self.residual = held[0]
         return run_chain(
-            self.anchor, self.source, self.normalization, self.residual, end, ready.autocast
+            self.anchor, source, norm, held[0], end, ready.autocast, overwrite=overwrite
         )
 
     # metadata is known before the value is computed
@@ -246,20 +275,31 @@ def run_chain(
     residual: Any,
     end: End,
     autocast: torch.dtype | None,
+    *,
+    overwrite: bool = False,
 ) -> Any:
-    """Computes a chain: an Image; under a tracer the tensor."""
+    """Computes a chain: an Image; under a tracer the tensor.
+
+    ``overwrite``: the result may take the residual's memory.
+    """
     is_image = type(source) is Image
     x = source._memory if is_image and source._viewed is None else plain_of(source)
     if residual is not None:
         residual = plain_of(residual)
     eager = is_eager()
-    plain = anchor.run(x, norm, residual, end, autocast, eager=eager)
+    if overwrite:
+        plain = anchor.run(x, norm, residual, end, autocast, eager=eager, overwrite=True)
+    else:
+        plain = anchor.run(x, norm, residual, end, autocast, eager=eager)
     if not (is_image and eager):
         return plain
     # the model's own layer would have kept the format
     if not source._in_other_format and source._viewed is None and is_channels_last(x):
-        return new_image(plain, source._scope)
-    return hidden(plain, source._scope)
+        new = new_image(plain, source._scope)
+    else:
+        new = hidden(plain, source._scope)
+    new._is_new = anchor.overwrites
+    return new
 
 
 class Deferred(_Chain, Tensor):  # type: ignore[override]
@@ -357,7 +397,7 @@ def compute_readers(value: Image) -> None:
     while readers:
         deferred = readers.pop()()
         if deferred is not None and deferred.value is None:
-            deferred.settle(deferred._run(NO_END))
+            deferred.settle(deferred._run(deferred.end or NO_END, last=True))
 
 
 def autocast_of(x: Tensor) -> torch.dtype | None:

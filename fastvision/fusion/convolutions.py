@@ -57,6 +57,7 @@ class _FusedConvolution(FusedLayer):
         autocast: torch.dtype | None,
         *,
         eager: bool,
+        overwrite: bool = False,
     ) -> Tensor:
         state: State = self.__dict__["_fused"]
         if autocast is not None:
@@ -74,7 +75,7 @@ class _FusedConvolution(FusedLayer):
             self.note(norm, residual, end)
             make = self._runner(x, norm, end)
             made = state.made[key] = Made(weight, bias, norm, make)
-        return made.value(x, residual, made.weights)
+        return made.value(x, residual, made.weights, overwrite)
 
     def _weights(self, norm: Norm | None) -> Weights:
         own: Any = self._parameters
@@ -88,7 +89,7 @@ class _FusedConvolution(FusedLayer):
 
         def make() -> Any:
             folded = self._folded(tensors, eps)
-            return lambda input, residual, _: self._by_op(input, folded, 0.0, residual, end)
+            return lambda input, residual, *_: self._by_op(input, folded, 0.0, residual, end)
 
         return make
 
@@ -129,6 +130,8 @@ class _FusedConvolution(FusedLayer):
 
 class FusedConv2d(_FusedConvolution):
     """See :func:`fastvision.ops.conv_bn_relu`."""
+
+    overwrites = True
 
     def _spec(self, eps: float = 0.0, end: End = NO_END) -> ConvSpec:
         stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")

@@ -9,6 +9,7 @@ may write to it.
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -51,6 +52,7 @@ class Image(Value, Tensor):
     _memory: Tensor
     _shared: Shared  # shared with all values in this memory
     _scope: list[Reader]  # values deferred during this call of the model
+    _is_new = False  # the memory is a fused layer's result, unknown outside of the model
     _in_other_format = False  # the model's tensor would be contiguous, this one is not
     # views of an image: the base, and how to derive the view after the base's format changed
     _viewed: Image | None = None
@@ -165,3 +167,57 @@ def _strides(shape: Any) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+_LEAST_REPLACED = 1 << 20  # bytes; a smaller result's memory costs little
+
+
+def is_replaceable(value: Any) -> bool:
+    """Whether a result may take the memory of ``value`` once nothing else refers to it."""
+    if not _ALONE or type(value) is not Image or not value._is_new:
+        return False
+    return value._memory.nbytes >= _LEAST_REPLACED
+
+
+def is_held_alone(held: list[Image]) -> bool:
+    """Whether the memory of the image in the list would be freed with the list."""
+    return _references(held) in _ALONE
+
+
+def _references(held: list[Image]) -> tuple[int, ...]:
+    """Counts all that can hold the memory of the image in the list: references of Python and of C++
+    to the image and to its tensor, and the tensors, storages and arrays that share the storage."""
+    uses: Any = Tensor._use_count  # type: ignore[attr-defined]
+    with torch._C.DisableTorchFunctionSubclass():
+        storage = held[0]._memory.untyped_storage()
+        return (
+            held[0]._base is None,  # otherwise the image itself refers to its tensor
+            sys.getrefcount(held[0]),
+            sys.getrefcount(held[0]._memory),
+            uses(held[0]),
+            uses(held[0]._memory),
+            sys.getrefcount(storage),
+            torch._C._storage_Use_Count(storage._cdata),
+            storage.is_shared(),  # with other processes
+        )
+
+
+def _alone() -> set[tuple[int, ...]]:
+    """What :func:`_references` counts where nothing else holds the memory; empty if this Python or
+    this torch cannot count."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return set()
+    counts = set()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            try:
+                counts.add(_references([new_image(torch.empty(1), [])]))
+                held = new_image(torch.empty(1), [])
+                if _references([held]) in counts:
+                    return set()
+            except AttributeError:
+                return set()
+    return counts
+
+
+_ALONE = _alone()

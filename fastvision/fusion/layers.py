@@ -114,6 +114,7 @@ class FusedLayer(Stateful):
 
     takes_norm = False
     takes_residual = False
+    overwrites = False
     weight: Tensor
     bias: Tensor | None
 

@@ -26,6 +26,7 @@ class FusedNorm(Stateful):
 
     takes_norm = False
     takes_residual = False
+    overwrites = False
     eps: float
 
     def forward(self, input: Any) -> Any:
@@ -101,7 +102,7 @@ def run_norm(x: Tensor, norm: Norm, end: End) -> Tensor:
 class _FunctionalNorm:
     """The anchor for a call of F.batch_norm."""
 
-    takes_norm = takes_residual = False
+    takes_norm = takes_residual = overwrites = False
 
     def __init__(self, norm: Norm) -> None:
         self.norm = norm

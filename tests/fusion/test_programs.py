@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
+from fastvision.fusion import images
 
 C = 8  # channels of every map, so that any two fit
 
@@ -191,9 +192,12 @@ def run(model: nn.Module, x: Tensor, mode: Any) -> tuple[list[Tensor], Tensor]:
         return model(x), x
 
 
+@pytest.mark.parametrize("least", [0, 1 << 20], ids=["replacing", "keeping"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("first", range(0, 200, 20))
-def test_programs(first: int, mode: Any) -> None:
+def test_programs(first: int, mode: Any, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``least``: bytes of a residual whose memory a result may take."""
+    monkeypatch.setattr(images, "_LEAST_REPLACED", least)
     for seed in range(first, first + 20):
         model = Program(seed).eval().double()
         fused = fastvision.fuse(model)

@@ -21,6 +21,7 @@ from .spec import ConvSpec, Weights
 # options: csrc/ops/conv_engine.h, ConvOptions
 _PACKED = "Tensor input, Tensor packed, Tensor? residual, Tensor options"
 _PACKED_SCHEMA = f"({_PACKED}) -> Tensor"
+_IN_PLACE_SCHEMA = "(Tensor input, Tensor packed, Tensor(a!) residual, Tensor options) -> ()"
 # refuses weights that are not those that were packed (csrc/ops/conv_guarded.cpp)
 _GUARDED_SCHEMA = (
     f"({_PACKED}, Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, "
@@ -30,6 +31,9 @@ for _name, _schema in {
     "conv_packed": _PACKED_SCHEMA,
     "conv_winograd": _PACKED_SCHEMA,
     "conv_transpose2d_packed": _PACKED_SCHEMA,
+    # the result takes the residual's memory
+    "conv_packed_": _IN_PLACE_SCHEMA,
+    "conv_winograd_": _IN_PLACE_SCHEMA,
     "conv_packed_guarded": _GUARDED_SCHEMA,
     "conv_winograd_guarded": _GUARDED_SCHEMA,
     "conv_transpose2d_packed_guarded": _GUARDED_SCHEMA,
@@ -51,6 +55,7 @@ for _name, _schema in {
 
 _OPS = torch.ops.fastvision
 _PLAIN, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
+_PLAIN_IN_PLACE, _WINOGRAD_IN_PLACE = _OPS.conv_packed_.default, _OPS.conv_winograd_.default
 _PLAIN_GUARDED = direct(_OPS.conv_packed_guarded.default)
 _WINOGRAD_GUARDED = direct(_OPS.conv_winograd_guarded.default)
 _TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
@@ -130,6 +135,15 @@ def sees_padding(size: Sequence[int], taps: Sequence[int], spec: ConvSpec) -> bo
     return share < _MIN_INSIDE
 
 
+def _are_channels_last(*maps: Tensor) -> bool:
+    """Whether the maps lie in memory without gaps, channels last."""
+    for x in maps:
+        _, C, H, W = x.shape
+        if x.stride() != (C * H * W, 1, W * C, C):
+            return False
+    return True
+
+
 class Layer:
     """A convolution with packed weights and options, for inputs of one dtype.
 
@@ -195,8 +209,15 @@ class Layer:
         prepared = self.packs.find("prepared")
         return prepared is not None and prepared.weight is None
 
-    def __call__(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
-        """``weights``: the same values as in the constructor."""
+    def __call__(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        weights: Weights,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """``weights``: the same values as in the constructor; ``overwrite``: whether the result may
+        take the residual's memory."""
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.may_use_winograd and has_tiles(input.shape)
@@ -211,6 +232,10 @@ class Layer:
         if packed is None:
             make = self._transformed if winograd else self._packed
             packed = self.packs.get(form, weights, lambda: make(weights))
+        if overwrite and residual is not None and _are_channels_last(input, residual):
+            run_in_place = _WINOGRAD_IN_PLACE if winograd else _PLAIN_IN_PLACE
+            run_in_place(input, packed, residual, self.options)
+            return residual
         run = _WINOGRAD if winograd else _PLAIN
         return run(input, packed, residual, self.options)
 
