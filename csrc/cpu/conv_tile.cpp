@@ -425,7 +425,7 @@ void split_channels(const ConvTile<T>& tile) {
   void conv_tile(const ConvTile<T>& tile) {                          \
     split_channels(tile);                                            \
     if (tile.streams) {                                              \
-      end_streams();                                               \
+      end_streams();                                                 \
     }                                                                \
   }
 FASTVISION_DEFINE_CONV_TILE(float)

@@ -73,10 +73,9 @@ Tensor conv_result(
   const Tensor& result = *residual;
   STD_TORCH_CHECK(
       result.dim() == 4 && result.size(0) == N && result.size(1) == K && result.size(2) == OH &&
-          result.size(3) == OW && result.scalar_type() == input.scalar_type() &&
-          result.is_cpu() &&
-          (channels_last ? has_channels_last_strides(result) : result.is_contiguous()),
-      "residual must have the shape, dtype, device and memory format of the result"
+          result.size(3) == OW && result.scalar_type() == input.scalar_type() && result.is_cpu() &&
+          has_channels_last_strides(result),
+      "residual must be channels_last and have the shape, dtype and device of the result"
   );
   return result;
 }
@@ -156,7 +155,7 @@ Tensor convolve(
       "packed does not belong to these sizes, this type and this CPU level"
   );
 
-  const bool channels_last = is_channels_last(input);
+  const bool channels_last = in_place || is_channels_last(input);
   const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
   Tensor output = conv_result(input, residual, o.K, OH, OW, channels_last, in_place);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);

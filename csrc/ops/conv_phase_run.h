@@ -1,4 +1,3 @@
-#include <cstdlib>
 // State shared by the tasks of one phase of a convolution.
 #pragma once
 
@@ -15,9 +14,8 @@ constexpr int64_t kLeastWidth = 28;  // narrower outputs pad their depthwise row
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kLeastDepthwise = 16 << 10;  // values
 constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
+constexpr int64_t kStreamedBytes = 24 << 20;   // of an output that the caches would not hold
 constexpr int64_t kMergedChannels = 16;        // fewer input channels are merged with the taps
-
-inline int64_t kStreamedBytes() { const char* e = std::getenv("FV_STREAM"); return e ? std::atoll(e) : (1ll << 60); }
 
 // One phase of a plan, prepared. S is the storage type of the maps, T the engine's type.
 template <typename S, typename T>
@@ -66,10 +64,8 @@ struct PhaseRun {
             phase.grid_w == output.W
         ),
         streams(
-            direct_output && plan.residual != output.data && !depthwise_rows && plan.groups == 1 && is_clamp(plan.activation) &&
-            output.C * sizeof(T) % 64 == 0 &&
-            output.N * output.H * output.W * output.C * (int64_t)sizeof(T) >= kStreamedBytes() &&
-            reinterpret_cast<uintptr_t>(output.data) % 64 == 0
+            direct_output && plan.residual != output.data && !depthwise_rows && plan.groups == 1 &&
+            is_clamp(plan.activation) && fills_lines(output)
         ),
         taps(merged ? phase.R : phase.R * phase.S),
         tap_values(merged ? phase.S * input.C : input.C),
@@ -125,6 +121,11 @@ struct PhaseRun {
   }
 
  private:
+  static bool fills_lines(const ConvImage& map) {
+    const int64_t line = 64, pixel = map.C * static_cast<int64_t>(sizeof(T));
+    return map.N * map.H * map.W * pixel >= kStreamedBytes && pixel % line == 0 &&
+           reinterpret_cast<uintptr_t>(map.data) % line == 0;
+  }
   static ConvPacking packing_of(const ConvPlan& plan, const ConvPhase& phase) {
     const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
     return conv_packing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import subprocess
 import sys
@@ -346,3 +347,20 @@ def test_long_rows_are_gathered_in_pieces(cpu_level, layout):
         [sys.executable, "-c", MEMORY_SCRIPT, layout], capture_output=True, text=True, check=True
     )
     assert 0.9 < float(run.stdout) < 1.25
+
+
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_results_pass_the_caches(cpu_level, dtype, kernel, stride):
+    """From 24 MiB on results are stored past the caches, if their pixels are whole cache lines."""
+    line = 64 // dtype.itemsize
+    for K, activation in ((line, "relu"), (line, "silu"), (line - 3, "relu6")):
+        side = stride * math.isqrt((25 << 20) // 64)
+        x = torch.randn(1, 3, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(K, 3, kernel, kernel, dtype=dtype)
+        window = {"stride": stride, "padding": kernel // 2}
+        expected = reference.activate(F.conv2d(x, weight, **window), activation, 0.01)
+        for level in filter(can_set, _extension.cpu_levels()):
+            _extension.set_cpu_level(level)
+            y = ops.conv_bn_relu(x, weight, **window, activation=activation, backend="cpp")
+            assert_matches(y, expected)

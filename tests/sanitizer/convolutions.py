@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastvision import ops
+from fastvision.ops.conv.cpu import Layer
+from fastvision.ops.conv.spec import ConvSpec, Weights
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing.deform_conv2d import Problem, leaves
 from fastvision.testing.numerics import assert_matches
@@ -60,15 +62,31 @@ def _convolution(
     residual = None
     if with_residual and min(shape) >= 0:
         residual = random_format(rng, torch.randn(shape).to(dtype))
+    overwrites = rng.chance(0.5)
 
     def call() -> Results:
         y = ops.conv_bn_relu(x, weight, **options)
         assert y.shape == shape and y.dtype == dtype
         if residual is None:
             return Results([y])
-        return Results([y, ops.conv_bn_relu(x, weight, residual=residual, **options)])
+        added = ops.conv_bn_relu(x, weight, residual=residual, **options)
+        if not overwrites:
+            return Results([y, added])
+        return Results([y, added, _overwritten(x, weight, residual, options)])
 
     return call
+
+
+def _overwritten(x: Tensor, weight: Tensor, residual: Tensor, options: dict[str, Any]) -> Tensor:
+    """The convolution with its result in the memory of a copy of the residual."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    residual = residual.clone(memory_format=torch.channels_last)
+    mean, var = options.get("running_mean"), options.get("running_var")
+    weights = Weights(weight, options.get("bias"), None, None, mean, var)
+    window = (options.get("stride", (1, 1)), options["padding"], options.get("dilation", (1, 1)))
+    activation = ACTIVATIONS.index(options["activation"])
+    spec = ConvSpec(*window, options.get("groups", 1), 1e-5, activation, 0.01)
+    return Layer(weights, x.dtype, spec)(x, residual, weights, overwrite=True)
 
 
 def conv_bn_relu(rng: Source) -> Call:
