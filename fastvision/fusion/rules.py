@@ -161,8 +161,11 @@ def _fresh_map(value: Image, function: Callable[[Tensor], Tensor]) -> Image:
     """``function``, which keeps the format and returns new memory, of an image's memory."""
     result = function(value._plain)
     if value._hidden or value._plain.is_contiguous():
-        return hidden(result, value._scope)
-    return new_image(result, value._scope)
+        new = hidden(result, value._scope)
+    else:
+        new = new_image(result, value._scope)
+    new._is_new = True
+    return new
 
 
 def _may_join(residual: Any, deferred: Any) -> bool:
