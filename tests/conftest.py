@@ -8,6 +8,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# OpenMP reads it when torch is loaded. Test processes share the cores: a thread that spins while it
+# waits would take the time of another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if not torch.cuda.is_available():
