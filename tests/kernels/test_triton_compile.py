@@ -19,6 +19,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from triton_variants import VARIANTS
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 # two processes share the work; one architecture gets every variant, the others the main ones
 PROCESSES = (("75", "80", "86", "120"), ("90", "89", "100"))
