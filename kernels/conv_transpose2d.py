@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common.activation import activate
+from .common.convolution import unit_of
 from .configs.conv_transpose2d import ELEMENTWISE_WARPS, SEPARABLE_BLOCK, depthwise_block, tile
 
 # a phase's row of the table, per axis: taps, first tap, first input pixel, first output pixel,
@@ -350,11 +351,6 @@ def _phases(
     return torch.tensor(table, dtype=torch.int32, device=device), most, equal
 
 
-def _unit(size: int) -> int:
-    """The largest of 16, 8, 4, 2 and 1 that divides ``size``."""
-    return min(size & -size, 16)
-
-
 def _for_interpreter(x: Tensor) -> Tensor:
     # Triton's interpreter multiplies bfloat16 matrices as integers
     return x.float() if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x
@@ -393,7 +389,7 @@ def launch_conv_transpose2d(
     with torch.cuda.device_of(input):
         if C == 1 and groups > 1:
             block_m, block_n = depthwise_block(groups * K)
-            unit = _unit(groups)
+            unit = unit_of(groups)
             tiles = triton.cdiv(N * pixels, block_m) * triton.cdiv(groups * K, block_n)
             _depthwise_kernel[(tiles * len(phases),)](
                 *(*tensors, groups // unit, pixels, *stride, *steps, negative_slope),
@@ -404,7 +400,7 @@ def launch_conv_transpose2d(
         tf32 = x.dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.allow_tf32
         chosen = tile(N * pixels, K, C, x.element_size(), tf32)
         tiles = triton.cdiv(N * pixels, chosen.block_m) * triton.cdiv(K, chosen.block_n)
-        unit_c, unit_k = _unit(C), _unit(K)
+        unit_c, unit_k = unit_of(C), unit_of(K)
         _conv_transpose2d_kernel[(tiles * len(phases) * groups,)](
             *(*tensors, C // unit_c, K // unit_k, groups, pixels, len(phases)),
             *(*stride, *steps, negative_slope),

@@ -8,6 +8,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# OpenMP reads it when torch is loaded. Test processes share the cores: a thread that spins while it
+# waits would take the time of another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if not torch.cuda.is_available():
@@ -33,12 +38,15 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is for a GPU if there is none, and cases that a test says are not for it."""
+    """Leaves out what is for a GPU if there is none, and cases that a test says are not for it.
+
+    Long files come first: a process that began one last would be the only one at the end.
+    """
     kept = [item for item in items if _runs_here(item) and _is_wanted(item)]
     if len(kept) < len(items):
         wanted = set(kept)
         config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-        items[:] = kept
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is None)
 
 
 def _runs_here(item: pytest.Item) -> bool:

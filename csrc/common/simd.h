@@ -53,6 +53,8 @@ inline V min(V a, V b) {
   return a < b ? a : b;
 }
 
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }  // of an int too
+
 template <typename V>
 inline V max(V a, V b) {
   return a > b ? a : b;

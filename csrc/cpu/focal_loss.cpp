@@ -38,8 +38,6 @@ constexpr int kVectorsPerSum = 32;
 // Vectors scanned for easy negatives before the others among them are computed.
 constexpr int kBlock = 256;
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename T>
 inline auto load_filled(const T* p, int count, accumulate_t<T> fill) {
   constexpr int lanes = lanes_v<accumulate_t<T>>;
@@ -179,7 +177,7 @@ inline double elementwise(
   double sum = 0;
   int64_t i = 0;
   while (i + lanes <= count) {
-    const int vectors = static_cast<int>(least(kBlock, (count - i) / lanes));
+    const int vectors = static_cast<int>(min(kBlock, (count - i) / lanes));
     const Elements<T> block = elements.at(i);
     i += vectors * lanes;
     if constexpr (sizeof(A) == sizeof(float)) {

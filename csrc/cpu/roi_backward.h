@@ -73,7 +73,7 @@ inline void scatter_planar(
   const int64_t batch = roi_batch_rows(args);
   const uint64_t mask = columns_with_taps(bins, roi, args.PW);
   for (int64_t first = 0; first < args.PH; first += batch) {
-    const int64_t last = least(args.PH, first + batch);
+    const int64_t last = min(args.PH, first + batch);
     interleave<T, A>(pooled, first * args.PW, (last - first) * args.PW, tensor_end, grads);
     for (int64_t ph = first; ph < last; ++ph) {
       const Range<A> ys = clip(bins.y(ph), task.y_begin, task.y_end);

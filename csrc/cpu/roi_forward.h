@@ -90,7 +90,7 @@ inline void pool_planar(
   const int64_t batch = roi_batch_rows(args);
   const uint64_t mask = columns_with_taps(bins, roi, args.PW);
   for (int64_t first = 0; first < args.PH; first += batch) {
-    const int64_t last = least(args.PH, first + batch);
+    const int64_t last = min(args.PH, first + batch);
     A* sum_out = sums;
     for (int64_t ph = first; ph < last; ++ph) {
       const Range<A> ys = bins.y(ph);
@@ -103,7 +103,7 @@ inline void pool_planar(
           const int64_t offset = y->pixel * W + roi.x_begin + i;
           const auto weight = Sum::weight(*y);
           vector_t<A> value[lanes];
-          maps.load_all(offset, least(lanes, width - i), tensor_end, value);
+          maps.load_all(offset, min(lanes, width - i), tensor_end, value);
 #pragma GCC unroll 16
           for (int c = 0; c < lanes; ++c) {
             sum[c].add(value[c], weight);

@@ -25,8 +25,7 @@ struct MaximumChannelsLast {
           for (const Tap<A>* x = xs.begin; x < xs.end; ++x) {
             const int64_t at = y->pixel * own.W + x->pixel;
             const T* pixel = own.image + at * args.C + c;
-            const auto positions =
-                positions_t<A>{} + static_cast<decltype(+best[0].position[0])>(at);
+            const auto positions = places_t<A>{} + static_cast<lane_t<A>>(at);
 #pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i) {
               best[i].add(load_lanes<kPartial>(pixel + i * lanes, count), positions);

@@ -131,13 +131,13 @@ void maximum_backward_last(const RoiTapsView<A>& view, const MaximumTile<T>& til
   memset(sums, 0, tile.cells * stride * sizeof(A));
   for_each_roi_of(view, tile, [&](int64_t i, int64_t begin, int64_t end) {
     const auto own = tile.gradients(i);
-    const auto next = tile.gradients(least(i + 1, tile.task.count - 1));
+    const auto next = tile.gradients(min(i + 1, tile.task.count - 1));
     for (int64_t bin = begin; bin < end; ++bin) {
       const int64_t ahead = bin + kBinsAhead;
-      (ahead < end ? own.at(ahead * C) : next.at(least(ahead - end, last_bin) * C)).ask_for(1);
+      (ahead < end ? own.at(ahead * C) : next.at(min(ahead - end, last_bin) * C)).ask_for(1);
       for (int64_t c = 0; c < channels; c += lanes) {
         MaximumBlock<A, lanes> block;
-        const int count = static_cast<int>(least(lanes, channels - c));
+        const int count = static_cast<int>(min(lanes, channels - c));
         const auto from = own.at(bin * C + c);
         if (count == lanes) {
           block.fill(from, lanes, tile.first, tile.cells);
@@ -164,7 +164,7 @@ inline void add_to_planes(
   constexpr int kSize = 4 * lanes_v<A>;
   const int64_t bins = tile.args.PH * tile.args.PW;
   for (int64_t i = 0; i < n; i += kSize) {
-    const int count = static_cast<int>(least(kSize, n - i));
+    const int count = static_cast<int>(min(kSize, n - i));
     MaximumBlock<A, kSize> blocks[kPlanes];
     for (int c = 0; c < kPlanes; ++c) {
       blocks[c].fill(from.at(c * bins + i), count, tile.first, tile.cells);
@@ -199,7 +199,7 @@ void maximum_backward_planar(const RoiTapsView<A>& view, const MaximumTile<T>& t
   for_each_roi_of(view, tile, [&](int64_t i, int64_t begin, int64_t end) {
     const int64_t ahead = i + kRoisAhead;
     if (ahead < tile.task.count && touches(view.rois[tile.task.rois[ahead]], tile.task)) {
-      tile.gradients(ahead).ask_for(least(channels * bins, kMostAhead));
+      tile.gradients(ahead).ask_for(min(channels * bins, kMostAhead));
     }
     const auto from = tile.gradients(i).at(begin);
     int64_t c = 0;

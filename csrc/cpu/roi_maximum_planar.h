@@ -13,13 +13,13 @@ namespace {
 // The maxima of `n` columns of a plane over the rows of a bin, from the pixel at `corner` on.
 template <bool kArgmax, typename A, typename T>
 inline RunningMaximum<A, kArgmax> maximum_of_columns(
-    const T* corner, int64_t W, Range<A> ys, int n, bool whole, positions_t<A> first
+    const T* corner, int64_t W, Range<A> ys, int n, bool whole, places_t<A> first
 ) {
   RunningMaximum<A, kArgmax> best;
   const T* pixel = corner;
   for (const Tap<A>* y = ys.begin; y < ys.end; ++y, pixel += W) {
     best.add(whole ? load(pixel) : load_partial(pixel, n), first);
-    first += static_cast<decltype(+first[0])>(W);
+    first += static_cast<lane_t<A>>(W);
   }
   return best;
 }
@@ -35,7 +35,7 @@ inline void write_positions(
     );
   } else {
     for (int64_t i = 0; i < n; ++i) {
-      positions_t<A> at;
+      places_t<A> at;
       memcpy(&at, in + i * kLanes, sizeof at);
       store_positions<A>(at, to.first + offset + i, to.stride, to.count);
     }
@@ -74,7 +74,7 @@ struct RowOfPlanes {
       RunningMaximum<A, kArgmax> best;
       for (const Tap<A>* x = xs.begin; x < xs.end && !is_empty(ys); ++x) {
         const int64_t column = (x->pixel - x_begin) * lanes;
-        positions_t<A> at = {};
+        places_t<A> at = {};
         if constexpr (kArgmax) {
           memcpy(&at, positions + column, sizeof at);
         }
@@ -87,13 +87,13 @@ struct RowOfPlanes {
  private:
   inline void fill_columns(Range<A> ys) const {
     constexpr int lanes = lanes_v<A>;
-    using Positions = positions_t<A>;
+    using Positions = places_t<A>;
     const int64_t x_begin = own.roi.x_begin;
     const int64_t width = own.roi.x_end - x_begin;
     for (int64_t i = 0; i < width; i += lanes) {
       const int64_t corner = ys.begin->pixel * own.W + x_begin + i;
       const T* end = maps[lanes - 1] + ys.end[-1].pixel * own.W + x_begin + i + lanes;
-      const int n = static_cast<int>(least(lanes, width - i));
+      const int n = static_cast<int>(min(lanes, width - i));
       const Positions at = places_from<A>(corner, 1);
       vector_t<A> column[lanes] = {};
       Positions position[lanes] = {};
@@ -190,10 +190,10 @@ inline void maximum_planar(
   constexpr int lanes = lanes_v<A>;
   const int64_t batch = roi_batch_rows(args);
   for (int64_t first = 0; first < args.PH; first += batch) {
-    const int64_t last = least(args.PH, first + batch);
+    const int64_t last = min(args.PH, first + batch);
     for (int64_t ph = first; ph < last; ++ph) {
       // a row's share of what the roi will be written to, which is rarely in cache
-      const int64_t share = least(kVectors * lanes, c_end - c) * args.PW;
+      const int64_t share = min(kVectors * lanes, c_end - c) * args.PW;
       const int64_t begin_of_share = c * args.PH * args.PW + ph * share;
       prefetch_to_write(own.pooled + begin_of_share, share * sizeof(T));
       if constexpr (kArgmax) {
@@ -229,7 +229,7 @@ void maximum_of_copies(
   for (int64_t i = task.begin; i < task.end; ++i) {
     const RoiFootprint& roi = view.rois[task.order[i]];
     if (roi.y_begin < roi.y_end) {
-      y_begin = least(y_begin, roi.y_begin);
+      y_begin = min(y_begin, roi.y_begin);
       y_end = y_end < roi.y_end ? roi.y_end : y_end;
     }
   }

@@ -7,8 +7,6 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // The first `count` lanes to places that are `stride` apart.
 template <typename T, typename V>
 inline void store_strided(T* p, V v, int64_t stride, int count) {
@@ -27,8 +25,8 @@ struct Planes {
   int count;
 
   Planes(T* first, int64_t stride, int64_t channels)
-      : first(first), stride(stride), count(static_cast<int>(least(channels, kLanes))) {}
-  T* operator[](int i) const { return first + least(i, count - 1) * stride; }
+      : first(first), stride(stride), count(static_cast<int>(min(channels, kLanes))) {}
+  T* operator[](int i) const { return first + min(i, count - 1) * stride; }
 
   // Loads `n` <= lanes values at `offset` of every plane.
   template <typename V>
@@ -59,9 +57,9 @@ inline void interleave(
     const Planes<const T, kLanes>& from, int64_t offset, int64_t n, const T* tensor_end, A* out
 ) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
+    const int64_t begin = n >= kLanes ? min(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
-    from.load_all(offset + begin, least(kLanes, n), tensor_end, block);
+    from.load_all(offset + begin, min(kLanes, n), tensor_end, block);
     transpose(block);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
@@ -80,7 +78,7 @@ inline void write_planes(const A* in, const Planes<T, kLanes>& planes, int64_t o
       }
       return;
     }
-    const int64_t begin = n >= kLanes ? least(i, n - kLanes) : 0;
+    const int64_t begin = n >= kLanes ? min(i, n - kLanes) : 0;
     vector_t<A> block[kLanes];
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
@@ -99,7 +97,7 @@ inline void write_planes(const A* in, const Planes<T, kLanes>& planes, int64_t o
       }
     } else {
       for (int c = 0; c < to.count; ++c, out += to.stride) {
-        store_partial(out, block[c], static_cast<int>(least(kLanes, n)));
+        store_partial(out, block[c], static_cast<int>(min(kLanes, n)));
       }
     }
   }
@@ -124,14 +122,14 @@ template <typename A>
 inline uint64_t columns_with_taps(const RoiBins<A>& bins, const RoiFootprint& roi, int64_t PW) {
   uint64_t mask = 0;
   for (const Tap<A>* x = bins.x(0).begin; x < bins.x(PW - 1).end; ++x) {
-    mask |= uint64_t{1} << least((x->pixel - roi.x_begin) / lanes_v<A>, 63);
+    mask |= uint64_t{1} << min((x->pixel - roi.x_begin) / lanes_v<A>, 63);
   }
   return mask;
 }
 
 template <typename A>
 inline bool has_taps(uint64_t mask, int64_t column) {
-  return mask >> least(column / lanes_v<A>, 63) & 1;
+  return mask >> min(column / lanes_v<A>, 63) & 1;
 }
 
 // A roi of a forward task: its bins, the image that it is pooled from, and where the bins go.

@@ -3,22 +3,18 @@
 
 #include <cfloat>
 
-#include "common/simd.h"
+#include "common/simd_lanes.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// A position per lane, as wide as a value: what comparing two vectors of values gives.
-template <typename A>
-using positions_t = typename simd<A>::mask;
-
 template <typename A, bool kArgmax>
 struct RunningMaximum {
   vector_t<A> value = broadcast(A(-FLT_MAX));
-  positions_t<A> position = positions_t<A>{} - 1;
+  places_t<A> position = places_t<A>{} - 1;
 
   // In the order of positions: the first of equals stays.
-  inline void add(vector_t<A> pixel, positions_t<A> at) {
+  inline void add(vector_t<A> pixel, places_t<A> at) {
     if constexpr (kArgmax) {
       position = pixel > value ? at : position;
     }
@@ -26,7 +22,7 @@ struct RunningMaximum {
   }
 
   // In any order.
-  inline void merge(vector_t<A> other, positions_t<A> at) {
+  inline void merge(vector_t<A> other, places_t<A> at) {
     if constexpr (kArgmax) {
       const auto better = (other > value) | ((other == value) & (at < position));
       value = better ? other : value;
@@ -38,8 +34,8 @@ struct RunningMaximum {
 };
 
 template <typename A>
-inline void store_positions(positions_t<A> v, int32_t* out, int64_t stride, int count) {
-  decltype(+v[0]) lanes[lanes_v<A>];
+inline void store_positions(places_t<A> v, int32_t* out, int64_t stride, int count) {
+  lane_t<A> lanes[lanes_v<A>];
   memcpy(lanes, &v, sizeof v);
   for (int i = 0; i < count; ++i) {
     out[i * stride] = static_cast<int32_t>(lanes[i]);

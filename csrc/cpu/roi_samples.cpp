@@ -85,8 +85,7 @@ struct MaximumForward : SamplesForward<T, A> {
     for (int s = 0, tap = 0; s < block.samples; tap = block.end[s++]) {
       vector_t<A> value[kVectors] = {};
       this->template add_taps<kVectors, kPartial>(value, tap, block.end[s], c, count);
-      const auto at =
-          positions_t<A>{} + static_cast<decltype(+best[0].position[0])>(block.index[s]);
+      const auto at = places_t<A>{} + static_cast<lane_t<A>>(block.index[s]);
 #pragma GCC unroll 8
       for (int i = 0; i < kVectors; ++i) {
         best[i].add(value[i], at);
@@ -121,9 +120,9 @@ struct MaximumGradient {
   const A* argmax;
 
   inline vector_t<A> of_sample(int64_t c, int32_t index) const {
-    positions_t<A> at;
+    places_t<A> at;
     memcpy(&at, argmax + c, sizeof at);
-    const auto own = at == positions_t<A>{} + static_cast<decltype(+at[0])>(index);
+    const auto own = at == places_t<A>{} + static_cast<lane_t<A>>(index);
     return own ? load(grad + c) : vector_t<A>{};
   }
 };
@@ -149,7 +148,7 @@ template <typename T, typename A>
 inline void widen_row(const T* row, int64_t channels, int64_t padded, A divisor, A* out) {
   constexpr int lanes = lanes_v<A>;
   for (int64_t c = 0; c < padded; c += lanes) {
-    const int count = static_cast<int>(least(lanes, channels - c));
+    const int count = static_cast<int>(min(lanes, channels - c));
     const vector_t<A> value = count == lanes ? load(row + c)
                               : count > 0    ? load_partial(row + c, count)
                                              : vector_t<A>{};
@@ -161,7 +160,7 @@ template <typename A>
 inline void widen_positions(const int32_t* row, int64_t channels, int64_t padded, A* out) {
   constexpr int lanes = lanes_v<A>;
   for (int64_t c = 0; c < padded; c += lanes) {
-    positions_t<A> at = positions_t<A>{} - 1;
+    places_t<A> at = places_t<A>{} - 1;
     for (int i = 0; i < lanes && c + i < channels; ++i) {
       at[i] = row[c + i];
     }

@@ -96,7 +96,7 @@ void sensitive_forward_last(
       const Range<A> ys = own.y(bin / args.PW);
       const Range<A> xs = own.x(bin % args.PW);
       for (int64_t c = task.c_begin; c < task.c_end; c += lanes) {
-        const int count = static_cast<int>(least(lanes, task.c_end - c));
+        const int count = static_cast<int>(min(lanes, task.c_end - c));
         const MapPixels<T> pixels{image + c * bins + bin, level.W * args.C, args.C, bins};
         if (count == lanes) {
           store(out + c, sum_of_bin<false>(pixels, ys, xs, count));
@@ -117,7 +117,7 @@ void sensitive_forward_planar(
   constexpr int lanes = lanes_v<A>;
   const int64_t bins = args.PH * args.PW;
   for (int64_t c = task.c_begin; c < task.c_end; c += lanes) {
-    const int count = static_cast<int>(least(lanes, task.c_end - c));
+    const int count = static_cast<int>(min(lanes, task.c_end - c));
     for (int64_t bin = task.bin_begin; bin < task.bin_end; ++bin) {
       const int64_t ph = bin / args.PW;
       const int64_t pw = bin - ph * args.PW;
@@ -257,7 +257,7 @@ inline void scatter_sensitive(
     }
     const int64_t first = ph * args.PW;
     const int64_t pw_begin = first < part.bin_begin ? part.bin_begin - first : 0;
-    const int64_t pw_end = least(args.PW, part.bin_end - first);
+    const int64_t pw_end = min(args.PW, part.bin_end - first);
     for (int64_t pw = pw_begin; pw < pw_end; ++pw) {
       const Range<A> xs = clip(own.x(pw), task.x_begin, task.x_end);
       if (is_empty(xs)) {
@@ -312,7 +312,7 @@ void sensitive_backward(
   const int64_t step = last ? task.bin_end - task.bin_begin : 1;
   for (int64_t c = task.c_begin; c < task.c_end; c += lanes) {
     for (int64_t bin = task.bin_begin; bin < task.bin_end; bin += step) {
-      const int count = static_cast<int>(least(lanes, task.c_end - c));
+      const int count = static_cast<int>(min(lanes, task.c_end - c));
       const SensitivePart part{bin, bin + step, c, count};
       T* first = image + task.y_begin * row + task.x_begin * pixel + c * channel + bin * of_bin;
       if constexpr (sizeof(T) == sizeof(A)) {

@@ -16,14 +16,18 @@ constexpr int64_t kMostDims = 8;
 
 // Whether the elements fill their memory without gaps or overlaps, in any order.
 bool is_dense(const int64_t* sizes, const int64_t* strides, int64_t dims) {
-  int64_t order[kMostDims];
+  int64_t order[kMostDims];  // of the dimensions, by their strides
   int64_t count = 0;
   for (int64_t d = 0; d < dims; ++d) {
-    if (sizes[d] != 1) {
-      order[count++] = d;
+    if (sizes[d] == 1) {
+      continue;
     }
+    int64_t at = count++;
+    for (; at > 0 && strides[order[at - 1]] > strides[d]; --at) {
+      order[at] = order[at - 1];
+    }
+    order[at] = d;
   }
-  std::sort(order, order + count, [&](int64_t a, int64_t b) { return strides[a] < strides[b]; });
   int64_t expected = 1;
   for (int64_t i = 0; i < count; ++i) {
     if (strides[order[i]] != expected) {

@@ -18,6 +18,11 @@ from ._urls import addresses
 Model = TypeVar("Model", bound=nn.Module)
 
 _LISTED = 3  # keys that a message gives of each kind that does not fit
+# what a wrapper puts in front of the keys of its model
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+}
 _QUOTED = re.compile(r'"([^"]*)"').findall
 _MISMATCH = (
     r"^\s*size mismatch for (\S+): copying a param with shape torch\.Size\((\[.*?\])\) from "
@@ -34,7 +39,8 @@ def load_weights(model: Model, name: str, weights: Any, progress: bool = True) -
         progress: whether a download shows a progress bar.
 
     Raises:
-        ValueError: there are no weights of this name for the model.
+        ValueError: there are no weights of this name for the model, or the weights are those of a
+            wrapper such as DataParallel.
         TypeError: weights is of another type.
         FileNotFoundError: there is no file at the path.
         ValueError: the file does not hold a state dict that can be read without running code.
@@ -49,6 +55,18 @@ def load_weights(model: Model, name: str, weights: Any, progress: bool = True) -
 
 def read_weights(name: str, weights: Any, progress: bool = True) -> Mapping[str, Tensor]:
     """The state dict that :func:`load_weights` loads."""
+    state = _find(name, weights, progress)
+    for prefix, wrapper in _WRAPPERS.items():
+        if state and all(isinstance(key, str) and key.startswith(prefix) for key in state):
+            raise ValueError(
+                f"weights must have the keys of the model itself, got {next(iter(state))!r} and "
+                f"others of {wrapper}: save wrapper.{prefix}state_dict(), or take {prefix!r} "
+                "from the front of every key"
+            )
+    return state
+
+
+def _find(name: str, weights: Any, progress: bool) -> Mapping[str, Tensor]:
     if isinstance(weights, Mapping):
         return weights
     if isinstance(weights, (str, os.PathLike)):

@@ -37,6 +37,7 @@ _SCHEMAS = {
         f"{_END}) -> (Tensor, Tensor, Tensor)"
     ),
 }
+_GRADIENTS = ("_sums", "_backward", "_gradients")
 
 
 def _like(input: Tensor) -> Tensor:
@@ -76,8 +77,9 @@ def _fake_gradients(grad: Tensor, input: Tensor, *rest: Any) -> tuple[Tensor, Te
 
 def _operator(part: str, fake: Callable[..., Any], run: Callable[..., Any], **options: Any) -> Any:
     name = f"batch_norm_relu{part}"
+    file = "batch_norm_relu_backward" if part in _GRADIENTS else "batch_norm_relu"
     return declare(
-        name, _SCHEMAS[part], fake=fake, triton=f"kernels.batch_norm_relu.launch_{name}",
+        name, _SCHEMAS[part], fake=fake, triton=f"kernels.{file}.launch_{name}",
         reference=run, lacks={"cuda": "there is no batch_norm_relu in CUDA C++, use 'triton'"},
         **options,
     )  # fmt: skip

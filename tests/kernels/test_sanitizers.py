@@ -18,6 +18,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from sanitizer.build import ROOT, TOOLS, build, environment
 from sanitizer.engine import FUZZERS
 
+pytestmark = pytest.mark.long
+
 # eager calls take a shorter way to the kernels of these
 IN_PYTHON = {"conv_bn_relu", "conv_transpose2d", "linear_act"}
 # counts the calls of operators; the parsed events of a profile take much longer

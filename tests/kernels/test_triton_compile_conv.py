@@ -19,6 +19,8 @@ from test_triton_compile import (
     resources_by_architecture,
 )
 
+pytestmark = pytest.mark.long
+
 RELU, SILU = 1, 4
 SHARED_MEMORY = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}
 MIN_SHARED_MEMORY = 99 << 10  # from compute capability 8.0 on

@@ -8,6 +8,8 @@ import fastvision
 from fastvision import models
 from fastvision.testing.models import TORCHVISION, assert_same, images, randomize, tensors_of
 
+pytestmark = pytest.mark.long
+
 CASES = {"-".join([case.name, *map(str, case.options)]): case for case in TORCHVISION}
 
 

@@ -60,6 +60,22 @@ def test_other_files_and_types(tmp_path):
         models.get_model("lenet5", weights=3)
 
 
+@pytest.mark.parametrize("name", ["lenet5", "small_ssd", "unet"])
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [(nn.DataParallel, "module."), (torch.compile, "_orig_mod.")],
+    ids=["DataParallel", "compile"],
+)
+def test_weights_of_wrappers(tmp_path, name, wrap, prefix):
+    state = wrap(models.get_model(name)).state_dict()
+    torch.save(state, tmp_path / "wrapped.pth")
+    for weights in (state, tmp_path / "wrapped.pth"):
+        with pytest.raises(ValueError, match=rf"weights must .*{wrap.__name__}.*'{prefix}'"):
+            models.get_model(name, weights=weights)
+    inside = {key.removeprefix(prefix): value for key, value in state.items()}
+    models.get_model(name, weights=inside)
+
+
 def test_downloads(monkeypatch, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -18,6 +18,7 @@ from torchvision import ops  # noqa: E402
 from .pooling import pool  # noqa: E402
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("needs_kernels", "one_thread"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]

@@ -18,6 +18,7 @@ from fastvision.training._checkpoint import load_checkpoint
 from fastvision.training._logs import read_table
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("no_pictures"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo"),
 ]

@@ -6,7 +6,7 @@ import pytest
 
 from fastvision import cli, training
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("no_pictures")]
 SHORT = [name for name in training.list_recipes() if training.load_recipe(name).short is not None]
 
 

@@ -77,12 +77,15 @@ def recorded(name: str) -> type[torch.autograd.Function]:
             with torch._C._AutoDispatchBelowAutograd():
                 pooled, source = operator.redispatch(keyset, input, rois, *options)
             ctx.mark_non_differentiable(source)
+            ctx.set_materialize_grads(False)  # the source's would be zeros, as large as itself
             ctx.save_for_backward(rois, source)
             ctx.shape, ctx.options = input.shape, options
             return pooled, source
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            if grad is None:
+                return (None,) * (3 + len(ctx.options))
             operator = getattr(torch.ops.torchvision, f"_{name}_backward")
             grad_input = operator(grad, *ctx.saved_tensors, *ctx.options, *ctx.shape)
             return (None, grad_input, *(None,) * (1 + len(ctx.options)))

@@ -22,7 +22,7 @@ from ..mobilenetv3 import mobilenet_v3_large
 from ..resnet import resnet50
 from ._build import Start, start
 from ._heads import may_rearrange
-from ._parts import channels_of, check_class
+from ._parts import channels_of, check_class, check_counts, check_numbers
 from .anchors import AnchorGenerator
 from .backbones import Norm, mobilenet_features, resnet_pyramid
 from .generalized_rcnn import GeneralizedRCNN
@@ -63,8 +63,9 @@ class FasterRCNN(GeneralizedRCNN):
 
     Raises:
         ValueError: the backbone has no ``out_channels``, or one of ``num_classes`` and
-            ``box_predictor`` is missing, or both are there.
-        TypeError: ``rpn_anchor_generator`` or ``box_roi_pool`` is of another class.
+            ``box_predictor`` is missing, or both are there, or a number is out of range.
+        TypeError: ``rpn_anchor_generator`` or ``box_roi_pool`` is of another class, or an option
+            is no number.
 
     Example:
         >>> backbone = fastvision.models.mobilenet_v2().features
@@ -107,6 +108,27 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_numbers(
+            rpn_nms_thresh=rpn_nms_thresh,
+            rpn_fg_iou_thresh=rpn_fg_iou_thresh,
+            rpn_bg_iou_thresh=rpn_bg_iou_thresh,
+            rpn_positive_fraction=rpn_positive_fraction,
+            rpn_score_thresh=rpn_score_thresh,
+            box_score_thresh=box_score_thresh,
+            box_nms_thresh=box_nms_thresh,
+            box_fg_iou_thresh=box_fg_iou_thresh,
+            box_bg_iou_thresh=box_bg_iou_thresh,
+            box_positive_fraction=box_positive_fraction,
+        )
+        check_counts(
+            rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+            rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
+            rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+            rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
+            rpn_batch_size_per_image=rpn_batch_size_per_image,
+            box_detections_per_img=box_detections_per_img,
+            box_batch_size_per_image=box_batch_size_per_image,
+        )
         channels = channels_of(backbone)
         check_class("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
         check_class("box_roi_pool", box_roi_pool, MultiScaleRoIAlign)

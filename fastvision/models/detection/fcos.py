@@ -31,7 +31,7 @@ from ._heads import (
     split_levels,
 )
 from ._one_stage import PyramidDetector
-from ._parts import channels_of, check_class
+from ._parts import channels_of, check_class, check_counts, check_numbers
 from .anchors import AnchorGenerator, shared
 from .backbones import resnet_pyramid
 from .box_coder import BoxLinearCoder
@@ -224,8 +224,9 @@ class FCOS(PyramidDetector):
         topk_candidates: limit of the candidates of a level.
 
     Raises:
-        ValueError: the backbone has no ``out_channels``, or there are several anchors a place.
-        TypeError: ``anchor_generator`` is no :class:`AnchorGenerator`.
+        ValueError: the backbone has no ``out_channels``, there are several anchors a place, or a
+            number is out of range.
+        TypeError: ``anchor_generator`` is no :class:`AnchorGenerator`, or an option no number.
     """
 
     def __init__(
@@ -247,6 +248,12 @@ class FCOS(PyramidDetector):
     ) -> None:
         super().__init__()
         check_class("anchor_generator", anchor_generator, AnchorGenerator)
+        check_numbers(
+            center_sampling_radius=center_sampling_radius,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+        )
+        check_counts(detections_per_img=detections_per_img, topk_candidates=topk_candidates)
         channels = channels_of(backbone)
         self.backbone = backbone
         self.anchor_generator = anchor_generator or AnchorGenerator(

@@ -25,6 +25,7 @@ from ...ops import (
 from ...ops._checks import check_floating, check_tensor
 from .._registry import register
 from .._weights import load_weights
+from ._parts import check_counts, check_numbers
 from .solid_anchors import CODE, SolidAnchors, decode, encode
 
 # length, width, height and z of the center in metres: a car and a pedestrian
@@ -200,7 +201,8 @@ class PointPillars(nn.Module):
         detections_per_scene: largest number of detections.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: sizes that do not fit, or a number out of range.
+        TypeError: an option is no number.
     """
 
     def __init__(
@@ -219,6 +221,8 @@ class PointPillars(nn.Module):
         detections_per_scene: int = 100,
     ) -> None:
         super().__init__()
+        check_numbers(score_thresh=score_thresh, nms_thresh=nms_thresh)
+        check_counts(topk_candidates=topk_candidates, detections_per_scene=detections_per_scene)
         if not anchors or any(len(size) != 4 or min(size[:3]) <= 0 for size in anchors):
             raise ValueError(
                 "anchors must be (length, width, height, z) of each class, with positive sides, "

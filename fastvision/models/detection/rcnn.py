@@ -21,6 +21,7 @@ from .._images import IMAGENET_MEAN, IMAGENET_STD, enter
 from .._registry import register
 from .._weights import load_weights
 from ..alexnet import alexnet
+from ._parts import check_counts, check_numbers
 from ._svm import LinearSVMs
 from ._warp import warp_regions
 from .anchors import box_dtype
@@ -63,6 +64,10 @@ class RCNN(nn.Module):
         nms_thresh: overlap of two detections of a class of which the better one remains.
         detections_per_img: largest number of detections in an image.
         image_mean, image_std: per channel.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: an option is no number.
     """
 
     fitted: Tensor  # whether there are SVMs
@@ -84,9 +89,13 @@ class RCNN(nn.Module):
         image_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        for name, number in (("size", size), ("batch_size", batch_size)):
-            if integer(number, f"{name} must be an integer") < 1:
-                raise ValueError(f"{name} must be positive, got {number}")
+        check_counts(1, size=size, batch_size=batch_size)
+        check_counts(
+            batch_size_per_image=batch_size_per_image, detections_per_img=detections_per_img
+        )
+        check_numbers(
+            positive_fraction=positive_fraction, score_thresh=score_thresh, nms_thresh=nms_thresh
+        )
         if not 0 <= 2 * integer(context, "context must be an integer") < size:
             raise ValueError(f"context must leave some of the size of {size}, got {context}")
         layers: Any = network.classifier

@@ -26,7 +26,7 @@ from ..resnet import resnet50
 from ._build import start
 from ._heads import DenseHead, LevelHead, initialize, initialize_prior, levels_of, predict
 from ._one_stage import PyramidDetector, match
-from ._parts import channels_of, check_class
+from ._parts import channels_of, check_class, check_counts, check_numbers
 from .anchors import AnchorGenerator
 from .backbones import resnet_pyramid
 from .box_coder import BoxCoder
@@ -259,8 +259,8 @@ class RetinaNet(PyramidDetector):
         topk_candidates: limit of the candidates of a level.
 
     Raises:
-        ValueError: the backbone has no ``out_channels``.
-        TypeError: ``anchor_generator`` is no :class:`AnchorGenerator`.
+        ValueError: the backbone has no ``out_channels``, or a number is out of range.
+        TypeError: ``anchor_generator`` is no :class:`AnchorGenerator`, or an option no number.
     """
 
     def __init__(
@@ -284,6 +284,13 @@ class RetinaNet(PyramidDetector):
     ) -> None:
         super().__init__()
         check_class("anchor_generator", anchor_generator, AnchorGenerator)
+        check_numbers(
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            fg_iou_thresh=fg_iou_thresh,
+            bg_iou_thresh=bg_iou_thresh,
+        )
+        check_counts(detections_per_img=detections_per_img, topk_candidates=topk_candidates)
         channels = channels_of(backbone)
         self.backbone = backbone
         self.anchor_generator = anchor_generator or _default_anchors()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...ops import box_iou
 from . import keypoints, masks
+from ._parts import check_counts, check_numbers
 from ._selection import take
 from .box_coder import BoxCoder
 from .image_list import Size, Target
@@ -43,6 +44,10 @@ class RoIHeads(nn.Module):
         mask_roi_pool, mask_head, mask_predictor: the same for masks: logits [n, classes, M, M].
         keypoint_roi_pool, keypoint_head, keypoint_predictor: for keypoints: heatmaps
             [n, K, M, M].
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: an option is no number.
     """
 
     def __init__(
@@ -66,6 +71,16 @@ class RoIHeads(nn.Module):
         keypoint_predictor: Any = None,
     ) -> None:
         super().__init__()
+        check_numbers(
+            fg_iou_thresh=fg_iou_thresh,
+            bg_iou_thresh=bg_iou_thresh,
+            positive_fraction=positive_fraction,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+        )
+        check_counts(
+            batch_size_per_image=batch_size_per_image, detections_per_img=detections_per_img
+        )
         self.box_similarity = box_iou
         self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh)
         self.fg_bg_sampler = BalancedPositiveNegativeSampler(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
 from ._heads import initialize, is_pointwise, may_rearrange, rows_of
+from ._parts import check_counts, check_numbers
 from ._selection import take
 from .anchors import AnchorGenerator, shared
 from .box_coder import BoxCoder
@@ -94,6 +95,10 @@ class RegionProposalNetwork(nn.Module):
             of an image after it, {"training", "testing"}.
         nms_thresh: see :func:`fastvision.ops.nms`.
         score_thresh: least probability of a proposal.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: an option is no number.
     """
 
     def __init__(
@@ -110,6 +115,14 @@ class RegionProposalNetwork(nn.Module):
         score_thresh: float = 0.0,
     ) -> None:
         super().__init__()
+        check_numbers(
+            fg_iou_thresh=fg_iou_thresh,
+            bg_iou_thresh=bg_iou_thresh,
+            positive_fraction=positive_fraction,
+            nms_thresh=nms_thresh,
+            score_thresh=score_thresh,
+        )
+        check_counts(batch_size_per_image=batch_size_per_image)
         self.anchor_generator = anchor_generator
         self.head = head
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ._heads import LevelHead, predict
 from ._one_stage import OneStageDetector, match
+from ._parts import check_counts, check_numbers
 from ._selection import Detections, detect, take
 from .anchors import shared
 from .box_coder import BoxCoder
@@ -167,7 +168,8 @@ class SSD(OneStageDetector):
             classify; the others are the background boxes of the highest loss.
 
     Raises:
-        ValueError: the default boxes are for another number of maps.
+        ValueError: the default boxes are for another number of maps, or a number is out of range.
+        TypeError: an option is no number.
     """
 
     def __init__(
@@ -188,6 +190,17 @@ class SSD(OneStageDetector):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_numbers(
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            iou_thresh=iou_thresh,
+            positive_fraction=positive_fraction,
+        )
+        if not 0 < positive_fraction <= 1:
+            raise ValueError(
+                f"positive_fraction must be above 0 and at most 1, got {positive_fraction!r}"
+            )
+        check_counts(detections_per_img=detections_per_img, topk_candidates=topk_candidates)
         self.backbone = backbone
         self.anchor_generator = anchor_generator
         self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ...ops._checks import check_tensor
 from .._images import IMAGENET_MEAN, IMAGENET_STD
 from ._constants import constant
+from ._parts import check_counts, check_sizes
 from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
 
@@ -31,6 +32,10 @@ class GeneralizedRCNNTransform(nn.Module):
         _skip_resize: leaves images as they are in training.
 
     Other arguments, which torchvision's ignores, are an error: a detector passes its own on.
+
+    Raises:
+        TypeError: a size is no number, or ``size_divisible`` no integer.
+        ValueError: one of them is not positive.
     """
 
     def __init__(
@@ -45,7 +50,17 @@ class GeneralizedRCNNTransform(nn.Module):
         _skip_resize: bool = False,
     ) -> None:
         super().__init__()
-        self.min_size = min_size if isinstance(min_size, (list, tuple)) else (min_size,)
+        sizes = min_size if isinstance(min_size, (list, tuple)) else (min_size,)
+        if not sizes:
+            raise ValueError("min_size must be a size or several, got none")
+        for size in sizes:
+            check_sizes(min_size=size)
+        check_sizes(max_size=max_size)
+        check_counts(1, size_divisible=size_divisible)
+        if fixed_size is not None:
+            for size in fixed_size:
+                check_sizes(fixed_size=size)
+        self.min_size = sizes
         self.max_size = max_size
         self.image_mean = image_mean or list(IMAGENET_MEAN)
         self.image_std = image_std or list(IMAGENET_STD)

@@ -14,6 +14,7 @@ from ....ops import Conv2dNormActivation
 from ...darknet.config import Section
 from ...darknet.layers import Connected
 from ...darknet.network import Darknet
+from .._parts import check_counts, check_numbers
 from .._selection import Detections, check_call, detect, take
 from ..image_list import Target
 from ..targets import check_targets
@@ -62,6 +63,7 @@ class YOLO(nn.Module):
         FileNotFoundError: there is no such file.
         ConfigError: the configuration is wrong or has no such head.
         ValueError: another argument is out of range.
+        TypeError: an option is no number.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class YOLO(nn.Module):
         sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_numbers(score_thresh=score_thresh, nms_thresh=nms_thresh)
+        check_counts(detections_per_img=detections_per_img, topk_candidates=topk_candidates)
         self.network = Darknet(config)
         self.head = _head_of(self.network, box_loss)
         self.score_thresh = score_thresh
