@@ -72,7 +72,7 @@ def batch_norm_relu(
     tensors = (running_mean, running_var, weight, bias, residual)
     if (
         training is False
-        and backend is None
+        and (backend is None or backend == "cpp")
         and type(momentum) is type(eps) is type(negative_slope) is float
         and is_plain(input, tensors)
     ):
