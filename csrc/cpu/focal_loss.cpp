@@ -2,6 +2,7 @@
 // contiguous in memory over any number of rows.
 #include "ops/focal_loss.h"
 
+#include "common/simd_lanes.h"
 #include "common/simd_math.h"
 #include "common/simd_sum.h"
 #include "common/simd_value.h"
@@ -335,18 +336,16 @@ FocalResult softmax(const FocalArgs& args, const FocalTask& task, A* exponential
     const T* row = static_cast<const T*>(level.inputs) + r * K;
     V most_v = broadcast(A(-kInfinity));
     for_row(row, K, [&](int64_t, V x) { most_v = max(most_v, x); });
-    A most = most_v[0];
-    for (int i = 1; i < lanes; ++i) {
-      most = most_v[i] > most ? most_v[i] : most;
-    }
-    for_row(row, K, [&](int64_t i, V x) { store(exponentials + i, exp(x - most)); });
+    const A most = largest_lane<A>(most_v);
     // 1 - p as a sum over the other classes, to avoid cancellation
-    const double own = exponentials[label];
-    exponentials[label] = 0;
     V others_v{};
-    for (int64_t i = 0; i < K; i += lanes) {
-      others_v += load(exponentials + i);
-    }
+    for_row(row, K, [&](int64_t i, V x) {
+      const V e = exp(x - most);
+      store(exponentials + i, e);
+      const int64_t none = -1, at = min(max(label - i, none), int64_t{lanes});
+      others_v += places_from<A>(0, 1) == static_cast<lane_t<A>>(at) ? V{} : e;
+    });
+    const double own = exponentials[label];
     const double others = sum_of_lanes<A, double>(others_v);
     const double sum = own + others;
     const double x = static_cast<double>(value_of(row + label)) - most;

@@ -1,5 +1,6 @@
 // The gradient of max unpooling for indices in windows that do not overlap: each row of the plane
 // is read once and in order.
+#include "common/prefetch.h"
 #include "cpu/max_unpool2d_windows.h"
 
 namespace fastvision::FASTVISION_ISA {
@@ -78,6 +79,8 @@ bool collect_planes(const MaxUnpoolArgs& args, int64_t begin, int64_t end) {
     const T* top = plane_row<const T>(args, plane, 2 * h);
     const int64_t* indices = args.indices + item * W;
     T* values = static_cast<T*>(args.values) + item * W;
+    prefetch_ahead(top, 2 * PW * static_cast<int64_t>(sizeof(T)));
+    prefetch_ahead(indices, W * static_cast<int64_t>(sizeof(int64_t)));
     for_row<A>(W, [&](int64_t w, auto partial, int count) FASTVISION_INLINED {
       constexpr bool kPartial = decltype(partial)::value;
       const int first = min(2 * count, lanes), rest = 2 * count - first;

@@ -6,6 +6,17 @@
 namespace fastvision {
 namespace {
 
+void check_channels(const Tensor& x, const std::optional<Tensor>& values, const char* name) {
+  const ScalarType wide =
+      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(
+      !values || (values->dim() == 1 && values->size(0) == x.size(1) &&
+                  values->scalar_type() == wide && values->is_contiguous() && values->is_cpu()),
+      name,
+      " must be contiguous, one value per channel in the type of arithmetic"
+  );
+}
+
 // running += (batch - running) * momentum
 template <typename A>
 void update_running(
@@ -15,12 +26,6 @@ void update_running(
     double momentum
 ) {
   if (running) {
-    STD_TORCH_CHECK(
-        running->dim() == 1 && running->size(0) == static_cast<int64_t>(batch.size()) &&
-            running->scalar_type() == kArithmetic<A> && running->is_contiguous() &&
-            running->is_cpu(),
-        "running statistics must be contiguous, one value per channel in the type of arithmetic"
-    );
     A* values = static_cast<A*>(running->mutable_data_ptr());
     for (size_t c = 0; c < batch.size(); ++c) {
       values[c] = static_cast<A>(values[c] + (batch[c] * factor - values[c]) * momentum);
@@ -44,6 +49,8 @@ std::tuple<Tensor, Tensor> batch_norm_relu_statistics(
   const Tensor input = layout.dense(x, "input");
   const int64_t C = x.size(1);
   STD_TORCH_CHECK(x.numel() > 0, "input must not be empty");
+  check_channels(x, running_mean, "running_mean");
+  check_channels(x, running_var, "running_var");
   Tensor mean = empty_channels(layout, {C});
   Tensor var = empty_channels(layout, {C});
   FASTVISION_DISPATCH_FLOATING(layout.dtype, "input", [&] {
@@ -72,6 +79,30 @@ std::tuple<Tensor, Tensor> batch_norm_relu_statistics(
   return {mean, var};
 }
 
+void normalize(
+    const BatchNormLayout& layout,
+    const Tensor& input,
+    const Tensor& mean,
+    const Tensor& var,
+    const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& residual,
+    double eps,
+    int64_t activation,
+    double negative_slope,
+    Tensor& output
+) {
+  const auto other = residual ? std::optional(layout.dense(*residual, "residual")) : std::nullopt;
+  FASTVISION_DISPATCH_FLOATING(layout.dtype, "input", [&] {
+    BatchNormCall<scalar_t> call(input, layout);
+    call.set_activation(activation, negative_slope);
+    call.set_affine(mean, var, eps, weight, bias);
+    call.args.residual = other ? other->const_data_ptr() : nullptr;
+    call.args.result = output.mutable_data_ptr();
+    FASTVISION_BATCH_NORM(call, forward);
+  });
+}
+
 Tensor batch_norm_relu(
     const Tensor& x,
     const Tensor& mean,
@@ -85,16 +116,10 @@ Tensor batch_norm_relu(
 ) {
   const BatchNormLayout layout(x);
   const Tensor input = layout.dense(x, "input");
-  const auto other = residual ? std::optional(layout.dense(*residual, "residual")) : std::nullopt;
   Tensor output = layout.empty();
-  FASTVISION_DISPATCH_FLOATING(layout.dtype, "input", [&] {
-    BatchNormCall<scalar_t> call(input, layout);
-    call.set_activation(activation, negative_slope);
-    call.set_affine(mean, var, eps, weight, bias);
-    call.args.residual = other ? other->const_data_ptr() : nullptr;
-    call.args.result = output.mutable_data_ptr();
-    FASTVISION_BATCH_NORM(call, forward);
-  });
+  normalize(
+      layout, input, mean, var, weight, bias, residual, eps, activation, negative_slope, output
+  );
   return output;
 }
 
@@ -110,18 +135,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_training(
     int64_t activation,
     double negative_slope
 ) {
-  const Tensor input = BatchNormLayout(x).dense(x, "input");
+  const BatchNormLayout layout(x);
+  const Tensor input = layout.dense(x, "input");
+  // all before the statistics are written
+  STD_TORCH_CHECK(
+      x.numel() > x.size(1), "input must have more than one value per channel, got ", x.numel()
+  );
+  check_activation(activation);
+  check_channels(x, weight, "weight");
+  check_channels(x, bias, "bias");
+  if (residual) {
+    layout.check_like(*residual, "residual");
+  }
+  Tensor output = layout.empty();
   auto [mean, var] = batch_norm_relu_statistics(input, running_mean, running_var, momentum);
-  Tensor output =
-      batch_norm_relu(input, mean, var, weight, bias, residual, eps, activation, negative_slope);
+  normalize(
+      layout, input, mean, var, weight, bias, residual, eps, activation, negative_slope, output
+  );
   return {output, mean, var};
 }
 
-// The first pass of the gradients: fills `sums` [2, C], and dz if it is given.
-template <typename scalar_t>
-void run_sums(BatchNormCall<scalar_t>& call, Tensor& sums, std::optional<Tensor>& dz) {
-  using A = accumulate_t<scalar_t>;
-  const int64_t C = sums.size(1);
+// The first pass of the gradients: fills the sums [C], and dz if it is given.
+template <typename scalar_t, typename A>
+void run_sums(BatchNormCall<scalar_t>& call, int64_t C, A* first_sums, A* second_sums, Tensor* dz) {
   call.args.result = dz ? dz->mutable_data_ptr() : nullptr;
   call.make_partials();
   FASTVISION_BATCH_NORM(call, sums);
@@ -130,10 +166,9 @@ void run_sums(BatchNormCall<scalar_t>& call, Tensor& sums, std::optional<Tensor>
     totals[c] += first;
     totals[C + c] += second;
   });
-  A* out = static_cast<A*>(sums.mutable_data_ptr());
   for (int64_t c = 0; c < C; ++c) {
-    out[c] = static_cast<A>(totals[c]);
-    out[C + c] = static_cast<A>(totals[C + c] * call.invstd()[c]);
+    first_sums[c] = static_cast<A>(totals[c]);
+    second_sums[c] = static_cast<A>(totals[C + c] * call.invstd()[c]);
   }
 }
 
@@ -178,14 +213,16 @@ std::tuple<Tensor, Tensor, Tensor> gradients(
       call.args.grad = grad.const_data_ptr();
       call.args.residual = other ? other->const_data_ptr() : nullptr;
       call.args.output = y ? y->const_data_ptr() : nullptr;
-      run_sums(call, sums, dz);
+      A* const totals = static_cast<A*>(sums.mutable_data_ptr());
+      run_sums(call, C, totals, totals + C, dz ? &*dz : nullptr);
       if (dx) {
         if (dz) {  // the sums have taken the activation into account
           call.args.grad = dz->const_data_ptr();
           call.args.activation = Activation::none;
         }
         call.args.residual = call.args.output = nullptr;
-        call.set_totals(of_batch ? data_of<A>(sums) : nullptr, input.numel() / C);
+        of_batch ? call.set_totals(totals, totals + C, input.numel() / C)
+                 : call.set_totals(nullptr, nullptr, 1);
         call.args.result = dx->mutable_data_ptr();
         FASTVISION_BATCH_NORM(call, backward);
       }
@@ -290,12 +327,74 @@ Tensor batch_norm_relu_backward(
       STD_TORCH_CHECK(sums->dim() == 2 && sums->size(0) == 2, "sums must have shape [2, C]");
       totals = per_channel<A>(torch::stable::flatten(*sums, 0, 1), 2 * C, "sums");
     }
-    call.set_totals(totals ? data_of<A>(*totals) : nullptr, count);
+    const A* const first = totals ? data_of<A>(*totals) : nullptr;
+    call.set_totals(first, totals ? first + C : nullptr, count);
     call.args.grad = grad.const_data_ptr();
     call.args.result = result.mutable_data_ptr();
     FASTVISION_BATCH_NORM(call, backward);
   });
   return result;
+}
+
+// What a layer alone needs in training, in few arguments: `numbers` are momentum, eps, activation
+// and negative slope.
+const double* numbers_of(const Tensor& numbers) {
+  STD_TORCH_CHECK(
+      numbers.is_cpu() && numbers.scalar_type() == ScalarType::Double && numbers.is_contiguous() &&
+          numbers.numel() == 4,
+      "numbers must be float64[4]"
+  );
+  const auto* values = static_cast<const double*>(numbers.const_data_ptr());
+  STD_TORCH_CHECK(values[2] >= 0 && values[2] < kActivations, "unknown activation ", values[2]);
+  return values;
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_layer(
+    const Tensor& x,
+    const std::optional<Tensor>& running_mean,
+    const std::optional<Tensor>& running_var,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& numbers
+) {
+  const double* n = numbers_of(numbers);
+  const auto activation = static_cast<int64_t>(n[2]);
+  return batch_norm_relu_training(
+      x, running_mean, running_var, weight, bias, std::nullopt, n[0], n[1], activation, n[3]
+  );
+}
+
+// Gradients of input, weight and bias.
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_layer_gradients(
+    const Tensor& g,
+    const Tensor& x,
+    const Tensor& mean,
+    const Tensor& var,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& numbers
+) {
+  const double* n = numbers_of(numbers);
+  const BatchNormLayout layout(x);
+  const Tensor input = layout.dense(x, "input"), grad = layout.dense(g, "grad");
+  const int64_t C = x.size(1);
+  STD_TORCH_CHECK(x.numel() > 0, "input must not be empty");
+  Tensor dx = layout.empty(), dweight = empty_channels(layout, {C});
+  Tensor dbias = empty_channels(layout, {C});
+  FASTVISION_DISPATCH_FLOATING(layout.dtype, "input", [&] {
+    using A = accumulate_t<scalar_t>;
+    BatchNormCall<scalar_t> call(input, layout);
+    call.set_activation(static_cast<int64_t>(n[2]), n[3]);
+    call.set_affine(mean, var, n[1], weight, bias);
+    call.args.grad = grad.const_data_ptr();
+    A* const first = static_cast<A*>(dbias.mutable_data_ptr());
+    A* const second = static_cast<A*>(dweight.mutable_data_ptr());
+    run_sums(call, C, first, second, nullptr);
+    call.set_totals(first, second, input.numel() / C);
+    call.args.result = dx.mutable_data_ptr();
+    FASTVISION_BATCH_NORM(call, backward);
+  });
+  return {dx, dweight, dbias};
 }
 
 #undef FASTVISION_BATCH_NORM
@@ -309,6 +408,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("batch_norm_relu_sums", FASTVISION_BOX(&batch_norm_relu_sums));
   m.impl("batch_norm_relu_backward", FASTVISION_BOX(&batch_norm_relu_backward));
   m.impl("batch_norm_relu_gradients", FASTVISION_BOX(&batch_norm_relu_gradients));
+  m.impl("batch_norm_relu_layer", FASTVISION_BOX(&batch_norm_relu_layer));
+  m.impl("batch_norm_relu_layer_gradients", FASTVISION_BOX(&batch_norm_relu_layer_gradients));
 }
 
 }  // namespace fastvision

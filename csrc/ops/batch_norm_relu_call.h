@@ -32,13 +32,17 @@ struct BatchNormLayout {
     STD_TORCH_CHECK(input.dim() >= 2, "input must have shape [N, C, ...]");
   }
 
-  Tensor dense(const Tensor& x, const char* name) const {
+  void check_like(const Tensor& x, const char* name) const {
     STD_TORCH_CHECK(
         x.scalar_type() == dtype && x.device() == like.device() &&
             std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end()),
         name,
         " must have the shape, dtype and device of the input"
     );
+  }
+
+  Tensor dense(const Tensor& x, const char* name) const {
+    check_like(x, name);
     return in_format(x, channels_last);
   }
 
@@ -57,6 +61,10 @@ struct BatchNormLayout {
 template <typename A>
 constexpr ScalarType kArithmetic =
     std::is_same<A, double>::value ? ScalarType::Double : ScalarType::Float;
+
+inline void check_activation(int64_t activation) {
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "unknown activation ", activation);
+}
 
 // A per-channel tensor in the type of arithmetic, contiguous.
 template <typename A>
@@ -107,9 +115,7 @@ class BatchNormCall {
   }
 
   void set_activation(int64_t activation, double negative_slope) {
-    STD_TORCH_CHECK(
-        activation >= 0 && activation < kActivations, "unknown activation ", activation
-    );
+    check_activation(activation);
     args.activation = static_cast<Activation>(activation);
     args.negative_slope = negative_slope;
   }
@@ -141,13 +147,15 @@ class BatchNormCall {
   // 1 / std of each channel
   const A* invstd() const { return invstd_; }
 
-  // The constants of the input's gradient. totals: sums over the batch of dz and of
+  // The constants of the input's gradient. first, second: sums over the batch of dz and of
   // dz * (x - mean) / std, if the statistics are the batch's; null if they are constants.
-  void set_totals(const A* totals, int64_t count) {
+  void set_totals(const A* first, const A* second, int64_t count) {
     const A *r = invstd_, *scale = static_cast<const A*>(args.scale);
-    const auto share = [&](int64_t i) { return totals == nullptr ? A(0) : totals[i] / count; };
-    args.slope = constants([&](int64_t c) { return -scale[c] * r[c] * share(C_ + c); });
-    args.offset = constants([&](int64_t c) { return -scale[c] * share(c); });
+    const auto share = [&](const A* totals, int64_t c) {
+      return totals == nullptr ? A(0) : totals[c] / count;
+    };
+    args.slope = constants([&](int64_t c) { return -scale[c] * r[c] * share(second, c); });
+    args.offset = constants([&](int64_t c) { return -scale[c] * share(first, c); });
   }
 
   template <typename Kernel>

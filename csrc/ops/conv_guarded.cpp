@@ -37,12 +37,26 @@ Tensor guarded(
   return run(input, packed, residual, options);
 }
 
+// Without normalization and residual: five arguments less.
+template <PackedConv* run>
+Tensor guarded_alone(
+    const Tensor& input,
+    const Tensor& packed,
+    const Tensor& options,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias
+) {
+  const std::optional<Tensor> none;
+  return guarded<run>(input, packed, none, options, weight, bias, none, none, none, none);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_packed_guarded", FASTVISION_BOX(&guarded<conv_packed>));
   m.impl("conv_winograd_guarded", FASTVISION_BOX(&guarded<conv_winograd>));
   m.impl("conv_transpose2d_packed_guarded", FASTVISION_BOX(&guarded<conv_transpose2d_packed>));
+  m.impl("conv_transpose2d_alone_guarded", FASTVISION_BOX(&guarded_alone<conv_transpose2d_packed>));
 }
 
 }  // namespace fastvision

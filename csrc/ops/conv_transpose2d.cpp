@@ -1,6 +1,7 @@
 // Transposed convolution on the convolution engine, phase by phase (Dumoulin and Visin 2016,
 // section 4, without the zeros between the pixels).
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -175,6 +176,76 @@ Tensor located(const Tensor& input, ScalarType dtype) {
                                        : in_format(input, true);
 }
 
+constexpr int64_t kFewPixels = 64;
+
+// Windows that neither overlap nor leave gaps: each phase is a product of the input's pixels with
+// one tap's weights.
+bool tiles_output(const Filter& f, const ConvOptions& o) {
+  return f.R == f.stride[0] && f.S == f.stride[1] && f.dilation[0] == 1 && f.dilation[1] == 1 &&
+         f.groups == 1 && o.top == 0 && o.left == 0 && o.bottom == 0 && o.right == 0;
+}
+
+// A few pixels, at once: the engine's preparations would take longer than the products.
+template <typename T>
+void run_few(
+    const ConvImage& input,
+    const ConvImage& output,
+    const Filter& filter,
+    const ConvPacking& packing,
+    const T* packed,
+    const ConvOptions& options
+) {
+  const int64_t C = input.C, K = output.C, plane = input.H * input.W;
+  const int64_t pixels = input.N * plane, output_plane = output.H * output.W;
+  const int64_t gathered = input.channels_last ? 0 : pixels * C;
+  const int64_t written = output.channels_last ? 0 : input.N * output_plane * K;
+  const std::unique_ptr<T[]> scratch(new T[gathered + written + pixels * packing.block]);
+  const T* from = static_cast<const T*>(input.data);
+  T* to = static_cast<T*>(output.data);
+  if (!input.channels_last) {
+    for (int64_t n = 0; n < input.N; ++n) {
+      const ConvMaps<const T> maps{from + n * C * plane, C, plane, plane, 1};
+      FASTVISION_CALL(conv_gather, maps, scratch.get() + n * C * plane, C);
+    }
+    from = scratch.get();
+  }
+  if (!output.channels_last) {
+    to = scratch.get() + gathered;
+  }
+  const T* inputs[kFewPixels];
+  T* outputs[kFewPixels];
+  fill_pointers(inputs, pixels, from, C);
+  for (int64_t phase = 0; phase < filter.R * filter.S; ++phase) {
+    const int64_t y = phase / filter.S, x = phase % filter.S;
+    for (int64_t row = 0; row < pixels / input.W; ++row) {
+      T* first = to + ((row * filter.R + y) * output.W + x) * K;
+      fill_pointers(outputs + row * input.W, input.W, first, filter.S * K);
+    }
+    const ConvTile<T> tile{
+        inputs,
+        outputs,
+        nullptr,
+        scratch.get() + gathered + written,
+        pixels,
+        packed + phase * packing.size(),
+        &packing,
+        0,
+        packing.blocks(),
+        false,
+        false,
+        false,
+        static_cast<Activation>(options.activation),
+        options.negative_slope
+    };
+    FASTVISION_CALL(conv_tile, tile);
+  }
+  for (int64_t n = 0; n < input.N && !output.channels_last; ++n) {
+    T* const image = static_cast<T*>(output.data) + n * K * output_plane;
+    const ConvMaps<T> maps{image, K, output_plane, output_plane, 1};
+    FASTVISION_CALL(conv_scatter, to + n * output_plane * K, K, maps);
+  }
+}
+
 }  // namespace
 
 Tensor conv_transpose2d_packed(
@@ -225,6 +296,16 @@ Tensor conv_transpose2d_packed(
       static_cast<Activation>(o.activation),
       o.negative_slope
   };
+  if (N * H * W <= kFewPixels && !addend && dtype == wide && tiles_output(filter, o)) {
+    const ConvPacking packing = conv_packing(dtype, 1, C, o.K, 1);
+    const auto run = [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const T* values = static_cast<const T*>(packed.const_data_ptr());
+      run_few<T>(plan.input, plan.output, filter, packing, values, o);
+    };
+    dtype == ScalarType::Double ? run((double*)nullptr) : run((float*)nullptr);
+    return output;
+  }
   const char* weights = static_cast<const char*>(packed.const_data_ptr());
   // first output of a phase, and the input pixel its last tap reads
   const auto first_output = [](int64_t residue, int64_t step, int64_t before) {

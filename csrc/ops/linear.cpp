@@ -41,14 +41,15 @@ LinearArgs<T> arguments(
 }
 
 Tensor linear_rows(
-    const Tensor& input,
+    const Tensor& x,
     const Tensor& weight,
     const std::optional<Tensor>& bias,
     int64_t activation,
     double negative_slope
 ) {
-  check_dim(input, 2, "input");
+  check_dim(x, 2, "input");
   check_dim(weight, 2, "weight");
+  const Tensor input = x.is_contiguous() ? x : torch::stable::contiguous(x);
   const int64_t rows = input.size(0), features = input.size(1), outputs = weight.size(0);
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(
@@ -63,10 +64,10 @@ Tensor linear_rows(
   );
   STD_TORCH_CHECK(
       weight.size(1) == features && weight.scalar_type() == dtype && weight.is_cpu() &&
-          weight.is_contiguous() && input.is_contiguous(),
+          weight.is_contiguous(),
       "weight must be [outputs, ",
       features,
-      "] in input's dtype on the CPU, and both contiguous"
+      "] in input's dtype on the CPU and contiguous"
   );
   STD_TORCH_CHECK(
       !bias.has_value() ||
@@ -91,10 +92,18 @@ Tensor linear_rows(
   return output;
 }
 
+// The usual activation by an op of its own: two arguments less are a tenth of a small layer's time.
+Tensor linear_relu_rows(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias
+) {
+  return linear_rows(input, weight, bias, static_cast<int64_t>(Activation::relu), 0.0);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("linear_rows", FASTVISION_BOX(&linear_rows));
+  m.impl("linear_relu_rows", FASTVISION_BOX(&linear_relu_rows));
 }
 
 }  // namespace fastvision

@@ -97,9 +97,25 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices(
   return {output, indices};
 }
 
+// The same with the integers in one tensor: as arguments, they take longer than a small map.
+std::tuple<Tensor, Tensor> max_pool2d_of_window(const Tensor& x, const Tensor& window) {
+  STD_TORCH_CHECK(
+      window.is_cpu() && window.scalar_type() == ScalarType::Long && window.is_contiguous() &&
+          window.numel() == 12,
+      "window must be int64[12]"
+  );
+  check_dim(x, 4, "input");
+  const auto* w = static_cast<const int64_t*>(window.const_data_ptr());
+  STD_TORCH_CHECK(
+      x.size(2) == w[10] && x.size(3) == w[11], "input must have ", w[10], " x ", w[11], " pixels"
+  );
+  return max_pool2d_with_indices(x, w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9]);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
+  m.impl("max_pool2d_of_window", FASTVISION_BOX(&max_pool2d_of_window));
   m.impl("max_pool2d_with_indices", FASTVISION_BOX(&max_pool2d_with_indices));
 }
 

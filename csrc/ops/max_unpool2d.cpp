@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kSerialElements = 1 << 13;  // below, waking threads does not pay
 constexpr int64_t kPieceElements = 1 << 13;   // per kernel call
+constexpr int64_t kChunksOfThread = 4;        // of rows: each begins new streams from memory
 // to follow windows
 constexpr int64_t kLeastChannels = 8;
 constexpr int64_t kMostWindow = 16;
@@ -101,9 +102,10 @@ template <typename Kernel>
 bool run_rows(const MaxUnpoolArgs& args, int64_t N, const Kernel& kernel) {
   const int64_t rows = N * args.H * (args.channels_last ? 1 : args.C);
   const int64_t elements = args.pixels / args.H * (args.channels_last ? args.C : 1);
+  const int64_t share = rows / (kChunksOfThread * torch::stable::get_num_threads());
   const int64_t piece = rows * elements < kSerialElements
                             ? rows
-                            : std::max<int64_t>(2 * kPieceElements / elements, 1);
+                            : std::max<int64_t>({2 * kPieceElements / elements, share, 1});
   std::atomic<bool> inside{true};
   parallel_chunks(rows, piece, [&] {
     return [&](int64_t begin, int64_t end) {

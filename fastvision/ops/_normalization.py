@@ -350,16 +350,31 @@ def normalize(
     dtype = arithmetic(input.dtype)
     weight, bias = as_type(dtype, weight), as_type(dtype, bias)
     end = (eps, ACTIVATIONS.index(activation), negative_slope)
+    return train(chosen, *tensors[:3], weight, bias, residual, momentum, *end)
+
+
+def train(
+    backend: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    momentum: float,
+    *end: Any,  # eps, activation and negative slope
+) -> Tensor:
+    """With the statistics of the batch, by one op."""
+    statistics = (running_mean, running_var)
     output: Tensor
     if needs_gradient((input, weight, bias, residual)):
+        tensors = (input, weight, bias, residual, *statistics)
         count = input.numel() // input.shape[1]
-        options = (chosen, *end)
-        output = BatchNormReLU.apply(
-            input, weight, bias, residual, running_mean, running_var, count, None, options, momentum
-        )
+        output = BatchNormReLU.apply(*tensors, count, None, (backend, *end), momentum)
     else:
-        output, _, _ = TRAINING.run[chosen](*tensors[:3], weight, bias, residual, momentum, *end)
-    mark_written(running_mean, running_var)
+        run = TRAINING.run[backend]
+        output, _, _ = run(input, *statistics, weight, bias, residual, momentum, *end)
+    mark_written(*statistics)
     return output
 
 

@@ -27,18 +27,19 @@ _is_functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
-def is_plain(input: Any, others: Iterable[Any] = ()) -> bool:
+def is_plain(input: Any, others: Iterable[Any] = (), gradient: bool = False) -> bool:
     """Whether a call is eager inference on the CPU, with C++ kernels: no gradient is needed, and no
     transform, tracer, compiler or mode sees the call.
 
     Args:
         input: the first argument; subclasses of Tensor are not plain.
         others: all other arguments that could need a gradient.
+        gradient: whether a call that needs one is plain too.
     """
     # the compiler first: it cannot trace the other questions
     if _is_compiling() or type(input) is not Tensor or not input.is_cpu:
         return False
-    if _is_grad_enabled():
+    if not gradient and _is_grad_enabled():
         if input.requires_grad:
             return False
         for t in others:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference.activations import ACTIVATIONS
+from ._batch_norm_layer import train_at_once
 from ._batch_norm_operators import FORWARD
 from ._checks import check_activation, check_floating, check_tensor, is_traced, is_transformed
 from ._normalization import check_residual, normalize
@@ -72,7 +73,7 @@ def batch_norm_relu(
     tensors = (running_mean, running_var, weight, bias, residual)
     if (
         training is False
-        and backend is None
+        and (backend is None or backend == "cpp")
         and type(momentum) is type(eps) is type(negative_slope) is float
         and is_plain(input, tensors)
     ):
@@ -81,6 +82,18 @@ def batch_norm_relu(
                 index = ACTIVATIONS.index(activation)
                 return FORWARD.direct(input, *tensors, eps, index, negative_slope)
         except MISFITS:
+            pass
+    elif (
+        training is True
+        and (backend is None or backend == "cpp")
+        and process_group is None
+        and type(momentum) is type(eps) is type(negative_slope) is float
+        and is_plain(input, gradient=True)
+    ):
+        try:
+            end = (eps, ACTIVATIONS.index(activation), negative_slope)
+            return train_at_once(input, *tensors, momentum, *end)
+        except MISFITS:  # before anything is written
             pass
     check_tensor(input, "input")
     if (

@@ -19,7 +19,8 @@ from ._checks import (
     needs_gradient,
     pair,
 )
-from ._library import declare
+from ._library import declare, direct
+from ._plain import MISFITS, is_plain
 
 # one by one, since a list costs a call more than its integers
 _WINDOW = (
@@ -62,6 +63,12 @@ _BACKWARD = declare(
     triton="kernels.max_pool2d.launch_max_pool2d_backward",
     reference=_reference_backward,
 )
+
+# the same with all integers in one tensor, and the input's size behind them
+torch.library.define(
+    "fastvision::max_pool2d_of_window", "(Tensor input, Tensor window) -> (Tensor, Tensor)"
+)
+_of_window = direct(torch.ops.fastvision.max_pool2d_of_window.default)
 
 
 class _MaxPool2d(torch.autograd.Function):
@@ -169,6 +176,13 @@ def _checked_window(
 _known_window = functools.lru_cache(maxsize=1024)(_checked_window)
 
 
+@functools.lru_cache(maxsize=1024)
+def _window_of(height: int, width: int, *options: Any) -> Tensor:
+    numbers = (*_checked_window(height, width, *options), height, width)
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
 @torch.fx.wrap
 def max_pool2d_with_indices(
     input: Tensor,
@@ -207,6 +221,18 @@ def max_pool2d_with_indices(
             for which torch returns an index outside of it; ``backend`` cannot run here.
         NotImplementedError: a sparse or nested tensor.
     """
+    of_integers = (
+        type(kernel_size) is type(padding) is type(dilation) is int
+        and (stride is None or type(stride) is int)
+        and type(ceil_mode) is bool
+    )
+    if of_integers and (backend is None or backend == "cpp") and is_plain(input):
+        try:
+            _, _, height, width = input.shape
+            options = (kernel_size, stride, padding, dilation, ceil_mode)
+            return _of_window(input, _window_of(height, width, *options))
+        except MISFITS:
+            pass
     check_tensor(input, "input")
     shape = input.shape
     if len(shape) == 3:
@@ -217,12 +243,7 @@ def max_pool2d_with_indices(
     if len(shape) != 4:
         raise ValueError(f"input must have shape [N, C, H, W] or [C, H, W], got {list(shape)}")
     height, width = shape[2], shape[3]
-    plain = (
-        type(height) is type(width) is int
-        and type(kernel_size) is type(padding) is type(dilation) is int
-        and (stride is None or type(stride) is int)
-        and type(ceil_mode) is bool
-    )
+    plain = of_integers and type(height) is type(width) is int
     find = _known_window if plain and not torch.compiler.is_compiling() else _checked_window
     window = find(height, width, kernel_size, stride, padding, dilation, ceil_mode)
     chosen = _FORWARD.choose(input, backend)

@@ -122,7 +122,7 @@ def nms(
         TypeError: an argument is not a tensor; ``max_output`` is no integer.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
-    if max_output is None and backend is None and _is_plain(boxes, scores):
+    if max_output is None and (backend is None or backend == "cpp") and _is_plain(boxes, scores):
         try:
             return _NMS.direct(boxes, scores, None, iou_threshold, score_threshold, None)
         except MISFITS:
@@ -172,7 +172,7 @@ def batched_nms(
     """
     if (
         max_output is None
-        and backend is None
+        and (backend is None or backend == "cpp")
         and _is_plain(boxes, scores)
         and (type(idxs) is Tensor and idxs.is_cpu and idxs.dtype is torch.int64)
     ):

@@ -281,7 +281,7 @@ def roi_align(
         NotImplementedError: a sparse, nested or mkldnn tensor; a quantized one unless torchvision
             is imported, whose kernel then runs. With "max" it is a TypeError.
     """
-    if backend is None and pool_mode == "avg" and is_plain(input):
+    if (backend is None or backend == "cpp") and pool_mode == "avg" and is_plain(input):
         pooled_at_once = _at_once(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
         if pooled_at_once is not None:
             return pooled_at_once

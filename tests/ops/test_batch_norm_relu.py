@@ -323,3 +323,74 @@ def test_bad_input():
     refused(ValueError, "backend='cuda' cannot run", x, mean, var, backend="cuda")
     refused(ValueError, "Expected more than 1 value per channel when training", x[:1, :, :1, :1],
             mean, var, training=True)  # fmt: skip
+
+
+def test_refused_training_leaves_the_statistics():
+    x, residual, _, weight, bias, mean, var = make((2, 3, 4, 5), torch.float32)
+    before = mean.clone(), var.clone()
+    for gradient in (False, True):
+        x.requires_grad_(gradient)
+        w, b = (t.clone().requires_grad_(gradient) for t in (weight, bias))
+        for args, options in (
+            ((mean, var[:2], w, b), {}),
+            ((mean, var, w[:2], b), {}),
+            ((mean, var, w, b.long()), {}),
+            ((mean, var, w, 1.0), {}),
+            ((mean, var, w, b), {"residual": residual[..., 0]}),
+            ((mean, var, w, b), {"residual": residual.double()}),
+            ((mean, var, w, b), {"activation": "tanh"}),
+        ):
+            with pytest.raises((TypeError, ValueError), match="must"):
+                ops.batch_norm_relu(x, *args, True, **options)
+            assert torch.equal(mean, before[0]) and torch.equal(var, before[1])
+
+
+@needs_library
+@LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layer_alone(channels_last, dtype):
+    """Input, weight and bias need a gradient: ops of their own, with the bits of the others."""
+    x, _, grad, weight, bias, *statistics = make((4, 19, 5, 6), dtype, channels_last=channels_last)
+    for activation in ACTIVATIONS:
+        results = []
+        for residual in (None, torch.zeros_like(x)):
+            inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+            mean, var = (t.clone() for t in statistics)
+            y = ops.batch_norm_relu(
+                inputs[0], mean, var, *inputs[1:], True, 0.3, residual=residual,
+                activation=activation, negative_slope=0.2,
+            )  # fmt: skip
+            name = type(y.grad_fn).__name__
+            assert name == ("_LayerBackward" if residual is None else "BatchNormReLUBackward")
+            results.append((y, mean, var, *torch.autograd.grad(y, inputs, grad)))
+        for alone, other in zip(*results, strict=True):
+            assert alone.dtype == other.dtype and alone.stride() == other.stride()
+            assert_matches(alone, other)
+
+
+def test_layer_without_statistics_or_with_parameters_of_another_type():
+    x, _, grad, weight, bias, mean, var = make((4, 3, 5, 6), torch.float32)
+    for statistics in ((None, None), (mean.half(), var.half())):
+        for parameters in ((weight, bias), (weight.double(), bias.bfloat16())):
+            inputs = [t.detach().clone().requires_grad_() for t in (x, *parameters)]
+            y = ops.batch_norm_relu(inputs[0], *statistics, *inputs[1:], True)
+            found = torch.autograd.grad(y, inputs, grad)
+            exact = [t.detach().double().requires_grad_() for t in inputs]
+            y = F.batch_norm(exact[0], None, None, *exact[1:], True, eps=1e-5).relu()
+            expected = torch.autograd.grad(y, exact, grad.double())
+            for a, b, t in zip(found, expected, inputs, strict=True):
+                assert a.dtype == t.dtype
+                # computed in float32, whatever the parameters' type
+                assert_matches(a.float() if a.dtype == torch.float64 else a, b, scale=16)
+
+
+@needs_library
+def test_layer_ops_refuse_numbers_that_are_none():
+    x, _, grad, weight, bias, mean, var = make((4, 3, 5, 6), torch.float32)
+    run = torch.ops.fastvision
+    for numbers in ([0.1, 1e-5, 1.0], [0.1, 1e-5, 99.0, 0.0], [0.1, 1e-5, float("nan"), 0.0]):
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match=r"numbers must be|unknown activation"):
+            run.batch_norm_relu_layer(x, mean, var, weight, bias, numbers)
+        with pytest.raises(RuntimeError, match=r"numbers must be|unknown activation"):
+            run.batch_norm_relu_layer_gradients(grad, x, mean, var, weight, bias, numbers)

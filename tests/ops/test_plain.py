@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvision import ops
+from fastvision import _extension, ops
 from fastvision.ops import _plain
 from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import assert_matches
+from fastvision.testing.tensors import in_format
 
 X = torch.randn(2, 3, 4, 5)
 MEAN, VAR = torch.zeros(3), torch.ones(3)
@@ -23,6 +25,8 @@ CALLS = {
     "conv_bn_relu": lambda x: ops.conv_bn_relu(x, WEIGHT.to(x.dtype), padding=1),
     "conv_transpose2d": lambda x: ops.conv_transpose2d(x, WEIGHT.mT[:3].to(x.dtype)),
     "linear_act": lambda x: ops.linear_act(x[0, 0, :2], torch.ones(7, 5, dtype=x.dtype)),
+    "linear_act, strided": lambda x: ops.linear_act(x[:, 0, 0], torch.ones(7, 5, dtype=x.dtype)),
+    "max_pool2d": lambda x: ops.max_pool2d_with_indices(x, 2)[0],
     "roi_align": lambda x: ops.roi_align(x, ROIS, 2),
 }
 
@@ -59,7 +63,7 @@ def test_is_plain():
 def test_what_the_op_refuses_is_converted(op):
     """The same result under no_grad and with a gradient, which checks everything in Python."""
     for x in (X, X.double(), X.mT, X[..., ::2, :].to(torch.bfloat16), torch._neg_view(X)):
-        if op == "linear_act" and x.shape[-1] != 5:
+        if op.startswith("linear_act") and x.shape[-1] != 5:
             continue
         run = CALLS[op]
         expected = run(x.clone().detach().requires_grad_()).detach()
@@ -96,6 +100,80 @@ def test_weights_may_change_between_repeated_calls():
                 assert torch.equal(ops.conv_bn_relu(X, weight, **weights), expected)
     with pytest.raises(ValueError, match="input must have 3 channels"):
         ops.conv_bn_relu(X[:, :2], weight)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stride", [1, 2, (2, 3)])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_transposed_windows_side_by_side(stride, dtype, channels_last):
+    """Few pixels have a path of their own, more have the engine's."""
+    window = stride if isinstance(stride, tuple) else (stride, stride)
+    for shape, K in (((2, 3, 4, 5), 7), ((1, 17, 1, 64), 33), ((3, 2, 5, 5), 70)):
+        x = in_format(torch.randn(shape, dtype=dtype), channels_last)
+        weight, bias = torch.randn(shape[1], K, *window, dtype=dtype), torch.randn(K, dtype=dtype)
+        for shift in (bias, None):
+            expected = F.conv_transpose2d(x.double(), weight.double(), shift, stride)
+            for _ in range(2):
+                y = ops.conv_transpose2d(x, weight, shift, stride)
+                assert_matches(y, expected, scale=8)
+                assert y.is_contiguous() or channels_last
+
+
+def test_transposed_weights_may_change_between_repeated_calls():
+    weight, bias = torch.randn(3, 4, 2, 2), torch.randn(4)
+    for change in (1.0, -1.0, 3.0):
+        weight.data.mul_(change)
+        bias.data.add_(1.0)
+        expected = ops.conv_transpose2d(X, weight.clone(), bias.clone(), 2)
+        for _ in range(3):
+            assert torch.equal(ops.conv_transpose2d(X, weight, bias, 2), expected)
+    assert_matches(ops.conv_transpose2d(X[0], weight, bias, 2), expected[0])
+    y = ops.conv_transpose2d_bn_relu(X, weight, bias, stride=2)
+    assert_matches(y, expected.relu())
+    with pytest.raises(ValueError, match="input's channels|channels"):
+        ops.conv_transpose2d(X[:, :2], weight, bias, 2)
+    with pytest.raises(TypeError, match="stride must be one or two integers"):
+        ops.conv_transpose2d(X, weight, bias, 2.0)
+    with torch.autocast("cpu"):
+        assert ops.conv_transpose2d(X, weight, bias, 2).dtype == torch.bfloat16
+
+
+def test_transposed_weights_are_packed_for_each_cpu_level(cpu_level):
+    weight, bias = torch.randn(3, 40, 2, 2), torch.randn(40)
+    expected = F.conv_transpose2d(X, weight, bias, 2)
+    for level in (*_extension.cpu_levels(), "baseline"):
+        levels = _extension.cpu_levels()
+        if levels.index(level) <= levels.index(_extension.cpu_level_supported()):
+            _extension.set_cpu_level(level)
+            for _ in range(2):
+                assert_matches(ops.conv_transpose2d(X, weight, bias, 2), expected, scale=4)
+
+
+def test_pooling_windows_are_told_apart():
+    """Of one tensor and of another size; integers that are none are refused in later calls too."""
+    for x in (X, X[:, :, :3], X.to(memory_format=torch.channels_last), X[0], X.double()):
+        for options in ((2,), (2, 1), (3, 2, 1), (2, 2, 0, 1, True), (2, None)):
+            for _ in range(2):
+                expected = F.max_pool2d_with_indices(x, *options)
+                assert all(map(torch.equal, ops.max_pool2d_with_indices(x, *options), expected))
+    for options in ((True,), (2.0,), (2, 1, 0, 1.0)):
+        with pytest.raises(TypeError, match="must be one or two integers"):
+            ops.max_pool2d_with_indices(X, *options)
+    with pytest.raises(ValueError, match="kernel_size must be at least 1, got"):
+        ops.max_pool2d_with_indices(X, 0)
+    with pytest.raises(ValueError, match="a kernel that spans 9 pixels does not fit into 4"):
+        ops.max_pool2d_with_indices(X, 9)
+
+
+@needs_library
+def test_pooling_op_refuses_a_window_of_another_size():
+    window = torch.tensor([2, 2, 2, 2, 0, 0, 1, 1, 2, 2, 4, 5])
+    run = torch.ops.fastvision.max_pool2d_of_window
+    run(X, window)
+    for x, w in ((X[:, :, :3], window), (X, window[:-1]), (X, window.int()), (X[0], window)):
+        with pytest.raises(RuntimeError, match="must (be|have)"):
+            run(x, w)
 
 
 def test_options_of_another_type_are_refused_after_a_repeated_call():

@@ -37,6 +37,10 @@ for _name, _schema in {
     "conv_packed_guarded": _GUARDED_SCHEMA,
     "conv_winograd_guarded": _GUARDED_SCHEMA,
     "conv_transpose2d_packed_guarded": _GUARDED_SCHEMA,
+    # without normalization and residual: five arguments less
+    "conv_transpose2d_alone_guarded": (
+        "(Tensor input, Tensor packed, Tensor options, Tensor weight, Tensor? bias) -> Tensor"
+    ),
     "conv_pack": "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor",
     "conv_winograd_pack": "(Tensor weight, Tensor? bias, bool turned=False) -> Tensor",
     "conv_weight_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
@@ -59,6 +63,7 @@ _PLAIN_IN_PLACE, _WINOGRAD_IN_PLACE = _OPS.conv_packed_.default, _OPS.conv_winog
 _PLAIN_GUARDED = direct(_OPS.conv_packed_guarded.default)
 _WINOGRAD_GUARDED = direct(_OPS.conv_winograd_guarded.default)
 _TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
+transposed_alone = direct(_OPS.conv_transpose2d_alone_guarded.default)
 _MIN_WINOGRAD_PIXELS = 96
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
@@ -165,15 +170,21 @@ class Layer:
         )
         self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
         self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
-        self.guarded_options: Tensor | None = None
 
-    def _guarded(self) -> Tensor:
+    @functools.cached_property  # not before, since most weights may come only once
+    def guarded_options(self) -> Tensor:
         """The options of the ops that compare the weights with :attr:`packs`."""
         values = self.packs.fingerprint
         assert values is not None
         with torch.inference_mode(False):
             numbers = (self.options.new_full((1,), number) for number in (values, self.channels))
             return torch.cat([self.options, *numbers])
+
+    @property
+    def transposed_packs(self) -> Tensor | None:
+        """The packed weights of a transposed convolution, if it has run with such."""
+        prepared: Prepared | None = self.packs.find("prepared")
+        return None if prepared is None else prepared.packed
 
     def again(
         self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
@@ -183,8 +194,7 @@ class Layer:
         The op says what does not fit in a RuntimeError.
         """
         if self.spec.transposed:
-            prepared = self.packs.find("prepared")
-            packed, run = prepared and prepared.packed, _TRANSPOSED_GUARDED
+            packed, run = self.transposed_packs, _TRANSPOSED_GUARDED
         else:
             winograd = self.may_use_winograd and has_tiles(input.shape)
             if self.may_use_onednn and self._onednn_wins(input.shape, winograd):
@@ -194,8 +204,6 @@ class Layer:
             else:
                 packed, run = self.packs.find("plain"), _PLAIN_GUARDED
         if packed is not None:
-            if self.guarded_options is None:  # not before, since most weights may come only once
-                self.guarded_options = self._guarded()
             return run(input, packed, residual, self.guarded_options, *weights)
         if input.shape[1] != self.channels or fingerprint(weights) != self.packs.fingerprint:
             return None

@@ -35,8 +35,13 @@ torch.library.define(
     "fastvision::linear_rows",
     "(Tensor input, Tensor weight, Tensor? bias, int activation, float negative_slope) -> Tensor",
 )
+torch.library.define(
+    "fastvision::linear_relu_rows", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
+)
+_LINEAR_RELU_ROWS = direct(torch.ops.fastvision.linear_relu_rows.default)
 _LINEAR_ROWS = direct(torch.ops.fastvision.linear_rows.default)
-_OF_ROWS = (torch.float32, torch.float64)
+_OF_ROWS = frozenset((torch.float32, torch.float64))
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 @functools.cache
@@ -109,7 +114,7 @@ def _by_packs(
 ) -> Tensor:
     K, features = weight.shape
     if _is_read_once(input, weight):
-        x = input.reshape(-1, features).contiguous()
+        x = input.reshape(-1, features)
         shift = None if bias is None else bias.contiguous()
         y = torch.ops.fastvision.linear_rows.default(x, weight, shift, activation, negative_slope)
         return y.view(*input.shape[:-1], K)
@@ -194,9 +199,10 @@ def linear_act(
                 and 0 < shape[0] < _MIN_ROWS
                 and input.dtype in _OF_ROWS
                 and weight.is_contiguous()
-                and input.is_contiguous()
-                and not torch._C._is_any_autocast_enabled()
+                and not _is_any_autocast_enabled()
             ):
+                if activation == "relu":
+                    return _LINEAR_RELU_ROWS(input, weight, bias)
                 index = ACTIVATIONS.index(activation)
                 return _LINEAR_ROWS(input, weight, bias, index, negative_slope)
         except MISFITS:

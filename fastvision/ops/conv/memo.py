@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import _extension
 from .._plain import MISFITS, is_plain
-from .cpu import Layer
+from .cpu import Layer, transposed_alone
 from .packing import can_remember, fingerprint, recall, remember, stored
 from .spec import ConvSpec, Weights
 
@@ -70,6 +70,33 @@ def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Lay
     if values is not None and values >= 0:
         with contextlib.suppress(TypeError):  # an unhashable option, such as a list
             remember(weights, values, _purpose(dtype, call), layer)
+
+
+def repeated_alone(input: Tensor, weight: Any, bias: Any, window: tuple[Any, ...]) -> Tensor | None:
+    """As :func:`repeated`, by what :func:`keep_alone` stored: less to look up and to pass on.
+
+    Args:
+        window: integers.
+    """
+    if type(weight) not in _ORDINARY or type(bias) not in _ORDINARY:
+        return None
+    try:
+        found = stored(weight, (_extension.cpu_level(), input.dtype, window))
+        if found is None or input.dim() != 4:
+            return None
+        result: Tensor = transposed_alone(input, *found, weight, bias)
+        return result
+    except MISFITS:
+        return None
+
+
+def keep_alone(dtype: torch.dtype, weights: Weights, window: tuple[Any, ...], layer: Layer) -> None:
+    """Stores the packed weights of a transposed convolution without normalization and activation
+    for :func:`repeated_alone`."""
+    values, packed = layer.packs.fingerprint, layer.transposed_packs
+    if values is not None and values >= 0 and packed is not None and {*map(type, window)} == {int}:
+        found = packed, layer.guarded_options
+        remember(weights, values, (_extension.cpu_level(), dtype, window), found)
 
 
 def _purpose(dtype: torch.dtype, call: tuple[Any, ...]) -> tuple[Any, ...]:

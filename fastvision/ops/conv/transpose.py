@@ -13,7 +13,7 @@ from .._checks import check_normalization, check_tensor, is_traced, needs_gradie
 from .._torchscript import traced_op
 from ..batch_norm_relu import batch_norm_relu
 from .gradient import transposed_with_gradient
-from .memo import keep, made_once, may_repeat, repeated
+from .memo import keep, keep_alone, made_once, may_repeat, repeated, repeated_alone
 from .operators import TRANSPOSED, run
 from .spec import (
     TRACED_SCHEMA,
@@ -98,6 +98,9 @@ def _conv_transpose2d(
         output = layer(input, residual, weights)
         if layer.checks:
             keep(input.dtype, weights, call, layer)
+            if activation == "none" and residual is None and all(t is None for t in weights[2:]):
+                window = (stride, padding, output_padding, groups, dilation)
+                keep_alone(input.dtype, weights, window, layer)
         return output
     chosen = _choose(input, backend)
     if training:
@@ -188,6 +191,15 @@ def conv_transpose2d(
         ValueError: an argument has the wrong shape, device or value; ``backend`` cannot run here.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
+    if (
+        type(stride) is type(padding) is type(output_padding) is type(groups) is int
+        and type(dilation) is int
+        and (backend is None or backend == "cpp")
+        and may_repeat(input, (weight, bias))
+    ):
+        window = (stride, padding, output_padding, groups, dilation)
+        if (output := repeated_alone(input, weight, bias, window)) is not None:
+            return output
     tensors = (weight, bias, *_NONE)
     return _conv_transpose2d(
         input, tensors, stride, padding, output_padding, groups, dilation, backend
