@@ -38,17 +38,6 @@ def _may_join(x: Tensor, *layers: nn.Module) -> bool:
     )
 
 
-def is_pointwise(layer: nn.Module) -> bool:
-    """Whether it is a 1x1 convolution with a bias, and no subclass of one."""
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == layer.stride == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-        and layer.bias is not None
-    )
-
-
 def results_of(maps: Sequence[Tensor], *convs: Any) -> list[list[Tensor]]:
     """For each convolution its results [N, K, H, W] of all maps.
 
