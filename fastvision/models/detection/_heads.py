@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...fusion.border import tensor_of
 from ...fusion.siblings import joined
 from ...ops import conv_bn_relu, conv_norm_act
 from ...ops._checks import is_eager, needs_gradient
@@ -86,6 +87,7 @@ def _have_one_window(convs: Sequence[Any]) -> bool:
 
 def rows_of(x: Tensor, columns: int) -> Tensor:
     """Maps [N, A columns, H, W] as rows [N, H W A, columns], a view of channels_last maps."""
+    x = tensor_of(x)
     n, channels, height, width = x.shape
     rows = height * width * (channels // columns)
     return x.permute(0, 2, 3, 1).reshape(n, rows, columns)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...fusion.border import tensor_of
 from ...ops import Sequential, roi_align
 from ...ops._layers import own_class
 from ...ops.chain import run_layers
@@ -50,7 +51,7 @@ def predict(predictor: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     if not (_is_pointwise(last) and may_rearrange(x, predictor, last)):
         return of_labels(predictor(x), labels)
     # the 1x1 convolution of one class for each box, as rows: torch's products of columns are slower
-    x = run_layers(first, x)
+    x = tensor_of(run_layers(first, x))
     logits = last.weight[labels].flatten(1)[:, None] @ x.flatten(2)
     return logits.view(len(x), *x.shape[2:]) + last.bias[labels, None, None]
 
