@@ -145,7 +145,7 @@ def tensor_is_written(self, x):
     tensor_of(h).mul_(2)
     z = self.second(h)
     tensor_of(h).zero_()
-    return y, z, tensor_of(self.conv(x)) + 1
+    return y, z, tensor_of(self.conv(x)).sum((2, 3))
 
 
 def data_is_set(self, x):
