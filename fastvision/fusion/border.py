@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
-from .chains import Deferred, Traced, is_deferred, is_value
+from .chains import Deferred, Traced, compute_readers, is_deferred, is_value, plain_of
 from .images import ORDINARY, Image, Shared, new_image
 from .trees import map_tree
 
@@ -77,6 +77,18 @@ def leave(value: Any, *, channels_last: bool, seen: set[int] | None = None) -> A
                 object.__setattr__(value, name, new)
         return value
     return map_tree(lambda item: leave(item, channels_last=channels_last, seen=seen), value)
+
+
+def tensor_of(value: Any) -> Any:
+    """The tensor of a value, in any memory format, for code after the last layer: its operations
+    need not pass through values. What is none is returned as it is."""
+    if not is_value(value):
+        return value
+    value = value.compute() if is_deferred(value) else value
+    if type(value) is Image:
+        compute_readers(value)
+        value._shared.escaped = True
+    return plain_of(value)
 
 
 def settle(value: Any) -> Any:

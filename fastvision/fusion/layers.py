@@ -7,7 +7,8 @@ in place, load_state_dict(), to(), an assignment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,23 +65,31 @@ def weight_state(module: nn.Module) -> State:
 
 
 class Made:
-    """An object made from weight, bias and normalization; valid until one of these is written to
-    or replaced."""
+    """An object made from weight, bias, normalization and ``others``; valid until one of these is
+    written to or replaced."""
 
-    def __init__(self, weight: Any, bias: Any, norm: Norm | None, make: Callable[[], Any]) -> None:
-        self.weight, self.bias, self.norm = weight, bias, norm
+    def __init__(
+        self,
+        weight: Any,
+        bias: Any,
+        norm: Norm | None,
+        make: Callable[[], Any],
+        others: Sequence[Any] = (),
+    ) -> None:
+        self.weight, self.bias, self.norm, self.others = weight, bias, norm, others
         self.weights = Weights(weight, bias, *(() if norm is None else norm.tensors))
-        self.given = [t for t in self.weights if t is not None]
+        self.given = [t for t in (*self.weights, *others) if t is not None]
         # read before make(); torch does not count writes to tensors made in inference mode
         counted = not any(t.is_inference() for t in self.given)
         self.versions = [t._version for t in self.given] if counted else None
         self.value = make()
 
-    def serves(self, weight: Any, bias: Any, norm: Norm | None) -> bool:
+    def serves(self, weight: Any, bias: Any, norm: Norm | None, others: Sequence[Any] = ()) -> bool:
         return (
             self.weight is weight
             and self.bias is bias
             and (self.norm is norm or (norm is not None and norm.is_same(self.norm)))
+            and (not others or all(map(operator.is_, self.others, others)))
             and self.versions is not None
             and self.versions == [t._version for t in self.given]
         )

@@ -35,6 +35,7 @@ from .roi_align_rotated import roi_align_rotated
 from .roi_pool import pixels_at, roi_pool
 from .soft_nms import soft_nms
 from .squeeze_excitation import squeeze_excitation
+from .topk_above import topk_above
 from .weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
@@ -88,5 +89,6 @@ __all__ = [
     "soft_nms",
     "softmax_focal_loss",
     "squeeze_excitation",
+    "topk_above",
     "weighted_boxes_fusion",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
+from fastvision.fusion.border import tensor_of
 
 
 def image(seed: int = 0) -> Tensor:
@@ -138,6 +139,15 @@ def numpy_is_written(self, x):
     return y
 
 
+def tensor_is_written(self, x):
+    h = F.gelu(self.conv(x))
+    y = self.second(h)
+    tensor_of(h).mul_(2)
+    z = self.second(h)
+    tensor_of(h).zero_()
+    return y, z, tensor_of(self.conv(x)).sum((2, 3))
+
+
 def data_is_set(self, x):
     y = self.conv(x)
     y.data = torch.zeros_like(y)
@@ -163,8 +173,8 @@ def slices_of_images(self, x):
 
 CODE = [
     *(into_a_plain_buffer, plain_buffer_is_written_later, module_buffer_is_written_later),
-    *(bits_are_written, numpy_is_written, data_is_set, split_of_the_batch, masks),
-    slices_of_images,
+    *(bits_are_written, numpy_is_written, tensor_is_written, data_is_set, split_of_the_batch),
+    *(masks, slices_of_images),
 ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastvision import ops
+from fastvision import ops, reference
+from fastvision.ops._topk_above import topk_above as topk
 
 from .inputs import (
     COUNTS,
@@ -278,6 +280,25 @@ def weighted_boxes_fusion(rng: Source) -> Call:
     return call
 
 
+def topk_above(rng: Source) -> Call:
+    batch, columns = rng.choice((0, 1, 1, 2, 3)), rng.size((0, 1, 1, 2, 3, 15, 16, 17, 33), (91,))
+    rows = rng.size(COUNTS, (63, 64, 65, 300, 1030, 70_000 if columns < 4 else 1500))
+    x = random_scores(rng, batch * rows * columns, rng.choice(DTYPES))
+    x = x.contiguous().view(batch, rows, columns)
+    if rng.chance(0.2):  # none is ever better than what was found
+        x = x.sort(dim=1).values
+    x = random_layout(rng, x[..., 1:] if rng.chance(0.3) else x)
+    k, least = rng.choice((0, 1, 2, 7, 64, 400, 2000)), rng.choice((-math.inf, 0.0, 0.5, math.nan))
+
+    def call() -> Results:
+        values, indices = topk(x, k, least)
+        for one, other in zip((values, indices), reference.topk_above(x, k, least), strict=True):
+            assert torch.equal(one.nan_to_num(nan=-math.inf), other.nan_to_num(nan=-math.inf))
+        return Results([values, indices])
+
+    return call
+
+
 FUZZERS = {
     function.__name__: function
     for function in (
@@ -293,6 +314,7 @@ FUZZERS = {
         nms_match,
         nms_rotated,
         soft_nms,
+        topk_above,
         weighted_boxes_fusion,
     )
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ...fusion.border import tensor_of
+from ...fusion.siblings import joined
 from ...ops import conv_bn_relu, conv_norm_act
 from ...ops._checks import is_eager, needs_gradient
 from ...ops._layers import has_global_hooks, is_plain, own_class
@@ -36,52 +39,55 @@ def _may_join(x: Tensor, *layers: nn.Module) -> bool:
     )
 
 
-def is_pointwise(layer: nn.Module) -> bool:
-    """Whether it is a 1x1 convolution with a bias, and no subclass of one."""
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == layer.stride == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-        and layer.bias is not None
-    )
-
-
 def results_of(maps: Sequence[Tensor], *convs: Any) -> list[list[Tensor]]:
     """For each convolution its results [N, K, H, W] of all maps.
 
     Those of the same window run as one: a convolution of few outputs costs as much as one of all
     of them, and so do its gradients.
     """
-    if not (_have_one_window(convs) and _may_join(maps[0], *convs)):
+    run = _as_one(maps[0], convs)
+    if run is None:
         return [[conv_norm_act(features, conv) for features in maps] for conv in convs]
-    weight = torch.cat([conv.weight for conv in convs])
-    bias = torch.cat([conv.bias for conv in convs])
-    window = {"stride": convs[0].stride, "padding": convs[0].padding}
-    joined = [
-        conv_bn_relu(features, weight, bias, **window, activation="none") for features in maps
-    ]
     counts = [conv.out_channels for conv in convs]
-    parts = zip(*(result.split(counts, 1) for result in joined), strict=True)
+    parts = zip(*(run(features).split(counts, 1) for features in maps), strict=True)
     return [list(of_conv) for of_conv in parts]
 
 
+def _as_one(x: Tensor, convs: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
+    """The convolutions as one of all their outputs, if they allow it for an input like ``x``."""
+    if not _have_one_window(convs):
+        return None
+    if type(convs[0]) is not nn.Conv2d:
+        layer: Callable[[Tensor], Tensor] | None = joined(convs)
+        return layer
+    if not _may_join(x, *convs):
+        return None
+    weight = torch.cat([conv.weight for conv in convs])
+    bias = torch.cat([conv.bias for conv in convs])
+    stride, padding = convs[0].stride, convs[0].padding
+    return partial(
+        conv_bn_relu, weight=weight, bias=bias, stride=stride, padding=padding, activation="none"
+    )
+
+
 def _have_one_window(convs: Sequence[Any]) -> bool:
-    """Whether they are convolutions, no subclasses, that differ in weight and bias only."""
+    """Whether they are convolutions, no subclasses but those of fuse(), that differ in weight and
+    bias only."""
     if any(
-        type(conv) is not nn.Conv2d
+        own_class(conv) is not nn.Conv2d
         or conv.bias is None
         or (conv.groups, *conv.dilation) != (1, 1, 1)
         or conv.padding_mode != "zeros"
         for conv in convs
     ):
         return False
-    windows = {(conv.kernel_size, conv.stride, conv.padding) for conv in convs}
+    windows = {(conv.in_channels, conv.kernel_size, conv.stride, conv.padding) for conv in convs}
     return len(windows) == 1
 
 
 def rows_of(x: Tensor, columns: int) -> Tensor:
     """Maps [N, A columns, H, W] as rows [N, H W A, columns], a view of channels_last maps."""
+    x = tensor_of(x)
     n, channels, height, width = x.shape
     rows = height * width * (channels // columns)
     return x.permute(0, 2, 3, 1).reshape(n, rows, columns)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from ...ops import batched_nms_padded
 from ...ops._checks import check_floating, check_tensor
+from ...ops._topk_above import has_kernel, topk_above
 from .anchors import box_dtype
-
-_GROUP = 4  # places whose classes are searched together
 
 
 class Detections(NamedTuple):
@@ -68,9 +67,6 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
 def best_pairs(logits: Tensor, quality: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``k`` pairs of a place and a class that have the highest scores.
 
-    They are among the classes of the k places whose best class has the highest score, so that the
-    others are not looked at.
-
     Args:
         logits: [N, A, K].
         quality: logits [N, A, 1] of what the probabilities of a place are averaged with,
@@ -78,46 +74,34 @@ def best_pairs(logits: Tensor, quality: Tensor | None, k: int) -> tuple[Tensor, 
         k: how many; all pairs if there are fewer.
 
     Returns:
-        Scores, places and classes, [N, min(k, A K)] each, by descending score.
+        Scores, places and classes, [N, min(k, A K)] each, by descending score. NaN is no score of
+        a detection, and stands for pairs that are missing.
     """
-    places, classes = logits.shape[1:]
-    if quality is None:
-        place = _best_places(logits, k)
-        rows = take(logits, place)
-    else:
-        best = _averaged(logits.amax(2, keepdim=True), quality)[..., 0]
-        place = best.topk(min(k, places), dim=1, sorted=False)[1]
-        rows = _averaged(take(logits, place), take(quality, place))
-    # NaN would be the largest
-    rows = rows.flatten(1).nan_to_num_(nan=-torch.inf)
-    values, pair = _largest(rows, min(k, rows.shape[1]))
+    classes = logits.shape[2]
+    if quality is None and has_kernel(logits):
+        values, pair = largest(logits.flatten(1), k)
+        return values.to(box_dtype(logits)).sigmoid(), pair // classes, pair % classes
+    # they are among the classes of the places whose best class has the highest score, or is NaN
+    best = logits.amax(2, keepdim=True)
+    best = best if quality is None else _averaged(best, quality)
+    place = largest(best[..., 0].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), k)[
+        1
+    ]
+    rows = take(logits, place)
+    rows = rows if quality is None else _averaged(rows, take(quality, place))
+    values, pair = largest(rows.flatten(1), k)
     scores = values.to(box_dtype(logits)).sigmoid() if quality is None else values
     return scores, place.gather(1, pair // classes), pair % classes
 
 
-def _best_places(logits: Tensor, k: int) -> Tensor:
-    """int64 [N, min(k, A)] of the places of logits [N, A, K] whose best class is best."""
-    n, places, classes = logits.shape
-    if places % _GROUP != 0 or places < 2 * _GROUP * k or not logits.is_contiguous():
-        return logits.amax(2).topk(min(k, places), dim=1, sorted=False)[1]
-    # maxima of long rows are twice as fast; the k best places are in the k best groups
-    groups = logits.view(n, places // _GROUP, _GROUP * classes)
-    group = groups.amax(2).topk(k, dim=1, sorted=False)[1]
-    best = take(groups, group).view(n, k * _GROUP, classes).amax(2)
-    member = best.topk(k, dim=1, sorted=False)[1]
-    return group.gather(1, member // _GROUP) * _GROUP + member % _GROUP
-
-
-def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """:func:`torch.topk` of the rows of [N, M]: the k largest are in the k best of groups, each a
-    column of [N, 8, M / 8], whose maxima are faster to find than the order of many values."""
-    n, m = x.shape
-    if m % 8 != 0 or m < 32 * k:
-        return x.topk(k, dim=1)
-    groups = x.view(n, 8, m // 8)
-    group = groups.amax(1).topk(k, dim=1, sorted=False)[1]
-    values, member = groups.gather(2, group[:, None].expand(n, 8, k)).flatten(1).topk(k, dim=1)
-    return values, group.gather(1, member % k) + member // k * (m // 8)
+def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """:func:`torch.topk` of the rows of [N, M], where NaN is no candidate, and k may exceed M."""
+    if has_kernel(x):
+        values, indices = topk_above(x[..., None], k)
+        return values[:, 0], indices[:, 0]
+    # NaN would be the largest
+    lowest = x.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return lowest.topk(min(k, x.shape[1]), dim=1)
 
 
 def _averaged(logits: Tensor, quality: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...fusion.border import tensor_of
 from ...ops import box_iou
 from . import keypoints, masks
 from ._parts import check_counts, check_numbers
@@ -131,7 +132,7 @@ class RoIHeads(nn.Module):
             check_labels(targets or ())
             return [], self._losses(features, proposals, image_shapes, self.check_targets(targets))
         pooled = self.box_roi_pool(features, proposals, image_shapes)
-        scores, codes = self.box_predictor(self.box_head(pooled))
+        scores, codes = map(tensor_of, self.box_predictor(self.box_head(pooled)))
         found = self.postprocess_detections(scores, codes, proposals, image_shapes)
         detections = [
             {"boxes": boxes, "labels": labels, "scores": scores}
@@ -146,7 +147,7 @@ class RoIHeads(nn.Module):
                 probabilities = probabilities * (torch.cat(labels) > 0)[:, None, None, None]
             _add(detections, "masks", probabilities)
         if self.has_keypoint():
-            heatmaps = self._heatmaps(features, boxes, image_shapes)
+            heatmaps = tensor_of(self._heatmaps(features, boxes, image_shapes))
             places, scores = keypoints.heatmaps_to_keypoints(heatmaps, torch.cat(boxes))
             _add(detections, "keypoints", places)
             _add(detections, "keypoints_scores", scores)

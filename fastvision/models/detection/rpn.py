@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops import Conv2dNormActivation, Sequential, box_iou, conv_bn_relu, conv_norm_act
-from ._heads import initialize, is_pointwise, may_rearrange, rows_of
+from ...ops import Conv2dNormActivation, Sequential, box_iou
+from ._heads import initialize, results_of, rows_of
 from ._parts import check_counts, check_numbers
 from ._selection import take
 from .anchors import AnchorGenerator, shared
@@ -65,16 +65,7 @@ class RPNHead(nn.Module):
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits [N, A, H, W] and offsets [N, 4 A, H, W] of each map [N, C, H, W]."""
         maps = [self.conv(features) for features in x]
-        last: tuple[Any, ...] = self.cls_logits, self.bbox_pred
-        if all(map(is_pointwise, last)) and may_rearrange(maps[0], *last):
-            # a convolution of few outputs costs as much as one of all of them
-            weight = torch.cat([layer.weight for layer in last])
-            bias = torch.cat([layer.bias for layer in last])
-            both = [conv_bn_relu(features, weight, bias, activation="none") for features in maps]
-            counts = [layer.out_channels for layer in last]
-            parts = zip(*(result.split(counts, 1) for result in both), strict=True)
-            return list(next(parts)), list(next(parts))
-        logits, offsets = ([conv_norm_act(features, layer) for features in maps] for layer in last)
+        logits, offsets = results_of(maps, self.cls_logits, self.bbox_pred)
         return logits, offsets
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ops._topk_above import has_kernel, topk_above
 from ._heads import LevelHead, predict
 from ._one_stage import OneStageDetector, match
 from ._parts import check_counts, check_numbers
@@ -306,10 +307,9 @@ class SSD(OneStageDetector):
         boxes = self.box_coder.decode_single(head_outputs["bbox_regression"], anchors)
         boxes = clip(boxes, sizes[:, None])
         logits = head_outputs["cls_logits"]
-        scores = logits.to(boxes.dtype).softmax(2).nan_to_num(nan=-1)  # NaN would be the largest
-        scores = scores[..., 1:].transpose(1, 2)  # [N, K - 1, A]
-        n, classes, places = scores.shape
-        best, place = scores.topk(min(self.topk_candidates, places), dim=2)
+        scores = logits.to(boxes.dtype).softmax(2)[..., 1:]
+        classes = scores.shape[2]
+        best, place = self._best_places(scores)
         labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand_as(place)
         return detect(
             take(boxes, place.flatten(1)),
@@ -319,6 +319,13 @@ class SSD(OneStageDetector):
             self.nms_thresh,
             self.detections_per_img,
         )
+
+    def _best_places(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Of scores [N, A, K] the highest of each class, and their places, [N, K, k] each."""
+        if has_kernel(scores):
+            return topk_above(scores, self.topk_candidates, self.score_thresh)
+        scores = scores.nan_to_num(nan=-1).transpose(1, 2)  # NaN would be the largest
+        return scores.topk(min(self.topk_candidates, scores.shape[2]), dim=2)
 
 
 def check_maps(

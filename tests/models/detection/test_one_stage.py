@@ -11,8 +11,8 @@ from torch import nn
 import fastvision
 from fastvision import models
 from fastvision.models import detection
-from fastvision.models.detection import retinanet, ssd, ssd_vgg
-from fastvision.models.detection._selection import _largest, best_pairs
+from fastvision.models.detection import _selection, retinanet, ssd, ssd_vgg
+from fastvision.models.detection._selection import best_pairs, largest
 from fastvision.ops import FrozenBatchNorm2d
 from fastvision.testing import cases
 from fastvision.testing.detectors import assert_same_losses, scenes, spread_scores
@@ -222,8 +222,11 @@ def test_postprocessing(name, own_anchors, limits):
 
 @pytest.mark.parametrize("classes", [3, 8])
 @pytest.mark.parametrize("places", [200, 201])
-def test_selection_by_groups(places, classes):
-    """Of many places, the same pairs as by sorting all of them."""
+@pytest.mark.parametrize("kernel", [True, False])
+def test_selection(places, classes, kernel, monkeypatch):
+    """The same pairs as by sorting all of them."""
+    if not kernel:
+        monkeypatch.setattr(_selection, "has_kernel", lambda x: False)
     logits = torch.randn(2, places, classes, generator=cases.generator(0))
     logits[0, 7] = logits[0, 6] + 3  # good ones side by side
     scores, place, labels = best_pairs(logits, None, 5)
@@ -231,7 +234,7 @@ def test_selection_by_groups(places, classes):
     torch.testing.assert_close(scores, expected)
     assert torch.equal(place * classes + labels, pair)
     wide = torch.randn(2, 400, generator=cases.generator(1))
-    for actual, wanted in zip(_largest(wide, 6), wide.topk(6), strict=True):
+    for actual, wanted in zip(largest(wide, 6), wide.topk(6), strict=True):
         assert torch.equal(actual, wanted)
 
 
