@@ -13,6 +13,7 @@ from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HAS_KERNEL = pytest.mark.only(lambda backend: backend.name != "triton")
@@ -237,18 +238,12 @@ def test_deterministic(cpu_level, channels_last):
     """Bit for bit the same for any number of threads."""
     x = leaf(cases.feature_map(2, 70, 50, 60, channels_last=channels_last))
     rois = cases.small_rois(200, 2, 50, 60, 0.5)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = ops.roi_pool(x, rois, 7, 0.5, backend="cpp")
-            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, grad))
-    for pooled, grad in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
+
+    def run():
+        pooled = ops.roi_pool(x, rois, 7, 0.5, backend="cpp")
+        return pooled, *torch.autograd.grad(pooled.sin().sum(), x)
+
+    same_for_threads(run)
 
 
 @LAYOUTS
