@@ -14,6 +14,7 @@ from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.roi_align import EMPTY
+from fastvision.testing.roi_programs import assert_compiles
 from fastvision.testing.tensors import dtype_id, leaf
 from fastvision.testing.threads import same_for_threads
 
@@ -309,18 +310,10 @@ def test_opcheck(backend, channels_last):
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
-    def step(x, boxes):
-        return ops.roi_align_rotated(torch.relu(x), boxes, (3, 4), 0.5).square().sum()
+    def pooled(x, boxes):
+        return ops.roi_align_rotated(x, boxes, (3, 4), 0.5)
 
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 5, height, 9))
-        rois = cases.rotated(cases.small_rois(count, 2, height, 9, 0.5))
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+    assert_compiles(pooled, compiler, boxes_of=cases.rotated)
 
 
 def test_export(cpu_level):
