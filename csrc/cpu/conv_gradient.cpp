@@ -25,20 +25,7 @@ void add_tile(
   }
   const T* const* inputs = tile.inputs + tap * pixels;
   for (int64_t p = 0; p < pixels; ++p, gradient += kCols * lanes_v<T>) {
-    const T* input = inputs[p];
-    V g[kCols];
-#pragma GCC unroll 8
-    for (int j = 0; j < kCols; ++j) {
-      g[j] = load(gradient + j * lanes_v<T>);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const V x = broadcast(input[i]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kCols; ++j) {
-        sums[i][j] = multiply_add(x, g[j], sums[i][j]);
-      }
-    }
+    add_outer_product(sums, inputs[p], gradient);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {

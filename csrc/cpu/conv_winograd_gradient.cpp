@@ -50,19 +50,7 @@ inline void add_products(const WinogradProducts& p, const float* inputs, float* 
   const float* gradients = p.gradients;
   const int64_t tiles = p.tiles;
   for (int64_t t = 0; t < tiles; ++t, inputs += kLanes, gradients += kStep) {
-    float_v g[kVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      g[j] = load(gradients + j * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const float_v x = broadcast(inputs[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) {
-        sums[i][j] = multiply_add(x, g[j], sums[i][j]);
-      }
-    }
+    add_outer_product(sums, inputs, gradients);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -14,6 +16,7 @@ from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # planes of one value and of less than a vector; ends of vectors; several pieces; no image
@@ -218,19 +221,15 @@ def test_low_precision_parameters(backend):
 
 @needs_library
 def test_same_result_with_any_number_of_threads():
-    threads = torch.get_num_threads()
+    def run(channels_last):
+        tensors = make((3, 24, 41, 53), torch.float32, channels_last=channels_last)
+        x, residual, grad, weight, bias, mean, var = tensors
+        inputs = [t.requires_grad_() for t in (x, weight, bias, residual)]
+        y = ops.batch_norm_relu(x, mean, var, weight, bias, True, residual=residual)
+        return y, mean, var, *torch.autograd.grad(y, inputs, grad)
+
     for channels_last in (False, True):
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            tensors = make((3, 24, 41, 53), torch.float32, channels_last=channels_last)
-            x, residual, grad, weight, bias, mean, var = tensors
-            inputs = [t.requires_grad_() for t in (x, weight, bias, residual)]
-            y = ops.batch_norm_relu(x, mean, var, weight, bias, True, residual=residual)
-            results.append([y, mean, var, *torch.autograd.grad(y, inputs, grad)])
-        torch.set_num_threads(threads)
-        for result in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+        same_for_threads(functools.partial(run, channels_last))
 
 
 def test_written_statistics_are_noticed(backend):

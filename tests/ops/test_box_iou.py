@@ -11,6 +11,7 @@ from fastvision.ops import boxes as boxes_module
 from fastvision.testing.boxes import KINDS, boxes, hostile_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -259,20 +260,13 @@ def test_derivatives(backend, kind):
 def test_gradients_do_not_depend_on_threads():
     b1, b2 = boxes(700), boxes(900, seed=1)
     weights = torch.rand(700, 900)
-    grads = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            x1, x2 = leaf(b1), leaf(b2)
-            overlap = ops.complete_box_iou(x1, x2)
-            grads.append(
-                (overlap.detach(), *torch.autograd.grad((overlap * weights).sum(), (x1, x2)))
-            )
-    finally:
-        torch.set_num_threads(before)
-    for other in grads[1:]:
-        assert all(map(torch.equal, grads[0], other))
+
+    def run():
+        x1, x2 = leaf(b1), leaf(b2)
+        overlap = ops.complete_box_iou(x1, x2)
+        return overlap.detach(), *torch.autograd.grad((overlap * weights).sum(), (x1, x2))
+
+    same_for_threads(run)
 
 
 @of_kind

@@ -10,6 +10,7 @@ from fastvision import ops
 from fastvision.testing.boxes import beyond_a_side, boxes, rotated_boxes, solid_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -261,15 +262,7 @@ def test_other_dtypes():
 
 def test_threads_do_not_change_the_answer():
     b1, b2 = solid_boxes(300), solid_boxes(900, seed=1)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(ops.box_iou_3d(b1, b2))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    same_for_threads(lambda: ops.box_iou_3d(b1, b2))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from fastvision import ops
 from fastvision.testing.boxes import beyond_a_side, boxes, rotated_boxes
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -236,18 +237,13 @@ def test_derivatives(backend):
 
 def test_gradients_do_not_depend_on_threads():
     b1, b2, weights = rotated_boxes(300), rotated_boxes(500, seed=1), torch.rand(300, 500)
-    grads = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            x1, x2 = leaf(b1), leaf(b2)
-            overlap = ops.box_iou_rotated(x1, x2)
-            grads.append(torch.autograd.grad((overlap * weights).sum(), (x1, x2)))
-    finally:
-        torch.set_num_threads(before)
-    for other in grads[1:]:
-        assert all(map(torch.equal, grads[0], other))
+
+    def run():
+        x1, x2 = leaf(b1), leaf(b2)
+        overlap = ops.box_iou_rotated(x1, x2)
+        return torch.autograd.grad((overlap * weights).sum(), (x1, x2))
+
+    same_for_threads(run)
 
 
 class Model(torch.nn.Module):

@@ -13,6 +13,7 @@ from fastvision.reference.activations import ACTIVATIONS, activate
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import TOLERANCES, assert_matches
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 GEOMETRIES = {
@@ -271,12 +272,8 @@ def test_gradient_of_the_weight_does_not_depend_on_threads():
     maps = torch.randn(2, 4, 32, 40, 40, generator=g)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in maps)
     options = cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
-    before, results = torch.get_num_threads(), []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append(torch.ops.fastvision.conv_weight_gradient(grad, x, options))
-    torch.set_num_threads(before)
-    assert torch.equal(*results)
+    operator = torch.ops.fastvision.conv_weight_gradient
+    same_for_threads(lambda: operator(grad, x, options), (1, 3))
 
 
 @needs_library

@@ -10,6 +10,7 @@ from fastvision import ops
 from fastvision.ops.conv import cpu, gradient
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = [needs_library, pytest.mark.usefixtures("poisoned_memory")]
 _LAST = torch.channels_last
@@ -49,12 +50,8 @@ def test_gradient_of_the_weight(cpu_level, shape):
 
 def test_it_does_not_depend_on_threads():
     grad, x, options, _ = problem(*SHAPES["several chunks"])
-    before, results = torch.get_num_threads(), []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append(torch.ops.fastvision.conv_winograd_gradient(grad, x, options))
-    torch.set_num_threads(before)
-    assert torch.equal(*results)
+    operator = torch.ops.fastvision.conv_winograd_gradient
+    same_for_threads(lambda: operator(grad, x, options), (1, 3))
 
 
 @pytest.mark.parametrize(

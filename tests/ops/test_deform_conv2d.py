@@ -14,6 +14,7 @@ from fastvision.testing.deform_conv2d import Problem, leaves
 from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -269,17 +270,12 @@ def test_deterministic(cpu_level, channels_last, shape):
     problem = Problem(shape, 24, offset_groups=1)
     tensors = problem.tensors(channels_last=channels_last, gradients=True)
     grad = cases.feature_map(shape[0], 24, *problem.size, seed=9)
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        try:
-            result = problem.call(ops.deform_conv2d, tensors, backend="cpp")
-            results.append((result, *gradients(result, tensors, grad)))
-        finally:
-            torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(map(torch.equal, other, results[0]))
+
+    def run():
+        result = problem.call(ops.deform_conv2d, tensors, backend="cpp")
+        return result, *gradients(result, tensors, grad)
+
+    same_for_threads(run, (1, 2, 5))
 
 
 def test_the_reference_takes_its_gradients_from_autograd():

@@ -13,6 +13,7 @@ from fastvision.testing import cases
 from fastvision.testing.focal_loss import differentiate, logits, make_targets, softmax_targets
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -239,17 +240,12 @@ def test_deterministic(cpu_level, op):
     """Bit for bit the same for any number of threads."""
     x = leaf(logits(5000, 21))
     t = cases.classes(5000, 21)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            loss = op(x, t, reduction="sum", backend="cpp")
-            results.append((loss, differentiate(loss, x, torch.tensor(0.3))))
-        finally:
-            torch.set_num_threads(before)
-    for loss, grad in results[1:]:
-        assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
+
+    def run():
+        loss = op(x, t, reduction="sum", backend="cpp")
+        return loss, differentiate(loss, x, torch.tensor(0.3))
+
+    same_for_threads(run)
 
 
 def test_sum_of_many_small_numbers(cpu_level):

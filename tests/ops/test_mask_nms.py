@@ -16,6 +16,7 @@ from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import expect, scores_for
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 IOU, NMS = torch.ops.fastvision.mask_iou.default, torch.ops.fastvision.mask_nms.default
@@ -147,17 +148,12 @@ def test_any_strides_and_bytes(backend):
 @needs_library
 def test_threads_do_not_change_the_answer():
     masks, scores = rectangles(300, 40, 90), cases.scores(300)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            kept = mask_nms(masks, scores, 0.4, idxs=cases.classes(300, 3))
-            results.append((kept, mask_iou(masks, masks[:50]), mask_iou(masks, masks)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
+
+    def run():
+        kept = mask_nms(masks, scores, 0.4, idxs=cases.classes(300, 3))
+        return kept, mask_iou(masks, masks[:50]), mask_iou(masks, masks)
+
+    same_for_threads(run, (1, 2, 5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

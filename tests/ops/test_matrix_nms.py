@@ -16,6 +16,7 @@ from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import BOXES, scores_for
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 # the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
 pytestmark = [
@@ -121,15 +122,8 @@ def test_non_contiguous(backend):
 @needs_library
 def test_threads_do_not_change_the_answer():
     boxes, scores = cases.clustered_boxes(3000), cases.scores(3000)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(matrix_nms(boxes, scores, idxs=cases.classes(3000, 3)))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(result, results[0]) for result in results)
+    idxs = cases.classes(3000, 3)
+    same_for_threads(lambda: matrix_nms(boxes, scores, idxs=idxs), (1, 2, 5))
 
 
 def test_errors():

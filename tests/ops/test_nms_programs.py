@@ -12,7 +12,7 @@ from torch import Tensor
 from fastvision.ops import batched_nms, batched_nms_padded, nms
 from fastvision.testing import cases
 from fastvision.testing.marks import needs_library
-from fastvision.testing.nms import expect
+from fastvision.testing.threads import same_for_threads
 
 # the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -22,19 +22,9 @@ PADDED_OP = torch.ops.fastvision.nms_padded.default
 
 @needs_library
 def test_threads_do_not_change_the_answer():
-    threads = torch.get_num_threads()
     boxes, scores = cases.uniform_boxes(9000).view(3, 3000, 4), cases.scores(9000).view(3, 3000)
     idxs = cases.classes(9000, 5).view(3, 3000)
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(PADDED_OP(boxes, scores, idxs, 0.3, 0.1, 2000))
-    finally:
-        torch.set_num_threads(threads)
-    for indices, counts in results[1:]:
-        expect(indices, results[0][0])
-        expect(counts, results[0][1])
+    same_for_threads(lambda: PADDED_OP(boxes, scores, idxs, 0.3, 0.1, 2000), (1, 2, 5))
 
 
 MEMORY_SCRIPT = """

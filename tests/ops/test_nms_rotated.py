@@ -29,6 +29,7 @@ from fastvision.testing.nms import (
 )
 from fastvision.testing.numerics import DTYPES, TOLERANCES
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 # the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
 pytestmark = [
@@ -192,17 +193,8 @@ def test_non_contiguous(backend):
 def test_threads_do_not_change_the_answer():
     boxes, scores = ROTATED["clustered"](4000, 6), cases.scores(4000)
     idxs = cases.classes(4000, 5)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(nms_rotated(boxes, scores, 0.3, idxs=idxs))
-    finally:
-        torch.set_num_threads(threads)
-    assert len(results[0]) < 4000
-    for kept in results[1:]:
-        expect(kept, results[0])
+    (kept,) = same_for_threads(lambda: nms_rotated(boxes, scores, 0.3, idxs=idxs), (1, 2, 5))
+    assert len(kept) < 4000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from fastvision._memory_format import memory_format
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
+from fastvision.testing.roi_programs import assert_compiles
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HAS_KERNEL = pytest.mark.only(lambda backend: backend.name != "triton")
@@ -161,18 +163,12 @@ def test_deterministic(cpu_level, name, channels_last):
     """Bit for bit the same for any number of threads."""
     x = leaf(cases.feature_map(2, 20 * 9, 50, 60, channels_last=channels_last))
     rois = cases.small_rois(200, 2, 50, 60, 0.5)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = pool(name, x, rois, 3, 0.5, backend="cpp")
-            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, grad))
-    for pooled, grad in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
+
+    def run():
+        pooled = pool(name, x, rois, 3, 0.5, backend="cpp")
+        return pooled, *torch.autograd.grad(pooled.sin().sum(), x)
+
+    same_for_threads(run)
 
 
 @BOTH
@@ -207,18 +203,7 @@ def test_opcheck(backend, name, channels_last):
 @BOTH
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compile(cpu_level, name, compiler):
-    def step(x, boxes):
-        return pool(name, torch.relu(x), boxes, (3, 4), 0.5).square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 24, height, 9))
-        rois = cases.small_rois(count, 2, height, 9, 0.5)
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+    assert_compiles(lambda x, boxes: pool(name, x, boxes, (3, 4), 0.5), compiler, channels=24)
 
 
 @BOTH

@@ -13,7 +13,9 @@ from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.roi_align import EMPTY
+from fastvision.testing.roi_programs import assert_compiles
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HAS_KERNEL = pytest.mark.only(lambda backend: backend.name != "triton")
@@ -313,18 +315,12 @@ def test_deterministic(cpu_level, channels_last):
     """Bit for bit the same for any number of threads."""
     x = leaf(cases.feature_map(2, 70, 50, 60, channels_last=channels_last))
     rois = cases.small_rois(80, 2, 50, 60, 0.5)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = ops.roi_align(x, rois, 7, 0.5, 2, pool_mode="max", backend="cpp")
-            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, grad))
-    for pooled, grad in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
+
+    def run():
+        pooled = ops.roi_align(x, rois, 7, 0.5, 2, pool_mode="max", backend="cpp")
+        return pooled, *torch.autograd.grad(pooled.sin().sum(), x)
+
+    same_for_threads(run)
 
 
 @HAS_KERNEL
@@ -346,19 +342,9 @@ def test_opcheck(backend, channels_last, with_argmax):
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
-    def step(x, boxes):
-        pooled = ops.roi_align(torch.relu(x), boxes, (3, 4), 0.5, pool_mode="max")
-        return pooled.square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 5, height, 9))
-        rois = cases.small_rois(count, 2, height, 9, 0.5)
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+    assert_compiles(
+        lambda x, boxes: ops.roi_align(x, boxes, (3, 4), 0.5, pool_mode="max"), compiler
+    )
 
 
 def test_func_grad_and_export(cpu_level):

@@ -10,7 +10,9 @@ from fastvision import ops, reference
 from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import assert_matches
+from fastvision.testing.roi_programs import assert_compiles
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -46,18 +48,12 @@ def test_deterministic(cpu_level, channels_last):
     """Bit for bit the same for any number of threads."""
     x = leaf(cases.feature_map(2, 70, 50, 60, channels_last=channels_last))
     rois = cases.small_rois(200, 2, 50, 60, 0.5)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = ops.roi_align(x, rois, 7, 0.5, 2, backend="cpp")
-            (grad,) = torch.autograd.grad(pooled.sin().sum(), x)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, grad))
-    for pooled, grad in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(grad, results[0][1])
+
+    def run():
+        pooled = ops.roi_align(x, rois, 7, 0.5, 2, backend="cpp")
+        return pooled, *torch.autograd.grad(pooled.sin().sum(), x)
+
+    same_for_threads(run)
 
 
 def raw_arguments(x, rois):
@@ -81,18 +77,7 @@ def test_opcheck(backend, channels_last):
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
-    def step(x, boxes):
-        return ops.roi_align(torch.relu(x), boxes, (3, 4), 0.5, 2).square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 5, height, 9))
-        rois = cases.small_rois(count, 2, height, 9, 0.5)
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+    assert_compiles(lambda x, boxes: ops.roi_align(x, boxes, (3, 4), 0.5, 2), compiler)
 
 
 def test_export(cpu_level):

@@ -14,7 +14,9 @@ from fastvision.testing import cases
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.roi_align import EMPTY
+from fastvision.testing.roi_programs import assert_compiles
 from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HAS_KERNEL = pytest.mark.only(lambda backend: backend.name != "triton")
@@ -280,23 +282,17 @@ def test_deterministic_in_any_number_of_tiles(cpu_level, channels_last, width):
     """Bit for bit the same for any number of threads."""
     x = leaf(cases.feature_map(2, 70, 50, width, channels_last=channels_last))
     rois = cases.rotated(cases.small_rois(60, 2, 50, width, 0.5))
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            pooled = ops.roi_align_rotated(x, rois, 7, 0.5, 2, backend="cpp")
-            grad = cases.feature_map(*pooled.shape)
-            (gradient,) = torch.autograd.grad(pooled, x, grad)
-        finally:
-            torch.set_num_threads(before)
-        results.append((pooled, gradient))
-    for pooled, gradient in results[1:]:
-        assert torch.equal(pooled, results[0][0]) and torch.equal(gradient, results[0][1])
+    grad = cases.feature_map(60, 70, 7, 7)
+
+    def run():
+        pooled = ops.roi_align_rotated(x, rois, 7, 0.5, 2, backend="cpp")
+        return pooled, *torch.autograd.grad(pooled, x, grad)
+
+    _, gradient = same_for_threads(run)
     exact = leaf(x.double())
     expected = reference.roi_align_rotated(exact, rois.double(), 0.5, 7, 7, 2, True, False)
     (wanted,) = torch.autograd.grad(expected, exact, grad.double())
-    assert_matches(results[0][1], wanted, scale=8)
+    assert_matches(gradient, wanted, scale=8)
 
 
 @HAS_KERNEL
@@ -314,18 +310,10 @@ def test_opcheck(backend, channels_last):
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compile(cpu_level, compiler):
-    def step(x, boxes):
-        return ops.roi_align_rotated(torch.relu(x), boxes, (3, 4), 0.5).square().sum()
+    def pooled(x, boxes):
+        return ops.roi_align_rotated(x, boxes, (3, 4), 0.5)
 
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
-    for height, count in ((8, 4), (11, 7), (9, 0)):
-        x = leaf(cases.feature_map(2, 5, height, 9))
-        rois = cases.rotated(cases.small_rois(count, 2, height, 9, 0.5))
-        loss, expected = compiled(x, rois), step(x, rois)
-        assert_matches(loss, expected, scale=10)
-        (grad,) = torch.autograd.grad(loss, x)
-        assert_matches(grad, torch.autograd.grad(expected, x)[0], scale=10)
+    assert_compiles(pooled, compiler, boxes_of=cases.rotated)
 
 
 def test_export(cpu_level):

@@ -16,6 +16,7 @@ from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import BOXES, expect, scores_for
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 # the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
 pytestmark = [
@@ -177,16 +178,7 @@ def test_a_threshold_that_nms_keeps_all_boxes_of_decays_nothing(backend):
 def test_threads_do_not_change_the_answer():
     boxes, scores = cases.clustered_boxes(4000), cases.scores(4000)
     idxs = cases.classes(4000, 7)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(soft_nms(boxes, scores, idxs=idxs))
-    finally:
-        torch.set_num_threads(threads)
-    for keep, decayed in results[1:]:
-        assert torch.equal(keep, results[0][0]) and torch.equal(decayed, results[0][1])
+    same_for_threads(lambda: soft_nms(boxes, scores, idxs=idxs), (1, 2, 5))
 
 
 def test_errors():

@@ -17,6 +17,7 @@ from fastvision import ops
 from fastvision.testing import cases
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, in_format, leaf
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # one pixel, less than a vector of channels, ends of vectors, several blocks of pixels, no image
@@ -109,15 +110,7 @@ def test_nan_and_infinity(backend, channels_last):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_same_for_any_number_of_threads(cpu_level, dtype, channels_last):
     tensors = make((3, 150, 41, 13), 40, dtype, channels_last=channels_last)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(ops.squeeze_excitation(*tensors, backend="cpp"))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(y, results[0]) for y in results)
+    same_for_threads(lambda: ops.squeeze_excitation(*tensors, backend="cpp"), (1, 2, 5))
 
 
 @pytest.mark.parametrize("gate", GATES)
