@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ._checks import check_floating, check_number, check_tensor, integer
 
 # of the windows: with fewer, the calls take longer than torch's pooling
-_MIN_READS = 100_000
+_MIN_READS = 200_000
 
 
 @torch.fx.wrap
@@ -93,17 +93,18 @@ def _drop_block(
     dropped.bernoulli_(p * elements / (block**dims * corners))
 
     scale = 1 - _cover(dropped, block, dims)
-    wide = torch.promote_types(scale.dtype, torch.float32)
+    kept = scale.sum() if scale.element_size() > 2 else scale.sum(dtype=torch.float32)
     # one factor instead of torchvision's two: fewer passes, and one tensor saved for the gradient
-    scale *= scale.numel() / (eps + scale.sum(dtype=wide))
+    scale *= scale.numel() / (eps + kept)
     return input.mul_(scale) if inplace else input * scale
 
 
 def _cover(corners: Tensor, block: int, dims: int) -> Tensor:
     """Ones where a block lies whose first corner is one in ``corners``, else zeros."""
-    if not corners.is_cpu or corners.numel() * block**dims < _MIN_READS:
+    if not corners.is_cpu or _reads(corners.shape, block) < _MIN_READS:
         pool = F.max_pool2d if dims == 2 else F.max_pool3d
-        return pool(F.pad(corners, [block - 1] * 2 * dims), block, 1)
+        half = block // 2  # the pooling pads the other half, and skips it
+        return pool(F.pad(corners, [half] * 2 * dims), block, 1, half)
     # torch's pooling on the CPU reads all of a window: maxima of doubling length need log(block)
     for dim in range(-1, -1 - dims, -1):
         corners = F.pad(corners, [0, 0] * (-1 - dim) + [block - 1] * 2)
@@ -114,6 +115,14 @@ def _cover(corners: Tensor, block: int, dims: int) -> Tensor:
             corners = torch.maximum(corners.narrow(dim, 0, count), corners.narrow(dim, step, count))
             length += step
     return corners
+
+
+def _reads(shape: torch.Size, block: int) -> int:
+    """Of a pooling with a window at each element of the map."""
+    reads: int = shape[0] * shape[1]
+    for places in shape[2:]:
+        reads *= block * (places + block - 1)
+    return reads
 
 
 class DropBlock2d(nn.Module):

@@ -19,6 +19,8 @@ from .chain import conv_norm_act, norm_act
 from .misc import Conv2dNormActivation
 
 _CHANNELS_LAST = torch.channels_last
+# values of the maps, each times its channels: with less, the calls take longer than they gain
+_LEAST_WORK = 1 << 19
 
 
 class ExtraFPNBlock(nn.Module):
@@ -176,6 +178,7 @@ def _is_faster_in_channels_last(maps: list[Tensor], parameters: Iterable[Tensor]
     return (
         is_eager()  # a program would keep the loop over this batch
         and all(m.is_cpu and m.dtype == torch.float32 and m.dim() == 4 for m in maps)
+        and sum(m.numel() * m.shape[1] for m in maps) >= _LEAST_WORK
         and maps[0].is_contiguous()
         and _extension.missing is None
         and not torch.is_autocast_enabled("cpu")
@@ -186,7 +189,7 @@ def _is_faster_in_channels_last(maps: list[Tensor], parameters: Iterable[Tensor]
 def _run(block: Any, x: Tensor, coarser: Tensor | None = None) -> Tensor:
     """block(x), plus the coarser map at the size of the result."""
     if type(block) is Conv2dNormActivation and is_plain(block) and not has_global_hooks():
-        conv, *norms = block if len(block) > 0 else (None,)
+        conv, *norms = block._modules.values() or (None,)
         if len(norms) < 2 and type(conv) is nn.Conv2d and (coarser is None or _keeps_size(conv)):
             if coarser is not None:
                 coarser = enlarged(coarser, x.shape[-2:])

@@ -39,4 +39,4 @@ def squeeze_excitation(
     hidden = activate(linear(input.mean((2, 3), dtype=dtype), weight1, bias1), activation)
     gate = F.sigmoid if scale_activation == "sigmoid" else F.hardsigmoid
     scale = gate(linear(hidden, weight2, bias2))
-    return (input * scale[:, :, None, None]).to(input.dtype)
+    return (input * scale.unflatten(1, (-1, 1, 1))).to(input.dtype)

@@ -23,6 +23,11 @@ EXTRA = {
 NORMS = {"none": None, "batch": nn.BatchNorm2d, "group": lambda n: nn.GroupNorm(2, n)}
 
 
+@pytest.fixture(autouse=True)
+def _small_maps_like_large_ones(monkeypatch):
+    monkeypatch.setattr(ours, "_LEAST_WORK", 0)
+
+
 @pytest.fixture(scope="session")
 def theirs(torchvision):
     return torchvision.ops.feature_pyramid_network
@@ -102,8 +107,14 @@ def test_one_op_per_convolution(monkeypatch):
     monkeypatch.setattr("fastvision.ops.chain.conv_bn_relu", counted)
     pyramid = ours.FeaturePyramidNetwork(CHANNELS, 6).eval()
     with torch.no_grad():
-        pyramid(maps(torch.float32, gradient=False))
-    assert sorted(calls) == [(False, False)] * 4 + [(False, True)] * 2
+        results = pyramid(maps(torch.float32, gradient=False))
+        assert sorted(calls) == [(False, False)] * 4 + [(False, True)] * 2
+        calls.clear()
+        monkeypatch.setattr(ours, "_LEAST_WORK", 1 << 19)  # small maps stay as they are
+        expected = pyramid(maps(torch.float32, gradient=False))
+        assert not calls
+        for name, result in results.items():
+            assert_matches(result, expected[name], scale=30)
 
 
 def test_old_keys(theirs):
