@@ -38,7 +38,7 @@ constexpr auto transform_sums = [](const float_v (&s)[kIn], float_v (&g)[kTaps])
 
 // kRows input channels times kVectors of output channels
 template <int kRows, int kVectors>
-inline void add_products(const WinogradProducts& p, const float* inputs, float* to) {
+inline void multiply_tiles(const WinogradProducts& p, const float* inputs, float* to) {
   constexpr int64_t kStep = kVectors * kLanes;
   const bool are_first = p.are_first;
   if (!are_first) {
@@ -50,19 +50,7 @@ inline void add_products(const WinogradProducts& p, const float* inputs, float* 
   const float* gradients = p.gradients;
   const int64_t tiles = p.tiles;
   for (int64_t t = 0; t < tiles; ++t, inputs += kLanes, gradients += kStep) {
-    float_v g[kVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      g[j] = load(gradients + j * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const float_v x = broadcast(inputs[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) {
-        sums[i][j] = multiply_add(x, g[j], sums[i][j]);
-      }
-    }
+    add_products(sums, [=](int i) { return inputs[i]; }, gradients);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
@@ -82,7 +70,7 @@ inline void add_rows(const WinogradProducts& p, const float* inputs, float* to, 
       return add_rows<kVectors, kRows - 1>(p, inputs, to, rows);
     }
   }
-  add_products<kRows, kVectors>(p, inputs, to);
+  multiply_tiles<kRows, kVectors>(p, inputs, to);
 }
 
 template <int kVectors = kTileVectors>

@@ -53,5 +53,23 @@ inline void transform_tile(Transform transform, Load load_value, Store store_val
   }
 }
 
+// Adds the products of kRows values, value(i), and kVectors of weights.
+template <int kRows, int kVectors, typename Value>
+inline void add_products(float_v (&sums)[kRows][kVectors], Value value, const float* weights) {
+  float_v w[kVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    w[j] = load(weights + j * kLanes);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    const float_v x = broadcast(value(i));
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      sums[i][j] = multiply_add(x, w[j], sums[i][j]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fastvision::FASTVISION_ISA
