@@ -11,10 +11,11 @@ constexpr int kTileVectors = kVectorBytes == 64 ? 4 : 2;
 
 namespace {
 
-// sums[i][j] += column[i] * row[j], where `row` has kVectors vectors. Sums stay in registers.
+// sums[i][j] += column[i * stride] * row[j], where `row` has kVectors vectors. Sums stay in
+// registers.
 template <int kRows, int kVectors, typename V, typename T>
 __attribute__((always_inline)) inline void add_outer_product(
-    V (&sums)[kRows][kVectors], const T* column, const T* row
+    V (&sums)[kRows][kVectors], const T* column, const T* row, int64_t stride = 1
 ) {
   V values[kVectors];
 #pragma GCC unroll 16
@@ -23,7 +24,7 @@ __attribute__((always_inline)) inline void add_outer_product(
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    const V x = broadcast(column[i]);
+    const V x = broadcast(column[i * stride]);
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) {
       sums[i][j] = multiply_add(x, values[j], sums[i][j]);

@@ -53,7 +53,7 @@ inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
 }
 
 // kVectors of one tile from channel k on; a single vector has only `count` lanes
-template <int kVectors, typename Activate>
+template <int kVectors, bool kStreamed, typename Activate>
 inline void output_channels(
     const WinogradOutput& out, int64_t t, int64_t k, int count, const Activate& activate
 ) {
@@ -80,7 +80,9 @@ inline void output_channels(
           const float* residual = residuals[i] + channel;
           v += count == kLanes ? load(residual) : load_partial(residual, count);
         }
-        if (count == kLanes) {
+        if (kStreamed) {
+          stream(outputs[i] + channel, activate(v));
+        } else if (count == kLanes) {
           store(outputs[i] + channel, activate(v));
         } else {
           store_partial(outputs[i] + channel, activate(v), count);
@@ -89,13 +91,33 @@ inline void output_channels(
   );
 }
 
+template <bool kStreamed>
 inline void prefetch_outputs(const WinogradOutput& out, int64_t pixel, int64_t channel) {
   for (int64_t i = pixel; i < pixel + kWinogradPixels; ++i) {
     if (out.outputs[i] != nullptr) {
-      __builtin_prefetch(out.outputs[i] + channel, 1, 3);
+      if (!kStreamed) {
+        __builtin_prefetch(out.outputs[i] + channel, 1, 3);
+      }
       if (out.residuals != nullptr) {
         __builtin_prefetch(out.residuals[i] + channel, 0, 3);
       }
+    }
+  }
+}
+
+template <bool kStreamed, typename Activate>
+inline void output_tiles(const WinogradOutput& out, const Activate& activate) {
+  for (int64_t t = 0; t < out.tiles; ++t) {
+    int64_t k = 0;
+    for (; k + kLine * kLanes <= out.channels; k += kLine * kLanes) {
+      if (t + 1 < out.tiles) {
+        prefetch_outputs<kStreamed>(out, (t + 1) * kWinogradPixels, out.channel + k);
+      }
+      output_channels<kLine, kStreamed>(out, t, k, kLanes, activate);
+    }
+    for (; k < out.channels; k += kLanes) {
+      const int count = (int)min<int64_t>(out.channels - k, kLanes);
+      output_channels<1, false>(out, t, k, count, activate);
     }
   }
 }
@@ -169,17 +191,11 @@ void winograd_input(const WinogradInput& in) {
 
 void winograd_output(const WinogradOutput& out) {
   with_activation<float>(out.activation, (float)out.negative_slope, [&](auto activate) {
-    for (int64_t t = 0; t < out.tiles; ++t) {
-      int64_t k = 0;
-      for (; k + kLine * kLanes <= out.channels; k += kLine * kLanes) {
-        if (t + 1 < out.tiles) {
-          prefetch_outputs(out, (t + 1) * kWinogradPixels, out.channel + k);
-        }
-        output_channels<kLine>(out, t, k, kLanes, activate);
-      }
-      for (; k < out.channels; k += kLanes) {
-        output_channels<1>(out, t, k, (int)min<int64_t>(out.channels - k, kLanes), activate);
-      }
+    if (out.is_streamed) {
+      output_tiles<true>(out, activate);
+      end_streams();
+    } else {
+      output_tiles<false>(out, activate);
     }
   });
 }

@@ -38,7 +38,7 @@ constexpr auto transform_sums = [](const float_v (&s)[kIn], float_v (&g)[kTaps])
 
 // kRows input channels times kVectors of output channels
 template <int kRows, int kVectors>
-inline void add_products(const WinogradProducts& p, const float* inputs, float* to) {
+inline void multiply_tiles(const WinogradProducts& p, const float* inputs, float* to) {
   constexpr int64_t kStep = kVectors * kLanes;
   const bool are_first = p.are_first;
   if (!are_first) {
@@ -70,7 +70,7 @@ inline void add_rows(const WinogradProducts& p, const float* inputs, float* to, 
       return add_rows<kVectors, kRows - 1>(p, inputs, to, rows);
     }
   }
-  add_products<kRows, kVectors>(p, inputs, to);
+  multiply_tiles<kRows, kVectors>(p, inputs, to);
 }
 
 template <int kVectors = kTileVectors>

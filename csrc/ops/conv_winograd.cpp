@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <vector>
 
 #include "common/memory_format.h"
@@ -15,14 +16,14 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kTiles = 24;  // per task, approximately; these are the rows of a product
+constexpr int64_t kTiles = 24;  // per task, approximately
 constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
 constexpr int64_t kPassChannels = 64;      // output channels whose products stay in the L2 cache
 constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there too
 constexpr int64_t kLine = 64 / sizeof(float);
 
-// Packed weights: the bias [K'], then for each pass of output channels and each position the packed
-// weights of a 1x1 convolution (conv.h) with a bias of zero.
+// Packed weights: the bias [K'], then for each pass of output channels the weights of
+// WinogradFactors.
 struct Layout {
   ConvPacking all;
 
@@ -34,11 +35,10 @@ struct Layout {
     packing.K = std::min(pass(), all.K - p * pass());
     return packing;
   }
-  int64_t offset(int64_t p, int64_t position) const {  // all passes before are full
-    const int64_t full = pass() * (1 + all.C);
-    return all.bias_size() + p * kWinogradPositions * full + position * packing(p).size();
+  int64_t offset(int64_t p) const {  // all passes before are full
+    return all.bias_size() + p * kWinogradPositions * pass() * all.C;
   }
-  int64_t size() const { return all.bias_size() + kWinogradPositions * all.size(); }
+  int64_t size() const { return all.padded_K() * (1 + kWinogradPositions * all.C); }
 };
 
 // weight [K, C, 3, 3], or [C, K, 3, 3] if it is to be turned: of the convolution that gives the
@@ -65,11 +65,6 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
     const Tensor values = torch::stable::contiguous(*bias);
     std::copy_n(static_cast<const float*>(values.const_data_ptr()), K, to);
   }
-  for (int64_t p = 0; p < layout.passes(); ++p) {
-    for (int position = 0; position < kWinogradPositions; ++position) {
-      std::fill_n(to + layout.offset(p, position), layout.packing(p).bias_size(), 0.0f);
-    }
-  }
   const float* filters = static_cast<const float*>(from.const_data_ptr());
   const int64_t block = layout.all.block;
   parallel_chunks(ceil_div(K, block), 1, [&] {
@@ -82,8 +77,8 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
             filter,
             channel,
             is_turned,
-            to + layout.offset(p, 0) + packing.bias_size() + in_pass * C,
-            packing.size(),
+            to + layout.offset(p) + in_pass * C,
+            packing.padded_K() * C,
             std::min(block, packing.padded_K() - in_pass),
             std::min(block, K - k),
             C
@@ -101,6 +96,7 @@ struct Plan {
   const float* packed;
   int64_t N, left, top;
   Layout layout;
+  bool is_streamed;
   Activation activation;
   double negative_slope;
   std::vector<float> zeros;
@@ -138,9 +134,18 @@ class Worker {
     for (int64_t p = pass_begin; p < pass_end; ++p) {
       const ConvPacking packing = plan_.layout.packing(p);
       const int64_t stride = packing.padded_K(), channel = p * plan_.layout.pass();
-      for (int position = 0; position < kWinogradPositions; ++position) {
-        multiply(packing, plan_.packed + plan_.layout.offset(p, position), position, count);
-      }
+      const WinogradFactors factors{
+          transformed_,
+          plan_.input_plane(),
+          plan_.packed + plan_.layout.offset(p),
+          products_,
+          plan_.output_plane(),
+          count,
+          plan_.input.C,
+          stride,
+          plan_.layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes
+      };
+      FASTVISION_CALL(winograd_multiply, factors);
       const WinogradOutput output{
           products_,
           plan_.output_plane(),
@@ -151,6 +156,7 @@ class Worker {
           count,
           channel,
           packing.K,
+          plan_.is_streamed,
           plan_.activation,
           plan_.negative_slope
       };
@@ -175,40 +181,18 @@ class Worker {
     }
   }
 
-  void multiply(const ConvPacking& packing, const float* packed, int position, int64_t count) {
-    const float* from = transformed_ + position * plan_.input_plane();
-    float* to = products_ + position * plan_.output_plane();
-    for (int64_t t = 0; t < count; ++t) {
-      factors_[t] = from + t * packing.C;
-      results_[t] = to + t * packing.padded_K();
-    }
-    const ConvTile<float> tile{
-        factors_,
-        results_,
-        nullptr,
-        nullptr,
-        count,
-        packed,
-        &packing,
-        0,
-        packing.blocks(),
-        false,
-        false,
-        plan_.layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes,
-        Activation::none,
-        0
-    };
-    FASTVISION_CALL(conv_tile, tile);
-  }
-
   const Plan& plan_;
   float *const transformed_, *const products_;
   const float* pixels_[kMostTiles * kWinogradPositions];
   const float* residuals_[kMostTiles * kWinogradPixels];
   float* outputs_[kMostTiles * kWinogradPixels];
-  const float* factors_[kMostTiles];
-  float* results_[kMostTiles];
 };
+
+// Whether each pixel of a channels_last result takes whole cache lines.
+bool is_whole_lines(const Tensor& output) {
+  const auto address = reinterpret_cast<uintptr_t>(output.const_data_ptr());
+  return address % (kLine * sizeof(float)) == 0 && output.size(1) % kLine == 0;
+}
 
 // Number of tasks that tiles and passes are divided into, balanced over the threads.
 struct Parts {
@@ -274,6 +258,7 @@ Tensor convolve(
       o.left,
       o.top,
       layout,
+      channels_last && is_whole_lines(output) && is_streamed(output.numel() * 4),
       static_cast<Activation>(o.activation),
       o.negative_slope,
       std::vector<float>(C)

@@ -38,6 +38,18 @@ struct WinogradInput {
   int64_t tiles, C;
 };
 
+// In each position [tiles][C] times [C][channels].
+struct WinogradFactors {
+  const float* inputs;  // [6][6][tiles][C], positions `input_plane` apart
+  int64_t input_plane;
+  const float* weights;  // [6][6][block of channels][C][channels of the block]
+  float* products;       // [6][6][tiles][channels], positions `plane` apart
+  int64_t plane;
+  int64_t tiles, C;
+  int64_t channels;  // of the output, whole vectors
+  bool far_weights;  // not yet in the L2 cache
+};
+
 struct WinogradOutput {
   const float* products;  // [6][6][tiles][stride], positions `plane` apart
   int64_t plane, stride;
@@ -46,12 +58,14 @@ struct WinogradOutput {
   const float* bias;              // [channels], in whole vectors
   int64_t tiles;
   int64_t channel, channels;  // first channel in the maps, number of channels
+  bool is_streamed;  // past the caches, since outputs begin at cache lines and have whole ones
   Activation activation;
   double negative_slope;
 };
 
 FASTVISION_DECLARE_CPU(void, winograd_filters, const WinogradFilters&)
 FASTVISION_DECLARE_CPU(void, winograd_input, const WinogradInput&)
+FASTVISION_DECLARE_CPU(void, winograd_multiply, const WinogradFactors&)
 FASTVISION_DECLARE_CPU(void, winograd_output, const WinogradOutput&)
 
 }  // namespace fastvision

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastvision import ops, reference
+from fastvision import _extension, ops, reference
 from fastvision._memory_format import memory_format
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
 from fastvision.testing.conv_bn_relu import Sample
-from fastvision.testing.marks import LAYOUTS
+from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, in_format
 
@@ -199,6 +199,26 @@ def test_winograd(backend, C, K, size, monkeypatch):
             assert torch.equal(planes, y), "another algorithm in another memory format"
     monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_WINOGRAD_PIXELS", float("inf"))
     assert not torch.equal(y, sample(**options)), "the plain sum was used"
+
+
+# 48 channels fill cache lines, so that results of more than 8 MiB are written past the caches
+@pytest.mark.parametrize("K", [48, 44])
+@pytest.mark.parametrize("level", _extension.cpu_levels())
+@needs_library
+def test_large_results_of_winograd(level, K, cpu_level):
+    try:
+        _extension.set_cpu_level(level)
+    except ValueError as error:
+        pytest.skip(str(error))
+    sample = Sample(32, K, (3, 3), size=(150, 161), channels_last=True)
+    options = {"padding": 1, "activation": "silu"}
+    residual = in_format(cases.feature_map(*sample(**options).shape, seed=25), True)
+    y = sample(**options, residual=residual)
+    assert y.nbytes > 8 << 20
+    whole = sample.input
+    for n in range(2):
+        sample.input = whole[n : n + 1]
+        assert torch.equal(sample(**options, residual=residual[n : n + 1])[0], y[n])
 
 
 @pytest.mark.parametrize("relu", [False, True])
