@@ -14,10 +14,10 @@ inline int64_t search_column(TopkArgs<T>& args, int64_t begin, int64_t end) {
   constexpr int kLanes = lanes_v<value_t>, kVectors = 4;
   static_assert(kVectors * kLanes <= kTopkBlock);
   const auto bound = broadcast(args.bounds[0]);
-  Candidate<value_t>* found = args.found;
+  candidate_t<T>* found = args.found;
   int64_t count = args.counts[0];
   const auto append = [&](int64_t row) {
-    found[count++] = {value_of(args.input + row), static_cast<int32_t>(row)};
+    found[count++] = candidate_of(value_of(args.input + row), row);
   };
   int64_t row = begin;
   for (; row + kVectors * kLanes <= end; row += kVectors * kLanes) {
@@ -66,9 +66,7 @@ inline int64_t search_columns(TopkArgs<T>& args, int64_t begin, int64_t end) {
       for (; bits != 0; bits &= bits - 1) {
         const int column = first + __builtin_ctz(bits);
         int64_t& count = args.counts[column];
-        args.found[column * args.capacity + count++] = {
-            value_of(values + column), static_cast<int32_t>(row)
-        };
+        args.found[column * args.capacity + count++] = candidate_of(value_of(values + column), row);
         is_full |= count == args.capacity;
       }
     }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <memory>
 
@@ -21,12 +22,6 @@ float not_a_number(float) { return std::numeric_limits<float>::quiet_NaN(); }
 double not_a_number(double) { return std::numeric_limits<double>::quiet_NaN(); }
 half_t not_a_number(half_t) { return {0x7e00}; }
 bfloat16_t not_a_number(bfloat16_t) { return {0x7fc0}; }
-
-// By descending value, and by row where they are equal.
-template <typename V>
-bool is_better(const Candidate<V>& a, const Candidate<V>& b) {
-  return a.value > b.value || (a.value == b.value && a.row < b.row);
-}
 
 template <typename T>
 class Topk {
@@ -47,7 +42,7 @@ class Topk {
     piece_ = (rows_ + pieces_ - 1) / pieces_;
     capacity_ = std::min(k_ + std::max(k_, 4 * kTopkBlock), piece_ + kTopkBlock);
     const int64_t lists = images_ * columns_ * pieces_;
-    found_.reset(new Candidate<value_t>[lists * capacity_]);
+    found_.reset(new Found[lists * capacity_]);
     counts_.reset(new int64_t[lists]);
   }
 
@@ -74,7 +69,7 @@ class Topk {
 
  private:
   using value_t = accumulate_t<T>;
-  using Found = Candidate<value_t>;
+  using Found = candidate_t<T>;
 
   void search(int64_t image, int64_t block, int64_t piece) {
     const int64_t column = block * kTopkColumns;
@@ -96,7 +91,7 @@ class Topk {
           shrink(candidates, args.counts[i]);
           args.counts[i] = k_;
           // rows that follow are behind those of the same value
-          const value_t worst = candidates[k_ - 1].value, above = HUGE_VAL;
+          const value_t worst = value_of_candidate<value_t>(candidates[k_ - 1]), above = HUGE_VAL;
           args.bounds[i] = worst < above ? std::nextafter(worst, above) : not_a_number(worst);
         }
       }
@@ -106,7 +101,7 @@ class Topk {
 
   // The k best come first, with the worst of them at their end.
   void shrink(Found* candidates, int64_t count) const {
-    std::nth_element(candidates, candidates + k_ - 1, candidates + count, is_better<value_t>);
+    std::nth_element(candidates, candidates + k_ - 1, candidates + count, std::greater<Found>());
   }
 
   void finish(int64_t list, T* values, int64_t* indices) const {
@@ -121,11 +116,11 @@ class Topk {
       shrink(candidates, count);
       count = k_;
     }
-    std::sort(candidates, candidates + count, is_better<value_t>);
+    std::sort(candidates, candidates + count, std::greater<Found>());
     const T* column = input_ + list / columns_ * image_step_ + list % columns_;
     for (int64_t i = 0; i < count; ++i) {
-      values[i] = column[candidates[i].row * row_step_];
-      indices[i] = candidates[i].row;
+      indices[i] = row_of<value_t>(candidates[i]);
+      values[i] = column[indices[i] * row_step_];
     }
     std::fill_n(values + count, k_ - count, not_a_number(T{}));
     std::fill_n(indices + count, k_ - count, 0);

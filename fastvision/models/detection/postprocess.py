@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops import batched_nms, batched_nms_padded
 from ._constants import constant
+from ._selection import largest
 
 
 class Kept(NamedTuple):
@@ -34,11 +35,12 @@ def top_of_levels(scores: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
         k: how many; all of a level that has fewer.
 
     Returns:
-        Scores and int64 indices into the concatenated levels, both [B, sum of min(k, N_l)].
+        Scores and int64 indices into the concatenated levels, both [B, sum of min(k, N_l)]. NaN is
+        no candidate, and stands for those that are missing.
     """
     values, indices, start = [], [], 0
     for level in scores:
-        best, index = level.topk(min(k, level.shape[1]), dim=1)
+        best, index = largest(level, k)
         values.append(best)
         indices.append(index + start)
         start += level.shape[1]
