@@ -18,7 +18,8 @@ from .. import _extension
 from ..ops import _backend
 from ..ops.conv.spec import Weights
 from . import modules, rules  # noqa: F401  (rules apply once imported)
-from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, run_chain
+from .anchors import End, Norm, Ready
+from .chains import Deferred, Traced, autocast_of, defer, run_chain
 from .classes import Fused
 from .images import Image
 
