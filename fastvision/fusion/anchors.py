@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from .images import Value
 class Norm:
     """A batch normalization with fixed statistics, from a module or a function call."""
 
-    __slots__ = ("channels", "eps", "name", "tensors")
+    __slots__ = ("channels", "counted", "eps", "name", "tensors")
 
     def __init__(
         self,
@@ -27,6 +28,7 @@ class Norm:
     ) -> None:
         self.tensors = (weight, bias, mean, var)
         self.eps, self.name = eps, name
+        self.counted: list[Tensor] | None = None  # those whose writes torch counts
         shapes = {t.shape for t in self.tensors if t is not None}
         shape: Any = shapes.pop() if len(shapes) == 1 else ()
         ordinary = len(shape) == 1 and not any(isinstance(t, Value) for t in self.tensors)
@@ -39,6 +41,12 @@ class Norm:
         return not torch.is_grad_enabled() or not any(
             t is not None and t.requires_grad for t in self.tensors
         )
+
+    def writes(self) -> int:
+        """The number of writes that torch has counted."""
+        if self.counted is None:  # not before: a tracer need not know
+            self.counted = [t for t in self.tensors if t is not None and not t.is_inference()]
+        return sum([t._version for t in self.counted])
 
     def is_same(self, other: Norm | None) -> bool:
         """Whether it has the same tensors; each call of F.batch_norm makes a new Norm."""
@@ -56,7 +64,7 @@ NO_END: End = ("none", 0.01)
 class Ready:
     """Facts about an anchor's calls with inputs of one kind, cached."""
 
-    __slots__ = ("autocast", "counted", "dtype", "kept", "placeholder", "weight")
+    __slots__ = ("autocast", "bias", "counted", "dtype", "kept", "placeholder", "weight")
 
     def __init__(
         self,
@@ -65,11 +73,29 @@ class Ready:
         autocast: torch.dtype | None,
         shape: Any,  # of the result; None under a tracer
         weight: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> None:
-        self.dtype, self.autocast, self.weight, self.kept = dtype, autocast, weight, kept
-        self.counted = weight is not None and not weight.is_inference()  # torch counts writes
+        self.dtype, self.autocast, self.kept = dtype, autocast, kept
+        self.weight, self.bias = weight, bias
+        # torch counts writes
+        self.counted = weight is not None and not (
+            weight.is_inference() or (bias is not None and bias.is_inference())
+        )
         # data of the deferred results, which are instances of a subclass of Tensor
         self.placeholder: Any = None if shape is None else _placeholder(shape, autocast or dtype)
+
+    def writes(self, norm: Norm | None = None) -> int | None:
+        """The number of writes to the weights so far, and to those of ``norm``; None if torch does
+        not count them."""
+        weight, bias = self.weight, self.bias
+        if weight is None or not self.counted:
+            return None
+        own = weight._version if bias is None else weight._version + bias._version
+        return own if norm is None else own + norm.writes()
+
+    def serves(self, parameters: Mapping[str, Tensor | None]) -> bool:
+        """Whether a layer's weights are these."""
+        return parameters.get("weight") is self.weight and parameters.get("bias") is self.bias
 
 
 @functools.lru_cache(maxsize=4096)

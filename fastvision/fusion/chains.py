@@ -40,7 +40,7 @@ class _Chain(Value):
     anchor: Any = None
     source: Any = None  # an Image; under a tracer a Traced
     ready: Any = None
-    stamp: int | None = None  # version of the anchor's weight at its call
+    stamp: int | None = None  # writes to the weights and the normalization's until their calls
     normalization: Norm | None = None
     residual: Any = None  # an Image; under a tracer a tensor
     end: End | None = None  # an activation that was called
@@ -102,7 +102,10 @@ class _Chain(Value):
         if not self.may_go_on():
             return NotImplemented
         self.used = True
-        new = _begin(self.anchor, self.source, self.ready, self.stamp)
+        stamp = self.stamp
+        if stamp is not None and norm is not self.normalization and norm is not None:
+            stamp += norm.writes()
+        new = _begin(self.anchor, self.source, self.ready, stamp)
         new.normalization = norm
         if residual is not None:
             new.join(residual)
@@ -141,12 +144,13 @@ class _Chain(Value):
         if self.is_lost():
             raise RuntimeError("the computation of this value was interrupted")
         if self.stamp is not None and (
-            ready.weight._version != self.stamp
-            or self.anchor._parameters.get("weight") is not ready.weight
+            ready.writes(self.normalization) != self.stamp
+            or not ready.serves(self.anchor._parameters)
         ):
             raise RuntimeError(
-                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
-                "call and the first use of what it gave: use it before, or clone() it"
+                f"the weights of a fused {type(self.anchor).__name__}, or of the normalization "
+                "after it, were written to between its call and the first use of what it gave: "
+                "use it before, or clone() it"
             )
         source, norm, held = self.source, self.normalization, [self.residual]
         self.source = None  # an exception leaves nothing to compute from
@@ -280,7 +284,7 @@ class Traced(_Chain):
 
 def defer(anchor: Any, source: Any, ready: Ready) -> Any:
     """The deferred result of ``anchor`` for ``source``."""
-    return _begin(anchor, source, ready, ready.weight._version if ready.counted else None)  # type: ignore[union-attr]
+    return _begin(anchor, source, ready, ready.writes())
 
 
 def _begin(anchor: Any, source: Any, ready: Ready, stamp: int | None) -> Any:
