@@ -56,7 +56,8 @@ def fuse(
     ``load_state_dict(state_dict())``.
 
     Values inside the copy are instances of a subclass of Tensor, which is visible to hooks. Writing
-    to the weight of a convolution between its call and the first use of its result is an error.
+    to the weights of a convolution, or of the normalization after it, between its call and the
+    first use of its result is an error.
 
     With ``training=True``, the copy is for training. It shares the parameters and buffers of
     ``model``, so an optimizer may hold either's, and keeps its hooks and state dict; convert the

@@ -39,7 +39,7 @@ class Entrance:
         change."""
         for reference in self.scope:
             deferred = reference()
-            if deferred is not None and deferred.value is None:
+            if deferred is not None and not deferred.is_lost():
                 deferred.compute()
         self.scope.clear()
 

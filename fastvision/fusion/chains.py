@@ -12,15 +12,17 @@ Images and Deferreds exist in eager mode only. A tracer has its own tensors, for
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._memory_format import is_channels_last
 from ..ops._checks import is_eager
+from .anchors import NO_END, End, Norm, Ready
 from .images import (
     Image,
     Value,
@@ -32,105 +34,13 @@ from .images import (
 from .trees import map_tree
 
 
-class Norm:
-    """A batch normalization with fixed statistics, from a module or a function call."""
-
-    __slots__ = ("channels", "eps", "name", "tensors")
-
-    def __init__(
-        self,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        name: str = "batch_norm",  # for reports
-    ) -> None:
-        self.tensors = (weight, bias, mean, var)
-        self.eps, self.name = eps, name
-        shapes = {t.shape for t in self.tensors if t is not None}
-        shape: Any = shapes.pop() if len(shapes) == 1 else ()
-        ordinary = len(shape) == 1 and not any(map(is_value, self.tensors))
-        self.channels: int | None = shape[0] if ordinary else None
-
-    def is_of(self, channels: int) -> bool:
-        """Whether it has this number of channels, and needs no gradient."""
-        if self.channels != channels:
-            return False
-        return not torch.is_grad_enabled() or not any(
-            t is not None and t.requires_grad for t in self.tensors
-        )
-
-    def is_same(self, other: Norm | None) -> bool:
-        """Whether it has the same tensors; each call of F.batch_norm makes a new Norm."""
-        return self is other or (
-            other is not None
-            and self.eps == other.eps
-            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
-        )
-
-
-End = tuple[str, float]  # activation at the end of a chain, negative slope
-NO_END: End = ("none", 0.01)
-
-
-class Ready:
-    """Facts about an anchor's calls with inputs of one kind, cached."""
-
-    __slots__ = ("autocast", "counted", "dtype", "kept", "placeholder", "weight")
-
-    def __init__(
-        self,
-        kept: set[str],
-        dtype: torch.dtype,
-        autocast: torch.dtype | None,
-        shape: Any,  # of the result; None under a tracer
-        weight: Tensor | None = None,
-    ) -> None:
-        self.dtype, self.autocast, self.weight, self.kept = dtype, autocast, weight, kept
-        self.counted = weight is not None and not weight.is_inference()  # torch counts writes
-        # data of the deferred results, which are instances of a subclass of Tensor
-        self.placeholder: Any = None if shape is None else _placeholder(shape, autocast or dtype)
-
-
-@functools.lru_cache(maxsize=4096)
-def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without memory, on the meta device."""
-    with torch.inference_mode(False):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-
-class Anchor(Protocol):
-    """The layer that begins a chain: a convolution, linear layer or normalization."""
-
-    takes_norm: bool
-    takes_residual: bool
-    overwrites: bool  # whether the result can take the residual's memory
-    # stages whose values were used outside the chain; later calls end the chain there
-    kept: set[str]
-
-    def run(
-        self,
-        x: Tensor,
-        norm: Norm | None,
-        residual: Tensor | None,
-        end: End,
-        autocast: torch.dtype | None,
-        *,
-        eager: bool,
-        overwrite: bool = False,
-    ) -> Tensor: ...
-
-    def shape_of(self, x: Tensor) -> torch.Size | tuple[int, ...]: ...
-
-
 class _Chain(Value):
     """A deferred chain so far: an anchor, an optional normalization, an optional addition."""
 
     anchor: Any = None
     source: Any = None  # an Image; under a tracer a Traced
     ready: Any = None
-    stamp: int | None = None  # version of the anchor's weight at its call
+    stamp: int | None = None  # writes to the weights and the normalization's until their calls
     normalization: Norm | None = None
     residual: Any = None  # an Image; under a tracer a tensor
     end: End | None = None  # an activation that was called
@@ -152,8 +62,17 @@ class _Chain(Value):
         if self.value is None:
             if self.used:
                 self.ready.kept.add(self.stage)
-            self.settle(self._run(self.end or NO_END, last=True))
+            self.finish()
         return self.value
+
+    def finish(self) -> None:
+        """Computes the value for others than the model's code."""
+        if self.value is None:
+            self.settle(self._run(self.end or NO_END, last=True))
+
+    def is_lost(self) -> bool:
+        """Whether the computation was interrupted by an exception and cannot be repeated."""
+        return self.value is None and self.source is None
 
     def settle(self, value: Any) -> None:
         """Sets the value and drops the inputs."""
@@ -176,21 +95,34 @@ class _Chain(Value):
     def may_add(self) -> bool:
         return self.residual is None and self.may_go_on() and self.anchor.takes_residual
 
+    # another thread may compute the value before these; then they return NotImplemented
+
     def longer(self, norm: Norm | None, residual: Any) -> Any:
         """A new value: this chain, extended."""
+        if not self.may_go_on():
+            return NotImplemented
         self.used = True
-        new = _begin(self.anchor, self.source, self.ready, self.stamp)
+        stamp = self.stamp
+        if stamp is not None and norm is not self.normalization and norm is not None:
+            stamp += norm.writes()
+        new = _begin(self.anchor, self.source, self.ready, stamp)
         new.normalization = norm
         if residual is not None:
             new.join(residual)
         return new
 
-    def join(self, residual: Any) -> None:
+    def join(self, residual: Any) -> Any:
+        """This chain, extended by an addition."""
+        if not self.may_go_on():
+            return NotImplemented
         self.residual = residual
         if type(residual) is Image:
             residual._shared.add(weakref.ref(self))
+        return self
 
     def activated(self, end: End, *, in_place: bool) -> Any:
+        if not self.may_go_on():
+            return NotImplemented
         if self._may_overwrite(self.residual):
             # computed when its residual may be of no more use
             new = self if in_place else self.longer(self.normalization, self.residual)
@@ -209,24 +141,24 @@ class _Chain(Value):
     def _run(self, end: End, *, last: bool) -> Any:
         """``last``: whether the chain's inputs are dropped afterwards."""
         ready = self.ready
-        if self.source is None:
+        if self.is_lost():
             raise RuntimeError("the computation of this value was interrupted")
         if self.stamp is not None and (
-            ready.weight._version != self.stamp
-            or self.anchor._parameters.get("weight") is not ready.weight
+            ready.writes(self.normalization) != self.stamp
+            or not ready.serves(self.anchor._parameters)
         ):
             raise RuntimeError(
-                f"the weight of a fused {type(self.anchor).__name__} was written to between its "
-                "call and the first use of what it gave: use it before, or clone() it"
+                f"the weights of a fused {type(self.anchor).__name__}, or of the normalization "
+                "after it, were written to between its call and the first use of what it gave: "
+                "use it before, or clone() it"
             )
-        held = [self.residual]
+        source, norm, held = self.source, self.normalization, [self.residual]
+        self.source = None  # an exception leaves nothing to compute from
         self.residual = None  # held by the list alone
         overwrite = last and self._may_overwrite(held[0]) and is_held_alone(held)
-        source, norm = self.source, self.normalization
-        if overwrite:
-            self.source = None  # an exception leaves nothing to compute from
-        else:
+        if not overwrite:
             self.residual = held[0]
+            self.source = source
         return run_chain(
             self.anchor, source, norm, held[0], end, ready.autocast, overwrite=overwrite
         )
@@ -249,7 +181,8 @@ class _Chain(Value):
 
     @property
     def device(self) -> torch.device:
-        return (self.source if self.value is None else self.value).device
+        source = self.source
+        return (self.compute() if source is None else source).device
 
     @property
     def ndim(self) -> int:
@@ -291,7 +224,7 @@ def run_chain(
         plain = anchor.run(x, norm, residual, end, autocast, eager=eager, overwrite=True)
     else:
         plain = anchor.run(x, norm, residual, end, autocast, eager=eager)
-    if not (is_image and eager):
+    if not is_image or type(plain) is not Tensor:  # under a tracer, or made by a dispatch mode
         return plain
     # the model's own layer would have kept the format
     if not source._in_other_format and source._viewed is None and is_channels_last(x):
@@ -302,9 +235,24 @@ def run_chain(
     return new
 
 
+def _locked(method: Callable[..., Any]) -> Any:
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class Deferred(_Chain, Tensor):  # type: ignore[override]
     """A chain in eager mode. C++ code also sees a Tensor, without memory; its operations reach
     ``__torch_dispatch__``."""
+
+    lock: threading.RLock  # held while the value is computed, which takes the inputs away
+
+    compute, finish = _locked(_Chain.compute), _locked(_Chain.finish)
+    is_lost, longer = _locked(_Chain.is_lost), _locked(_Chain.longer)
+    join, activated = _locked(_Chain.join), _locked(_Chain.activated)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -336,12 +284,13 @@ class Traced(_Chain):
 
 def defer(anchor: Any, source: Any, ready: Ready) -> Any:
     """The deferred result of ``anchor`` for ``source``."""
-    return _begin(anchor, source, ready, ready.weight._version if ready.counted else None)  # type: ignore[union-attr]
+    return _begin(anchor, source, ready, ready.writes())
 
 
 def _begin(anchor: Any, source: Any, ready: Ready, stamp: int | None) -> Any:
     if type(source) is Image:
         new: Any = _make_subclass(Deferred, ready.placeholder)
+        new.lock = threading.RLock()
         reader = weakref.ref(new)
         source._shared.add(reader)
         source._scope.append(reader)
@@ -396,8 +345,8 @@ def compute_readers(value: Image) -> None:
     readers = value._shared
     while readers:
         deferred = readers.pop()()
-        if deferred is not None and deferred.value is None:
-            deferred.settle(deferred._run(deferred.end or NO_END, last=True))
+        if deferred is not None:
+            deferred.finish()
 
 
 def autocast_of(x: Tensor) -> torch.dtype | None:

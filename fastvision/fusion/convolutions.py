@@ -15,7 +15,7 @@ from ..ops.conv import cpu
 from ..ops.conv.spec import ConvSpec, Weights, paddings
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
-from .chains import NO_END, End, Norm
+from .anchors import NO_END, End, Norm
 from .layers import FusedLayer, Made, State, own_kernels, weight_state
 
 _NOTHING = contextlib.nullcontext()

@@ -132,6 +132,7 @@ class Image(Value, Tensor):
             own = Tensor.size(self)
         if own != self._plain.shape:
             self._set(self._plain)
+            self._is_new = False  # it may be the memory of an array
 
     def _set(self, plain: Tensor) -> None:
         with torch._C.DisableTorchFunctionSubclass():
@@ -186,11 +187,16 @@ def is_held_alone(held: list[Image]) -> bool:
 
 def _references(held: list[Image]) -> tuple[int, ...]:
     """Counts all that can hold the memory of the image in the list: references of Python and of C++
-    to the image and to its tensor, and the tensors, storages and arrays that share the storage."""
+    to the image and to its tensor, and the tensors, storages and arrays that share the storage.
+    Weak references of Python count, too: another thread may follow one."""
     uses: Any = Tensor._use_count  # type: ignore[attr-defined]
     with torch._C.DisableTorchFunctionSubclass():
         storage = held[0]._memory.untyped_storage()
+        objects = (held[0], held[0]._memory, storage)
+        weak = sum(map(weakref.getweakrefcount, objects))
+        del objects
         return (
+            weak,
             held[0]._base is None,  # otherwise the image itself refers to its tensor
             sys.getrefcount(held[0]),
             sys.getrefcount(held[0]._memory),

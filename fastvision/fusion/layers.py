@@ -18,7 +18,8 @@ from .. import _extension
 from ..ops import _backend
 from ..ops.conv.spec import Weights
 from . import modules, rules  # noqa: F401  (rules apply once imported)
-from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, run_chain
+from .anchors import End, Norm, Ready
+from .chains import Deferred, Traced, autocast_of, defer, run_chain
 from .classes import Fused
 from .images import Image
 
@@ -160,18 +161,20 @@ class FusedLayer(Stateful):
         """The cached facts about calls with inputs like ``source``; None if it cannot be fused."""
         x = source._memory if source._viewed is None else source._plain
         state: State = self.__dict__["_fused"]
-        weight = self._parameters.get("weight")
+        own = self._parameters
         autocast = autocast_of(x)
         ready = state.ready.get(x.shape)
         if (
             ready is None
-            or ready.weight is not weight
+            or not ready.serves(own)
             or ready.dtype is not x.dtype
             or ready.autocast is not autocast
         ):
             if not self._fits(x, autocast):
                 return None
-            ready = state.know(x, Ready(self.kept, x.dtype, autocast, self.shape_of(x), weight))
+            weights = own.get("weight"), own.get("bias")
+            ready = Ready(self.kept, x.dtype, autocast, self.shape_of(x), *weights)
+            state.know(x, ready)
         if torch.is_grad_enabled() and self._needs_gradient(x):
             return None
         return ready

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _extension, ops
 from ..ops.conv.linear import PackedLinear
 from ..reference.activations import ACTIVATIONS
-from .chains import End
+from .anchors import End
 from .layers import FusedLayer, Made, own_kernels, weight_state
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops._batch_norm_statistics import fixed_statistics
 from ..reference.activations import ACTIVATIONS, activate
+from .anchors import End, Norm, Ready
 from .calls import extend
-from .chains import Deferred, End, Norm, Ready, Traced, autocast_of, defer, is_value
+from .chains import Deferred, Traced, autocast_of, defer, is_value
 from .images import Image
 from .layers import FLOATS, Made, State, Stateful, own_kernels
 
@@ -130,7 +131,9 @@ def normalized(input: Any, norm: Norm, layer: FusedNorm | None = None) -> Any:
     value = input
     if kind is Deferred or kind is Traced:
         if input.may_normalize(norm):
-            return input.longer(norm, None)
+            longer = input.longer(norm, None)
+            if longer is not NotImplemented:
+                return longer
         value = input.compute()
     x = value._plain if type(value) is Image else value
     if x.dim() < 2 or not norm.is_of(x.shape[1]):

@@ -169,6 +169,11 @@ def _fresh_map(value: Image, function: Callable[[Tensor], Tensor]) -> Image:
 
 
 def _may_join(residual: Any, deferred: Any) -> bool:
+    image = residual.value if is_deferred(residual) else residual
+    if type(image) is Image and (
+        image._shared.escaped or (torch.is_grad_enabled() and image.requires_grad)
+    ):
+        return False
     return (
         is_value(residual)
         and residual is not deferred
@@ -195,9 +200,7 @@ def _add_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     value, other = args
     if is_deferred(value) and value.may_add() and _may_join(other, value):
         residual = other.compute() if is_deferred(other) else other
-        if value.value is None:  # computing the other may have computed this one
-            value.join(residual)
-            return value
+        return value.join(residual)  # unless computing the other has computed this one
     return NotImplemented
 
 

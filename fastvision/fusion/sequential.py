@@ -7,7 +7,8 @@ from typing import Any
 from ..ops._layers import activation_name, is_plain
 from ..reference.activations import DEFAULT_SLOPE
 from . import modules
-from .chains import NO_END, Deferred, End, Norm, is_deferred
+from .anchors import NO_END, End, Norm
+from .chains import Deferred, is_deferred
 from .classes import Fused
 from .images import Image
 from .layers import FusedLayer
@@ -25,7 +26,9 @@ class FusedActivation(Fused):
 
     def forward(self, input: Any) -> Any:
         if is_deferred(input) and input.may_go_on() and not self._forward_hooks:
-            return input.activated(self.end(), in_place=self.__dict__.get("inplace", False))
+            result = input.activated(self.end(), in_place=self.__dict__.get("inplace", False))
+            if result is not NotImplemented:
+                return result
         return super().forward(input)
 
     def end(self) -> End:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..ops._checks import is_eager, needs_gradient
 from ..ops._layers import has_global_hooks, is_plain
-from .chains import NO_END
+from .anchors import NO_END
 from .classes import become
 from .convolutions import FusedConv2d
 from .layers import Made, State, weight_state

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.dlpack
@@ -13,7 +17,7 @@ from torch.nn import functional as F
 
 import fastvision
 from fastvision import _extension
-from fastvision.fusion import images
+from fastvision.fusion import chains, images
 from fastvision.ops.conv import cpu
 
 pytestmark = [
@@ -151,6 +155,8 @@ HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Tensor]]] = {
     "windows": (lambda x: x.unfold(1, 2, 2), same),
 }
 
+WEAK = (weakref.ref, lambda held: held())
+
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_what_is_held_stays(holder: str, replaced: list[Tensor]) -> None:
@@ -171,16 +177,134 @@ def test_what_is_held_stays(holder: str, replaced: list[Tensor]) -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_every_reference_counts(mode: Any) -> None:
     with mode():
-        for hold, _ in HOLDERS.values():
+        for hold, _ in (*HOLDERS.values(), WEAK):
             image = images.new_image(torch.zeros(1, 8, 3, 3), [])
             held, kept = [image], hold(image._memory)
             del image
             assert not images.is_held_alone(held)
             del kept
             assert images.is_held_alone(held)
-        for hold, _ in HOLDERS.values():
+        for hold, _ in (*HOLDERS.values(), WEAK):
             image = images.new_image(torch.zeros(1, 8, 3, 3), [])
             held, kept = [image], hold(image)
             del image
             assert not images.is_held_alone(held)
             del kept
+
+
+class Code(nn.Module):
+    """``code`` makes a result from the sum of a convolution and a residual that nobody holds."""
+
+    def __init__(self, code: Callable[..., Any], prepare: Any = same) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.code, self.prepare = code, prepare
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        held = [self.prepare(self.first(x))]
+        y = self.second(self.third(x))
+        return self.code(self, y + held.pop())
+
+
+@pytest.mark.parametrize("end", [same, F.relu])
+def test_threads_that_share_a_sum(
+    end: Any, replaced: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def code(net: Any, y: Tensor) -> Any:
+        y = end(y)
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda function: function(y), (F.silu, torch.relu, net.third)))
+
+    op = cpu._PLAIN_IN_PLACE
+
+    def slow(*args: Any) -> None:  # the other threads come meanwhile
+        time.sleep(0.02)
+        op(*args)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(cpu, "_PLAIN_IN_PLACE", slow)
+    model = Code(code).eval()
+    fused, x = fastvision.fuse(model), torch.randn(2, 8, 12, 12)
+    with torch.no_grad():
+        for _ in range(3):
+            for actual, expected in zip(fused(x), model(x), strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert end is same or replaced
+
+
+@pytest.mark.parametrize("place, name", [(cpu, "_PLAIN_IN_PLACE"), (chains, "is_held_alone")])
+def test_interrupt(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def code(net: Any, y: Tensor) -> Any:
+        y = F.relu(y)
+        net.seen.append(y)
+        return net.third(y)
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    model = Code(code).eval()
+    fused: Any = fastvision.fuse(model)
+    monkeypatch.setattr(place, name, interrupted)
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt):
+            fused(torch.randn(2, 8, 12, 12))
+        with pytest.raises(RuntimeError, match="interrupted"):  # not a sum without its residual
+            fused.seen[0].sum()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_memory_of_an_array(mode: Any, replaced: list[Tensor]) -> None:
+    array = np.ones((2, 12, 12, 8), np.float32)
+
+    def prepare(residual: Tensor) -> Tensor:
+        residual = F.max_pool2d(residual, (2, 1), (1, 1))
+        residual.data = torch.from_numpy(array).permute(0, 3, 1, 2)
+        return residual
+
+    model = Code(lambda net, y: net.third(torch.relu_(y)), prepare).eval()
+    fused, x = fastvision.fuse(model), torch.randn(2, 12, 12, 8).permute(0, 3, 1, 2)
+    with mode():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
+    assert (array == 1).all()
+    assert not replaced
+
+
+def test_gradient_of_a_residual(replaced: list[Tensor]) -> None:
+    gradients = []
+
+    def prepare(residual: Tensor) -> Tensor:
+        residual = residual.detach().requires_grad_()
+        residual.register_hook(gradients.append)
+        return residual
+
+    def code(net: Any, y: Tensor) -> Tensor:
+        y = F.relu(y)
+        assert y.requires_grad
+        return y.square().sum()
+
+    model = Code(code, prepare).eval().requires_grad_(False)
+    fused, x = fastvision.fuse(model), torch.randn(2, 8, 12, 12)
+    for net in (model, fused):
+        net(x).backward()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+def test_array_of_a_residual(replaced: list[Tensor]) -> None:
+    def prepare(residual: Tensor) -> Tensor:
+        arrays.append(residual.numpy())
+        return residual
+
+    def code(net: Any, y: Tensor) -> Tensor:
+        y = F.relu(y)
+        array = arrays.pop()
+        array += 1  # after the sum
+        return y * 2
+
+    arrays: list[Any] = []
+    model = Code(code, prepare).eval()
+    fused, x = fastvision.fuse(model), torch.randn(2, 8, 12, 12)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)

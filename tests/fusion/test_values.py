@@ -232,14 +232,15 @@ def test_parameters_of_a_functional_call():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["conv.weight", "conv.bias", "norm.weight", "norm.running_mean"])
 @torch.no_grad()
-def test_weights_written_between_a_call_and_its_use_are_an_error():
+def test_weights_written_between_a_call_and_its_use_are_an_error(name):
     def forward(self, x):
-        y = self.conv(x)
-        self.conv.weight.mul_(2)
+        y = self.norm(self.conv(x)) + self.second(x)
+        self.state_dict(keep_vars=True)[name].mul_(2)
         return y * 1
 
-    with pytest.raises(RuntimeError, match="weight of a fused Conv2d was written to"):
+    with pytest.raises(RuntimeError, match="weights of a fused Conv2d, .* were written to"):
         fastvision.fuse(Net(forward))(image())
 
 
