@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import sysconfig
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -211,7 +212,7 @@ def _references(held: list[Image]) -> tuple[int, ...]:
 def _alone() -> set[tuple[int, ...]]:
     """What :func:`_references` counts where nothing else holds the memory; empty if this Python or
     this torch cannot count."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # the lock may come and go with imports
         return set()
     counts = set()
     for mode in (torch.no_grad, torch.inference_mode):

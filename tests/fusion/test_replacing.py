@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -308,3 +309,9 @@ def test_array_of_a_residual(replaced: list[Tensor]) -> None:
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_python_without_a_lock_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert images._alone() == images._ALONE
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    assert images._alone() == set()
