@@ -62,7 +62,7 @@ class _Chain(Value):
         if self.value is None:
             if self.used:
                 self.ready.kept.add(self.stage)
-            self.finish()
+            self.settle(self._run(self.end or NO_END, last=True))
         return self.value
 
     def finish(self) -> None:
@@ -108,7 +108,7 @@ class _Chain(Value):
         new = _begin(self.anchor, self.source, self.ready, stamp)
         new.normalization = norm
         if residual is not None:
-            new.join(residual)
+            _Chain.join(new, residual)  # without its lock
         return new
 
     def join(self, residual: Any) -> Any:
@@ -141,7 +141,7 @@ class _Chain(Value):
     def _run(self, end: End, *, last: bool) -> Any:
         """``last``: whether the chain's inputs are dropped afterwards."""
         ready = self.ready
-        if self.is_lost():
+        if self.source is None:
             raise RuntimeError("the computation of this value was interrupted")
         if self.stamp is not None and (
             ready.writes(self.normalization) != self.stamp
@@ -250,9 +250,15 @@ class Deferred(_Chain, Tensor):  # type: ignore[override]
 
     lock: threading.RLock  # held while the value is computed, which takes the inputs away
 
-    compute, finish = _locked(_Chain.compute), _locked(_Chain.finish)
-    is_lost, longer = _locked(_Chain.is_lost), _locked(_Chain.longer)
-    join, activated = _locked(_Chain.join), _locked(_Chain.activated)
+    finish, is_lost = _locked(_Chain.finish), _locked(_Chain.is_lost)
+    longer, join = _locked(_Chain.longer), _locked(_Chain.join)
+    activated = _locked(_Chain.activated)
+
+    def compute(self) -> Any:
+        if self.value is None:
+            with self.lock:
+                return _Chain.compute(self)
+        return self.value
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
