@@ -82,6 +82,7 @@ def train_at_once(
 
     Raises:
         TypeError: weight or bias would have to be converted, which autograd has to see.
+        ValueError: the input has no channels or is empty.
     """
     statistics = (running_mean, running_var)
     if (
@@ -96,6 +97,8 @@ def train_at_once(
         output: Tensor = _Layer.apply(input, weight, bias, *statistics, momentum, end)
         mark_written(*statistics)
         return output
+    if input.dim() < 2 or input.numel() == 0:
+        raise ValueError(f"input must be [N, C, ...] and not empty, got {list(input.shape)}")
     dtype = arithmetic(input.dtype)
     for values in (weight, bias):
         if values is not None and values.dtype is not dtype:

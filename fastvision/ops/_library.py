@@ -3,12 +3,14 @@ object."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .. import _extension
 from ..reference.activations import ACTIVATIONS
@@ -127,9 +129,24 @@ def by_activation_name(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _define(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     torch.library.define(f"{_PACKAGE}::{name}", schema)
-    torch.library.register_fake(f"{_PACKAGE}::{name}", fake)
+    torch.library.register_fake(f"{_PACKAGE}::{name}", _of_one_device(fake))
     handle: Callable[..., Any] = getattr(getattr(torch.ops, _PACKAGE), name).default
     return handle
+
+
+def _of_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake``, which raises an error if only some tensors are on the meta device: the dispatcher
+    calls it then, too, and what it makes is memory that nothing fills."""
+
+    @functools.wraps(fake)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            for t in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(t, Tensor) and not (t.is_meta or isinstance(t, FakeTensor)):
+                    raise RuntimeError(f"tensors must be on one device, got meta and {t.device}")
+        return fake(*args, **kwargs)
+
+    return run
 
 
 def direct(handle: Callable[..., Any]) -> Callable[..., Any]:

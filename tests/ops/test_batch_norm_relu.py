@@ -322,6 +322,11 @@ def test_bad_input():
     refused(ValueError, "backend='cuda' cannot run", x, mean, var, backend="cuda")
     refused(ValueError, "Expected more than 1 value per channel when training", x[:1, :, :1, :1],
             mean, var, training=True)  # fmt: skip
+    weight.requires_grad_()
+    refused(ValueError, "must have shape", x[0, 0, 0], mean, var, weight, training=True)
+    nothing = torch.zeros(0, requires_grad=True)
+    y = ops.batch_norm_relu(x[:, :0], nothing.detach(), nothing.detach(), nothing, None, True)
+    assert y.shape == (x.shape[0], 0, *x.shape[2:])
 
 
 def test_refused_training_leaves_the_statistics():

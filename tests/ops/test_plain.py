@@ -176,6 +176,30 @@ def test_pooling_op_refuses_a_window_of_another_size():
             run(x, w)
 
 
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("training", [False, True])
+def test_tensors_on_the_meta_device_have_no_values(which, training):
+    """The dispatcher would call the fake, which returns memory that nothing has filled."""
+    names = ("running_mean", "running_var", "weight", "bias", "residual")
+    tensors = [MEAN.clone(), VAR.clone(), VAR, MEAN, X.clone()]
+    tensors[which] = tensors[which].to("meta")
+    options = {"training": training, **dict(zip(names, tensors, strict=True))}
+    with pytest.raises(ValueError, match=f"{names[which]} must be .*cpu.*, got .*meta"):
+        ops.batch_norm_relu(X, **options)
+    assert which == 1 or torch.equal(tensors[1], VAR)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_linear_layers_on_the_meta_device_have_no_values(rows):
+    x, weight, bias = torch.randn(rows, 5), torch.randn(7, 5), torch.randn(7)
+    for gradient in (False, True):
+        x.requires_grad_(gradient)
+        with pytest.raises(ValueError, match="weight must be on cpu as input, got meta"):
+            ops.linear_act(x, weight.to("meta"))
+        with pytest.raises(ValueError, match="bias must be on cpu as input, got meta"):
+            ops.linear_act(x, weight, bias.to("meta"))
+
+
 def test_options_of_another_type_are_refused_after_a_repeated_call():
     for _ in range(2):
         ops.conv_bn_relu(X, WEIGHT, stride=1)

@@ -188,7 +188,7 @@ def linear_act(
 
     Raises:
         TypeError: an argument is not a tensor, ``input`` is not floating-point, or dtypes differ.
-        ValueError: shapes do not match, or the activation is unknown.
+        ValueError: shapes or devices do not match, or the activation is unknown.
         NotImplementedError: a sparse, nested or mkldnn tensor.
     """
     if type(negative_slope) is float and is_plain(input, (weight, bias)):
@@ -221,6 +221,9 @@ def linear_act(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name} must be on {input.device} as input, got {tensor.device}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if is_transformed() or needs_gradient((input, weight, bias)):
