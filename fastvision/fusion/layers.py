@@ -18,7 +18,7 @@ from .. import _extension
 from ..ops import _backend
 from ..ops.conv.spec import Weights
 from . import modules, rules  # noqa: F401  (rules apply once imported)
-from .anchors import End, Norm, Ready
+from .anchors import NO_END, End, Norm, Ready
 from .chains import Deferred, Traced, autocast_of, defer, run_chain
 from .classes import Fused
 from .images import Image
@@ -90,7 +90,8 @@ class Made:
             self.weight is weight
             and self.bias is bias
             and (self.norm is norm or (norm is not None and norm.is_same(self.norm)))
-            and (not others or all(map(operator.is_, self.others, others)))
+            and len(self.others) == len(others)
+            and all(map(operator.is_, self.others, others))
             and self.versions is not None
             and self.versions == [t._version for t in self.given]
         )
@@ -211,6 +212,13 @@ class FusedLayer(Stateful):
         if end[0] != "none":
             parts.append(end[0])
         weight_state(self).chains[tuple(parts)] = None
+
+
+def note_alone(module: nn.Module) -> None:
+    """Records for the report that what a layer gives was computed by other code, with its weights
+    and without followers."""
+    if isinstance(module, FusedLayer):
+        module.note(None, None, NO_END)
 
 
 def _kind(module: nn.Module) -> str:

@@ -10,10 +10,9 @@ from torch import nn
 
 from ..ops._checks import is_eager, needs_gradient
 from ..ops._layers import has_global_hooks, is_plain
-from .anchors import NO_END
 from .classes import become
 from .convolutions import FusedConv2d
-from .layers import Made, State, weight_state
+from .layers import Made, State, note_alone, weight_state
 
 _KEY = "joined"
 
@@ -68,5 +67,5 @@ def _join(convs: Sequence[Any]) -> FusedConv2d:
     layer.__dict__["_fused"] = State(weight_state(first).channels_last)
     layer.eval()
     for conv in convs:
-        conv.note(None, None, NO_END)
+        note_alone(conv)
     return layer

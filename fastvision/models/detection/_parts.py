@@ -39,8 +39,8 @@ def check_counts(least: int = 0, /, **options: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
-def check_sizes(**options: Any) -> None:
-    """Of options by their names, in pixels.
+def check_positive(**options: Any) -> None:
+    """Of options by their names.
 
     Raises:
         TypeError: one is no number.

@@ -83,10 +83,8 @@ def best_pairs(logits: Tensor, quality: Tensor | None, k: int) -> tuple[Tensor, 
         return values.to(box_dtype(logits)).sigmoid(), pair // classes, pair % classes
     # they are among the classes of the places whose best class has the highest score, or is NaN
     best = logits.amax(2, keepdim=True)
-    best = best if quality is None else _averaged(best, quality)
-    place = largest(best[..., 0].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), k)[
-        1
-    ]
+    best = (best if quality is None else _averaged(best, quality))[..., 0]
+    _, place = largest(best.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), k)
     rows = take(logits, place)
     rows = rows if quality is None else _averaged(rows, take(quality, place))
     values, pair = largest(rows.flatten(1), k)

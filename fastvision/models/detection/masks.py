@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...fusion.border import tensor_of
+from ...fusion.layers import note_alone
 from ...ops import Sequential, roi_align
 from ...ops._layers import own_class
 from ...ops.chain import run_layers
@@ -52,6 +53,7 @@ def predict(predictor: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         return of_labels(predictor(x), labels)
     # the 1x1 convolution of one class for each box, as rows: torch's products of columns are slower
     x = tensor_of(run_layers(first, x))
+    note_alone(last)
     logits = last.weight[labels].flatten(1)[:, None] @ x.flatten(2)
     return logits.view(len(x), *x.shape[2:]) + last.bias[labels, None, None]
 

@@ -12,9 +12,21 @@ from torch.nn import functional as F
 from ...ops._checks import check_tensor
 from .._images import IMAGENET_MEAN, IMAGENET_STD
 from ._constants import constant
-from ._parts import check_counts, check_sizes
+from ._parts import check_counts, check_numbers, check_positive
 from .image_list import ImageList, Size, Target
 from .masks import paste_masks_in_image
+
+
+def _per_channel(
+    name: str, values: Sequence[float] | None, default: Sequence[float]
+) -> Sequence[float]:
+    if values is None:
+        return list(default)
+    if not isinstance(values, (list, tuple)) or not values:
+        raise TypeError(f"{name} must be a list of a number per channel, got {values!r}")
+    for value in values:
+        check_numbers(**{name: value})
+    return values
 
 
 class GeneralizedRCNNTransform(nn.Module):
@@ -34,8 +46,9 @@ class GeneralizedRCNNTransform(nn.Module):
     Other arguments, which torchvision's ignores, are an error: a detector passes its own on.
 
     Raises:
-        TypeError: a size is no number, or ``size_divisible`` no integer.
-        ValueError: one of them is not positive.
+        TypeError: a size, mean or deviation is no number, or ``size_divisible`` no integer.
+        ValueError: a size or deviation is not positive, ``fixed_size`` is no pair, or mean and
+            deviation are of different numbers of channels.
     """
 
     def __init__(
@@ -54,16 +67,25 @@ class GeneralizedRCNNTransform(nn.Module):
         if not sizes:
             raise ValueError("min_size must be a size or several, got none")
         for size in sizes:
-            check_sizes(min_size=size)
-        check_sizes(max_size=max_size)
+            check_positive(min_size=size)
+        check_positive(max_size=max_size)
         check_counts(1, size_divisible=size_divisible)
         if fixed_size is not None:
+            if not isinstance(fixed_size, (list, tuple)) or len(fixed_size) != 2:
+                raise ValueError(f"fixed_size must be (width, height), got {fixed_size!r}")
             for size in fixed_size:
-                check_sizes(fixed_size=size)
+                check_positive(fixed_size=size)
         self.min_size = sizes
         self.max_size = max_size
-        self.image_mean = image_mean or list(IMAGENET_MEAN)
-        self.image_std = image_std or list(IMAGENET_STD)
+        self.image_mean = _per_channel("image_mean", image_mean, IMAGENET_MEAN)
+        self.image_std = _per_channel("image_std", image_std, IMAGENET_STD)
+        for deviation in self.image_std:
+            check_positive(image_std=deviation)
+        if len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                "image_mean and image_std must have a number per channel each, "
+                f"got {len(self.image_mean)} and {len(self.image_std)}"
+            )
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
         self._skip_resize = _skip_resize

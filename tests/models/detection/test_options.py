@@ -85,13 +85,20 @@ def test_wrong_numbers(name: str) -> None:
         ({"min_size": (64, "big")}, TypeError, "min_size .* got 'big'"),
         ({"fixed_size": (64, 0)}, ValueError, "fixed_size .* got 0"),
         ({"size_divisible": 0}, ValueError, "size_divisible .* got 0"),
+        ({"fixed_size": 64}, ValueError, r"fixed_size must be \(width, height\), got 64"),
         ({"size_divisible": 1.5}, TypeError, "size_divisible .* got 1.5"),
+        ({"image_mean": 0.5}, TypeError, "image_mean must be a list .* got 0.5"),
+        ({"image_mean": []}, TypeError, r"image_mean must be a list .* got \[\]"),
+        ({"image_mean": (0.5, "big", 0.5)}, TypeError, "image_mean .* got 'big'"),
+        ({"image_mean": (0.5, math.nan, 0.5)}, ValueError, "image_mean .* got nan"),
+        ({"image_std": (0.5, 0, 0.5)}, ValueError, "image_std must be positive, got 0"),
+        ({"image_std": [0.5]}, ValueError, "image_mean and image_std .* got 3 and 1"),
     ],
 )
-def test_wrong_sizes(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    sizes: dict[str, Any] = {"min_size": 64, "max_size": 64, **options}
+def test_wrong_transforms(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"min_size": 64, "max_size": 64, "image_mean": None, "image_std": None}
     with pytest.raises(error, match=message):
-        detection.GeneralizedRCNNTransform(image_mean=None, image_std=None, **sizes)
+        detection.GeneralizedRCNNTransform(**{**given, **options})
 
 
 def test_share_of_positive_boxes() -> None:

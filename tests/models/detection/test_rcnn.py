@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import fastvision
 from fastvision import models
 from fastvision.models import detection
-from fastvision.models.detection import masks
 from fastvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from fastvision.testing import cases
 from fastvision.testing.models import randomize
@@ -295,39 +294,6 @@ def narrow() -> nn.Module:
     anchors = detection.AnchorGenerator(((16,),), (1.0,))
     pool = MultiScaleRoIAlign(["0"], 2, 2)
     return detection.FasterRCNN(Single(), 3, rpn_anchor_generator=anchors, box_roi_pool=pool)
-
-
-class _MasksOfLabels(nn.Module):
-    """A mask branch as RoIHeads runs it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(16, 24, 3, padding=1)
-        self.predictor = masks.MaskRCNNPredictor(24, 8, 5)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return masks.predict(self.predictor, self.head(x), labels)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_masks_of_labels(fused, monkeypatch):
-    """Only those of the label of each box are computed, and follow the weights."""
-    model = _MasksOfLabels().eval()
-    maps = torch.randn(3, 16, 6, 7, generator=cases.generator(0))
-    labels = torch.tensor([4, 0, 2])
-    run = fastvision.fuse(model) if fused else model
-    for x in (maps, maps.contiguous(memory_format=torch.channels_last), maps[:0], maps[:1]):
-        wanted = labels[: len(x)]
-        with torch.no_grad():
-            for m in {model, run}:
-                m.predictor.mask_fcn_logits.bias += 1
-            every = model.predictor(model.head(x))
-            expected = every[torch.arange(len(x)), wanted]
-            with monkeypatch.context() as patch:
-                patch.setattr(masks, "of_labels", None)
-                torch.testing.assert_close(run(x, wanted), expected, rtol=1e-4, atol=1e-4)
-    model.train()  # where gradients of all classes' weights are wanted
-    assert model(x, wanted).grad_fn is not None
 
 
 def test_bad_targets():
