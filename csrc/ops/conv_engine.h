@@ -1,6 +1,7 @@
 // Splits a convolution into tasks, fills their pointer tables and runs the kernels of conv.h.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "common/torch.h"
@@ -95,6 +96,13 @@ Tensor conv_result(
     bool channels_last,
     bool in_place
 );
+
+// Whether each pixel of channels_last maps takes whole cache lines, so that results can be stored
+// past the caches.
+inline bool fills_lines(const void* maps, int64_t pixel_bytes) {
+  constexpr int64_t kLineBytes = 64;
+  return reinterpret_cast<uintptr_t>(maps) % kLineBytes == 0 && pixel_bytes % kLineBytes == 0;
+}
 
 void run_conv(const ConvPlan& plan);
 

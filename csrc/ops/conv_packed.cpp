@@ -1,5 +1,6 @@
 // The ops of the convolution engine: packing weights, and convolution with packed weights.
 #include <cstring>
+#include <utility>
 
 #include "common/memory_format.h"
 #include "ops/conv_engine.h"
@@ -57,6 +58,20 @@ std::optional<Tensor> residual_of(
   return in_format(*residual, channels_last);
 }
 
+namespace {
+
+// The first byte of a tensor, and the one behind its last.
+std::pair<const char*, const char*> memory_of(const Tensor& x) {
+  int64_t elements = x.numel() > 0 ? 1 : 0;
+  for (int64_t dim = 0; dim < x.dim() && elements > 0; ++dim) {
+    elements += (x.size(dim) - 1) * x.stride(dim);
+  }
+  const char* const first = static_cast<const char*>(x.const_data_ptr());
+  return {first, first + elements * x.element_size()};
+}
+
+}  // namespace
+
 Tensor conv_result(
     const Tensor& input,
     const std::optional<Tensor>& residual,
@@ -76,6 +91,12 @@ Tensor conv_result(
           result.size(3) == OW && result.scalar_type() == input.scalar_type() && result.is_cpu() &&
           has_channels_last_strides(result),
       "residual must be channels_last and have the shape, dtype and device of the result"
+  );
+  const auto [input_begin, input_end] = memory_of(input);
+  const auto [begin, end] = memory_of(result);
+  STD_TORCH_CHECK(
+      input_end <= begin || end <= input_begin,
+      "residual must not share memory with the input, which would be overwritten while it is read"
   );
   return result;
 }

@@ -65,7 +65,8 @@ struct PhaseRun {
         ),
         streams(
             direct_output && plan.residual != output.data && !depthwise_rows && plan.groups == 1 &&
-            is_clamp(plan.activation) && fills_lines(output)
+            is_clamp(plan.activation) && is_large(output) &&
+            fills_lines(output.data, output.C * static_cast<int64_t>(sizeof(T)))
         ),
         taps(merged ? phase.R : phase.R * phase.S),
         tap_values(merged ? phase.S * input.C : input.C),
@@ -121,10 +122,8 @@ struct PhaseRun {
   }
 
  private:
-  static bool fills_lines(const ConvImage& map) {
-    const int64_t line = 64, pixel = map.C * static_cast<int64_t>(sizeof(T));
-    return map.N * map.H * map.W * pixel >= kStreamedBytes && pixel % line == 0 &&
-           reinterpret_cast<uintptr_t>(map.data) % line == 0;
+  static bool is_large(const ConvImage& map) {
+    return map.N * map.H * map.W * map.C * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
   }
   static ConvPacking packing_of(const ConvPlan& plan, const ConvPhase& phase) {
     const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdint>
 #include <vector>
 
 #include "common/memory_format.h"
@@ -188,12 +187,6 @@ class Worker {
   float* outputs_[kMostTiles * kWinogradPixels];
 };
 
-// Whether each pixel of a channels_last result takes whole cache lines.
-bool is_whole_lines(const Tensor& output) {
-  const auto address = reinterpret_cast<uintptr_t>(output.const_data_ptr());
-  return address % (kLine * sizeof(float)) == 0 && output.size(1) % kLine == 0;
-}
-
 // Number of tasks that tiles and passes are divided into, balanced over the threads.
 struct Parts {
   int64_t chunks, splits;
@@ -258,7 +251,8 @@ Tensor convolve(
       o.left,
       o.top,
       layout,
-      channels_last && is_whole_lines(output) && is_streamed(output.numel() * 4),
+      channels_last && fills_lines(output.const_data_ptr(), o.K * 4) &&
+          is_streamed(output.numel() * 4),
       static_cast<Activation>(o.activation),
       o.negative_slope,
       std::vector<float>(C)

@@ -1,0 +1,61 @@
+"""Convolutions whose result takes the memory of their residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastvision.ops.conv import cpu
+from fastvision.testing import cases
+from fastvision.testing.marks import needs_library
+from fastvision.testing.tensors import in_format
+
+pytestmark = [needs_library, pytest.mark.usefixtures("poisoned_memory")]
+RUN = torch.ops.fastvision
+OPTIONS = cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)  # 3x3 with padding, and ReLU
+
+
+def maps(seed: int) -> Tensor:
+    return in_format(cases.feature_map(2, 32, 13, 14, seed=seed), True)
+
+
+@pytest.fixture(params=["conv_packed", "conv_winograd"])
+def kernel(request) -> tuple[Callable[..., Tensor], Callable[..., None], Tensor]:
+    """The op, the one in place, and packed weights."""
+    weight = cases.feature_map(32, 32, 3, 3, seed=3)
+    if request.param == "conv_packed":
+        return RUN.conv_packed, RUN.conv_packed_, RUN.conv_pack(weight, None, 1)
+    return RUN.conv_winograd, RUN.conv_winograd_, RUN.conv_winograd_pack(weight, None)
+
+
+def test_result(kernel):
+    run, run_in_place, packed = kernel
+    x, residual = maps(0), maps(1)
+    expected = run(x, packed, residual, OPTIONS)
+    run_in_place(x, packed, residual, OPTIONS)
+    assert torch.equal(residual, expected)
+
+
+def test_parts_of_one_tensor(kernel):
+    run, run_in_place, packed = kernel
+    both = torch.cat([maps(0), maps(1)])
+    for x, residual in ((both[:2], both[2:]), (both[2:], both[:2])):
+        expected = run(x, packed, residual, OPTIONS)
+        run_in_place(x, packed, residual, OPTIONS)
+        assert torch.equal(residual, expected)
+
+
+def test_refusals(kernel):
+    _, run_in_place, packed = kernel
+    x = maps(0)
+    longer = torch.cat([x, x[:1]])
+    for input, residual in ((x, x), (longer[:2], longer[1:]), (longer[1:], longer[:2])):
+        with pytest.raises(RuntimeError, match="residual must not share memory with the input"):
+            run_in_place(input, packed, residual, OPTIONS)
+    for residual in (x[:1], x.double(), x[..., :-1], x.contiguous(), x[:1].expand(x.shape), x[0]):
+        with pytest.raises(RuntimeError, match="residual must be channels_last and have the shape"):
+            run_in_place(maps(1), packed, residual, OPTIONS)
+    assert torch.equal(x, maps(0))
