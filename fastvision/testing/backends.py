@@ -47,6 +47,8 @@ def _level_missing(level: str) -> str | None:
     return None
 
 
+# of the CPU kernels, those that run on this machine, lowest first
+LEVELS = tuple(level for level in _extension.cpu_levels() if _level_missing(level) is None)
 BACKENDS = (
     *(Backend("cpp", "cpu", level) for level in ("baseline", "avx2", "avx512")),
     Backend("reference", "cpu"),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fastvision import _extension, ops, reference
 from fastvision.ops.conv import packing
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
 from fastvision.testing.conv_bn_relu import Sample
 from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import assert_matches
@@ -94,25 +95,14 @@ def test_a_repeated_call_is_checked_as_the_first(layer, change):
 
 @needs_library
 @pytest.mark.parametrize("op", [ops.conv_bn_relu, ops.conv_transpose2d_bn_relu])
-def test_a_repeated_call_at_another_cpu_level(op):
+def test_a_repeated_call_at_another_cpu_level(op, cpu_level):
     """Whose packed weights are as many, in another order."""
-    before = _extension.cpu_level()
     x, weight = cases.feature_map(1, 64, 5, 5), cases.feature_map(64, 64, 3, 3)
     expected = op(x.double(), weight.double())
-    try:
-        for level in _extension.cpu_levels():
-            if not can_set(level):
-                continue
-            _extension.set_cpu_level(level)
-            for _ in range(2):
-                assert_matches(op(x, weight), expected, scale=8)
-    finally:
-        _extension.set_cpu_level(before)
-
-
-def can_set(level: str) -> bool:
-    levels = _extension.cpu_levels()
-    return levels.index(level) <= levels.index(_extension.cpu_level_supported())
+    for level in LEVELS:
+        _extension.set_cpu_level(level)
+        for _ in range(2):
+            assert_matches(op(x, weight), expected, scale=8)
 
 
 def test_a_repeated_call_lets_gradients_through(layer):
@@ -360,7 +350,7 @@ def test_large_results_pass_the_caches(cpu_level, dtype, kernel, stride):
         weight = torch.randn(K, 3, kernel, kernel, dtype=dtype)
         window = {"stride": stride, "padding": kernel // 2}
         expected = reference.activate(F.conv2d(x, weight, **window), activation, 0.01)
-        for level in filter(can_set, _extension.cpu_levels()):
+        for level in LEVELS:
             _extension.set_cpu_level(level)
             y = ops.conv_bn_relu(x, weight, **window, activation=activation, backend="cpp")
             assert_matches(y, expected)

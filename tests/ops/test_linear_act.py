@@ -14,6 +14,7 @@ from fastvision.ops import linear_act
 from fastvision.ops.conv import linear
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
 from fastvision.testing.numerics import assert_matches
 
 pytestmark = pytest.mark.usefixtures("small_weights_are_packed")
@@ -120,12 +121,9 @@ def test_bad_arguments(arguments: Any, error: type[Exception]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("features", [1, 7, 32, 100])
 @pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.usefixtures("cpu_level")
 def test_few_rows(level: str, rows: int, features: int, dtype: torch.dtype) -> None:
-    levels = _extension.cpu_levels()
-    if levels.index(level) > levels.index(_extension.cpu_level_supported()):
-        pytest.skip(f"no {level} on this CPU")
     _extension.set_cpu_level(level)
     x = values(rows, features).to(dtype)
     for outputs in (1, 4, 23):

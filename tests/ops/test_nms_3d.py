@@ -10,11 +10,13 @@ import torch
 from fastvision import _extension
 from fastvision.ops import box_iou_3d, nms, nms_3d, nms_rotated
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
 from fastvision.testing.boxes import solid_boxes
 from fastvision.testing.marks import needs_library
 from fastvision.testing.nms import expect, expect_greedy, scores_for, special_solid_boxes
 from fastvision.testing.numerics import DTYPES, TOLERANCES
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 # the numpy under Triton's interpreter warns of NaNs and infinities, which are meant here
 pytestmark = [
@@ -207,22 +209,14 @@ def test_programs():
 
 
 @needs_library
-def test_levels_and_threads_do_not_change_the_answer():
+def test_levels_and_threads_do_not_change_the_answer(cpu_level):
     boxes, scores = SOLID["uniform"](3000, 6), cases.scores(3000)
     boxes[:, :2] *= 10
     idxs = cases.classes(3000, 5)
-    threads, supported = torch.get_num_threads(), _extension.cpu_level_supported()
-    levels = _extension.cpu_levels()
     results = []
-    try:
-        for level in levels[: levels.index(supported) + 1]:
-            _extension.set_cpu_level(level)
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                results.append(nms_3d(boxes, scores, 0.05, idxs=idxs))
-    finally:
-        torch.set_num_threads(threads)
-        _extension.set_cpu_level(supported)
-    assert len(results[0]) < 3000
-    for kept in results[1:]:
-        expect(kept, results[0])
+    for level in LEVELS:
+        _extension.set_cpu_level(level)
+        results.append(same_for_threads(lambda: nms_3d(boxes, scores, 0.05, idxs=idxs), (1, 3)))
+    for (kept,) in results:
+        assert len(kept) < 3000
+        expect(kept, results[0][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from fastvision import _extension, reference
 from fastvision.ops._topk_above import has_kernel, topk_above
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
+from fastvision.testing.marks import needs_library
+from fastvision.testing.threads import same_for_threads
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-pytestmark = pytest.mark.skipif(_extension.missing is not None, reason="no compiled library")
+pytestmark = [needs_library, pytest.mark.usefixtures("poisoned_memory")]
 
 
 def values_of(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,37 +32,27 @@ def assert_same(x: torch.Tensor, k: int, least: float = -math.inf) -> None:
     torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("level", _extension.cpu_levels() if _extension.missing is None else ())
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 3, 16, 37])
-def test_largest(columns, dtype, level):
-    previous = _extension.cpu_level()
+def test_largest(columns, dtype, level, cpu_level):
     _extension.set_cpu_level(level)
-    try:
-        x = values_of(2, 3001, columns, dtype=dtype)  # 16-bit values have many ties
-        for k in (1, 5, 400, 3001, 5000):
-            assert_same(x, k)
-        assert_same(x, 300, 1.5)  # of fewer values
-        assert_same(x[:, ::2], 20)
-        if columns > 1:
-            assert_same(x[..., 1:], 20)
-            assert_same(x.mT.contiguous().mT, 20)
-    finally:
-        _extension.set_cpu_level(previous)
+    x = values_of(2, 3001, columns, dtype=dtype)  # 16-bit values have many ties
+    for k in (1, 5, 400, 3001, 5000):
+        assert_same(x, k)
+    assert_same(x, 300, 1.5)  # of fewer values
+    assert_same(x[:, ::2], 20)
+    if columns > 1:
+        assert_same(x[..., 1:], 20)
+        assert_same(x.mT.contiguous().mT, 20)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_pieces(threads):
+def test_pieces():
     """Results do not depend on how many tasks a long column is split into."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        x = values_of(1, 200_003, 1, dtype=torch.bfloat16)
-        assert_same(x, 1000)
-        assert_same(x.sort(1).values, 1000)
-        assert_same(torch.zeros(3, 50_000, 1), 700)
-    finally:
-        torch.set_num_threads(previous)
+    x = values_of(1, 200_003, 1, dtype=torch.bfloat16)
+    for values, k in ((x, 1000), (x.sort(1).values, 1000), (torch.zeros(3, 50_000, 1), 700)):
+        actual = same_for_threads(functools.partial(topk_above, values, k))
+        assert all(map(torch.equal, actual, reference.topk_above(values, k, -math.inf)))
 
 
 def test_values_that_do_not_count():

@@ -11,9 +11,11 @@ import torch
 from fastvision import _extension
 from fastvision.ops import weighted_boxes_fusion
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
 from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
@@ -237,20 +239,12 @@ def test_empty(backend, dtype):
 
 
 @needs_library
-def test_threads_and_levels_do_not_change_the_answer():
+def test_threads_and_levels_do_not_change_the_answer(cpu_level):
     inputs = detections(4, 1500, 9, seed=5)
-    threads, supported = torch.get_num_threads(), _extension.cpu_level_supported()
-    levels = _extension.cpu_levels()
     results = []
-    try:
-        for level in levels[: levels.index(supported) + 1]:
-            _extension.set_cpu_level(level)
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                results.append(weighted_boxes_fusion(*inputs))
-    finally:
-        torch.set_num_threads(threads)
-        _extension.set_cpu_level(supported)
+    for level in LEVELS:
+        _extension.set_cpu_level(level)
+        results.append(same_for_threads(lambda: weighted_boxes_fusion(*inputs), (1, 3)))
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
 
