@@ -16,8 +16,8 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 VENV_PYTHON := $(VENV)/bin/python
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-# each takes up to 3 GB; a file's tests run in one process, since they share what they compile; files
-# begin in the order of tests/conftest.py, not by their number of tests
+# each takes up to 3 GB; a file's tests run in one process, since they share what they compile;
+# files begin in the order of tests/conftest.py, not by their number of tests
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 GPU_RECORD_ARGS ?=
 INPUTS ?= 1000
