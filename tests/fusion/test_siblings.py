@@ -11,6 +11,7 @@ from torch import nn
 
 import fastvision
 from fastvision.fusion.layers import weight_state
+from fastvision.fusion.siblings import joined
 from fastvision.models.detection.fcos import FCOSRegressionHead
 from fastvision.models.detection.rpn import RPNHead
 from fastvision.testing import cases
@@ -92,6 +93,15 @@ def test_conversions_and_copies(pair):
     fused.double()
     assert_follows(fused, model.double(), torch.float64)
     assert is_joined(fused)
+
+
+def test_other_numbers_of_convolutions(pair):
+    fused, model = pair
+    convs = [getattr(fused, name) for name in PAIRS[type(model)]]
+    with torch.no_grad():
+        assert joined(convs[:1]).out_channels == convs[0].out_channels
+        assert joined(convs).out_channels == sum(conv.out_channels for conv in convs)
+    assert_follows(fused, model)
 
 
 def test_other_windows(pair):
