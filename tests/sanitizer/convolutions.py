@@ -220,6 +220,10 @@ def _transposed(rng: Source) -> tuple[Tensor, Tensor, dict[str, Any], tuple[int,
         "groups": groups,
         "dilation": dilation,
     }
+    if rng.chance(0.5):  # the same on both axes, as integers
+        names = ("stride", "padding", "output_padding", "dilation")
+        options |= {name: options[name][0] for name in names}
+        stride, padding, extra, dilation = ((options[name],) * 2 for name in names)
     sizes = [
         (n - 1) * s - 2 * p + d * (r - 1) + e + 1
         for n, r, s, p, e, d in zip(
@@ -237,11 +241,15 @@ def conv_transpose2d(rng: Source) -> Call:
     bias = torch.randn(shape[1]).to(x.dtype) if rng.chance(0.5) else None
     leaves = [t.requires_grad_(rng.chance(0.4)) for t in (x, weight, bias) if isinstance(t, Tensor)]
     grad = random_format(rng, torch.randn(shape).to(x.dtype))
+    repeats = rng.chance(0.5)
 
     def call() -> Results:
         y = ops.conv_transpose2d(x, weight, bias, **options)
         assert y.shape == shape and y.dtype == x.dtype
         results = [y.detach(), *gradients(y, leaves, grad)]
+        if repeats:  # the first call packs the weights, the second finds them
+            with torch.no_grad():
+                results += [ops.conv_transpose2d(x, weight, bias, **options) for _ in range(2)]
         return Results([], results) if hostile else Results(results[:1], results[1:])
 
     return call

@@ -51,9 +51,12 @@ def batch_norm_relu(rng: Source) -> Call:
     wide = torch.promote_types(dtype, torch.float32)
     mean, weight, bias = torch.randn(3, channels).to(wide)
     var = torch.rand(channels).to(wide) + 0.1
-    leaves = [t.requires_grad_(rng.chance(0.7)) for t in (x, weight, bias, residual)]
-    used = [True, rng.chance(0.8), rng.chance(0.8), rng.chance(0.5)]
-    if rng.chance(0.3):  # the normalization alone, whose gradient is a kernel of its own
+    whole = rng.chance(0.3)  # a layer's step, which has ops of its own
+    leaves = [t.requires_grad_(whole or rng.chance(0.7)) for t in (x, weight, bias, residual)]
+    used = [True, whole or rng.chance(0.8), whole or rng.chance(0.8), not whole and rng.chance(0.5)]
+    if not whole and rng.chance(
+        0.3
+    ):  # the normalization alone, whose gradient is a kernel of its own
         used = [True, False, False, False]
     if rng.chance(0.2):  # running statistics that the kernel of the whole layer cannot update
         mean, var = (t.to(rng.choice(DTYPES)) for t in (mean, var))
@@ -96,6 +99,10 @@ def max_pool2d_with_indices(rng: Source) -> Call:
     steps = rng.choice((kernel, (1, 1), (2, 2), (rng.randint(1, 4), rng.randint(1, 4))))
     dilation = (rng.choice((1, 1, 1, 2)), rng.choice((1, 1, 1, 3)))
     args: Any = (tuple(kernel), steps, padding, dilation, rng.chance(0.4))
+    if rng.chance(0.3):  # integers alone have an op of their own
+        size = max(min(kernel), 1)
+        step = rng.choice((None, 1, size, rng.randint(1, 4)))
+        args = (size, step, rng.randint(0, size // 2), rng.choice((1, 1, 2)), rng.chance(0.4))
     checked = x.numel() > 0 and rng.chance(_CHECKED)
 
     def call() -> Results:
