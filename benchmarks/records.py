@@ -62,12 +62,15 @@ def write_atomically(path: Path, text: str) -> None:
 def save(
     folder: Path, rows: list[Row], machine: Row, limits: Row, *, quick: bool, finished: bool
 ) -> None:
-    """Writes <op>.json for every op among ``rows``; the other ops' files stay."""
+    """Writes <op>.json for every op among ``rows``; the other ops' files stay.
+
+    Ops are measured one after the other, so a run that was stopped lacks cases of the last alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
         record = {"machine": machine, "quick": quick, "limits": limits, "rows": mine}
-        if not finished:
+        if not finished and op == rows[-1]["op"]:
             record["remark"] = "of a run that was stopped: cases may be missing"
         write_atomically(folder / f"{op}.json", json.dumps(record, indent=1) + "\n")
 
