@@ -19,7 +19,7 @@ constexpr int64_t kTiles = 24;  // per task, approximately
 constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
 constexpr int64_t kPassChannels = 64;      // output channels whose products stay in the L2 cache
 constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there too
-constexpr int64_t kLine = 64 / sizeof(float);
+constexpr int64_t kBytes = sizeof(float), kLine = 64 / kBytes;
 
 // Packed weights: the bias [K'], then for each pass of output channels the weights of
 // WinogradFactors.
@@ -142,7 +142,7 @@ class Worker {
           count,
           plan_.input.C,
           stride,
-          plan_.layout.size() * static_cast<int64_t>(sizeof(float)) > kNearBytes
+          plan_.layout.size() * kBytes > kNearBytes
       };
       FASTVISION_CALL(winograd_multiply, factors);
       const WinogradOutput output{
@@ -251,8 +251,8 @@ Tensor convolve(
       o.left,
       o.top,
       layout,
-      channels_last && fills_lines(output.const_data_ptr(), o.K * 4) &&
-          is_streamed(output.numel() * 4),
+      channels_last && fills_lines(output.const_data_ptr(), o.K * kBytes) &&
+          is_streamed(output.numel() * kBytes),
       static_cast<Activation>(o.activation),
       o.negative_slope,
       std::vector<float>(C)

@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 
+#include "common/divide.h"
 #include "common/parallel.h"
 #include "common/result_memory.h"
 #include "common/torch.h"
@@ -37,9 +38,9 @@ class Topk {
     // -infinity is no candidate
     least_ = std::max(static_cast<value_t>(least), std::numeric_limits<value_t>::lowest());
     const int64_t tasks = 2 * torch::stable::get_num_threads();
-    const int64_t wanted = columns_ == 1 ? (tasks + images_ - 1) / images_ : 1;
+    const int64_t wanted = columns_ == 1 ? ceil_div(tasks, images_) : 1;
     pieces_ = std::max<int64_t>(std::min(wanted, rows_ / kLeastPiece), 1);
-    piece_ = (rows_ + pieces_ - 1) / pieces_;
+    piece_ = ceil_div(rows_, pieces_);
     capacity_ = std::min(k_ + std::max(k_, 4 * kTopkBlock), piece_ + kTopkBlock);
     const int64_t lists = images_ * columns_ * pieces_;
     found_.reset(new Found[lists * capacity_]);
@@ -47,7 +48,7 @@ class Topk {
   }
 
   void run(T* values, int64_t* indices) {
-    const int64_t blocks = (columns_ + kTopkColumns - 1) / kTopkColumns;
+    const int64_t blocks = ceil_div(columns_, kTopkColumns);
     const int64_t searches = images_ * blocks * pieces_;
     const bool is_small = images_ * rows_ * columns_ < kSerialValues;
     parallel_chunks(searches, is_small ? searches : 1, [&] {

@@ -59,10 +59,9 @@ class _Chain(Value):
 
     def compute(self) -> Any:
         """The value as an Image; under a tracer the tensor."""
-        if self.value is None:
-            if self.used:
-                self.ready.kept.add(self.stage)
-            self.settle(self._run(self.end or NO_END, last=True))
+        if self.value is None and self.used:
+            self.ready.kept.add(self.stage)
+        _Chain.finish(self)  # without its lock
         return self.value
 
     def finish(self) -> None:
