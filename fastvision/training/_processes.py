@@ -10,6 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+if torch.distributed.is_available():
+    # DistributedDataParallel imports it, and its default arguments keep the group of that moment:
+    # imported before there is one, the group ends, and with it threads that abort the interpreter
+    # when they outlive it
+    import torch.distributed.nn.functional  # noqa: F401
+
 
 class Processes:
     """This process and its peers, which torchrun has started; a context that connects them.

@@ -46,7 +46,7 @@ VARIANTS = {
     "small_retinanet": ("scenes", {"ema": 0.9, "steps": 3, "optimizer.lr": 0.0005}),
 }
 WORKER = """
-import json, sys
+import json, os, sys
 import torch
 torch.set_num_threads(1)
 from fastvision import training
@@ -62,8 +62,10 @@ for folder, tables in json.load(open(sys.argv[1])).items():
     assert resumed.losses == outcome.losses[2:], (resumed.losses, outcome.losses)
     metrics = training.evaluate(folder, device="cpu")
     assert outcome.metrics == metrics, (outcome.metrics, metrics)
-# else the threads of gloo may outlive the interpreter, which ends the process
 torch.distributed.destroy_process_group()
+# a thread of gloo that outlives the interpreter may abort the process
+threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+assert not [name for name in threads if "gloo" in name], threads
 """
 
 
