@@ -18,10 +18,10 @@ struct Forward {
 
   template <Span kSpan>
   void run(int64_t at, int64_t count) const {
-    const auto d = load_lanes<kSpan>(x + at, count) - of(args.mean, at);
+    const auto d = load_stream<kSpan>(x + at, count) - of(args.mean, at);
     auto z = multiply_add(d, of(args.scale, at), of(args.shift, at));
     if (residual != nullptr) {
-      z += load_lanes<kSpan>(residual + at, count);
+      z += load_stream<kSpan>(residual + at, count);
     }
     store_lanes<kSpan>(y + at, activate.value(z), count);
   }

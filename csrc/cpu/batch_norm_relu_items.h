@@ -2,6 +2,7 @@
 // of a plane share their channel's constants, the lanes of a row are different channels.
 #pragma once
 
+#include "common/prefetch.h"
 #include "common/simd_sum.h"
 #include "ops/batch_norm_relu.h"
 
@@ -22,6 +23,14 @@ inline auto load_lanes(const T* p, int64_t count) {
   } else {
     return load(p);
   }
+}
+
+// and prefetches what is read later
+template <Span kSpan, typename T>
+inline auto load_stream(const T* p, int64_t count, int64_t ahead = kAhead) {
+  const auto v = load_lanes<kSpan>(p, count);
+  prefetch_ahead(p, sizeof(v) * sizeof(T) / sizeof(v[0]), ahead);
+  return v;
 }
 
 template <Span kSpan, typename T, typename V>
@@ -46,6 +55,9 @@ inline vector_t<A> own_lanes(vector_t<A> v, int64_t count) {
     return lane < broadcast(static_cast<A>(count)) ? v : vector_t<A>{};
   }
 }
+
+// rows that are summed at a time, so that sums in memory are rarely loaded
+constexpr int kRows = 4;
 
 // Per-channel constants, by lane. Plane: the same in all lanes.
 template <typename A>

@@ -73,9 +73,6 @@ void plane_statistics(const T* x, int64_t length, double& mean, double& squares)
   }
 }
 
-// Sums a block of rows a few rows at a time, so that sums in scratch are rarely loaded.
-constexpr int kRows = 4;
-
 template <typename T, typename A>
 struct AddRows {
   const T* x;
