@@ -1,5 +1,7 @@
-// The transforms of F(4x4, 3x3); lanes are channels.
+// The transforms of F(4x4, 3x3), and with stride 2 of F(4, 2) and F(4, 1); lanes are channels.
 #include "ops/conv_winograd.h"
+
+#include <type_traits>
 
 #include "common/simd_activation.h"
 #include "cpu/conv_winograd_tile.h"
@@ -43,19 +45,133 @@ constexpr auto transform_output = [](const float_v (&m)[kIn], float_v (&y)[kOut]
   y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
 };
 
-// columns of a tile that its left neighbour does not have
+// With stride 2: the points other than infinity.
+constexpr double kInner = 0.5, kOuter = 1.5;
+constexpr float kP = kInner, kQ = kOuter, kP2 = kInner * kInner, kQ2 = kOuter * kOuter;
+constexpr float kP3 = kInner * kInner * kInner, kQ3 = kOuter * kOuter * kOuter;
+constexpr float kStridedSum = kP2 + kQ2, kStridedProduct = kP2 * kQ2;
+
+inline void transform_one(double_v g, double_v (&u)[4]) {
+  constexpr double apart = 2 * (kInner * kInner - kOuter * kOuter);
+  u[0] = g / (kInner * apart);
+  u[1] = -u[0];
+  u[2] = g / (-kOuter * apart);
+  u[3] = -u[2];
+}
+
+inline void transform_two(double_v first, double_v second, double_v (&u)[kStridedPoints]) {
+  double_v even[4], odd[4];
+  transform_one(first, even);
+  transform_one(second, odd);
+  u[0] = even[0] + kInner * odd[0];
+  u[1] = even[1] - kInner * odd[1];
+  u[2] = even[2] + kOuter * odd[2];
+  u[3] = even[3] - kOuter * odd[3];
+  u[4] = second;
+}
+
+// of the rows that one tap meets
+constexpr auto transform_ones = [](const float_v* d, float_v* v) {
+  const float_v even_p = add_scaled(d[2], -kQ2, d[0]), odd_p = add_scaled(d[3], -kQ2, d[1]);
+  const float_v even_q = add_scaled(d[2], -kP2, d[0]), odd_q = add_scaled(d[3], -kP2, d[1]);
+  v[0] = add_scaled(odd_p, kP, even_p);
+  v[1] = add_scaled(odd_p, -kP, even_p);
+  v[2] = add_scaled(odd_q, kQ, even_q);
+  v[3] = add_scaled(odd_q, -kQ, even_q);
+};
+
+// of those that two meet
+constexpr auto transform_twos = [](const float_v* d, float_v* v) {
+  transform_ones(d, v);
+  v[4] = add_scaled(add_scaled(d[4], -kStridedSum, d[2]), kStridedProduct, d[0]);
+};
+
+constexpr auto transform_strided_output = [](const float_v (&m)[kStridedPoints],
+                                             float_v (&y)[kOut]) {
+  const float_v even_p = m[0] + m[1], odd_p = m[0] - m[1];
+  const float_v even_q = m[2] + m[3], odd_q = m[2] - m[3];
+  y[0] = even_p + even_q;
+  y[1] = add_scaled(kP * odd_p, kQ, odd_q);
+  y[2] = add_scaled(kP2 * even_p, kQ2, even_q);
+  y[3] = add_scaled(add_scaled(m[4], kP3, odd_p), kQ3, odd_q);
+};
+
+// Calls store_value(position, kind, vector, value) with the transformed 9x9 pixels of a tile.
+template <int kVectors, typename Load, typename Store>
+inline void transform_strided_tile(Load load_value, Store store_value) {
+  constexpr int n = kStridedInputs;
+  // transformed columns, of the rows that two taps meet, and one: their values by columns that two
+  // meet, and one
+  float_v twos[5][kVectors][n], ones[4][kVectors][n];
+  for (int x = 0; x < n; ++x) {
+    const int place = x % 2 == 0 ? x / 2 : 5 + x / 2;
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      float_v two[5], one[4], v[5];
+#pragma GCC unroll 5
+      for (int y = 0; y < 5; ++y) {
+        two[y] = load_value(2 * y * n + x, j);
+      }
+#pragma GCC unroll 4
+      for (int y = 0; y < 4; ++y) {
+        one[y] = load_value((2 * y + 1) * n + x, j);
+      }
+      transform_twos(two, v);
+#pragma GCC unroll 5
+      for (int y = 0; y < 5; ++y) {
+        twos[y][j][place] = v[y];
+      }
+      transform_ones(one, v);
+#pragma GCC unroll 4
+      for (int y = 0; y < 4; ++y) {
+        ones[y][j][place] = v[y];
+      }
+    }
+  }
+  const auto finish_row = [&](int y, int j, const float_v* row, int of_two, int of_one) {
+    float_v v[5];
+    transform_twos(row, v);
+#pragma GCC unroll 5
+    for (int x = 0; x < 5; ++x) {
+      store_value(y * kStridedPoints + x, of_two, j, v[x]);
+    }
+    transform_ones(row + 5, v);
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) {
+      store_value(y * kStridedPoints + x, of_one, j, v[x]);
+    }
+  };
+  for (int y = 0; y < kStridedPoints; ++y) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      finish_row(y, j, twos[y][j], two_two, two_one);
+      if (y < 4) {
+        finish_row(y, j, ones[y][j], one_two, one_one);
+      }
+    }
+  }
+}
+
+// columns of a tile of kSide x kSide that its left neighbour does not have
+template <int kSide>
 inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
-  for (int y = 0; y < kIn; ++y) {
-    for (int x = kIn - kOut; x < kIn; ++x) {
-      __builtin_prefetch(pixels[y * kIn + x] + channel, 0, 3);
+  constexpr int first = kSide == kIn ? kIn - kOut : 1;
+  for (int y = 0; y < kSide; ++y) {
+    for (int x = first; x < kSide; ++x) {
+      __builtin_prefetch(pixels[y * kSide + x] + channel, 0, 3);
     }
   }
 }
 
 // kVectors of one tile from channel k on; a single vector has only `count` lanes
-template <int kVectors, bool kStreamed, typename Activate>
+template <int kVectors, bool kStreamed, int kPoints, typename Transform, typename Activate>
 inline void output_channels(
-    const WinogradOutput& out, int64_t t, int64_t k, int count, const Activate& activate
+    const WinogradOutput& out,
+    int64_t t,
+    int64_t k,
+    int count,
+    const Transform& transform,
+    const Activate& activate
 ) {
   // by value: a store could change what is behind a reference
   const int64_t plane = out.plane, first = out.channel + k;
@@ -67,8 +183,8 @@ inline void output_channels(
   for (int j = 0; j < kVectors; ++j) {
     bias[j] = load(out.bias + k + j * kLanes);
   }
-  transform_tile<kIn, kOut, kVectors>(
-      transform_output,
+  transform_tile<kPoints, kOut, kVectors>(
+      transform,
       [=](int i, int j) { return load(from + i * plane + j * kLanes); },
       [=](int i, int j, float_v v) {
         if (outputs[i] == nullptr) {
@@ -105,28 +221,88 @@ inline void prefetch_outputs(const WinogradOutput& out, int64_t pixel, int64_t c
   }
 }
 
-template <bool kStreamed, typename Activate>
-inline void output_tiles(const WinogradOutput& out, const Activate& activate) {
+template <bool kStreamed, int kPoints, typename Transform, typename Activate>
+inline void output_tiles(
+    const WinogradOutput& out, const Transform& transform, const Activate& activate
+) {
   for (int64_t t = 0; t < out.tiles; ++t) {
     int64_t k = 0;
     for (; k + kLine * kLanes <= out.channels; k += kLine * kLanes) {
       if (t + 1 < out.tiles) {
         prefetch_outputs<kStreamed>(out, (t + 1) * kWinogradPixels, out.channel + k);
       }
-      output_channels<kLine, kStreamed>(out, t, k, kLanes, activate);
+      output_channels<kLine, kStreamed, kPoints>(out, t, k, kLanes, transform, activate);
     }
     for (; k < out.channels; k += kLanes) {
       const int count = (int)min<int64_t>(out.channels - k, kLanes);
-      output_channels<1, false>(out, t, k, count, activate);
+      output_channels<1, false, kPoints>(out, t, k, count, transform, activate);
+    }
+  }
+}
+
+// Calls write(position, kind, u) with the transformed filters g.
+template <typename Write>
+void transform_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
+  double_v rows[kIn][3], column[kIn];
+  for (int s = 0; s < 3; ++s) {
+    transform_filter({g[s], g[3 + s], g[6 + s]}, column);
+    for (int y = 0; y < kIn; ++y) {
+      rows[y][s] = column[y];
+    }
+  }
+  for (int y = 0; y < kIn; ++y) {
+    double_v u[kIn];
+    transform_filter(rows[y], u);
+    for (int x = 0; x < kIn; ++x) {
+      write(y * kIn + x, 0, u[x]);
+    }
+  }
+}
+
+template <typename Write>
+void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
+  const auto write_row = [&](int y, const double_v(&row)[3], int of_two, int of_one) {
+    double_v two[5], one[4];
+    transform_two(row[0], row[2], two);
+    transform_one(row[1], one);
+    for (int x = 0; x < 5; ++x) {
+      write(y * kStridedPoints + x, of_two, two[x]);
+    }
+    for (int x = 0; x < 4; ++x) {
+      write(y * kStridedPoints + x, of_one, one[x]);
+    }
+  };
+  double_v twos[5][3], ones[4][3];
+  for (int s = 0; s < 3; ++s) {
+    double_v two[5], one[4];
+    transform_two(g[s], g[6 + s], two);
+    transform_one(g[3 + s], one);
+    for (int y = 0; y < 5; ++y) {
+      twos[y][s] = two[y];
+    }
+    for (int y = 0; y < 4; ++y) {
+      ones[y][s] = one[y];
+    }
+  }
+  for (int y = 0; y < 5; ++y) {
+    write_row(y, twos[y], two_two, two_one);
+    if (y < 4) {
+      write_row(y, ones[y], one_two, one_one);
     }
   }
 }
 
 }  // namespace
 
-// G g G^T of each filter g, a vector of filters at a time
+// a vector of filters at a time
 void winograd_filters(const WinogradFilters& f) {
   constexpr int n = lanes_v<double>;
+  float* places[kWinogradPositions];  // of the block's first kind
+  for (int i = 0; i < positions_of(f.is_strided); ++i) {
+    const WinogradKinds kinds = kinds_of(f.is_strided, i);
+    const int64_t before = kinds_before(f.is_strided, i) * f.pass + kinds.count * f.begin;
+    places[i] = f.transformed + (before - kinds.first * f.width) * f.C;
+  }
   for (int64_t k = 0; k < f.width; k += n) {
     const int64_t count = min<int64_t>(f.count - k, n);
     for (int64_t c = 0; c < f.C; ++c) {
@@ -137,25 +313,22 @@ void winograd_filters(const WinogradFilters& f) {
           taps[tap][i] = from[f.is_turned ? kWinogradTaps - 1 - tap : tap];
         }
       }
-      double_v rows[kIn][3];
-      for (int s = 0; s < 3; ++s) {
-        double_v u[kIn];
-        transform_filter({load(taps[s]), load(taps[3 + s]), load(taps[6 + s])}, u);
-        for (int y = 0; y < kIn; ++y) {
-          rows[y][s] = u[y];
-        }
+      double_v g[kWinogradTaps];
+      for (int tap = 0; tap < kWinogradTaps; ++tap) {
+        g[tap] = load(taps[tap]);
       }
-      float* to = f.transformed + c * f.width + k;
-      for (int y = 0; y < kIn; ++y) {
-        double_v u[kIn];
-        transform_filter(rows[y], u);
-        for (int x = 0; x < kIn; ++x, to += f.plane) {
-          double values[n];
-          store(values, u[x]);
-          for (int i = 0; i < n; ++i) {
-            to[i] = (float)values[i];
-          }
+      const auto write = [&](int position, int kind, double_v u) {
+        float* to = places[position] + (kind * f.C + c) * f.width + k;
+        double values[n];
+        store(values, u);
+        for (int i = 0; i < n; ++i) {
+          to[i] = (float)values[i];
         }
+      };
+      if (f.is_strided) {
+        transform_strided_filters(g, write);
+      } else {
+        transform_filters(g, write);
       }
     }
   }
@@ -170,7 +343,7 @@ void winograd_input(const WinogradInput& in) {
     int64_t c = 0;
     for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
       if (t + 1 < in.tiles) {
-        prefetch_pixels(pixels + kWinogradPositions, c);
+        prefetch_pixels<kIn>(pixels + kWinogradPositions, c);
       }
       transform_tile<kIn, kIn, kLine>(
           transform_input,
@@ -189,13 +362,50 @@ void winograd_input(const WinogradInput& in) {
   }
 }
 
+void winograd_strided_input(const WinogradInput& in) {
+  // by value: a store could change what is behind a reference
+  const int64_t C = in.C, plane = in.plane, vector = in.vector;
+  for (int64_t t = 0; t < in.tiles; ++t) {
+    const float* const* pixels = in.pixels + t * kMostInputPixels;
+    float* to = in.transformed + t * in.tile;
+    int64_t c = 0;
+    for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
+      if (t + 1 < in.tiles) {
+        prefetch_pixels<kStridedInputs>(pixels + kMostInputPixels, c);
+      }
+      transform_strided_tile<kLine>(
+          [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
+          [=](int i, int kind, int j, float_v v) {
+            store(to + i * plane + kind * C + j * vector, v);
+          }
+      );
+    }
+    for (; c < C; c += kLanes, to += vector) {
+      const int count = (int)min<int64_t>(C - c, kLanes);
+      transform_strided_tile<1>(
+          [=](int i, int) { return load_partial(pixels[i] + c, count); },
+          [=](int i, int kind, int, float_v v) {
+            store_partial(to + i * plane + kind * C, v, count);
+          }
+      );
+    }
+  }
+}
+
 void winograd_output(const WinogradOutput& out) {
   with_activation<float>(out.activation, (float)out.negative_slope, [&](auto activate) {
+    const auto run = [&](auto streams) {
+      if (out.is_strided) {
+        output_tiles<streams, kStridedPoints>(out, transform_strided_output, activate);
+      } else {
+        output_tiles<streams, kIn>(out, transform_output, activate);
+      }
+    };
     if (out.is_streamed) {
-      output_tiles<true>(out, activate);
+      run(std::true_type{});
       end_streams();
     } else {
-      output_tiles<false>(out, activate);
+      run(std::false_type{});
     }
   });
 }

@@ -1,4 +1,5 @@
-// The products of F(4x4, 3x3) in each position: register tiles of tiles times output channels.
+// The products of Winograd's algorithm in each position: register tiles of tiles times output
+// channels.
 #include "common/prefetch.h"
 #include "common/register_tile.h"
 #include "cpu/conv_winograd_tile.h"
@@ -11,10 +12,10 @@ constexpr int64_t kBlock = kTileVectors * kLanes;
 
 // Factors and products of a register tile.
 struct Part {
-  const float* inputs;   // [rows][C]
+  const float* inputs;   // [rows][C], rows `row` apart
   const float* weights;  // [C][channels of the block]
   float* products;       // [rows][stride]
-  int64_t C, stride;
+  int64_t C, row, stride;
   const char* ahead;  // weights of the next block, to be prefetched
 };
 
@@ -24,9 +25,9 @@ inline void multiply_part(const Part& part) {
   float_v sums[kRows][kVectors] = {};
   const float *weights = part.weights, *inputs = part.inputs;
   const char* ahead = part.ahead;
-  const int64_t C = part.C;
+  const int64_t C = part.C, row = part.row;
   const auto add_channel = [&](int64_t c) {
-    add_outer_product(sums, inputs + c, weights, C);
+    add_outer_product(sums, inputs + c, weights, row);
     weights += kVectors * kLanes;
   };
   int64_t c = 0;
@@ -71,7 +72,7 @@ void multiply_block(Part part, int64_t tiles, int64_t row_tiles) {
   for (int64_t i = 0; i < row_tiles; ++i) {
     const int64_t rows = (i + 1) * tiles / row_tiles - i * tiles / row_tiles;
     multiply_rows<kVectors, kAhead>(part, rows);
-    part.inputs += rows * part.C;
+    part.inputs += rows * part.row;
     part.products += rows * part.stride;
     part.ahead += kAhead * (part.C / kUnrolled) * kLineBytes;
   }
@@ -90,15 +91,20 @@ void multiply_vectors(const Part& part, int64_t tiles, int64_t row_tiles, int64_
 template <int kAhead>
 void multiply(const WinogradFactors& f, int64_t row_tiles) {
   const float* weights = f.weights;
-  for (int64_t position = 0; position < kWinogradPositions; ++position) {
+  const int64_t row = f.is_strided ? kWinogradKinds * f.C : f.C;
+  for (int position = 0; position < positions_of(f.is_strided); ++position) {
+    const WinogradKinds kinds = kinds_of(f.is_strided, position);
+    const float* inputs = f.inputs + position * f.input_plane + kinds.first * f.C;
+    const int64_t C = kinds.count * f.C;
     for (int64_t k = 0; k < f.channels; k += kBlock) {
       const int64_t channels = min(f.channels - k, kBlock);
-      const float* next = weights + f.C * channels;
+      const float* next = weights + C * channels;
       const Part part{
-          f.inputs + position * f.input_plane,
+          inputs,
           weights,
           f.products + position * f.plane + k,
-          f.C,
+          C,
+          row,
           f.channels,
           reinterpret_cast<const char*>(next)
       };

@@ -15,18 +15,25 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kTiles = 24;  // per task, approximately
+constexpr int64_t kTiles = 24, kFarTiles = 30;  // per task, approximately
 constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
 constexpr int64_t kPassChannels = 64;      // output channels whose products stay in the L2 cache
 constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there too
+constexpr int64_t kFarBytes = 8 << 20;     // weights whose reading takes longer than more tiles
 constexpr int64_t kBytes = sizeof(float), kLine = 64 / kBytes;
 
 // Packed weights: the bias [K'], then for each pass of output channels the weights of
 // WinogradFactors.
 struct Layout {
   ConvPacking all;
+  bool is_strided;
+  int64_t kinds;  // in all positions
 
-  Layout(int64_t C, int64_t K) : all(conv_packing(ScalarType::Float, 1, C, K, 1)) {}
+  Layout(int64_t C, int64_t K, bool is_strided)
+      : all(conv_packing(ScalarType::Float, 1, C, K, 1)),
+        is_strided(is_strided),
+        kinds(kinds_before(is_strided, positions())) {}
+  int positions() const { return positions_of(is_strided); }
   int64_t pass() const { return ceil_div(kPassChannels, all.block) * all.block; }
   int64_t passes() const { return ceil_div(all.K, pass()); }
   ConvPacking packing(int64_t p) const {
@@ -35,23 +42,26 @@ struct Layout {
     return packing;
   }
   int64_t offset(int64_t p) const {  // all passes before are full
-    return all.bias_size() + p * kWinogradPositions * pass() * all.C;
+    return all.bias_size() + p * kinds * pass() * all.C;
   }
-  int64_t size() const { return all.padded_K() * (1 + kWinogradPositions * all.C); }
+  int64_t size() const { return all.padded_K() * (1 + kinds * all.C); }
 };
 
 // weight [K, C, 3, 3], or [C, K, 3, 3] if it is to be turned: of the convolution that gives the
 // gradient of the input
-Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bias, bool is_turned) {
+Tensor conv_winograd_pack(
+    const Tensor& weight, const std::optional<Tensor>& bias, bool is_turned, int64_t stride
+) {
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
           weight.scalar_type() == ScalarType::Float,
       "weight must be float32 of shape [K, C, 3, 3]"
   );
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
   const int64_t K = weight.size(is_turned ? 1 : 0), C = weight.size(is_turned ? 0 : 1);
   const int64_t filter = is_turned ? kWinogradTaps : C * kWinogradTaps;
   const int64_t channel = is_turned ? K * kWinogradTaps : kWinogradTaps;
-  const Layout layout(C, K);
+  const Layout layout(C, K, stride == 2);
   const Tensor from = torch::stable::contiguous(weight);
   Tensor packed = empty_result(weight, {layout.size()}, {1});
   float* to = static_cast<float*>(packed.mutable_data_ptr());
@@ -76,8 +86,10 @@ Tensor conv_winograd_pack(const Tensor& weight, const std::optional<Tensor>& bia
             filter,
             channel,
             is_turned,
-            to + layout.offset(p) + in_pass * C,
-            packing.padded_K() * C,
+            layout.is_strided,
+            to + layout.offset(p),
+            packing.padded_K(),
+            in_pass,
             std::min(block, packing.padded_K() - in_pass),
             std::min(block, K - k),
             C
@@ -106,9 +118,10 @@ struct Plan {
 
   // Distance between positions in scratch memory: a cache line more than a multiple of a power of
   // two, or all positions would map to a few cache sets.
-  int64_t input_plane() const { return ceil_div(kMostTiles * input.C, kLine) * kLine + kLine; }
+  int64_t input_plane() const { return ceil_div(kMostTiles * tile(), kLine) * kLine + kLine; }
   int64_t output_plane() const { return kMostTiles * layout.pass() + kLine; }
-  int64_t scratch() const { return kWinogradPositions * (input_plane() + output_plane()); }
+  int64_t scratch() const { return layout.positions() * (input_plane() + output_plane()); }
+  int64_t tile() const { return layout.is_strided ? kWinogradKinds * input.C : input.C; }
 };
 
 class Worker {
@@ -116,7 +129,7 @@ class Worker {
   Worker(const Plan& plan, float* scratch)
       : plan_(plan),
         transformed_(scratch),
-        products_(scratch + kWinogradPositions * plan.input_plane()) {}
+        products_(scratch + plan.layout.positions() * plan.input_plane()) {}
 
   // at most kMostTiles tiles [begin, end), and a range of passes
   void operator()(int64_t begin, int64_t end, int64_t pass_begin, int64_t pass_end) {
@@ -124,12 +137,14 @@ class Worker {
     for (int64_t t = 0; t < count; ++t) {
       locate(begin + t, t);
     }
-    FASTVISION_CALL(
-        winograd_input,
-        WinogradInput{
-            pixels_, transformed_, plan_.input_plane(), plan_.input.C, lanes, count, plan_.input.C
-        }
-    );
+    const WinogradInput input{
+        pixels_, transformed_, plan_.input_plane(), plan_.tile(), lanes, count, plan_.input.C
+    };
+    if (plan_.layout.is_strided) {
+      FASTVISION_CALL(winograd_strided_input, input);
+    } else {
+      FASTVISION_CALL(winograd_input, input);
+    }
     for (int64_t p = pass_begin; p < pass_end; ++p) {
       const ConvPacking packing = plan_.layout.packing(p);
       const int64_t stride = packing.padded_K(), channel = p * plan_.layout.pass();
@@ -142,6 +157,7 @@ class Worker {
           count,
           plan_.input.C,
           stride,
+          plan_.layout.is_strided,
           plan_.layout.size() * kBytes > kNearBytes
       };
       FASTVISION_CALL(winograd_multiply, factors);
@@ -155,6 +171,7 @@ class Worker {
           count,
           channel,
           packing.K,
+          plan_.layout.is_strided,
           plan_.is_streamed,
           plan_.activation,
           plan_.negative_slope
@@ -170,9 +187,14 @@ class Worker {
     const int64_t n = tile / (plan_.rows() * plan_.columns());
     const int64_t y = in_map / plan_.columns() * kWinogradOutputs;
     const int64_t x = in_map % plan_.columns() * kWinogradOutputs;
-    const float** const pixels = pixels_ + t * kWinogradPositions;
-    const int64_t top = y - plan_.top, left = x - plan_.left;
-    plan_.input.locate<kWinogradInputs>(n, top, left, plan_.zeros.data(), pixels);
+    const float* const zeros = plan_.zeros.data();
+    if (plan_.layout.is_strided) {
+      const float** const pixels = pixels_ + t * kMostInputPixels;
+      plan_.input.locate<kStridedInputs>(n, 2 * y - plan_.top, 2 * x - plan_.left, zeros, pixels);
+    } else {
+      const float** const pixels = pixels_ + t * kWinogradPositions;
+      plan_.input.locate<kWinogradInputs>(n, y - plan_.top, x - plan_.left, zeros, pixels);
+    }
     const int64_t first = t * kWinogradPixels;
     plan_.output.locate<kWinogradOutputs>(n, y, x, nullptr, outputs_ + first);
     if (plan_.residual.data != nullptr) {
@@ -182,7 +204,7 @@ class Worker {
 
   const Plan& plan_;
   float *const transformed_, *const products_;
-  const float* pixels_[kMostTiles * kWinogradPositions];
+  const float* pixels_[kMostTiles * kMostInputPixels];
   const float* residuals_[kMostTiles * kWinogradPixels];
   float* outputs_[kMostTiles * kWinogradPixels];
 };
@@ -191,10 +213,10 @@ class Worker {
 struct Parts {
   int64_t chunks, splits;
 
-  Parts(int64_t tiles, int64_t passes, int64_t threads)
-      : chunks(std::max((tiles + kTiles / 2) / kTiles, int64_t{1})), splits(1) {
+  Parts(int64_t tiles, int64_t tiles_of_task, int64_t passes, int64_t threads)
+      : chunks(rounded(tiles, tiles_of_task)), splits(1) {
     if (chunks >= threads) {
-      chunks = std::max((tiles + threads * kTiles / 2) / (threads * kTiles), int64_t{1}) * threads;
+      chunks = rounded(tiles, threads * tiles_of_task) * threads;
       return;
     }
     // splits weights rather than tiles
@@ -205,6 +227,10 @@ struct Parts {
     const int64_t most = std::max(tiles / kLeastTiles, chunks);
     chunks = std::clamp(ceil_div(threads, splits), chunks, most);
   }
+
+ private:
+  // a / b, at least 1
+  static int64_t rounded(int64_t a, int64_t b) { return std::max((a + b / 2) / b, int64_t{1}); }
 };
 
 Tensor convolve(
@@ -216,20 +242,21 @@ Tensor convolve(
 ) {
   const ConvOptions o = ConvOptions::read(options);
   STD_TORCH_CHECK(
-      o.R == 3 && o.S == 3 && o.groups == 1 &&
-          std::max({o.stride_y, o.stride_x, o.dilation_y, o.dilation_x}) == 1,
-      "the kernel must be 3x3 of stride, dilation and groups 1"
+      o.R == 3 && o.S == 3 && o.groups == 1 && o.stride_x == o.stride_y &&
+          (o.stride_y == 1 || o.stride_y == 2) && std::max(o.dilation_y, o.dilation_x) == 1,
+      "the kernel must be 3x3 of dilation and groups 1, and the stride 1 or 2"
   );
   check_dim(input, 4, "input");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const int64_t OH = H + o.top + o.bottom - 2, OW = W + o.left + o.right - 2;
-  const Layout layout(C, o.K);
+  const int64_t height = H + o.top + o.bottom, width = W + o.left + o.right;
+  STD_TORCH_CHECK(height >= 3 && width >= 3, "the kernel does not fit into the padded input");
+  const int64_t OH = (height - 3) / o.stride_y + 1, OW = (width - 3) / o.stride_x + 1;
+  const Layout layout(C, o.K, o.stride_y == 2);
   STD_TORCH_CHECK(
       input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float &&
           packed.is_contiguous() && packed.numel() == layout.size(),
       "packed does not belong to these sizes, this type and this CPU level"
   );
-  STD_TORCH_CHECK(OH > 0 && OW > 0, "the kernel does not fit into the padded input");
   const bool channels_last = has_channels_last_strides(input);
   STD_TORCH_CHECK(channels_last || !in_place, "input must be channels_last");
   const Tensor x = in_channels_last(input);
@@ -258,7 +285,8 @@ Tensor convolve(
       std::vector<float>(C)
   };
   const int64_t threads = torch::stable::get_num_threads(), tiles = plan.tiles();
-  const Parts parts(tiles, layout.passes(), threads);
+  const int64_t tiles_of_task = layout.size() * kBytes > kFarBytes ? kFarTiles : kTiles;
+  const Parts parts(tiles, tiles_of_task, layout.passes(), threads);
   const int64_t tasks = parts.chunks * parts.splits;
   const int64_t values = std::min(threads, tasks) * plan.scratch();
   const Tensor scratch = empty_result(input, {values}, {1});

@@ -177,13 +177,17 @@ def test_empty_batch_and_strided_input(backend):
 
 
 # tiles at the borders, channels below and above a block, more channels than outputs
-@pytest.mark.parametrize("size", [(12, 12), (13, 31)])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((12, 12), 1), ((13, 31), 1), ((24, 24), 2), ((32, 47), 2)]
+)
 @pytest.mark.parametrize(("C", "K"), [(32, 33), (37, 72), (130, 40)])
 @pytest.mark.only(lambda backend: backend.name == "cpp")
-def test_winograd(backend, C, K, size, monkeypatch):
+def test_winograd(backend, C, K, size, stride, monkeypatch):
+    C *= stride
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
     sample = Sample(C, K, (3, 3), size=size, channels_last=True)
     nchw = Sample(C, K, (3, 3), size=size)
-    window = {"padding": (0, 1, 2, 1)}
+    window = {"padding": (0, 1, 2, 1), "stride": stride}
     shape = sample(**window).shape
     residual = in_format(cases.feature_map(*shape, seed=25), True)
     for activation, added in (("relu6", None), ("silu", residual), ("none", residual)):
@@ -198,7 +202,7 @@ def test_winograd(backend, C, K, size, monkeypatch):
             planes = nchw(**{**options, "residual": other})
             assert planes.is_contiguous()
             assert torch.equal(planes, y), "another algorithm in another memory format"
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_WINOGRAD_PIXELS", float("inf"))
+    monkeypatch.setattr("fastvision.ops.conv.cpu.Tiles.suffice", lambda *_: False)
     assert not torch.equal(y, sample(**options)), "the plain sum was used"
 
 
@@ -220,15 +224,17 @@ def test_large_results_of_winograd(level, K, cpu_level):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("C", [32, 256])
-def test_winograd_error_is_about_twice_the_plain_sums(C, relu):
-    sample = Sample(C, 64, (3, 3), size=(20, 20), channels_last=True, norm=False)
+@pytest.mark.parametrize(("C", "stride"), [(32, 1), (256, 1), (64, 2), (256, 2)])
+def test_winograd_error_is_about_twice_the_plain_sums(C, stride, relu, monkeypatch):
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    size = (20 * stride, 20 * stride)
+    sample = Sample(C, 64, (3, 3), size=size, channels_last=True, norm=False)
     sample.bias.zero_()
     if relu:  # values of one sign make larger sums
         sample.input.relu_()
-    options = {"padding": 1, "activation": "none"}
+    options = {"padding": 1, "stride": stride, "activation": "none"}
     exact = sample.expected(**options)
-    eager = F.conv2d(sample.input, sample.weight, None, padding=1)
+    eager = F.conv2d(sample.input, sample.weight, None, padding=1, stride=stride)
 
     def error(y: torch.Tensor) -> float:
         return (y.double() - exact).square().mean().sqrt().item()
@@ -236,14 +242,18 @@ def test_winograd_error_is_about_twice_the_plain_sums(C, relu):
     assert error(sample(**options)) < 2.5 * error(eager)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_winograd_keeps_hostile_values_within_tiles(value):
-    sample = Sample(32, 32, (3, 3), size=(14, 14), channels_last=True)
-    exact = sample.expected(padding=1)
-    sample.input[0, 3, 5, 8] = value
-    y, exact = sample(padding=1)[0], exact[0]
+def test_winograd_keeps_hostile_values_within_tiles(value, stride, monkeypatch):
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    sample = Sample(64, 32, (3, 3), size=(14 * stride, 14 * stride), channels_last=True)
+    options = {"padding": 1, "stride": stride}
+    exact = sample.expected(**options)
+    sample.input[0, 3, 5 * stride, 8 * stride] = value
+    y, exact = sample(**options)[0], exact[0]
+    around = 2 - stride  # pixels next to (5, 8) that the value reaches, too
     if value != value:
-        assert y[:, 4:7, 7:10].isnan().all()  # what the value reaches
+        assert y[:, 5 - around : 6 + around, 8 - around : 9 + around].isnan().all()
     y[:, 4:8, 4:12] = exact[:, 4:8, 4:12] = 0  # the tiles that this lies in
     assert_matches(y, exact, scale=2)
 

@@ -144,8 +144,10 @@ def test_only_what_is_wanted_gets_a_gradient(training):
 @needs_library
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 2, 1, 0)], ids=str)
-def test_winograd(padding, training, monkeypatch):
-    """Convolutions whose result, and whose input's gradient, come from Winograd's algorithm."""
+@pytest.mark.parametrize("stride", [1, 2])
+def test_winograd(stride, padding, training, monkeypatch):
+    """Convolutions whose result, and with stride 1 whose input's gradient, come from Winograd's
+    algorithm."""
     used = []
     decide = gradient.winograd_wins_once
     for module in (conv2d, gradient):
@@ -153,9 +155,12 @@ def test_winograd(padding, training, monkeypatch):
             module, "winograd_wins_once", lambda *args: used.append(decide(*args)) or used[-1]
         )
     g = cases.generator(2)
-    x, weight = torch.randn(2, 32, 26, 25, generator=g), torch.randn(40, 32, 3, 3, generator=g) / 9
+    C = 32 * stride
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    x = torch.randn(2, C, 26 * stride, 25 * stride, generator=g)
+    weight = torch.randn(40, C, 3, 3, generator=g) / 9
     bias, bn_weight, bn_bias, mean = torch.randn(4, 40, generator=g)
-    geometry = {"padding": padding}
+    geometry = {"padding": padding, "stride": stride}
     exact = (x.double(), weight.double(), *torch.zeros(4, 40).double(), torch.ones(40).double())
     size = layers(*exact[:6], exact[6], None, False, "none", geometry).shape
     residual, grad = torch.randn(2, *size, generator=g)
@@ -168,7 +173,7 @@ def test_winograd(padding, training, monkeypatch):
     for a, b in zip(actual, expected, strict=True):
         # an element near zero may fall on either side of it
         assert (a.double() - b).norm() <= 1e-3 * b.norm() + 1e-3
-    assert used.count(True) == 1 + training
+    assert used.count(True) == training + (stride == 1)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])

@@ -59,3 +59,18 @@ def test_refusals(kernel):
         with pytest.raises(RuntimeError, match="residual must be channels_last and have the shape"):
             run_in_place(maps(1), packed, residual, OPTIONS)
     assert torch.equal(x, maps(0))
+
+
+def test_stride():
+    weight = cases.feature_map(32, 32, 3, 3, seed=3)
+    packed = RUN.conv_winograd_pack(weight, None, False, 2)
+    options = cpu.conv_options(32, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1)
+    x, residual = maps(0), in_format(cases.feature_map(2, 32, 7, 7, seed=1), True)
+    expected = RUN.conv_winograd(x, packed, residual, options)
+    RUN.conv_winograd_(x, packed, residual, options)
+    assert torch.equal(residual, expected)
+    for wrong in (1, 3):
+        with pytest.raises(RuntimeError, match="packed does not belong|must be 3x3|stride 1 or 2"):
+            RUN.conv_winograd(x, packed, None, cpu.conv_options(32, 3, 3, wrong, wrong, *[1] * 8))
+    with pytest.raises(RuntimeError, match="stride must be 1 or 2, got 3"):
+        RUN.conv_winograd_pack(weight, None, False, 3)

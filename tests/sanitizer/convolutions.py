@@ -117,7 +117,9 @@ def conv_bn_relu(rng: Source) -> Call:
 
 def conv_winograd(rng: Source) -> Call:
     """3x3 convolutions with channels enough for Winograd's algorithm."""
-    C, K = rng.size((32, 33), (40, 64)), rng.size((16, 17), (39, 64, 130))
+    stride = rng.choice((1, 1, 2))
+    C = rng.size((32, 33), (40, 64)) if stride == 1 else rng.size((64, 65), (72, 100))
+    K = rng.size((16, 17), (39, 64, 130))
     shape = (
         rng.size((1, 1), (2,)),
         C,
@@ -130,6 +132,7 @@ def conv_winograd(rng: Source) -> Call:
         spoil(rng, x, 1, HOSTILE[:3])
     weight = torch.randn(K, C, 3, 3) / (9 * C) ** 0.5
     options = {
+        "stride": (stride, stride),
         "padding": tuple(rng.randint(0, 3) for _ in range(4)),
         **_parameters(rng, K, torch.float32),
     }

@@ -46,8 +46,8 @@ def reach_kernels() -> None:
     onednn.is_available = lambda: False
     linear._MIN_PACKED = 64
     gradient._MIN_PIXELS = 1
-    cpu._MIN_WINOGRAD_PIXELS = 1
-    cpu._MIN_PIXELS_OF_TILE = 1
+    cpu._MIN_WINOGRAD_PIXELS = cpu._MIN_STRIDED_PIXELS = cpu._MIN_STRIDED = 1
+    cpu._MIN_PIXELS_OF_TILE = cpu._MIN_PIXELS_OF_STRIDED_TILE = 1
     warnings.filterwarnings("ignore", message=".*deterministic")
 
 

@@ -86,12 +86,14 @@ def conv_bn_relu(
     Differentiable in all tensors but the running statistics, any number of times and in forward
     mode.
 
-    On the CPU, float32 3x3 convolutions with stride 1, at least 32 input and 16 output channels use
-    Winograd's minimal filtering on tiles of 4x4 pixels (Lavin and Gray 2016). Its root mean square
-    error is about twice that of direct convolution. All pixels of a tile share their inputs: NaN
-    makes the whole tile NaN, infinities make it undefined, and small values lose precision next to
-    huge ones, up to three pixels beyond the window. From 1,024 pixels on, gradients use it too; the
-    error of weight gradients is three to five times that of direct sums.
+    On the CPU, float32 3x3 convolutions with at least 16 output channels use Winograd's minimal
+    filtering on tiles of 4x4 pixels (Lavin and Gray 2016): with stride 1 from 32 input channels on,
+    with stride 2 from 64 input channels and 256 pixels of the result on, if there are 8,192 to
+    131,072 pairs of input and output channels. Its root mean square error is about twice that of
+    direct convolution. All pixels of a tile share their inputs: NaN makes the whole tile NaN,
+    infinities make it undefined, and small values lose precision next to huge ones, up to three
+    pixels of the result away. From 1,024 pixels on, gradients use it with stride 1, too; the error
+    of weight gradients is three to five times that of direct sums.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -192,8 +194,9 @@ def convolution_in_training(
     """The convolution alone, whose weight changes in each step."""
     if CONV.choose(input, backend) == "cpp" and winograd_wins_once(input, weight, spec):
         return conv_bn_relu(
-            input, weight, bias, padding=spec.padding, activation="none", backend=backend
-        )
+            input, weight, bias, stride=spec.stride, padding=spec.padding, activation="none",
+            backend=backend,
+        )  # fmt: skip
     x, symmetric = symmetric_padding(input, spec.padding)
     filters, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, filters, offset, spec.stride, symmetric, spec.dilation, spec.groups)

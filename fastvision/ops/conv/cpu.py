@@ -7,6 +7,7 @@ import functools
 import math
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ for _name, _schema in {
         "(Tensor input, Tensor packed, Tensor options, Tensor weight, Tensor? bias) -> Tensor"
     ),
     "conv_pack": "(Tensor weight, Tensor? bias, SymInt groups) -> Tensor",
-    "conv_winograd_pack": "(Tensor weight, Tensor? bias, bool turned=False) -> Tensor",
+    "conv_winograd_pack": (
+        "(Tensor weight, Tensor? bias, bool turned=False, int stride=1) -> Tensor"
+    ),
     "conv_weight_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
     "conv_winograd_gradient": "(Tensor grad, Tensor input, Tensor options) -> Tensor",
     "conv_transpose2d_pack": (
@@ -65,8 +68,12 @@ _WINOGRAD_GUARDED = direct(_OPS.conv_winograd_guarded.default)
 _TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
 transposed_alone = direct(_OPS.conv_transpose2d_alone_guarded.default)
 _MIN_WINOGRAD_PIXELS = 96
+_MIN_STRIDED_PIXELS = 256  # of results with stride 2
+# input times output channels: enough to pay for the transforms with stride 2; more than the latter
+# have over 42 MB of weights, nine times the original ones
+_MIN_STRIDED, _MAX_STRIDED = 1 << 13, 1 << 17
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
-_MIN_PIXELS_OF_TILE = 8  # of 16, averaged over the tiles of a map
+_MIN_PIXELS_OF_TILE, _MIN_PIXELS_OF_STRIDED_TILE = 8, 12  # of 16, averaged over a map's tiles
 # with AVX-512, oneDNN is faster on convolutions with many terms per sum and many multiply-adds;
 # half of the terms are enough with many filters
 _MIN_ONEDNN_TERMS, _MIN_ONEDNN_WORK, _MANY_FILTERS = 512, 100e6, 1024
@@ -94,22 +101,39 @@ def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
     )
 
 
+class Tiles(NamedTuple):
+    """What Winograd's algorithm needs to pay for its transforms and larger weights."""
+
+    stride: int
+    pixels: int  # of the result
+    pixels_of_tile: int  # little of a tile may lie outside of the result
+
+    def suffice(self, shape: Sequence[int]) -> bool:
+        """For an input of this shape, of whose size divided by the stride the result is, about."""
+        N, _, H, W = shape
+        if self.stride > 1:
+            H, W = -(-H // self.stride), -(-W // self.stride)
+        pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
+        return N * pixels >= self.pixels and pixels >= self.pixels_of_tile * tiles
+
+
 def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """Whether channels and tiles are enough to pay for Winograd's transforms and larger weights."""
-    return winograd_fits(weight, input.dtype, spec) and has_tiles(input.shape)
+    """Whether Winograd's algorithm is the fastest, packing of weights aside."""
+    tiles = winograd_tiles(weight, input.dtype, spec)
+    return tiles is not None and tiles.suffice(input.shape)
 
 
-def winograd_fits(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> bool:
+def winograd_tiles(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> Tiles | None:
+    """When Winograd's algorithm pays; None for never."""
     K, C, R, S = weight.shape
-    ones = (*spec.stride, *spec.dilation, spec.groups)
-    return R == S == 3 and C >= 32 and K >= 16 and dtype == torch.float32 and ones == (1,) * 5
-
-
-def has_tiles(shape: Sequence[int]) -> bool:
-    """Whether an input of this shape has enough tiles, and little in them lies outside of it."""
-    N, _, H, W = shape
-    pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
-    return N * pixels >= _MIN_WINOGRAD_PIXELS and pixels >= _MIN_PIXELS_OF_TILE * tiles
+    window = (R, S, *spec.dilation, spec.groups)
+    if window != (3, 3, 1, 1, 1) or spec.transposed or dtype != torch.float32 or K < 16:
+        return None
+    if spec.stride == (1, 1) and C >= 32:
+        return Tiles(1, _MIN_WINOGRAD_PIXELS, _MIN_PIXELS_OF_TILE)
+    if spec.stride == (2, 2) and C >= 64 and _MIN_STRIDED <= C * K <= _MAX_STRIDED:
+        return Tiles(2, _MIN_STRIDED_PIXELS, _MIN_PIXELS_OF_STRIDED_TILE)
+    return None
 
 
 def least_onednn_pixels(shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> float:
@@ -169,7 +193,7 @@ class Layer:
             dense and spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
         )
         self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
-        self.may_use_winograd = dense and winograd_fits(weight, dtype, spec)
+        self.tiles = winograd_tiles(weight, dtype, spec)
 
     @functools.cached_property  # not before, since most weights may come only once
     def guarded_options(self) -> Tensor:
@@ -196,7 +220,7 @@ class Layer:
         if self.spec.transposed:
             packed, run = self.transposed_packs, _TRANSPOSED_GUARDED
         else:
-            winograd = self.may_use_winograd and has_tiles(input.shape)
+            winograd = self.tiles is not None and self.tiles.suffice(input.shape)
             if self.may_use_onednn and self._onednn_wins(input.shape, winograd):
                 packed = None
             elif winograd:
@@ -228,7 +252,7 @@ class Layer:
         take the residual's memory."""
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
-        winograd = self.may_use_winograd and has_tiles(input.shape)
+        winograd = self.tiles is not None and self.tiles.suffice(input.shape)
         if self._onednn_wins(input.shape, winograd) and onednn.supports(
             input, self.shape, residual, self.spec
         ):
@@ -265,7 +289,7 @@ class Layer:
         return _OPS.conv_pack.default(*self._folded(weights), self.spec.groups)
 
     def _transformed(self, weights: Weights) -> Tensor:
-        return _OPS.conv_winograd_pack.default(*self._folded(weights))
+        return _OPS.conv_winograd_pack.default(*self._folded(weights), False, self.spec.stride[0])
 
     def _reordered(self, input: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
         return onednn.pack(*self._folded(weights), input.shape, input.dtype, self.spec)

@@ -15,7 +15,7 @@ from ...reference.activations import activate
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
 from . import onednn
-from .cpu import engine_options, has_tiles, winograd_fits, winograd_wins
+from .cpu import engine_options, winograd_wins
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
 
@@ -45,7 +45,7 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= _MIN_PIXELS
+        and input.shape[0] * input.shape[2] * input.shape[3] >= _MIN_PIXELS * spec.stride[0] ** 2
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
@@ -77,10 +77,10 @@ def _winograd_gradient_wins(grad: Tensor, input: Tensor, weight: Tensor, spec: C
         _has_own_kernels(grad)
         and _has_own_kernels(input)
         and input.dtype == grad.dtype == weight.dtype
-        and winograd_fits(weight, grad.dtype, spec)
+        and spec.stride == (1, 1)
         and weight.numel() <= _MOST_WEIGHTS
         and grad.shape[0] * grad.shape[2] * grad.shape[3] >= _MIN_PIXELS
-        and has_tiles(grad.shape)
+        and winograd_wins(grad, weight, spec)
         and input.numel() > 0
         and max(spec.padding) <= 2
         and is_channels_last(input)
@@ -157,7 +157,7 @@ def _convolution_backward(
     dx = dweight = dbias = None
     stride, padding, dilation, groups = spec[:4]
     once = not torch.is_grad_enabled()  # the kernels have no derivatives
-    of_input = mask[0] and once and winograd_wins_once(grad, weight, spec)
+    of_input = mask[0] and once and stride == (1, 1) and winograd_wins_once(grad, weight, spec)
     of_weight = mask[1] and once and _winograd_gradient_wins(grad, input, weight, spec)
     if of_weight or (of_input and is_channels_last(input)):
         grad = grad.contiguous(memory_format=memory_format(True))
