@@ -53,9 +53,10 @@ constexpr float kStridedSum = kP2 + kQ2, kStridedProduct = kP2 * kQ2;
 
 inline void transform_one(double_v g, double_v (&u)[4]) {
   constexpr double apart = 2 * (kInner * kInner - kOuter * kOuter);
-  u[0] = g / (kInner * apart);
+  constexpr double inner = 1 / (kInner * apart), outer = 1 / (-kOuter * apart);
+  u[0] = g * inner;
   u[1] = -u[0];
-  u[2] = g / (-kOuter * apart);
+  u[2] = g * outer;
   u[3] = -u[2];
 }
 
@@ -301,21 +302,20 @@ void winograd_filters(const WinogradFilters& f) {
   for (int i = 0; i < positions_of(f.is_strided); ++i) {
     const WinogradKinds kinds = kinds_of(f.is_strided, i);
     const int64_t before = kinds_before(f.is_strided, i) * f.pass + kinds.count * f.begin;
-    places[i] = f.transformed + (before - kinds.first * f.width) * f.C;
+    places[i] = f.transformed + i * kWinogradGap + (before - kinds.first * f.width) * f.C;
   }
-  for (int64_t k = 0; k < f.width; k += n) {
-    const int64_t count = min<int64_t>(f.count - k, n);
-    for (int64_t c = 0; c < f.C; ++c) {
-      double taps[kWinogradTaps][n] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        const float* from = f.filters + (k + i) * f.filter + c * f.channel;
-        for (int tap = 0; tap < kWinogradTaps; ++tap) {
-          taps[tap][i] = from[f.is_turned ? kWinogradTaps - 1 - tap : tap];
-        }
-      }
+  for (int64_t c = 0; c < f.C; ++c) {
+    for (int64_t k = 0; k < f.width; k += n) {
+      const int64_t count = min<int64_t>(f.count - k, n);
       double_v g[kWinogradTaps];
       for (int tap = 0; tap < kWinogradTaps; ++tap) {
-        g[tap] = load(taps[tap]);
+        double values[n] = {};
+        const float* from = f.filters + k * f.filter + c * f.channel +
+                            (f.is_turned ? kWinogradTaps - 1 - tap : tap);
+        for (int64_t i = 0; i < count; ++i) {
+          values[i] = from[i * f.filter];
+        }
+        g[tap] = load(values);
       }
       const auto write = [&](int position, int kind, double_v u) {
         float* to = places[position] + (kind * f.C + c) * f.width + k;

@@ -111,6 +111,7 @@ void multiply(const WinogradFactors& f, int64_t row_tiles) {
       multiply_vectors<kAhead>(part, f.tiles, row_tiles, channels);
       weights = next;
     }
+    weights += kWinogradGap;
   }
 }
 

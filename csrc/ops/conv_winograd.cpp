@@ -42,9 +42,10 @@ struct Layout {
     return packing;
   }
   int64_t offset(int64_t p) const {  // all passes before are full
-    return all.bias_size() + p * kinds * pass() * all.C;
+    return all.bias_size() + p * (kinds * pass() * all.C + gaps());
   }
-  int64_t size() const { return all.padded_K() * (1 + kinds * all.C); }
+  int64_t size() const { return all.padded_K() * (1 + kinds * all.C) + passes() * gaps(); }
+  int64_t gaps() const { return positions() * kWinogradGap; }
 };
 
 // weight [K, C, 3, 3], or [C, K, 3, 3] if it is to be turned: of the convolution that gives the

@@ -27,6 +27,8 @@ constexpr int kWinogradInputs = 6;
 constexpr int kWinogradTaps = 9;
 constexpr int kWinogradPositions = kWinogradInputs * kWinogradInputs;
 constexpr int kWinogradPixels = kWinogradOutputs * kWinogradOutputs;
+// Values between the weights of two positions: a cache line, or all would map to a few cache sets.
+constexpr int kWinogradGap = 16;
 constexpr int kStridedInputs = 9;  // with stride 2
 constexpr int kStridedPoints = 5;
 constexpr int kStridedPositions = kStridedPoints * kStridedPoints;
@@ -65,7 +67,7 @@ constexpr int kinds_before(bool is_strided, int position) {
 }
 
 // A block of filters, transformed. Of each position: [channels of the pass / width] blocks of
-// [kinds][C][width], in the order of kinds_before.
+// [kinds][C][width], in the order of kinds_before and kWinogradGap apart.
 struct WinogradFilters {
   const float* filters;     // [count][C][3][3]
   int64_t filter, channel;  // values from a filter, and from an input channel, to the next
@@ -88,7 +90,8 @@ struct WinogradInput {
 struct WinogradFactors {
   const float* inputs;  // [tiles][all kinds][C], positions `input_plane` apart
   int64_t input_plane;
-  const float* weights;  // by positions [block of channels][kinds][C][channels of the block]
+  const float* weights;  // by positions [block of channels][kinds][C][channels of the block], and
+                         // kWinogradGap
   float* products;       // [tiles][channels], positions `plane` apart
   int64_t plane;
   int64_t tiles, C;
