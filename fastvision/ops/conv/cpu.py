@@ -221,7 +221,7 @@ class Layer:
             packed, run = self.transposed_packs, _TRANSPOSED_GUARDED
         else:
             winograd = self.tiles is not None and self.tiles.suffice(input.shape)
-            if self.may_use_onednn and self._onednn_wins(input.shape, winograd):
+            if self.may_use_onednn and self._onednn_wins(input.shape, winograd, residual):
                 packed = None
             elif winograd:
                 packed, run = self.packs.find("winograd"), _WINOGRAD_GUARDED
@@ -253,7 +253,7 @@ class Layer:
         if self.spec.transposed:
             return self._transposed(input, residual, weights)
         winograd = self.tiles is not None and self.tiles.suffice(input.shape)
-        if self._onednn_wins(input.shape, winograd) and onednn.supports(
+        if self._onednn_wins(input.shape, winograd, residual) and onednn.supports(
             input, self.shape, residual, self.spec
         ):
             # oneDNN's weight layout depends on the input's shape
@@ -271,10 +271,12 @@ class Layer:
         run = _WINOGRAD if winograd else _PLAIN
         return run(input, packed, residual, self.options)
 
-    def _onednn_wins(self, shape: Sequence[int], winograd: bool) -> bool:
+    def _onednn_wins(self, shape: Sequence[int], winograd: bool, residual: Tensor | None) -> bool:
         N, _, H, W = shape
         (down, across), taps = self.spec.stride, self.shape[2:]
-        if not winograd and N * (H // down) * (W // across) >= self.onednn_pixels:
+        # a float32 residual is added after oneDNN, which takes longer than oneDNN is ahead
+        adds_later = residual is not None and self.onednn_pixels > 0
+        if not (winograd or adds_later) and N * (H // down) * (W // across) >= self.onednn_pixels:
             return True
         return self.may_skip_padding and sees_padding((H, W), taps, self.spec)
 
