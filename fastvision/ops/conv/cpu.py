@@ -274,7 +274,7 @@ class Layer:
     def _onednn_wins(self, shape: Sequence[int], winograd: bool, residual: Tensor | None) -> bool:
         N, _, H, W = shape
         (down, across), taps = self.spec.stride, self.shape[2:]
-        # oneDNN's sum with a float32 residual takes a pass of its own, which costs more than it gains
+        # oneDNN's sum with a float32 residual is a pass of its own, which costs more than it gains
         adds_later = residual is not None and self.onednn_pixels > 0
         if not (winograd or adds_later) and N * (H // down) * (W // across) >= self.onednn_pixels:
             return True
