@@ -135,7 +135,7 @@ void sum_planes(
     double first = 0, second = 0;
     for (int64_t i = 0; i < args.length; i += kChunk) {
       Lanes<A> lanes{};
-      const auto gradient = gradient_at<T, A>(args, offset + i, of, activate, kAhead);
+      const auto gradient = gradient_at<T, A>(args, offset + i, of, activate, kAheadBytes);
       const Sum<1, T, A, decltype(gradient), InRegisters<A>> step{
           gradient, result_at<T>(args, offset + i), {lanes}
       };
@@ -157,7 +157,7 @@ void sum_rows(
   const ByChannel<A> sums{scratch, scratch + padded};
   memset(scratch, 0, 2 * padded * sizeof(A));
   const auto add_rows = [&](int64_t row, auto count) {
-    // rows side by side are more streams than the hardware follows
+    // the same place of the next rows: side by side they are more streams than the hardware follows
     const auto gradient = gradient_at<T, A>(
         args, row * args.length, OfRow<A>{}, activate, count * args.length * sizeof(T)
     );
@@ -211,7 +211,7 @@ template <typename T, typename A>
 void backward(const BatchNormReluArgs& args, int64_t begin, int64_t end) {
   with_activation<A>(args, [&](const auto& activate) {
     for_items<A>(args, begin, end, [&](int64_t offset, auto of) {
-      const auto gradient = gradient_at<T, A>(args, offset, of, activate, kAhead);
+      const auto gradient = gradient_at<T, A>(args, offset, of, activate, kAheadBytes);
       const Backward<T, A, decltype(gradient)> step{gradient, result_at<T>(args, offset)};
       for_vectors<A>(0, args.length, step);
     });

@@ -27,7 +27,7 @@ inline auto load_lanes(const T* p, int64_t count) {
 
 // and prefetches what is read later
 template <Span kSpan, typename T>
-inline auto load_stream(const T* p, int64_t count, int64_t ahead = kAhead) {
+inline auto load_stream(const T* p, int64_t count, int64_t ahead = kAheadBytes) {
   const auto v = load_lanes<kSpan>(p, count);
   prefetch_ahead(p, sizeof(v) * sizeof(T) / sizeof(v[0]), ahead);
   return v;

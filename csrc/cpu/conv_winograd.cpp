@@ -51,7 +51,7 @@ constexpr float kP = kInner, kQ = kOuter, kP2 = kInner * kInner, kQ2 = kOuter * 
 constexpr float kP3 = kInner * kInner * kInner, kQ3 = kOuter * kOuter * kOuter;
 constexpr float kStridedSum = kP2 + kQ2, kStridedProduct = kP2 * kQ2;
 
-inline void transform_one(double_v g, double_v (&u)[4]) {
+inline void filter_of_one(double_v g, double_v (&u)[kFinitePoints]) {
   constexpr double apart = 2 * (kInner * kInner - kOuter * kOuter);
   constexpr double inner = 1 / (kInner * apart), outer = 1 / (-kOuter * apart);
   u[0] = g * inner;
@@ -60,10 +60,10 @@ inline void transform_one(double_v g, double_v (&u)[4]) {
   u[3] = -u[2];
 }
 
-inline void transform_two(double_v first, double_v second, double_v (&u)[kStridedPoints]) {
-  double_v even[4], odd[4];
-  transform_one(first, even);
-  transform_one(second, odd);
+inline void filter_of_two(double_v first, double_v second, double_v (&u)[kStridedPoints]) {
+  double_v even[kFinitePoints], odd[kFinitePoints];
+  filter_of_one(first, even);
+  filter_of_one(second, odd);
   u[0] = even[0] + kInner * odd[0];
   u[1] = even[1] - kInner * odd[1];
   u[2] = even[2] + kOuter * odd[2];
@@ -72,7 +72,7 @@ inline void transform_two(double_v first, double_v second, double_v (&u)[kStride
 }
 
 // of the rows that one tap meets
-constexpr auto transform_ones = [](const float_v* d, float_v* v) {
+constexpr auto pixels_of_one = [](const float_v* d, float_v* v) {
   const float_v even_p = add_scaled(d[2], -kQ2, d[0]), odd_p = add_scaled(d[3], -kQ2, d[1]);
   const float_v even_q = add_scaled(d[2], -kP2, d[0]), odd_q = add_scaled(d[3], -kP2, d[1]);
   v[0] = add_scaled(odd_p, kP, even_p);
@@ -82,8 +82,8 @@ constexpr auto transform_ones = [](const float_v* d, float_v* v) {
 };
 
 // of those that two meet
-constexpr auto transform_twos = [](const float_v* d, float_v* v) {
-  transform_ones(d, v);
+constexpr auto pixels_of_two = [](const float_v* d, float_v* v) {
+  pixels_of_one(d, v);
   v[4] = add_scaled(add_scaled(d[4], -kStridedSum, d[2]), kStridedProduct, d[0]);
 };
 
@@ -100,53 +100,53 @@ constexpr auto transform_strided_output = [](const float_v (&m)[kStridedPoints],
 // Calls store_value(position, kind, vector, value) with the transformed 9x9 pixels of a tile.
 template <int kVectors, typename Load, typename Store>
 inline void transform_strided_tile(Load load_value, Store store_value) {
-  constexpr int n = kStridedInputs;
+  constexpr int n = kStridedInputs, all = kStridedPoints, finite = kFinitePoints;
   // transformed columns, of the rows that two taps meet, and one: their values by columns that two
   // meet, and one
-  float_v twos[5][kVectors][n], ones[4][kVectors][n];
+  float_v twos[all][kVectors][n], ones[finite][kVectors][n];
   for (int x = 0; x < n; ++x) {
-    const int place = x % 2 == 0 ? x / 2 : 5 + x / 2;
+    const int place = x % 2 == 0 ? x / 2 : all + x / 2;
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      float_v two[5], one[4], v[5];
+      float_v two[all], one[finite], v[all];
 #pragma GCC unroll 5
-      for (int y = 0; y < 5; ++y) {
+      for (int y = 0; y < all; ++y) {
         two[y] = load_value(2 * y * n + x, j);
       }
 #pragma GCC unroll 4
-      for (int y = 0; y < 4; ++y) {
+      for (int y = 0; y < finite; ++y) {
         one[y] = load_value((2 * y + 1) * n + x, j);
       }
-      transform_twos(two, v);
+      pixels_of_two(two, v);
 #pragma GCC unroll 5
-      for (int y = 0; y < 5; ++y) {
+      for (int y = 0; y < all; ++y) {
         twos[y][j][place] = v[y];
       }
-      transform_ones(one, v);
+      pixels_of_one(one, v);
 #pragma GCC unroll 4
-      for (int y = 0; y < 4; ++y) {
+      for (int y = 0; y < finite; ++y) {
         ones[y][j][place] = v[y];
       }
     }
   }
   const auto finish_row = [&](int y, int j, const float_v* row, int of_two, int of_one) {
-    float_v v[5];
-    transform_twos(row, v);
+    float_v v[all];
+    pixels_of_two(row, v);
 #pragma GCC unroll 5
-    for (int x = 0; x < 5; ++x) {
+    for (int x = 0; x < all; ++x) {
       store_value(y * kStridedPoints + x, of_two, j, v[x]);
     }
-    transform_ones(row + 5, v);
+    pixels_of_one(row + all, v);
 #pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
+    for (int x = 0; x < finite; ++x) {
       store_value(y * kStridedPoints + x, of_one, j, v[x]);
     }
   };
-  for (int y = 0; y < kStridedPoints; ++y) {
+  for (int y = 0; y < all; ++y) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
       finish_row(y, j, twos[y][j], two_two, two_one);
-      if (y < 4) {
+      if (y < finite) {
         finish_row(y, j, ones[y][j], one_two, one_one);
       }
     }
@@ -262,32 +262,33 @@ void transform_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
 
 template <typename Write>
 void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
+  constexpr int all = kStridedPoints, finite = kFinitePoints;
   const auto write_row = [&](int y, const double_v(&row)[3], int of_two, int of_one) {
-    double_v two[5], one[4];
-    transform_two(row[0], row[2], two);
-    transform_one(row[1], one);
-    for (int x = 0; x < 5; ++x) {
+    double_v two[all], one[finite];
+    filter_of_two(row[0], row[2], two);
+    filter_of_one(row[1], one);
+    for (int x = 0; x < all; ++x) {
       write(y * kStridedPoints + x, of_two, two[x]);
     }
-    for (int x = 0; x < 4; ++x) {
+    for (int x = 0; x < finite; ++x) {
       write(y * kStridedPoints + x, of_one, one[x]);
     }
   };
-  double_v twos[5][3], ones[4][3];
+  double_v twos[all][3], ones[finite][3];
   for (int s = 0; s < 3; ++s) {
-    double_v two[5], one[4];
-    transform_two(g[s], g[6 + s], two);
-    transform_one(g[3 + s], one);
-    for (int y = 0; y < 5; ++y) {
+    double_v two[all], one[finite];
+    filter_of_two(g[s], g[6 + s], two);
+    filter_of_one(g[3 + s], one);
+    for (int y = 0; y < all; ++y) {
       twos[y][s] = two[y];
     }
-    for (int y = 0; y < 4; ++y) {
+    for (int y = 0; y < finite; ++y) {
       ones[y][s] = one[y];
     }
   }
-  for (int y = 0; y < 5; ++y) {
+  for (int y = 0; y < all; ++y) {
     write_row(y, twos[y], two_two, two_one);
-    if (y < 4) {
+    if (y < finite) {
       write_row(y, ones[y], one_two, one_one);
     }
   }
@@ -299,10 +300,11 @@ void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& 
 void winograd_filters(const WinogradFilters& f) {
   constexpr int n = lanes_v<double>;
   float* places[kWinogradPositions];  // of the block's first kind
+  float* position = f.transformed;
   for (int i = 0; i < positions_of(f.is_strided); ++i) {
     const WinogradKinds kinds = kinds_of(f.is_strided, i);
-    const int64_t before = kinds_before(f.is_strided, i) * f.pass + kinds.count * f.begin;
-    places[i] = f.transformed + i * kWinogradGap + (before - kinds.first * f.width) * f.C;
+    places[i] = position + (kinds.count * f.begin - kinds.first * f.width) * f.C;
+    position += kinds.count * f.pass * f.C + kWinogradGap;
   }
   for (int64_t c = 0; c < f.C; ++c) {
     for (int64_t k = 0; k < f.width; k += n) {

@@ -16,7 +16,9 @@ namespace fastvision {
 namespace {
 
 constexpr int64_t kTiles = 24, kFarTiles = 30;  // per task, approximately
-constexpr int64_t kLeastTiles = 6, kMostTiles = 36;
+constexpr int64_t kLeastTiles = 6;
+// of a single task, when the next number of tasks is two
+constexpr int64_t kMostTiles = kFarTiles + kFarTiles / 2;
 constexpr int64_t kPassChannels = 64;      // output channels whose products stay in the L2 cache
 constexpr int64_t kNearBytes = 256 << 10;  // weights that stay there too
 constexpr int64_t kFarBytes = 8 << 20;     // weights whose reading takes longer than more tiles
@@ -32,7 +34,7 @@ struct Layout {
   Layout(int64_t C, int64_t K, bool is_strided)
       : all(conv_packing(ScalarType::Float, 1, C, K, 1)),
         is_strided(is_strided),
-        kinds(kinds_before(is_strided, positions())) {}
+        kinds(kinds_in_all(is_strided)) {}
   int positions() const { return positions_of(is_strided); }
   int64_t pass() const { return ceil_div(kPassChannels, all.block) * all.block; }
   int64_t passes() const { return ceil_div(all.K, pass()); }
@@ -288,6 +290,7 @@ Tensor convolve(
   const int64_t threads = torch::stable::get_num_threads(), tiles = plan.tiles();
   const int64_t tiles_of_task = layout.size() * kBytes > kFarBytes ? kFarTiles : kTiles;
   const Parts parts(tiles, tiles_of_task, layout.passes(), threads);
+  STD_TORCH_CHECK(ceil_div(tiles, parts.chunks) <= kMostTiles, "a task has too many tiles");
   const int64_t tasks = parts.chunks * parts.splits;
   const int64_t values = std::min(threads, tasks) * plan.scratch();
   const Tensor scratch = empty_result(input, {values}, {1});

@@ -1,19 +1,19 @@
-// Contract of 3x3 convolutions with stride 1 by F(4x4, 3x3) (Lavin and Gray, Fast Algorithms for
-// Convolutional Neural Networks, 2016): 36 multiplications where direct convolution needs 144. With
-// stride 2 it takes 81, see below.
+// Contract of 3x3 convolutions by Winograd's algorithm (Lavin and Gray, Fast Algorithms for
+// Convolutional Neural Networks, 2016). For 4x4 output pixels, where direct convolution needs 144
+// multiplications, F(4x4, 3x3) needs 36 with stride 1, and F(4, 2) with F(4, 1) 81 with stride 2.
 //
-// A tile has 4x4 output pixels and the 6x6 input pixels they depend on. In each of 36 positions the
-// transformed inputs of many tiles are multiplied by a [C, K] matrix of transformed weights, which
-// is a 1x1 convolution of conv.h. The polynomials are evaluated at 0, 5/8, -5/8, 3/2, -3/2 and
-// infinity, which limits errors to about twice those of direct convolution; the usual points 0, 1,
-// -1, 2, -2 and infinity more than double them again. Every output of a tile depends on all its
-// inputs, so a NaN makes the whole tile NaN.
+// With stride 1, a tile has 4x4 output pixels and the 6x6 input pixels they depend on. In each of
+// 36 positions the transformed inputs of many tiles are multiplied by a [C, K] matrix of
+// transformed weights, which is a 1x1 convolution of conv.h. The polynomials are evaluated at 0,
+// 5/8, -5/8, 3/2, -3/2 and infinity, which limits errors to about twice those of direct
+// convolution; the usual points 0, 1, -1, 2, -2 and infinity more than double them again. Every
+// output of a tile depends on all its inputs, so a NaN makes the whole tile NaN.
 //
-// With stride 2, every second row is met by two taps, the others by one: by F(4, 2) with the points
-// 1/2, -1/2, 3/2, -3/2 and infinity, and by F(4, 1) with the same points but infinity, where a
-// polynomial without a linear term is zero. In both directions this makes four kinds of pixels,
-// which are input channels of their own: they share the positions, their products and the transform
-// of the outputs. Positions at infinity lack kinds.
+// With stride 2, a tile has 9x9 input pixels. Two taps meet every second row, which F(4, 2)
+// transforms, with the points 1/2, -1/2, 3/2, -3/2 and infinity; one tap meets the others, which
+// F(4, 1) transforms, with the same points but infinity: a filter without a linear term is zero
+// there. In both directions this makes four kinds of pixels. They are input channels of their own
+// and share the 25 positions and the transform of the outputs. Positions at infinity lack kinds.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ constexpr int kWinogradPixels = kWinogradOutputs * kWinogradOutputs;
 // Values between the weights of two positions: a cache line, or all would map to a few cache sets.
 constexpr int kWinogradGap = 16;
 constexpr int kStridedInputs = 9;  // with stride 2
-constexpr int kStridedPoints = 5;
+constexpr int kStridedPoints = 5, kFinitePoints = 4;
 constexpr int kStridedPositions = kStridedPoints * kStridedPoints;
 constexpr int kMostInputPixels = kStridedInputs * kStridedInputs;
 
@@ -57,17 +57,17 @@ constexpr int positions_of(bool is_strided) {
   return is_strided ? kStridedPositions : kWinogradPositions;
 }
 
-// Kinds of the positions before this one: the place of its weights.
-constexpr int kinds_before(bool is_strided, int position) {
+// Kinds of all positions.
+constexpr int kinds_in_all(bool is_strided) {
   int kinds = 0;
-  for (int i = 0; i < position; ++i) {
+  for (int i = 0; i < positions_of(is_strided); ++i) {
     kinds += kinds_of(is_strided, i).count;
   }
   return kinds;
 }
 
-// A block of filters, transformed. Of each position: [channels of the pass / width] blocks of
-// [kinds][C][width], in the order of kinds_before and kWinogradGap apart.
+// A block of filters, transformed. Each position has [channels of the pass / width] blocks of
+// [kinds][C][width], and kWinogradGap.
 struct WinogradFilters {
   const float* filters;     // [count][C][3][3]
   int64_t filter, channel;  // values from a filter, and from an input channel, to the next

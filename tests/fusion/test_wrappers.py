@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.nn.functional  # not later: its default arguments would keep a group
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,8 +83,6 @@ def test_feature_extractors(resnet):
 def test_wrappers_for_parallel_training(resnet, tmp_path):
     x = image(1, 3, 48, 48)
     assert kinds(check_as_is(nn.DataParallel(resnet), x)).items() >= RESNET18.items()
-    import torch.distributed.nn.functional  # its default arguments would keep the group
-
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )

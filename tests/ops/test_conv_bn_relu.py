@@ -17,6 +17,7 @@ from fastvision.testing.conv_bn_relu import Sample
 from fastvision.testing.marks import LAYOUTS, needs_library
 from fastvision.testing.numerics import DTYPES, assert_matches
 from fastvision.testing.tensors import dtype_id, in_format
+from fastvision.testing.threads import same_for_threads
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 OP = torch.ops.fastvision.conv_bn_relu.default
@@ -208,12 +209,14 @@ def test_winograd(backend, C, K, size, stride, monkeypatch):
 
 # 48 channels fill cache lines, so that results of more than 8 MiB are written past the caches
 @pytest.mark.parametrize("K", [48, 44])
+@pytest.mark.parametrize(("stride", "size"), [(1, (150, 161)), (2, (301, 322))])
 @pytest.mark.parametrize("level", LEVELS)
 @needs_library
-def test_large_results_of_winograd(level, K, cpu_level):
+def test_large_results_of_winograd(level, stride, size, K, cpu_level, monkeypatch):
+    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
     _extension.set_cpu_level(level)
-    sample = Sample(32, K, (3, 3), size=(150, 161), channels_last=True)
-    options = {"padding": 1, "activation": "silu"}
+    sample = Sample(32 * stride, K, (3, 3), size=size, channels_last=True)
+    options = {"padding": 1, "stride": stride, "activation": "silu"}
     residual = in_format(cases.feature_map(*sample(**options).shape, seed=25), True)
     y = sample(**options, residual=residual)
     assert y.nbytes > 8 << 20
@@ -221,6 +224,18 @@ def test_large_results_of_winograd(level, K, cpu_level):
     for n in range(2):
         sample.input = whole[n : n + 1]
         assert torch.equal(sample(**options, residual=residual[n : n + 1])[0], y[n])
+
+
+# weights of more than 8 MiB make the largest tasks: up to 44 tiles in one
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("tiles", [36, 37, 44, 74, 83])
+@needs_library
+def test_tasks_of_winograd(tiles, stride):
+    size = (4 * stride, 4 * stride * tiles)
+    sample = Sample(256, 256, (3, 3), images=1, size=size, channels_last=True)
+    options = {"padding": 1, "stride": stride}
+    (y,) = same_for_threads(lambda: sample(**options))
+    assert_matches(y, sample.expected(**options), scale=2)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -239,7 +254,10 @@ def test_winograd_error_is_about_twice_the_plain_sums(C, stride, relu, monkeypat
     def error(y: torch.Tensor) -> float:
         return (y.double() - exact).square().mean().sqrt().item()
 
-    assert error(sample(**options)) < 2.5 * error(eager)
+    y = sample(**options)
+    assert error(y) < 2.5 * error(eager)
+    monkeypatch.setattr("fastvision.ops.conv.cpu.Tiles.suffice", lambda *_: False)
+    assert not torch.equal(y, sample(**options)), "the plain sum was used"
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -251,10 +269,9 @@ def test_winograd_keeps_hostile_values_within_tiles(value, stride, monkeypatch):
     exact = sample.expected(**options)
     sample.input[0, 3, 5 * stride, 8 * stride] = value
     y, exact = sample(**options)[0], exact[0]
-    around = 2 - stride  # pixels next to (5, 8) that the value reaches, too
     if value != value:
-        assert y[:, 5 - around : 6 + around, 8 - around : 9 + around].isnan().all()
-    y[:, 4:8, 4:12] = exact[:, 4:8, 4:12] = 0  # the tiles that this lies in
+        assert y[:, 4:8, 8:12].isnan().all(), "the plain sum was used"
+    y[:, 4:8, 4:12] = exact[:, 4:8, 4:12] = 0  # the tiles that the value reaches
     assert_matches(y, exact, scale=2)
 
 

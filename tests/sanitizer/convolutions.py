@@ -120,12 +120,10 @@ def conv_winograd(rng: Source) -> Call:
     stride = rng.choice((1, 1, 2))
     C = rng.size((32, 33), (40, 64)) if stride == 1 else rng.size((64, 65), (72, 100))
     K = rng.size((16, 17), (39, 64, 130))
-    shape = (
-        rng.size((1, 1), (2,)),
-        C,
-        rng.size((4, 5, 7, 8), (12, 17)),
-        rng.size((4, 7, 8, 9), (16, 17)),
-    )
+    height, width = rng.size((4, 5, 7, 8), (12, 17)), rng.size((4, 7, 8, 9), (16, 17))
+    if rng.chance(0.01):  # weights of more than 8 MiB make larger tasks
+        C, K, width = 256 // stride, 256, 10 * width
+    shape = (rng.size((1, 1), (2,)), C, height, width)
     x = torch.randn(shape)
     if rng.chance(0.15):
         # a huge number's rounding errors would hide the others of its tile

@@ -46,7 +46,8 @@ VARIANTS = {
     "small_retinanet": ("scenes", {"ema": 0.9, "steps": 3, "optimizer.lr": 0.0005}),
 }
 WORKER = """
-import json, os, sys
+import json, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from fastvision import training
@@ -64,7 +65,7 @@ for folder, tables in json.load(open(sys.argv[1])).items():
     assert outcome.metrics == metrics, (outcome.metrics, metrics)
 torch.distributed.destroy_process_group()
 # a thread of gloo that outlives the interpreter may abort the process
-threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm") if path.exists()]
 assert not [name for name in threads if "gloo" in name], threads
 """
 

@@ -69,8 +69,8 @@ _TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
 transposed_alone = direct(_OPS.conv_transpose2d_alone_guarded.default)
 _MIN_WINOGRAD_PIXELS = 96
 _MIN_STRIDED_PIXELS = 256  # of results with stride 2
-# input times output channels: enough to pay for the transforms with stride 2; more than the latter
-# have over 42 MB of weights, nine times the original ones
+# input times output channels with stride 2: enough to pay for the transforms, and so many that the
+# transformed weights, nine times the original ones, take 42 MB
 _MIN_STRIDED, _MAX_STRIDED = 1 << 13, 1 << 17
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
 _MIN_PIXELS_OF_TILE, _MIN_PIXELS_OF_STRIDED_TILE = 8, 12  # of 16, averaged over a map's tiles
@@ -105,14 +105,14 @@ class Tiles(NamedTuple):
     """What Winograd's algorithm needs to pay for its transforms and larger weights."""
 
     stride: int
-    pixels: int  # of the result
-    pixels_of_tile: int  # little of a tile may lie outside of the result
+    pixels: int  # of the result, at least
+    pixels_of_tile: int  # of the result in a tile, on average, at least
 
     def suffice(self, shape: Sequence[int]) -> bool:
-        """For an input of this shape, of whose size divided by the stride the result is, about."""
+        """Whether an input of this shape has enough of them. The result's size is taken to be the
+        input's, divided by the stride."""
         N, _, H, W = shape
-        if self.stride > 1:
-            H, W = -(-H // self.stride), -(-W // self.stride)
+        H, W = -(-H // self.stride), -(-W // self.stride)
         pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
         return N * pixels >= self.pixels and pixels >= self.pixels_of_tile * tiles
 
