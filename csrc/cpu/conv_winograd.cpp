@@ -145,9 +145,9 @@ inline void transform_strided_tile(Load load_value, Store store_value) {
   for (int y = 0; y < all; ++y) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      finish_row(y, j, twos[y][j], two_two, two_one);
+      finish_row(y, j, twos[y][j], kTwoTwo, kTwoOne);
       if (y < finite) {
-        finish_row(y, j, ones[y][j], one_two, one_one);
+        finish_row(y, j, ones[y][j], kOneTwo, kOneOne);
       }
     }
   }
@@ -287,9 +287,9 @@ void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& 
     }
   }
   for (int y = 0; y < all; ++y) {
-    write_row(y, twos[y], two_two, two_one);
+    write_row(y, twos[y], kTwoTwo, kTwoOne);
     if (y < finite) {
-      write_row(y, ones[y], one_two, one_one);
+      write_row(y, ones[y], kOneTwo, kOneOne);
     }
   }
 }

@@ -35,7 +35,7 @@ constexpr int kStridedPositions = kStridedPoints * kStridedPoints;
 constexpr int kMostInputPixels = kStridedInputs * kStridedInputs;
 
 // Kinds of pixels by the taps that meet their row and their column, in the order of their channels.
-enum WinogradKind { one_two, two_two, two_one, one_one, kWinogradKinds };
+enum WinogradKind { kOneTwo, kTwoTwo, kTwoOne, kOneOne, kWinogradKinds };
 
 // The kinds [first, first + count) that a position multiplies.
 struct WinogradKinds {
@@ -48,8 +48,8 @@ constexpr WinogradKinds kinds_of(bool is_strided, int position) {
   }
   const bool far_row = position / kStridedPoints == kStridedPoints - 1;
   const bool far_column = position % kStridedPoints == kStridedPoints - 1;
-  const int first = far_row ? two_two : one_two;
-  const int last = far_column ? two_two : far_row ? two_one : one_one;
+  const int first = far_row ? kTwoTwo : kOneTwo;
+  const int last = far_column ? kTwoTwo : far_row ? kTwoOne : kOneOne;
   return {first, last + 1 - first};
 }
 
