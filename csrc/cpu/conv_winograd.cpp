@@ -164,6 +164,42 @@ inline void prefetch_pixels(const float* const* pixels, int64_t channel) {
   }
 }
 
+// Calls transform(number of vectors, load_value, store_value) for the channels of each tile of
+// kSide x kSide pixels.
+template <int kSide, typename Transform>
+inline void transform_inputs(const WinogradInput& in, const Transform& transform) {
+  constexpr int kPixels = kSide * kSide;
+  // by value: a store could change what is behind a reference
+  const int64_t C = in.C, plane = in.plane, vector = in.vector;
+  for (int64_t t = 0; t < in.tiles; ++t) {
+    const float* const* pixels = in.pixels + t * kPixels;
+    float* to = in.transformed + t * in.tile;
+    int64_t c = 0;
+    for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
+      if (t + 1 < in.tiles) {
+        prefetch_pixels<kSide>(pixels + kPixels, c);
+      }
+      transform(
+          std::integral_constant<int, kLine>{},
+          [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
+          [=](int i, int kind, int j, float_v v) {
+            store(to + i * plane + kind * C + j * vector, v);
+          }
+      );
+    }
+    for (; c < C; c += kLanes, to += vector) {
+      const int count = (int)min<int64_t>(C - c, kLanes);
+      transform(
+          std::integral_constant<int, 1>{},
+          [=](int i, int) { return load_partial(pixels[i] + c, count); },
+          [=](int i, int kind, int, float_v v) {
+            store_partial(to + i * plane + kind * C, v, count);
+          }
+      );
+    }
+  }
+}
+
 // kVectors of one tile from channel k on; a single vector has only `count` lanes
 template <int kVectors, bool kStreamed, int kPoints, typename Transform, typename Activate>
 inline void output_channels(
@@ -337,61 +373,17 @@ void winograd_filters(const WinogradFilters& f) {
 }
 
 void winograd_input(const WinogradInput& in) {
-  // by value: a store could change what is behind a reference
-  const int64_t C = in.C, plane = in.plane, vector = in.vector;
-  for (int64_t t = 0; t < in.tiles; ++t) {
-    const float* const* pixels = in.pixels + t * kWinogradPositions;
-    float* to = in.transformed + t * in.tile;
-    int64_t c = 0;
-    for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
-      if (t + 1 < in.tiles) {
-        prefetch_pixels<kIn>(pixels + kWinogradPositions, c);
-      }
-      transform_tile<kIn, kIn, kLine>(
-          transform_input,
-          [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
-          [=](int i, int j, float_v v) { store(to + i * plane + j * vector, v); }
-      );
-    }
-    for (; c < C; c += kLanes, to += vector) {
-      const int count = (int)min<int64_t>(C - c, kLanes);
-      transform_tile<kIn, kIn, 1>(
-          transform_input,
-          [=](int i, int) { return load_partial(pixels[i] + c, count); },
-          [=](int i, int, float_v v) { store_partial(to + i * plane, v, count); }
-      );
-    }
-  }
+  transform_inputs<kIn>(in, [](auto vectors, auto load_value, auto store_value) {
+    transform_tile<kIn, kIn, vectors>(transform_input, load_value, [=](int i, int j, float_v v) {
+      store_value(i, 0, j, v);
+    });
+  });
 }
 
 void winograd_strided_input(const WinogradInput& in) {
-  // by value: a store could change what is behind a reference
-  const int64_t C = in.C, plane = in.plane, vector = in.vector;
-  for (int64_t t = 0; t < in.tiles; ++t) {
-    const float* const* pixels = in.pixels + t * kMostInputPixels;
-    float* to = in.transformed + t * in.tile;
-    int64_t c = 0;
-    for (; c + kLine * kLanes <= C; c += kLine * kLanes, to += kLine * vector) {
-      if (t + 1 < in.tiles) {
-        prefetch_pixels<kStridedInputs>(pixels + kMostInputPixels, c);
-      }
-      transform_strided_tile<kLine>(
-          [=](int i, int j) { return load(pixels[i] + c + j * kLanes); },
-          [=](int i, int kind, int j, float_v v) {
-            store(to + i * plane + kind * C + j * vector, v);
-          }
-      );
-    }
-    for (; c < C; c += kLanes, to += vector) {
-      const int count = (int)min<int64_t>(C - c, kLanes);
-      transform_strided_tile<1>(
-          [=](int i, int) { return load_partial(pixels[i] + c, count); },
-          [=](int i, int kind, int, float_v v) {
-            store_partial(to + i * plane + kind * C, v, count);
-          }
-      );
-    }
-  }
+  transform_inputs<kStridedInputs>(in, [](auto vectors, auto load_value, auto store_value) {
+    transform_strided_tile<vectors>(load_value, store_value);
+  });
 }
 
 void winograd_output(const WinogradOutput& out) {

@@ -269,7 +269,9 @@ def test_winograd_keeps_hostile_values_within_tiles(value, stride, monkeypatch):
     exact = sample.expected(**options)
     sample.input[0, 3, 5 * stride, 8 * stride] = value
     y, exact = sample(**options)[0], exact[0]
+    around = 2 - stride  # pixels next to (5, 8) that the value reaches, too
     if value != value:
+        assert y[:, 5 - around : 6 + around, 8 - around : 9 + around].isnan().all()
         assert y[:, 4:8, 8:12].isnan().all(), "the plain sum was used"
     y[:, 4:8, 4:12] = exact[:, 4:8, 4:12] = 0  # the tiles that the value reaches
     assert_matches(y, exact, scale=2)
