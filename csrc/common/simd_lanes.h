@@ -63,6 +63,12 @@ inline V swap_halves(V v, lane_list<I...>) {
   return __builtin_shufflevector(v, v, ((I + n / 2) % n)...);
 }
 
+// kWidth divides the number of lanes
+template <int kWidth, int c, typename V, int... I>
+inline V spread_lane(V v, lane_list<I...>) {
+  return __builtin_shufflevector(v, v, (I / kWidth * kWidth + c)...);
+}
+
 template <typename V>
 using lanes_of = typename make_lanes<sizeof(V) / sizeof(V{}[0])>::type;
 
@@ -94,6 +100,12 @@ inline V lower_halves(V a, V b) {
 template <typename V>
 inline V swap_halves(V v) {
   return swap_halves(v, lanes_of<V>{});
+}
+
+// lane c of each kWidth lanes, in all of them
+template <int kWidth, int c, typename V>
+inline V spread_lane(V v) {
+  return spread_lane<kWidth, c>(v, lanes_of<V>{});
 }
 
 // a and b in a row, as pairs: of each the second element where `odd` is 1, the first where it is 0

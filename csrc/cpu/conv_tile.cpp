@@ -12,6 +12,7 @@
 #include "common/register_tile.h"
 #include "common/simd.h"
 #include "common/simd_activation.h"
+#include "common/simd_lanes.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -217,12 +218,6 @@ inline void dense_tile(const ConvTile<T>& tile, const Block<T>& block, int64_t p
   finish(sums, pixel, block.output_channel, last);
 }
 
-// broadcasts lane `c` within each group of kWidth lanes
-template <int kWidth, int c, typename V, int... I>
-inline V pick(V x, lane_list<I...>) {
-  return __builtin_shufflevector(x, x, (I / kWidth * kWidth + c)...);
-}
-
 template <int kWidth, int c, int kRows, typename T>
 inline void add_shared(
     vector_t<T> (&sums)[kRows][1], const vector_t<T> (&x)[kRows], const T* weights
@@ -231,7 +226,7 @@ inline void add_shared(
     const vector_t<T> w = load(weights);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const vector_t<T> value = pick<kWidth, c>(x[i], typename make_lanes<lanes_v<T>>::type{});
+      const vector_t<T> value = spread_lane<kWidth, c>(x[i]);
       sums[i][0] = multiply_add(value, w, sums[i][0]);
     }
     add_shared<kWidth, c + 1, kRows, T>(sums, x, weights + lanes_v<T>);

@@ -77,10 +77,46 @@ struct ConvDepthwiseRow {
   double negative_slope;
 };
 
-#define FASTVISION_DECLARE_CONV(T)                            \
-  FASTVISION_DECLARE_CPU(int64_t, conv_lanes, const T*)       \
-  FASTVISION_DECLARE_CPU(int64_t, conv_block, const T*)       \
-  FASTVISION_DECLARE_CPU(void, conv_tile, const ConvTile<T>&) \
+// Rows of pixels that are needed next, of which `bytes` are to be prefetched each.
+template <typename T>
+struct ConvAhead {
+  const T* data;         // of the first pixel
+  int64_t row, pixel;    // values from a row, and from a pixel, to the next
+  int64_t rows, pixels;  // none if rows is 0
+  int64_t bytes;
+};
+
+// Output rows of a grouped convolution with windows R x 3, of one block of channels. The input is
+// gathered, with padding on all sides, and may be read up to kStripExcess output pixels beyond it.
+template <typename T>
+struct ConvStrip {
+  const T* input;        // [rows][input_row] of pixels [channels]
+  int64_t begin, end;    // rows inside the map; the others are not read
+  int64_t input_row;     // values
+  int64_t channels;      // input channels: of one group, or a vector of groups that share it
+  int64_t width;         // channels of such a group, otherwise 0
+  T* output;             // channel 0 of the first output pixel
+  const T* residual;     // or null
+  int64_t row, pixel;    // values from an output row, and from a pixel, to the next
+  int64_t rows, pixels;  // of the output, pixels per row
+  int64_t outputs;       // output channels
+  int64_t R;
+  int64_t step_y, step_x;  // step_x 1 or 2
+  bool has_borders;        // whether rows are as long as the input's, with a pixel of padding
+                           // on both sides
+  const T* weights;        // [R][3][channels or width][outputs in whole vectors]
+  const T* bias;
+  ConvAhead<T> ahead;
+  Activation activation;
+  double negative_slope;
+};
+constexpr int64_t kStripTaps = 3, kStripExcess = 3;
+
+#define FASTVISION_DECLARE_CONV(T)                              \
+  FASTVISION_DECLARE_CPU(int64_t, conv_lanes, const T*)         \
+  FASTVISION_DECLARE_CPU(int64_t, conv_block, const T*)         \
+  FASTVISION_DECLARE_CPU(void, conv_tile, const ConvTile<T>&)   \
+  FASTVISION_DECLARE_CPU(void, conv_strip, const ConvStrip<T>&) \
   FASTVISION_DECLARE_CPU(void, conv_depthwise_row, const ConvDepthwiseRow<T>&)
 FASTVISION_DECLARE_CONV(float)
 FASTVISION_DECLARE_CONV(double)

@@ -1,17 +1,19 @@
 #include "ops/conv_engine.h"
 
 #include "common/parallel.h"
+#include "ops/conv_groups.h"
 #include "ops/conv_phase_run.h"
 #include "ops/conv_worker.h"
 
 namespace fastvision {
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which waking threads does not pay
-
 template <typename S>
 void run(const ConvPlan& plan) {
   using T = accumulate_t<S>;
+  if (ConvGroups<S, T>::serves(plan)) {
+    return ConvGroups<S, T>(plan).run();
+  }
   using Run = PhaseRun<S, T>;
   std::vector<Run> runs;
   runs.reserve(plan.phases.size());

@@ -15,6 +15,17 @@ struct ConvImage {
   void* data;
   int64_t N, C, H, W;
   bool channels_last;
+
+  // Channels [channel, channel + channels) of adjacent pixels of image n, counted by rows. `M` is
+  // the element type.
+  template <typename M>
+  ConvMaps<M> at(
+      int64_t n, int64_t pixel, int64_t pixels, int64_t channel, int64_t channels
+  ) const {
+    M* const image = static_cast<M*>(data) + n * C * H * W;
+    return channels_last ? ConvMaps<M>{image + pixel * C + channel, channels, pixels, 1, C}
+                         : ConvMaps<M>{image + channel * H * W + pixel, channels, pixels, H * W, 1};
+  }
 };
 
 // A dense grid of pixels under one window: the whole output of a convolution, or one phase of a
@@ -37,6 +48,9 @@ struct ConvPlan {
 
 // Packing at the current CPU level; `dtype` of the packed weights is float32 or float64.
 ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K, int64_t taps);
+
+// Multiply-adds below which waking threads does not pay.
+constexpr int64_t kSerialWork = 1 << 18;
 
 // Packs weights [groups][K][C][taps] and the bias [groups][K], which may be null.
 template <typename T>

@@ -102,10 +102,7 @@ class ConvWorker {
 
   ConvMaps<const S> maps(int64_t n, int64_t y, int64_t x, int64_t pixels) const {
     const ConvImage& input = run_->input;
-    const int64_t C = input.C, HW = input.H * input.W, at = y * input.W + x;
-    const S* data = static_cast<const S*>(input.data) + n * C * HW;
-    return input.channels_last ? ConvMaps<const S>{data + at * C, C, pixels, 1, C}
-                               : ConvMaps<const S>{data + at, C, pixels, HW, 1};
+    return input.at<const S>(n, y * input.W + x, pixels, 0, input.C);
   }
 
   void gather_rows(const Rows& part, T* to) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -175,6 +176,40 @@ def test_empty_batch_and_strided_input(backend):
     sample.input = sample.input[:0]
     y = sample(backend=backend.name)
     assert y.shape == sample.expected().shape and y.dtype == torch.float32
+
+
+# groups that fill a vector in part, share it and take several; each has its channels and filters
+_GROUPS = [(2, 2, 19), (4, 4, 9), (8, 8, 7), (16, 16, 5), (24, 24, 9), (48, 40, 3), (5, 31, 2)]
+
+
+# rows as long as a tile of either width, with and without borders; the last takes several tasks
+@pytest.mark.parametrize(("C", "K", "groups"), _GROUPS)
+@pytest.mark.parametrize("size", [(7, 7), (3, 14), (9, 11), (5, 1), (1, 26), (70, 30)])
+@LAYOUTS
+@pytest.mark.only(lambda backend: backend.name == "cpp")
+def test_rows_of_groups(backend, C, K, groups, size, channels_last):
+    sample = Sample(
+        C * groups, K * groups, (3, 3), groups=groups, size=size, channels_last=channels_last
+    )
+    for stride, padding in ((1, 1), (2, 1), ((3, 1), (2, 0, 4, 3))):
+        options = {"stride": stride, "padding": padding}
+        shape = sample(**options).shape
+        residual = in_format(cases.feature_map(*shape, seed=25), channels_last)
+        for activation, added in (("relu", None), ("silu", residual)):
+            options |= {"activation": activation, "residual": added}
+            (y,) = same_for_threads(functools.partial(sample, **options, backend="cpp"))
+            assert_matches(y, sample.expected(**options), scale=2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.only(lambda backend: backend.name == "cpp")
+def test_windows_of_groups(backend, rows, dtype):
+    sample = Sample(32, 32, (rows, 3), groups=4, size=(9, 20), dtype=dtype)
+    for stride in (1, 2):
+        options = {"padding": (0, 1, rows // 2, 0), "stride": stride}
+        y = sample(**options, backend="cpp")
+        assert_matches(y, sample.expected(**options), scale=2)
 
 
 # tiles at the borders, channels below and above a block, more channels than outputs

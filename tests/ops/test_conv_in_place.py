@@ -39,6 +39,16 @@ def test_result(kernel):
     assert torch.equal(residual, expected)
 
 
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups(groups):
+    packed = RUN.conv_pack(cases.feature_map(32, 32 // groups, 3, 3, seed=3), None, groups)
+    options = cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, groups, 1)
+    x, residual = maps(0), maps(1)
+    expected = RUN.conv_packed(x, packed, residual, options)
+    RUN.conv_packed_(x, packed, residual, options)
+    assert torch.equal(residual, expected)
+
+
 def test_parts_of_one_tensor(kernel):
     run, run_in_place, packed = kernel
     both = torch.cat([maps(0), maps(1)])
