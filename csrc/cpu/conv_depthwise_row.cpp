@@ -2,6 +2,7 @@
 // the contract down to the registers:
 //   with_taps       number of taps and step between pixels, as constants if they are common
 //   split_pixels    number of pixels per tile
+//   with_borders    whether taps of the tile are outside the map
 //   depthwise_tile  the sums of a tile
 //   add_taps        one row of taps
 #include "ops/conv.h"
@@ -13,18 +14,34 @@
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// Adds the row of taps starting at x; each input vector is loaded once for all its pixels.
-template <int kRows, int kTaps, int kStep, typename T>
-inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, const T* weights) {
+// Adds the row of taps that starts at pixel `first` of x, whose pixels are `pitch` values apart;
+// each input vector is loaded once for all its pixels. With borders, only pixels in [0, width)
+// count.
+template <int kRows, int kTaps, int kStep, bool kBorders, typename T>
+inline void add_taps(
+    vector_t<T> (&sums)[kRows],
+    const T* x,
+    int64_t first,
+    int64_t width,
+    int64_t pitch,
+    const T* weights
+) {
   vector_t<T> w[kTaps];
 #pragma GCC unroll 16
   for (int s = 0; s < kTaps; ++s) {
     w[s] = load(weights + s * lanes_v<T>);
   }
+  const T* at = x + (kBorders ? 0 : first * pitch);
 #pragma GCC unroll 32
   for (int column = 0; column < (kRows - 1) * kStep + kTaps; ++column) {
-    const vector_t<T> value = load(x);
-    x += pitch;
+    if constexpr (kBorders) {
+      if (first + column < 0 || first + column >= width) {
+        continue;
+      }
+      at = x + (first + column) * pitch;
+    }
+    const vector_t<T> value = load(at);
+    at += pitch;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const int s = column - i * kStep;
@@ -35,29 +52,51 @@ inline void add_taps(vector_t<T> (&sums)[kRows], const T* x, int64_t pitch, cons
   }
 }
 
+// as add_taps(), for any number of taps, step and dilation, and `count` channels
+template <int kRows, typename T>
+inline void add_any_taps(
+    vector_t<T> (&sums)[kRows],
+    const ConvDepthwiseRow<T>& row,
+    const T* x,
+    int64_t first,
+    int64_t pitch,
+    const T* weights,
+    int count
+) {
+  for (int64_t s = 0; s < row.S; ++s, first += row.dilation) {
+    const vector_t<T> w = load(weights + s * lanes_v<T>);
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t column = first + i * row.step;
+      if (column >= 0 && column < row.width) {
+        sums[i] = multiply_add(load_partial(x + column * pitch, count), w, sums[i]);
+      }
+    }
+  }
+}
+
 // kTaps 0 stands for any number of taps, step and dilation
-template <int kRows, int kTaps, int kStep, typename T>
+template <int kRows, int kTaps, int kStep, bool kBorders, typename T>
 inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const int64_t C = row.packing->outer_K(), S = row.S;
   const Bounds<T> bounds(row.activation);
   const vector_t<T> low = broadcast(bounds.low), high = broadcast(bounds.high);
   const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * C;
   T* output = row.output + pixel * C;
-  const int64_t step = row.step * C, dilation = row.dilation * C;
+  const int64_t step = row.step * C, first = row.first + pixel * row.step;
   // each vector of channels prefetches its share of a later tile
   constexpr int kAhead = kRows * kStep * kVectorBytes / kLineBytes;
   const int64_t ahead = (1 + 128 / C) * kRows;
   const int64_t later = pixel + ahead - row.pixels;  // in the next row if not negative
-  const int64_t behind =
-      (later < 0 ? (pixel + ahead) * step : row.next_row + later * step) - step + S * C;
+  const int64_t behind = (later < 0 ? (pixel + ahead) * step : row.next_row + later * step) - step +
+                         (row.first + S) * C;
   for (int64_t k = 0; k < C; k += lanes_v<T>) {
     for (int64_t r = row.R - row.fresh; kTaps > 0 && r < row.R; ++r) {
+      if (row.inputs[r] == nullptr) {
+        continue;
+      }
 #pragma GCC unroll 16
       for (int line = 0; line < kAhead; ++line) {
-        prefetch(
-            (const char*)(row.inputs[r] + row.start + behind + k * kRows * kStep) +
-            line * kLineBytes
-        );
+        prefetch((const char*)(row.inputs[r] + behind + k * kRows * kStep) + line * kLineBytes);
       }
     }
 #pragma GCC unroll 16
@@ -72,18 +111,17 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
     }
     const T* weights = row.packed + row.packing->bias_size() + k * row.R * S;
     for (int64_t r = 0; r < row.R; ++r, weights += S * lanes_v<T>) {
-      const T* x = row.inputs[r] + row.start + pixel * step + k;
-      if (kTaps > 0 && full) {
-        add_taps<kRows, kTaps, kStep>(sums, x, C, weights);
+      if (row.inputs[r] == nullptr) {
         continue;
       }
-      for (int64_t s = row.tap_begin; s < row.tap_end; ++s, x += dilation) {
-        const vector_t<T> w = load(weights + s * lanes_v<T>);
-        for (int i = 0; i < kRows; ++i) {
-          const vector_t<T> value = full ? load(x + i * step) : load_partial(x + i * step, count);
-          sums[i] = multiply_add(value, w, sums[i]);
+      const T* x = row.inputs[r] + k;
+      if constexpr (kTaps > 0) {
+        if (full) {
+          add_taps<kRows, kTaps, kStep, kBorders>(sums, x, first, row.width, C, weights);
+          continue;
         }
       }
+      add_any_taps<kRows>(sums, row, x, first, C, weights, count);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
@@ -101,17 +139,30 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   }
 }
 
+template <int kRows, int kTaps, int kStep, typename T>
+inline void with_borders(const ConvDepthwiseRow<T>& row, int64_t pixel) {
+  const int64_t first = row.first + pixel * row.step;
+  if (kTaps == 0 || first < 0 || first + (kRows - 1) * kStep + kTaps > row.width) {
+    depthwise_tile<kRows, kTaps, kStep, true>(row, pixel);
+  } else {
+    depthwise_tile<kRows, kTaps, kStep, false>(row, pixel);
+  }
+}
+
 template <int kTaps, int kStep, typename T>
 void split_pixels(const ConvDepthwiseRow<T>& row) {
   int64_t p = 0;
-  for (; p + 6 <= row.pixels; p += 6) {
-    depthwise_tile<6, kTaps, kStep>(row, p);
+  for (; p + 7 <= row.pixels; p += 7) {
+    with_borders<7, kTaps, kStep>(row, p);
+  }
+  for (; p + 4 <= row.pixels; p += 4) {
+    with_borders<4, kTaps, kStep>(row, p);
   }
   for (; p + 2 <= row.pixels; p += 2) {
-    depthwise_tile<2, kTaps, kStep>(row, p);
+    with_borders<2, kTaps, kStep>(row, p);
   }
   if (p < row.pixels) {
-    depthwise_tile<1, kTaps, kStep>(row, p);
+    with_borders<1, kTaps, kStep>(row, p);
   }
   if (!is_clamp(row.activation)) {
     const int64_t count = row.pixels * row.packing->outer_K();
@@ -122,7 +173,7 @@ void split_pixels(const ConvDepthwiseRow<T>& row) {
 template <typename T>
 void with_taps(const ConvDepthwiseRow<T>& row) {
   const auto is = [&](int64_t S, int64_t step) {
-    return row.S == S && row.tap_end - row.tap_begin == S && row.step == step && row.dilation == 1;
+    return row.S == S && row.step == step && row.dilation == 1;
   };
   if (is(3, 1)) {
     split_pixels<3, 1>(row);

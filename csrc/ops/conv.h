@@ -57,20 +57,20 @@ struct ConvTile {
   bool streams = false;  // whether outputs, aligned and of whole lines, are stored past the caches
 };
 
-// Pixels of one row of a depthwise convolution (width 1): a single one, or with all taps inside the
-// map horizontally.
+// A row of output pixels of a depthwise convolution (width 1).
 template <typename T>
 struct ConvDepthwiseRow {
-  const T* const* inputs;  // [R] first value of the input row that each row of taps reads
-  int64_t start;           // in these rows, channel 0 of the first pixel at tap_begin
+  const T* const* inputs;  // [R] first value of the input row that each row of taps reads, or null
+                           // outside the map
+  int64_t width;           // pixels of an input row
+  int64_t first;           // input pixel of the first tap of the first output pixel
   T* output;               // channel 0 of the first output pixel
   const T* residual;       // channel 0 of the first residual pixel, or null
   int64_t pixels;
   int64_t R, S;
-  int64_t tap_begin, tap_end;  // taps of a row inside the map
-  int64_t fresh;               // how many of the R rows, at the end, no previous row has read
-  int64_t step, dilation;      // between pixels and between taps, in input pixels
-  int64_t next_row;            // values from the inputs to those of the next row of pixels
+  int64_t fresh;           // how many of the R rows, at the end, no previous row has read
+  int64_t step, dilation;  // between pixels and between taps, in input pixels
+  int64_t next_row;        // values from the inputs to those of the next row of pixels
   const T* packed;
   const ConvPacking* packing;
   Activation activation;

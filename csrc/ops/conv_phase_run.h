@@ -10,7 +10,7 @@ namespace fastvision {
 
 // input of a task: fits the L2 cache, so that overlapping rows of taps reuse it
 constexpr int64_t kChunkBytes = 192 << 10, kChunkBytesOfTaps = 384 << 10;
-constexpr int64_t kLeastWidth = 28;  // narrower outputs pad their depthwise rows
+constexpr int64_t kExcess = 28;  // of padded rows, at most, beyond twice the input's
 constexpr int64_t kLeastPixels = 48, kMostPixels = 240;
 constexpr int64_t kLeastDepthwise = 16 << 10;  // values
 constexpr int64_t kTilePixels = 6;             // kTileRows of the kernels
@@ -25,9 +25,9 @@ struct PhaseRun {
   const ConvImage& input;
   const ConvImage& output;
   ConvPacking packing;
-  bool merged;                       // the taps of a row are merged into one
+  bool merged;                       // the taps of a row are merged into one, and rows are
+                                     // gathered with padding on both sides
   bool depthwise_rows;               // the depthwise kernel computes whole rows
-  bool padded;                       // rows are gathered with padding on both sides
   bool direct_input, direct_output;  // read or written in place, without scratch
   bool pointwise;                    // pixel p of the grid reads pixel p of the input alone
   bool whole_output;                 // pixel p of the grid is pixel p of the output
@@ -51,8 +51,7 @@ struct PhaseRun {
             may_pad()
         ),
         depthwise_rows(phase.S > 0 && packing.width() == 1 && phase.out_step_x == 1),
-        padded(merged || (depthwise_rows && phase.grid_w < kLeastWidth && may_pad())),
-        direct_input(std::is_same_v<S, T> && input.channels_last && !padded),
+        direct_input(std::is_same_v<S, T> && input.channels_last && !merged),
         direct_output(std::is_same_v<S, T> && output.channels_last),
         pointwise(
             !depthwise_rows && phase.R == 1 && phase.S == 1 && phase.step_y == 1 &&
@@ -75,11 +74,7 @@ struct PhaseRun {
       packing.C = tap_values;
       packing.taps = taps;
     }
-    zeros.resize(
-        padded           ? padded_width() * input.C
-        : depthwise_rows ? std::max<int64_t>(input.W, 1) * input.C
-                         : tap_values
-    );
+    zeros.resize(merged ? padded_width() * input.C : tap_values);
     split();
   }
 
@@ -109,7 +104,7 @@ struct PhaseRun {
     return (phase.grid_w - 1) * phase.step_x + (phase.S - 1) * phase.dilation_x + 1;
   }
   // whether padded rows are not much longer than input rows
-  bool may_pad() const { return padded_width() <= 2 * input.W + kLeastWidth; }
+  bool may_pad() const { return padded_width() <= 2 * input.W + kExcess; }
   int64_t all_blocks() const { return packing.outer_groups() * packing.blocks(); }
 
   ConvWindow window() const {

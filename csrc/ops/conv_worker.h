@@ -97,7 +97,7 @@ class ConvWorker {
   };
 
   int64_t row_values() const {
-    return (run_->padded ? run_->padded_width() : run_->input.W) * run_->input.C;
+    return (run_->merged ? run_->padded_width() : run_->input.W) * run_->input.C;
   }
 
   ConvMaps<const S> maps(int64_t n, int64_t y, int64_t x, int64_t pixels) const {
@@ -108,7 +108,7 @@ class ConvWorker {
   void gather_rows(const Rows& part, T* to) {
     const ConvImage& input = run_->input;
     const int64_t C = input.C;
-    if (!run_->padded) {
+    if (!run_->merged) {
       const int64_t pixels = (part.high - part.low) * input.W;
       if (pixels > 0) {
         FASTVISION_CALL(conv_gather, maps(part.n, part.low, 0, pixels), to, C);
@@ -298,63 +298,33 @@ class ConvWorker {
   void run_rows() {
     const ConvPhase& phase = run_->phase;
     const ConvImage& input = run_->input;
-    // pixels whose taps are all inside the row
-    int64_t left = 0, right = phase.grid_w;
-    if (!run_->padded) {
-      const int64_t reach = (phase.S - 1) * phase.dilation_x;
-      const int64_t room = input.W - 1 - reach - phase.first_x;
-      left = std::clamp<int64_t>(ceil_div(-phase.first_x, phase.step_x), 0, phase.grid_w);
-      right = room < 0 ? left : std::clamp<int64_t>(room / phase.step_x + 1, left, phase.grid_w);
-    }
+    const T** rows = inputs_.get(phase.R);
     for (int64_t p = begin_; p < end_; p += phase.grid_w) {
-      const T** rows = inputs_.get(phase.R);
       const Pixel first = at(p);
       for (int64_t r = 0; r < phase.R; ++r) {
         const int64_t y = first.y * phase.step_y + phase.first_y + r * phase.dilation_y;
-        rows[r] = y >= 0 && y < input.H ? input_row(first.n, y) : run_->zeros.data();
+        rows[r] = y >= 0 && y < input.H ? input_row(first.n, y) : nullptr;
       }
-      for (int64_t x = 0; x < left; ++x) {
-        run_in_row(rows, p, x, 1);
-      }
-      if (left < right) {
-        run_in_row(rows, p, left, right - left);
-      }
-      for (int64_t x = right; x < phase.grid_w; ++x) {
-        run_in_row(rows, p, x, 1);
-      }
+      const ConvDepthwiseRow<T> row{
+          rows,
+          input.W,
+          phase.first_x,
+          output_at(p),
+          residual_at(p),
+          phase.grid_w,
+          phase.R,
+          phase.S,
+          std::min(phase.R, phase.step_y),
+          phase.step_x,
+          phase.dilation_x,
+          std::min(phase.step_y, input.H) * row_values(),
+          static_cast<const T*>(phase.packed),
+          &run_->packing,
+          run_->plan.activation,
+          run_->plan.negative_slope
+      };
+      FASTVISION_CALL(conv_depthwise_row, row);
     }
-  }
-
-  // `count` pixels from column x of the row that starts at pixel p; one pixel or inside the map
-  void run_in_row(const T* const* rows, int64_t p, int64_t x, int64_t count) {
-    const ConvPhase& phase = run_->phase;
-    const int64_t C = run_->input.C;
-    const int64_t W = run_->padded ? run_->padded_width() : run_->input.W;
-    const int64_t x0 = x * phase.step_x + (run_->padded ? 0 : phase.first_x), room = W - x0;
-    const int64_t dilation = phase.dilation_x;
-    const int64_t tap_begin = x0 < 0 ? std::min(ceil_div(-x0, dilation), phase.S) : 0;
-    const int64_t tap_end =
-        std::clamp<int64_t>(room > 0 ? ceil_div(room, dilation) : 0, tap_begin, phase.S);
-    const ConvDepthwiseRow<T> row{
-        rows,
-        tap_begin < tap_end ? (x0 + tap_begin * dilation) * C : 0,
-        output_at(p + x),
-        residual_at(p + x),
-        count,
-        phase.R,
-        phase.S,
-        tap_begin,
-        tap_end,
-        std::min(phase.R, phase.step_y),
-        phase.step_x,
-        dilation,
-        std::min(phase.step_y, run_->input.H) * row_values(),
-        static_cast<const T*>(phase.packed),
-        &run_->packing,
-        run_->plan.activation,
-        run_->plan.negative_slope
-    };
-    FASTVISION_CALL(conv_depthwise_row, row);
   }
 
   const PhaseRun<S, T>* run_;
