@@ -29,8 +29,17 @@ MATRIX_DTYPES = {"cpu": [], "cuda": [torch.bfloat16, torch.float16]}
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1] if match else platform.machine()
+
+    def field(name: str) -> str | None:
+        match = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+        return match[1] if match else None
+
+    name = field("model name") or platform.machine()
+    numbers = field("cpu family"), field("model")
+    # virtual machines may hide which generation it is
+    if re.search(r"\d", name) or None in numbers:
+        return name
+    return "{} family {} model {}".format(name, *numbers)
 
 
 def _isa_level() -> str:

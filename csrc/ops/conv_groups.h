@@ -20,15 +20,19 @@ class ConvGroups {
  public:
   // Whether the plan is such a convolution.
   static bool serves(const ConvPlan& plan) {
+    if (plan.phases.size() != 1 || plan.groups == 1) {
+      return false;
+    }
     const ConvPhase& phase = plan.phases.front();
     const ConvPacking packing = packing_of(plan);
-    // With 16 registers, tiles of two vectors of channels are faster from two on.
+    // with 16 registers, the engine's tiles are faster from two vectors of channels on
     const bool has_registers = packing.block > 2 * packing.lanes;
-    return plan.phases.size() == 1 && plan.groups > 1 && packing.width() != 1 &&
-           packing.K <= (has_registers ? packing.block : packing.lanes) && phase.S == kStripTaps &&
-           phase.R > 0 && phase.dilation_x == 1 && phase.dilation_y == 1 && phase.step_x <= 2 &&
-           phase.out_step_x == 1 && phase.out_step_y == 1 && phase.out_first_x == 0 &&
-           phase.out_first_y == 0 && phase.grid_w == plan.output.W && phase.grid_h == plan.output.H;
+    const int64_t most = has_registers ? packing.block : packing.lanes;
+    return packing.width() != 1 && std::max(packing.C, packing.K) <= most &&
+           phase.S == kStripTaps && phase.R > 0 && phase.dilation_x == 1 && phase.dilation_y == 1 &&
+           phase.step_x <= 2 && phase.out_step_x == 1 && phase.out_step_y == 1 &&
+           phase.out_first_x == 0 && phase.out_first_y == 0 && phase.grid_w == plan.output.W &&
+           phase.grid_h == plan.output.H;
   }
 
   explicit ConvGroups(const ConvPlan& plan)
