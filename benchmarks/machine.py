@@ -35,11 +35,10 @@ def _cpu_model() -> str:
         return match[1] if match else None
 
     name = field("model name") or platform.machine()
-    numbers = field("cpu family"), field("model")
+    family, model = field("cpu family"), field("model")
     # virtual machines may hide which generation it is
-    if re.search(r"\d", name) or None in numbers:
-        return name
-    return "{} family {} model {}".format(name, *numbers)
+    hidden = not re.search(r"\d", name) and family and model
+    return f"{name} family {family} model {model}" if hidden else name
 
 
 def _isa_level() -> str:

@@ -84,7 +84,7 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   T* output = row.output + pixel * C;
   const int64_t step = row.step * C, first = row.first + pixel * row.step;
   // each vector of channels prefetches its share of a later tile
-  constexpr int kAhead = kRows * kStep * kVectorBytes / kLineBytes;
+  constexpr int kAhead = (kRows * kStep * kVectorBytes + kLineBytes - 1) / kLineBytes;
   const int64_t ahead = (1 + 128 / C) * kRows;
   const int64_t later = pixel + ahead - row.pixels;  // in the next row if not negative
   const int64_t behind = (later < 0 ? (pixel + ahead) * step : row.next_row + later * step) - step +

@@ -211,7 +211,8 @@ void run_strip(const ConvStrip<T>& strip) {
       const int64_t at = y * strip.row + k;
       const T* residual = strip.residual == nullptr ? nullptr : strip.residual + at;
       const int64_t first = y * strip.step_y;
-      const Span taps{max<int64_t>(strip.begin - first, 0), min(strip.end - first, strip.R)};
+      const int64_t begin = min(max<int64_t>(strip.begin - first, 0), strip.R);
+      const Span taps{begin, min(strip.end - first, strip.R)};
       const T* x = strip.input + first * strip.input_row;
       split_pixels<kStep, kWidth>(strip, part, ahead, taps, x, strip.output + at, residual);
     }

@@ -35,7 +35,7 @@ void run(const ConvPlan& plan) {
     for (last = first + 1; last < runs.size() && runs[last].tasks() == tasks;) {
       ++last;
     }
-    parallel_chunks(tasks, work < kSerialWork ? tasks : 1, [&] {
+    parallel_chunks(tasks, work < kSerialMultiplyAdds ? tasks : 1, [&] {
       return [&, worker = ConvWorker<S, T>()](int64_t begin, int64_t end) mutable {
         for (int64_t task = begin; task < end; ++task) {
           for (size_t i = first; i < last; ++i) {
@@ -61,6 +61,13 @@ ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K,
     packing.block = FASTVISION_CALL(conv_block, type);
   }
   return packing;
+}
+
+ConvPacking conv_packing(const ConvPlan& plan, const ConvPhase& phase) {
+  const ScalarType dtype =
+      plan.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const int64_t C = plan.input.C / plan.groups, K = plan.output.C / plan.groups;
+  return conv_packing(dtype, plan.groups, C, K, phase.R * phase.S);
 }
 
 void run_conv(const ConvPlan& plan) {

@@ -1,6 +1,7 @@
 // Splits a convolution into tasks, fills their pointer tables and runs the kernels of conv.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -49,8 +50,10 @@ struct ConvPlan {
 // Packing at the current CPU level; `dtype` of the packed weights is float32 or float64.
 ConvPacking conv_packing(ScalarType dtype, int64_t groups, int64_t C, int64_t K, int64_t taps);
 
+ConvPacking conv_packing(const ConvPlan& plan, const ConvPhase& phase);
+
 // Multiply-adds below which waking threads does not pay.
-constexpr int64_t kSerialWork = 1 << 18;
+constexpr int64_t kSerialMultiplyAdds = 1 << 18;
 
 // Packs weights [groups][K][C][taps] and the bias [groups][K], which may be null.
 template <typename T>
@@ -119,6 +122,32 @@ inline bool fills_lines(const void* maps, int64_t pixel_bytes) {
 }
 
 void run_conv(const ConvPlan& plan);
+
+// Copies `width` pixels of row y of image n to [width][stride]: `left` zeros, as many pixels as the
+// row has, and zeros. Of a negative `left` the first pixels of the row are left out.
+template <typename S, typename T>
+void gather_padded_row(
+    const ConvImage& image,
+    int64_t n,
+    int64_t y,
+    int64_t channel,
+    int64_t channels,
+    int64_t left,
+    int64_t width,
+    T* to,
+    int64_t stride
+) {
+  // the padding may be wider than the row
+  const int64_t begin = std::clamp<int64_t>(left, 0, width);
+  const int64_t end = std::clamp<int64_t>(left + image.W, begin, width);
+  std::fill(to, to + begin * stride, T(0));
+  std::fill(to + end * stride, to + width * stride, T(0));
+  if (begin < end) {
+    const int64_t first = y * image.W + begin - left;
+    const auto maps = image.at<const S>(n, first, end - begin, channel, channels);
+    FASTVISION_CALL(conv_gather, maps, to + begin * stride, stride);
+  }
+}
 
 // The options of a convolution op, an int64 tensor in this order; the slope as a double's bits.
 struct ConvOptions {

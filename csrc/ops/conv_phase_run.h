@@ -45,7 +45,7 @@ struct PhaseRun {
         phase(phase),
         input(plan.input),
         output(plan.output),
-        packing(packing_of(plan, phase)),
+        packing(conv_packing(plan, phase)),
         merged(
             plan.groups == 1 && phase.dilation_x == 1 && phase.S > 1 && input.C < kMergedChannels &&
             may_pad()
@@ -74,7 +74,7 @@ struct PhaseRun {
       packing.C = tap_values;
       packing.taps = taps;
     }
-    zeros.resize(merged ? padded_width() * input.C : tap_values);
+    zeros.resize(depthwise_rows ? 0 : merged ? padded_width() * input.C : tap_values);
     split();
   }
 
@@ -119,16 +119,6 @@ struct PhaseRun {
  private:
   static bool is_large(const ConvImage& map) {
     return map.N * map.H * map.W * map.C * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
-  }
-  static ConvPacking packing_of(const ConvPlan& plan, const ConvPhase& phase) {
-    const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-    return conv_packing(
-        dtype,
-        plan.groups,
-        plan.input.C / plan.groups,
-        plan.output.C / plan.groups,
-        phase.R * phase.S
-    );
   }
 
   void split() {

@@ -117,18 +117,8 @@ class ConvWorker {
     }
     // with padding on both sides, so that the taps of a row are contiguous
     const int64_t width = run_->padded_width(), left = -run_->phase.first_x;
-    const int64_t x0 = std::clamp<int64_t>(-left, 0, input.W);
-    const int64_t x1 = std::clamp<int64_t>(width - left, x0, input.W);
-    // position of the pixels in the row; the padding may be wider than the row
-    const int64_t begin = std::clamp<int64_t>(x0 + left, 0, width);
-    const int64_t end = std::clamp<int64_t>(x1 + left, begin, width);
     for (int64_t y = part.low; y < part.high; ++y, to += width * C) {
-      std::fill(to, to + begin * C, T(0));
-      std::fill(to + end * C, to + width * C, T(0));
-      if (end > begin) {
-        const auto from = maps(part.n, y, begin - left, end - begin);
-        FASTVISION_CALL(conv_gather, from, to + begin * C, C);
-      }
+      gather_padded_row<S>(input, part.n, y, 0, C, left, width, to, C);
     }
   }
 

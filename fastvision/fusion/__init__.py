@@ -17,6 +17,7 @@ from .modules import FusedModule, tensors_of_graph, values_of_graph
 from .norms import FusedNorm
 from .report import Fusion, Report
 from .sequential import FusedActivation, FusedSequential
+from .squeeze_excitation import FusedSqueezeExcitation, is_fusible
 from .training import fuse_for_training, take_back
 
 __all__ = ["Fusion", "Report", "fuse"]
@@ -38,10 +39,11 @@ def fuse(
 
     A chain is a convolution (also transposed), a batch normalization with running statistics, the
     addition of a residual and an activation, or a linear layer and an activation. Batch
-    normalizations are folded into the weights (Ioffe and Szegedy 2015, section 3.1). This works for
-    any torch.nn model: the copy runs the model's own forward and defers each convolution until its
-    result is used, which reveals the rest of the chain. ``str(fused.fastvision_report)`` lists the
-    chains that ran, and the layers left as they were with the reason.
+    normalizations are folded into the weights (Ioffe and Szegedy 2015, section 3.1). torchvision's
+    ``SqueezeExcitation`` runs as one op too. This works for any torch.nn model: the copy runs the
+    model's own forward and defers each convolution until its result is used, which reveals the rest
+    of the chain. ``str(fused.fastvision_report)`` lists the chains that ran, and the layers left as
+    they were with the reason.
 
     The copy has the model's state dict, and its modules keep their attributes, methods, parameters
     and buffers. Each module's class is a subclass of the original one, so ``isinstance`` works, but
@@ -160,8 +162,7 @@ def _fuse(model: nn.Module, channels_last: bool | None) -> None:
             if isinstance(module, fx.GraphModule):
                 _open_graph(module)
             elif _has_forward(module):
-                in_order = type(module).forward in (nn.Sequential.forward, Sequential.forward)
-                become(module, FusedSequential if in_order else FusedModule)
+                become(module, _mixin_of(module))
     for parameter in model.parameters():
         if not nn.parameter.is_lazy(parameter):
             parameter.requires_grad_(False)
@@ -189,6 +190,13 @@ def _base(module: nn.Module) -> type:
 def _become(module: nn.Module, mixin: type, channels_last: bool) -> None:
     become(module, mixin)
     module.__dict__["_fused"] = State(channels_last)
+
+
+def _mixin_of(module: nn.Module) -> type[FusedModule]:
+    """Of a module that contains fused layers."""
+    if type(module).forward in (nn.Sequential.forward, Sequential.forward):
+        return FusedSequential
+    return FusedSqueezeExcitation if is_fusible(module) else FusedModule
 
 
 def _holders(model: nn.Module) -> set[int]:

@@ -47,6 +47,14 @@ def is_frozen_batch_norm(module: nn.Module | None) -> bool:
     return cls.__name__ == "FrozenBatchNorm2d" and cls.__module__.startswith(_FROZEN_BATCH_NORMS)
 
 
+def is_squeeze_excitation(module: nn.Module) -> bool:
+    """Whether it is torchvision's or ours, or of a subclass."""
+    return any(
+        cls.__name__ == "SqueezeExcitation" and cls.__module__.startswith(_OPS)
+        for cls in type(module).__mro__
+    )
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of it is a call of its class's forward."""
     return not (

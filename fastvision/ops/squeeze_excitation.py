@@ -170,26 +170,35 @@ class SqueezeExcitation(nn.Module):
         return self.scale_activation(scale)
 
     def forward(self, input: Tensor) -> Tensor:
-        activation = _NAMES.get(own_class(self.activation), "")
-        gate = _NAMES.get(own_class(self.scale_activation), "")
-        if (
-            isinstance(input, Tensor)
-            and input.dim() == 4
-            and input.dtype in FLOATING
-            and activation in _ACTIVATIONS
-            and gate in GATES
-            and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
-            and not has_global_hooks()
-            and not is_overridden(self, "_scale")
-            and all(map(is_plain, self.children()))
-            and _is_linear(self.fc1)
-            and _is_linear(self.fc2)
-        ):
-            return squeeze_excitation(
-                input, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias,
-                activation, gate,
-            )  # fmt: skip
-        return self._scale(input) * input
+        names = names_of(self, input)
+        return self._scale(input) * input if names is None else apply(self, input, names)
+
+
+def names_of(module: Any, input: Any) -> tuple[str, str] | None:
+    """Activation and gate of the op that computes what the module's layers do with ``input``; None
+    if they have to be called one by one."""
+    activation = _NAMES.get(own_class(module.activation), "")
+    gate = _NAMES.get(own_class(module.scale_activation), "")
+    one_op = (
+        isinstance(input, Tensor)
+        and input.dim() == 4
+        and input.dtype in FLOATING
+        and activation in _ACTIVATIONS
+        and gate in GATES
+        and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
+        and not has_global_hooks()
+        and not is_overridden(module, "_scale")
+        and all(map(is_plain, module.children()))
+        and _is_linear(module.fc1)
+        and _is_linear(module.fc2)
+    )
+    return (activation, gate) if one_op else None
+
+
+def apply(module: Any, input: Tensor, names: tuple[str, str]) -> Tensor:
+    """The op with a module's weights."""
+    fc1, fc2 = module.fc1, module.fc2
+    return squeeze_excitation(input, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *names)
 
 
 _NAMES: dict[Any, str] = {

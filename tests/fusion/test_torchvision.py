@@ -31,14 +31,18 @@ def torchvision_model(name: str) -> nn.Module:
 CLASSIFIERS: dict[str, dict[str, int]] = {
     "resnet18": {f"{BN} + relu": 9, f"{BN} + add + relu": 8, BN: 3, "Linear": 1},
     "mobilenet_v2": {f"{BN} + relu6": 35, f"{BN} + add": 10, BN: 7, "Linear": 1},
-    "mobilenet_v3_small": {f"{BN} + hardswish": 18, "Linear + hardswish": 1},
+    "mobilenet_v3_small": {
+        f"{BN} + hardswish": 18,
+        "squeeze_excitation": 18,
+        "Linear + hardswish": 1,
+    },
     "vgg11_bn": {f"{BN} + relu": 8, "Linear + relu": 2, "Linear": 1},
     "googlenet": {f"{BN} + relu": 57, "Linear": 5},
     "densenet121": {f"{BN} + relu": 59, "BatchNorm2d + relu": 62, "Conv2d": 61, "Linear": 1},
     "shufflenet_v2_x1_0": {f"{BN} + relu": 37, BN: 19, "Linear": 1},
     "resnext50_32x4d": {f"{BN} + relu": 33, f"{BN} + add + relu": 16, BN: 4, "Linear": 1},
     "squeezenet1_1": {"Conv2d + relu": 26},
-    "efficientnet_b0": {f"{BN} + silu": 33, "Conv2d + silu": 16, "Conv2d + sigmoid": 16},
+    "efficientnet_b0": {f"{BN} + silu": 33, "squeeze_excitation": 32, "Linear": 1},
 }
 
 
@@ -50,6 +54,32 @@ def test_classifier(name: str) -> None:
     assert fused.fastvision_report.channels_last
     with torch.no_grad():
         assert_same(fused(image(2, 3, 40, 72)), model(image(2, 3, 40, 72)))
+
+
+def test_squeeze_excitation() -> None:
+    """One op, unless somebody has changed or listens to a part of it."""
+    layers = pytest.importorskip("torchvision.ops")
+
+    class Half(layers.SqueezeExcitation):
+        def _scale(self, input: Tensor) -> Tensor:
+            return super()._scale(input) / 2
+
+    class Twice(layers.SqueezeExcitation):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    def model(gate: nn.Module) -> nn.Module:
+        return randomized(nn.Sequential(conv(3, 8), nn.Hardswish(), gate, conv(8, 4)))
+
+    for gate in (layers.SqueezeExcitation(8, 2), fastvision.ops.SqueezeExcitation(8, 2)):
+        assert kinds(check(model(gate), image()))["squeeze_excitation"] == 2
+    listened = layers.SqueezeExcitation(8, 2)
+    heard: list[Tensor] = []
+    listened.fc1.register_forward_hook(lambda *args: heard.append(args[2]))
+    others = (Half(8, 2), Twice(8, 2), layers.SqueezeExcitation(8, 2, nn.GELU), listened)
+    for gate in others:
+        assert "squeeze_excitation" not in kinds(check(model(gate), image()))
+    assert heard
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_mobilenet_v3_large"])

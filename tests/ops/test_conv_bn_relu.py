@@ -191,7 +191,7 @@ def test_rows_of_groups(backend, C, K, groups, size, channels_last):
     sample = Sample(
         C * groups, K * groups, (3, 3), groups=groups, size=size, channels_last=channels_last
     )
-    for stride, padding in ((1, 1), (2, 1), ((3, 1), (2, 0, 4, 3))):
+    for stride, padding in ((1, 1), (2, 1), ((3, 1), (2, 0, 4, 3)), ((2, 1), (45, 40, 9, 75))):
         options = {"stride": stride, "padding": padding}
         shape = sample(**options).shape
         residual = in_format(cases.feature_map(*shape, seed=25), channels_last)
@@ -202,12 +202,15 @@ def test_rows_of_groups(backend, C, K, groups, size, channels_last):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("groups", [4, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.only(lambda backend: backend.name == "cpp")
-def test_windows_of_groups(backend, rows, dtype):
-    sample = Sample(32, 32, (rows, 3), groups=4, size=(9, 20), dtype=dtype)
-    for stride in (1, 2):
+def test_windows_of_groups(backend, rows, groups, dtype):
+    sample = Sample(32, 32, (rows, 3), groups=groups, size=(90, 40), dtype=dtype)
+    for stride in (1, 2, (2**31 - 1, 1)):
         options = {"padding": (0, 1, rows // 2, 0), "stride": stride}
+        residual = cases.feature_map(*sample(**options).shape, seed=25).to(dtype)
+        options |= {"residual": residual, "activation": "none"}
         y = sample(**options, backend="cpp")
         assert_matches(y, sample.expected(**options), scale=2)
 

@@ -39,7 +39,7 @@ def test_result(kernel):
     assert torch.equal(residual, expected)
 
 
-@pytest.mark.parametrize("groups", [2, 8])
+@pytest.mark.parametrize("groups", [2, 4, 8])
 def test_groups(groups):
     packed = RUN.conv_pack(cases.feature_map(32, 32 // groups, 3, 3, seed=3), None, groups)
     options = cpu.conv_options(32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, groups, 1)

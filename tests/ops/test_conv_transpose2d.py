@@ -12,7 +12,7 @@ from fastvision.reference import ACTIVATIONS
 from fastvision.testing.conv_transpose2d import SHAPES, batch_norm, composed, make, random, runs
 from fastvision.testing.marks import LAYOUTS
 from fastvision.testing.numerics import DTYPES, assert_matches
-from fastvision.testing.tensors import dtype_id, leaf
+from fastvision.testing.tensors import dtype_id, in_format, leaf
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -162,3 +162,12 @@ def test_phases_without_taps_of_several_groups():
     arguments = (None, 2, (3, 1), 2, 5, (3, 4))
     y = ops.conv_transpose2d(x, weight, *arguments)
     torch.testing.assert_close(y, F.conv_transpose2d(x, weight, *arguments))
+
+
+@pytest.mark.parametrize("padding", [0, 2, 3])  # 3: windows begin inside the map
+@LAYOUTS
+def test_rows_of_groups(padding, channels_last):
+    x, weight = in_format(torch.randn(2, 32, 9, 14), channels_last), torch.randn(32, 8, 3, 3)
+    y = ops.conv_transpose2d(x, weight, padding=padding, groups=4)
+    expected = F.conv_transpose2d(x.double(), weight.double(), padding=padding, groups=4)
+    assert_matches(y, expected, scale=2)

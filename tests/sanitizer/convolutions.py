@@ -93,13 +93,17 @@ def _overwritten(x: Tensor, weight: Tensor, residual: Tensor, options: dict[str,
 def conv_bn_relu(rng: Source) -> Call:
     groups = rng.size((1, 1, 1, 2, 5, 8), (16, 33))
     few = ((1, 1), (1, 1), (1, 2), (2, 2), (3, 5))
-    C, K = rng.size((*few, (4, 4), (8, 8)), ((16, 17), (33, 9))) if groups < 8 else rng.choice(few)
+    C, K = (
+        rng.size((*few, (4, 4), (8, 8)), ((16, 16), (16, 17), (33, 9)))
+        if groups < 8
+        else rng.choice(few)
+    )
     window = rng.choice(((1, 1), (3, 3), (3, 3), (1, 4), (5, 5), (7, 2)))
     shape = (
         rng.choice((0, 1, 1, 1, 2, 3)),
         C * groups,
         rng.size((0, 1, 2, 3, 5), (16, 20)),
-        rng.size((1, 2, 7, 8, 9, 15, 16, 17), (30, 33, 70)),
+        rng.size((1, 2, 7, 8, 9, 14, 15, 16, 17), (30, 33, 70)),
     )
     dtype = rng.choice(DTYPES)
     x = random_map(rng, shape, dtype, 0.15)
