@@ -10,6 +10,7 @@ from ..ops._checks import is_eager
 from ..ops._layers import is_overridden, is_squeeze_excitation
 from ..ops.squeeze_excitation import apply, names_of
 from . import modules
+from .chains import Traced
 from .layers import FusedLayer, weight_state
 
 
@@ -27,10 +28,14 @@ def is_fusible(module: nn.Module) -> bool:
 
 
 def _run(self: Any, input: Any) -> Any:
-    names = names_of(self, input)
+    traced = type(input) is Traced
+    x = input.compute() if traced else input
+    names = names_of(self, x)
     if names is None:
         return self._scale(input) * input
+    if traced:
+        return Traced(apply(self, x, names))
     for layer in (self.fc1, self.fc2):
         if is_eager() and isinstance(layer, FusedLayer):
             weight_state(layer).chains[("squeeze_excitation",)] = None  # for the report
-    return apply(self, input, names)
+    return apply(self, x, names)

@@ -187,6 +187,7 @@ def names_of(module: Any, input: Any) -> tuple[str, str] | None:
         and gate in GATES
         and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
         and not has_global_hooks()
+        and not torch.onnx.is_in_onnx_export()  # of standard operators
         and not is_overridden(module, "_scale")
         and all(map(is_plain, module.children()))
         and _is_linear(module.fc1)

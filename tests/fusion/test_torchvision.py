@@ -72,7 +72,15 @@ def test_squeeze_excitation() -> None:
         return randomized(nn.Sequential(conv(3, 8), nn.Hardswish(), gate, conv(8, 4)))
 
     for gate in (layers.SqueezeExcitation(8, 2), fastvision.ops.SqueezeExcitation(8, 2)):
-        assert kinds(check(model(gate), image()))["squeeze_excitation"] == 2
+        fused = check(model(gate), image())
+        assert kinds(fused)["squeeze_excitation"] == 2
+        for program in (
+            torch.compile(fused, backend="eager", fullgraph=True),
+            torch.export.export(fused, (image(),)).module(),
+            torch.jit.trace(fused, image()),
+        ):
+            with torch.no_grad():
+                assert_same(program(image()), fused(image()))
     listened = layers.SqueezeExcitation(8, 2)
     heard: list[Tensor] = []
     listened.fc1.register_forward_hook(lambda *args: heard.append(args[2]))

@@ -101,7 +101,8 @@ def test_wrappers_for_parallel_training(resnet, tmp_path):
 def test_onnx_gets_standard_operators(dynamo):
     import onnx
 
-    model = nn.Sequential(conv(), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12 * 14, 3))
+    gate = fastvision.ops.SqueezeExcitation(6, 3)
+    model = nn.Sequential(conv(), norm(), nn.ReLU(), gate, nn.Flatten(), nn.Linear(6 * 12 * 14, 3))
     found = []
     for m in (model.eval(), fastvision.fuse(model)):
         file = io.BytesIO()
