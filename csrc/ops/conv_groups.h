@@ -51,7 +51,7 @@ class ConvGroups {
     chunks_ = ceil_div(height, most);
     rows_ = ceil_div(height, chunks_);
     chunks_ = ceil_div(height, rows_);
-    const int64_t wanted = 4 * torch::stable::get_num_threads();
+    const int64_t wanted = 8 * torch::stable::get_num_threads();
     splits_ = std::clamp<int64_t>(ceil_div(wanted, plan.input.N * chunks_), 1, strips_);
   }
 
