@@ -260,7 +260,10 @@ def has_dtype_for(norm: Any, input: Tensor) -> bool:
 
 
 def _all_plain(*layers: nn.Module) -> bool:
-    return all(map(is_plain, layers)) and not has_global_hooks()
+    # an ONNX file has standard operators
+    return (
+        all(map(is_plain, layers)) and not has_global_hooks() and not torch.onnx.is_in_onnx_export()
+    )
 
 
 def statistics_of(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
