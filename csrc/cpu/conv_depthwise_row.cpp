@@ -10,6 +10,7 @@
 #include "common/prefetch.h"
 #include "common/simd.h"
 #include "common/simd_activation.h"
+#include "common/simd_lanes.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -52,8 +53,8 @@ inline void add_taps(
   }
 }
 
-// as add_taps(), for any number of taps, step and dilation, and `count` channels
-template <int kRows, typename T>
+// as add_taps(), for any number of taps, step and dilation; partial vectors have `count` channels
+template <int kRows, bool kBorders, bool kPartial, typename T>
 inline void add_any_taps(
     vector_t<T> (&sums)[kRows],
     const ConvDepthwiseRow<T>& row,
@@ -65,10 +66,11 @@ inline void add_any_taps(
 ) {
   for (int64_t s = 0; s < row.S; ++s, first += row.dilation) {
     const vector_t<T> w = load(weights + s * lanes_v<T>);
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const int64_t column = first + i * row.step;
-      if (column >= 0 && column < row.width) {
-        sums[i] = multiply_add(load_partial(x + column * pitch, count), w, sums[i]);
+      if (!kBorders || (column >= 0 && column < row.width)) {
+        sums[i] = multiply_add(load_lanes<kPartial>(x + column * pitch, count), w, sums[i]);
       }
     }
   }
@@ -115,13 +117,13 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
         continue;
       }
       const T* x = row.inputs[r] + k;
-      if constexpr (kTaps > 0) {
-        if (full) {
-          add_taps<kRows, kTaps, kStep, kBorders>(sums, x, first, row.width, C, weights);
-          continue;
-        }
+      if (!full) {
+        add_any_taps<kRows, kBorders, true>(sums, row, x, first, C, weights, count);
+      } else if constexpr (kTaps > 0) {
+        add_taps<kRows, kTaps, kStep, kBorders>(sums, x, first, row.width, C, weights);
+      } else {
+        add_any_taps<kRows, kBorders, false>(sums, row, x, first, C, weights, count);
       }
-      add_any_taps<kRows>(sums, row, x, first, C, weights, count);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
@@ -142,7 +144,8 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
 template <int kRows, int kTaps, int kStep, typename T>
 inline void with_borders(const ConvDepthwiseRow<T>& row, int64_t pixel) {
   const int64_t first = row.first + pixel * row.step;
-  if (kTaps == 0 || first < 0 || first + (kRows - 1) * kStep + kTaps > row.width) {
+  const int64_t last = first + (kRows - 1) * row.step + (row.S - 1) * row.dilation;
+  if (first < 0 || last >= row.width) {
     depthwise_tile<kRows, kTaps, kStep, true>(row, pixel);
   } else {
     depthwise_tile<kRows, kTaps, kStep, false>(row, pixel);
@@ -151,9 +154,10 @@ inline void with_borders(const ConvDepthwiseRow<T>& row, int64_t pixel) {
 
 template <int kTaps, int kStep, typename T>
 void split_pixels(const ConvDepthwiseRow<T>& row) {
+  constexpr int kMost = kTaps > 0 ? 7 : 6;  // any step takes registers for addresses
   int64_t p = 0;
-  for (; p + 7 <= row.pixels; p += 7) {
-    with_borders<7, kTaps, kStep>(row, p);
+  for (; p + kMost <= row.pixels; p += kMost) {
+    with_borders<kMost, kTaps, kStep>(row, p);
   }
   for (; p + 4 <= row.pixels; p += 4) {
     with_borders<4, kTaps, kStep>(row, p);

@@ -31,9 +31,10 @@ class ConvGroups {
     const int64_t most = has_registers ? packing.block : packing.lanes;
     return packing.width() != 1 && std::max(packing.C, packing.K) <= most &&
            phase.S == kStripTaps && phase.R > 0 && phase.dilation_x == 1 && phase.dilation_y == 1 &&
-           phase.step_x <= 2 && phase.step_y <= phase.R && row_bytes(plan) <= kStripRowBytes &&
-           phase.out_step_x == 1 && phase.out_step_y == 1 && phase.out_first_x == 0 &&
-           phase.out_first_y == 0 && phase.grid_w == plan.output.W && phase.grid_h == plan.output.H;
+           phase.step_x <= 2 && phase.step_y <= phase.R &&
+           row_bytes(plan, packing) <= kStripRowBytes && phase.out_step_x == 1 &&
+           phase.out_step_y == 1 && phase.out_first_x == 0 && phase.out_first_y == 0 &&
+           phase.grid_w == plan.output.W && phase.grid_h == plan.output.H;
   }
 
   explicit ConvGroups(const ConvPlan& plan)
@@ -46,7 +47,7 @@ class ConvGroups {
         outputs_(shares_ ? packing_.lanes : packing_.K),
         width_(width_of(plan)),
         direct_(std::is_same_v<S, T> && plan.output.channels_last) {
-    const int64_t height = plan.output.H, rows = kStripBytes / row_bytes(plan);
+    const int64_t height = plan.output.H, rows = kStripBytes / row_bytes(plan, packing_);
     const int64_t most = std::max<int64_t>(rows - phase_.R, 0) / phase_.step_y + 1;
     chunks_ = ceil_div(height, most);
     rows_ = ceil_div(height, chunks_);
@@ -75,9 +76,8 @@ class ConvGroups {
   static int64_t width_of(const ConvPlan& plan) {
     return (plan.output.W + kStripExcess - 1) * plan.phases.front().step_x + kStripTaps;
   }
-  static int64_t row_bytes(const ConvPlan& plan) {
-    const int64_t inputs = inputs_of(conv_packing(plan, plan.phases.front()));
-    return width_of(plan) * inputs * static_cast<int64_t>(sizeof(T));
+  static int64_t row_bytes(const ConvPlan& plan, const ConvPacking& packing) {
+    return width_of(plan) * inputs_of(packing) * static_cast<int64_t>(sizeof(T));
   }
 
   // of input, for `rows` of output
