@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._memory_format import is_channels_last
 from ..ops._checks import is_transformed
-from ..ops._layers import has_global_hooks
+from ..ops._layers import wants_layers
 from .border import Entrance, holds_values, leave, settle
 from .chains import is_value
 from .classes import Fused
@@ -87,9 +87,7 @@ def _hand_back(theirs: Any, ours: Any, channels_last: bool) -> Any:
 
 
 def may_defer(args: Any, kwargs: Any) -> bool:
-    if is_transformed() or has_global_hooks():
-        return False
-    if torch.onnx.is_in_onnx_export():  # exports standard operators
+    if is_transformed() or wants_layers():
         return False
     tensors = list(tensors_in((args, kwargs)))
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

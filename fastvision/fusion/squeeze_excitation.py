@@ -28,14 +28,15 @@ def is_fusible(module: nn.Module) -> bool:
 
 
 def _run(self: Any, input: Any) -> Any:
-    traced = type(input) is Traced
-    x = input.compute() if traced else input
+    x = input.compute() if type(input) is Traced else input
     names = names_of(self, x)
     if names is None:
         return self._scale(input) * input
-    if traced:
-        return Traced(apply(self, x, names))
-    for layer in (self.fc1, self.fc2):
-        if is_eager() and isinstance(layer, FusedLayer):
-            weight_state(layer).chains[("squeeze_excitation",)] = None  # for the report
-    return apply(self, x, names)
+    result = apply(self, x, names)
+    if type(input) is Traced:
+        return Traced(result)
+    if is_eager():
+        for layer in (self.fc1, self.fc2):
+            if isinstance(layer, FusedLayer):
+                weight_state(layer).chains[("squeeze_excitation",)] = None  # for the report
+    return result

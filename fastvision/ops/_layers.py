@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..reference.activations import DEFAULT_SLOPE
@@ -83,3 +84,9 @@ def has_global_hooks() -> bool:
         or state._global_backward_hooks
         or state._global_backward_pre_hooks
     )
+
+
+def wants_layers() -> bool:
+    """Whether every layer is to be called: somebody listens to all of them, or an ONNX file gets
+    standard operators."""
+    return has_global_hooks() or torch.onnx.is_in_onnx_export()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..reference.activations import DEFAULT_SLOPE
 from ._checks import FLOATING, is_eager
-from ._layers import activation_of, has_global_hooks, is_frozen_batch_norm, is_plain
+from ._layers import activation_of, is_frozen_batch_norm, is_plain, wants_layers
 from .batch_norm_relu import batch_norm_relu
 from .conv.conv2d import conv_bn_relu
 from .conv.linear import linear_act
@@ -260,10 +260,7 @@ def has_dtype_for(norm: Any, input: Tensor) -> bool:
 
 
 def _all_plain(*layers: nn.Module) -> bool:
-    # an ONNX file has standard operators
-    return (
-        all(map(is_plain, layers)) and not has_global_hooks() and not torch.onnx.is_in_onnx_export()
-    )
+    return all(map(is_plain, layers)) and not wants_layers()
 
 
 def statistics_of(norm: Any) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:

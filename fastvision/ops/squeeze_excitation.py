@@ -20,7 +20,7 @@ from ._checks import (
     is_transformed,
     needs_gradient,
 )
-from ._layers import has_global_hooks, is_overridden, is_plain, own_class
+from ._layers import is_overridden, is_plain, own_class, wants_layers
 from ._library import declare
 
 _ACTIVATIONS = ("relu", "silu")
@@ -186,8 +186,7 @@ def names_of(module: Any, input: Any) -> tuple[str, str] | None:
         and activation in _ACTIVATIONS
         and gate in GATES
         and (input.is_meta or not torch.is_autocast_enabled(input.device.type))
-        and not has_global_hooks()
-        and not torch.onnx.is_in_onnx_export()  # of standard operators
+        and not wants_layers()
         and not is_overridden(module, "_scale")
         and all(map(is_plain, module.children()))
         and _is_linear(module.fc1)
