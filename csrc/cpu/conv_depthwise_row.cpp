@@ -11,13 +11,13 @@
 #include "common/simd.h"
 #include "common/simd_activation.h"
 #include "common/simd_lanes.h"
+#include "cpu/conv_row.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
-// Adds the row of taps that starts at pixel `first` of x, whose pixels are `pitch` values apart;
-// each input vector is loaded once for all its pixels. With borders, only pixels in [0, width)
-// count.
+// Adds the row of taps that starts at pixel `first` of x, whose pixels are `pitch` values apart.
+// With borders, only pixels in [0, width) count.
 template <int kRows, int kTaps, int kStep, bool kBorders, typename T>
 inline void add_taps(
     vector_t<T> (&sums)[kRows],
@@ -27,30 +27,15 @@ inline void add_taps(
     int64_t pitch,
     const T* weights
 ) {
-  vector_t<T> w[kTaps];
-#pragma GCC unroll 16
-  for (int s = 0; s < kTaps; ++s) {
-    w[s] = load(weights + s * lanes_v<T>);
-  }
-  const T* at = x + (kBorders ? 0 : first * pitch);
-#pragma GCC unroll 32
-  for (int column = 0; column < (kRows - 1) * kStep + kTaps; ++column) {
-    if constexpr (kBorders) {
-      if (first + column < 0 || first + column >= width) {
-        continue;
-      }
-      at = x + (first + column) * pitch;
-    }
+  // the first pixel inside; those outside are at the ends
+  const auto next = [at = x + max<int64_t>(first, 0) * pitch, pitch](int) mutable {
     const vector_t<T> value = load(at);
     at += pitch;
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const int s = column - i * kStep;
-      if (s >= 0 && s < kTaps) {
-        sums[i] = multiply_add(value, w[s], sums[i]);
-      }
-    }
-  }
+    return value;
+  };
+  add_row_of_taps<kRows, kTaps, kStep>(sums, weights, lanes_v<T>, next, [=](int column) {
+    return !kBorders || (first + column >= 0 && first + column < width);
+  });
 }
 
 // as add_taps(), for any number of taps, step and dilation; partial vectors have `count` channels
@@ -125,19 +110,8 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
         add_any_taps<kRows, kBorders, false>(sums, row, x, first, C, weights, count);
       }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t at = i * C + k;
-      if (residual != nullptr) {
-        sums[i] += full ? load(residual + at) : load_partial(residual + at, count);
-      }
-      const vector_t<T> v = clamp(sums[i], low, high);
-      if (full) {
-        store(output + at, v);
-      } else {
-        store_partial(output + at, v, count);
-      }
-    }
+    const T* added = residual == nullptr ? nullptr : residual + k;
+    finish_row(sums, output + k, added, C, kRows, count, low, high);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "common/simd.h"
 #include "common/simd_activation.h"
 #include "common/simd_lanes.h"
+#include "cpu/conv_row.h"
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -59,28 +60,15 @@ class Ahead {
   int64_t step_, row_ = 0, pixel_ = 0;
 };
 
-// sums[i] += the taps times input(i * kStep + tap); with borders, the first and the last input are
-// zeros
+// One input channel of one row of taps; with borders, the first and the last column are padding.
 template <int kRows, int kStep, bool kBorders, typename T, typename Input>
 inline void add_channel(
     vector_t<T> (&sums)[kRows], const T* weights, int64_t tap, const Input& input
 ) {
-  vector_t<T> w[kTaps];
-#pragma GCC unroll 4
-  for (int s = 0; s < kTaps; ++s) {
-    w[s] = load(weights + s * tap);
-  }
-#pragma GCC unroll 32
-  for (int column = kBorders; column < (kRows - 1) * kStep + kTaps - kBorders; ++column) {
-    const vector_t<T> value = input(column);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const int s = column - i * kStep;
-      if (s >= 0 && s < kTaps) {
-        sums[i] = multiply_add(value, w[s], sums[i]);
-      }
-    }
-  }
+  constexpr int last = (kRows - 1) * kStep + kTaps - 1;
+  add_row_of_taps<kRows, kTaps, kStep>(sums, weights, tap, input, [](int column) {
+    return !kBorders || (column > 0 && column < last);
+  });
 }
 
 // input channels from c on of groups of kWidth that share a vector
@@ -106,10 +94,10 @@ inline void strip_tile(
     const T* residual,
     int64_t count
 ) {
-  const int64_t C = strip.channels, pixel = strip.pixel, step = part.step, last = count - 1;
+  const int64_t C = strip.channels, pixel = strip.pixel, step = part.step;
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    __builtin_prefetch(output + min<int64_t>(i, last) * pixel, 1, 3);
+    __builtin_prefetch(output + min<int64_t>(i, count - 1) * pixel, 1, 3);
   }
   vector_t<T> sums[kRows];
   for (int i = 0; i < kRows; ++i) {
@@ -134,23 +122,7 @@ inline void strip_tile(
   }
   const Bounds<T> bounds(strip.activation);
   const vector_t<T> low = broadcast(bounds.low), high = broadcast(bounds.high);
-  const bool full = part.count == lanes_v<T>;
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i, output += pixel) {
-    if (i > last) {
-      return;
-    }
-    if (residual != nullptr) {
-      sums[i] += full ? load(residual) : load_partial(residual, part.count);
-      residual += pixel;
-    }
-    const vector_t<T> v = clamp(sums[i], low, high);
-    if (full) {
-      store(output, v);
-    } else {
-      store_partial(output, v, part.count);
-    }
-  }
+  finish_row(sums, output, residual, pixel, count, part.count, low, high);
 }
 
 // The last tile may exceed the row, by at most kStripExcess pixels.
@@ -189,9 +161,13 @@ inline void split_pixels(
   };
   for (int64_t p = 0; p < strip.pixels;) {
     const int64_t left = strip.pixels - p;
-    if (kVectorBytes == 64 && left > 14 - kStripExcess) {
-      p += run_with_borders(std::integral_constant<int, 14>{}, p);
-    } else if (left > 7 - kStripExcess) {
+    if constexpr (kMostRows > 7) {
+      if (left > kMostRows - kStripExcess) {
+        p += run_with_borders(std::integral_constant<int, kMostRows>{}, p);
+        continue;
+      }
+    }
+    if (left > 7 - kStripExcess) {
       p += run_with_borders(std::integral_constant<int, 7>{}, p);
     } else {
       p += run(std::integral_constant<int, 4>{}, std::false_type{}, p);
