@@ -1,4 +1,4 @@
-// The transforms of F(4x4, 3x3), and with stride 2 of F(4, 2) and F(4, 1); lanes are channels.
+// The transforms of F(4, 3), F(4, 2) and F(4, 1) in two dimensions; lanes are channels.
 #include "ops/conv_winograd.h"
 
 #include <type_traits>
@@ -45,13 +45,13 @@ constexpr auto transform_output = [](const float_v (&m)[kIn], float_v (&y)[kOut]
   y[3] = add_scaled(add_scaled(m[5], kA3, odd_a), kB3, odd_b);
 };
 
-// With stride 2: the points other than infinity.
-constexpr double kInner = 0.5, kOuter = 1.5;
+// Of F(4, 2) and F(4, 1): the points other than infinity.
+constexpr double kInner = 0.3125, kOuter = 1.3125;
 constexpr float kP = kInner, kQ = kOuter, kP2 = kInner * kInner, kQ2 = kOuter * kOuter;
 constexpr float kP3 = kInner * kInner * kInner, kQ3 = kOuter * kOuter * kOuter;
-constexpr float kStridedSum = kP2 + kQ2, kStridedProduct = kP2 * kQ2;
+constexpr float kPairSum = kP2 + kQ2, kPairProduct = kP2 * kQ2;
 
-inline void filter_of_one(double_v g, double_v (&u)[kFinitePoints]) {
+inline void filter_of_one(double_v g, double_v (&u)[kPointsOfOne]) {
   constexpr double apart = 2 * (kInner * kInner - kOuter * kOuter);
   constexpr double inner = 1 / (kInner * apart), outer = 1 / (-kOuter * apart);
   u[0] = g * inner;
@@ -60,8 +60,8 @@ inline void filter_of_one(double_v g, double_v (&u)[kFinitePoints]) {
   u[3] = -u[2];
 }
 
-inline void filter_of_two(double_v first, double_v second, double_v (&u)[kStridedPoints]) {
-  double_v even[kFinitePoints], odd[kFinitePoints];
+inline void filter_of_two(double_v first, double_v second, double_v (&u)[kPointsOfTwo]) {
+  double_v even[kPointsOfOne], odd[kPointsOfOne];
   filter_of_one(first, even);
   filter_of_one(second, odd);
   u[0] = even[0] + kInner * odd[0];
@@ -84,11 +84,10 @@ constexpr auto pixels_of_one = [](const float_v* d, float_v* v) {
 // of those that two meet
 constexpr auto pixels_of_two = [](const float_v* d, float_v* v) {
   pixels_of_one(d, v);
-  v[4] = add_scaled(add_scaled(d[4], -kStridedSum, d[2]), kStridedProduct, d[0]);
+  v[4] = add_scaled(add_scaled(d[4], -kPairSum, d[2]), kPairProduct, d[0]);
 };
 
-constexpr auto transform_strided_output = [](const float_v (&m)[kStridedPoints],
-                                             float_v (&y)[kOut]) {
+constexpr auto output_of_two = [](const float_v (&m)[kPointsOfTwo], float_v (&y)[kOut]) {
   const float_v even_p = m[0] + m[1], odd_p = m[0] - m[1];
   const float_v even_q = m[2] + m[3], odd_q = m[2] - m[3];
   y[0] = even_p + even_q;
@@ -100,7 +99,7 @@ constexpr auto transform_strided_output = [](const float_v (&m)[kStridedPoints],
 // Calls store_value(position, kind, vector, value) with the transformed 9x9 pixels of a tile.
 template <int kVectors, typename Load, typename Store>
 inline void transform_strided_tile(Load load_value, Store store_value) {
-  constexpr int n = kStridedInputs, all = kStridedPoints, finite = kFinitePoints;
+  constexpr int n = kStridedInputs, all = kPointsOfTwo, finite = kPointsOfOne;
   // transformed columns, of the rows that two taps meet, and one: their values by columns that two
   // meet, and one
   float_v twos[all][kVectors][n], ones[finite][kVectors][n];
@@ -134,12 +133,12 @@ inline void transform_strided_tile(Load load_value, Store store_value) {
     pixels_of_two(row, v);
 #pragma GCC unroll 5
     for (int x = 0; x < all; ++x) {
-      store_value(y * kStridedPoints + x, of_two, j, v[x]);
+      store_value(y * kPointsOfTwo + x, of_two, j, v[x]);
     }
     pixels_of_one(row + all, v);
 #pragma GCC unroll 4
     for (int x = 0; x < finite; ++x) {
-      store_value(y * kStridedPoints + x, of_one, j, v[x]);
+      store_value(y * kPointsOfTwo + x, of_one, j, v[x]);
     }
   };
   for (int y = 0; y < all; ++y) {
@@ -198,6 +197,16 @@ inline void transform_inputs(const WinogradInput& in, const Transform& transform
       );
     }
   }
+}
+
+// The transform of a tile whose positions are as many as its pixels.
+template <int kSide, typename Transform>
+constexpr auto square_transform(Transform transform) {
+  return [transform](auto vectors, auto load_value, auto store_value) {
+    transform_tile<kSide, kSide, vectors>(transform, load_value, [=](int i, int j, float_v v) {
+      store_value(i, 0, j, v);
+    });
+  };
 }
 
 // kVectors of one tile from channel k on; a single vector has only `count` lanes
@@ -298,16 +307,16 @@ void transform_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
 
 template <typename Write>
 void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
-  constexpr int all = kStridedPoints, finite = kFinitePoints;
+  constexpr int all = kPointsOfTwo, finite = kPointsOfOne;
   const auto write_row = [&](int y, const double_v(&row)[3], int of_two, int of_one) {
     double_v two[all], one[finite];
     filter_of_two(row[0], row[2], two);
     filter_of_one(row[1], one);
     for (int x = 0; x < all; ++x) {
-      write(y * kStridedPoints + x, of_two, two[x]);
+      write(y * kPointsOfTwo + x, of_two, two[x]);
     }
     for (int x = 0; x < finite; ++x) {
-      write(y * kStridedPoints + x, of_one, one[x]);
+      write(y * kPointsOfTwo + x, of_one, one[x]);
     }
   };
   double_v twos[all][3], ones[finite][3];
@@ -330,6 +339,20 @@ void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& 
   }
 }
 
+template <typename Write>
+void transform_pair_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
+  double_v columns[2][kPointsOfTwo];
+  filter_of_two(g[0], g[2], columns[0]);
+  filter_of_two(g[1], g[3], columns[1]);
+  for (int y = 0; y < kPointsOfTwo; ++y) {
+    double_v u[kPointsOfTwo];
+    filter_of_two(columns[0][y], columns[1][y], u);
+    for (int x = 0; x < kPointsOfTwo; ++x) {
+      write(y * kPointsOfTwo + x, 0, u[x]);
+    }
+  }
+}
+
 }  // namespace
 
 // a vector of filters at a time
@@ -337,19 +360,19 @@ void winograd_filters(const WinogradFilters& f) {
   constexpr int n = lanes_v<double>;
   float* places[kWinogradPositions];  // of the block's first kind
   float* position = f.transformed;
-  for (int i = 0; i < positions_of(f.is_strided); ++i) {
-    const WinogradKinds kinds = kinds_of(f.is_strided, i);
+  for (int i = 0; i < positions_of(f.form); ++i) {
+    const WinogradKinds kinds = kinds_of(f.form, i);
     places[i] = position + (kinds.count * f.begin - kinds.first * f.width) * f.C;
     position += kinds.count * f.pass * f.C + kWinogradGap;
   }
+  const int taps = f.form == WinogradForm::kPair ? 4 : kWinogradTaps;
   for (int64_t c = 0; c < f.C; ++c) {
     for (int64_t k = 0; k < f.width; k += n) {
       const int64_t count = min<int64_t>(f.count - k, n);
-      double_v g[kWinogradTaps];
-      for (int tap = 0; tap < kWinogradTaps; ++tap) {
+      double_v g[kWinogradTaps] = {};
+      for (int tap = 0; tap < taps; ++tap) {
         double values[n] = {};
-        const float* from = f.filters + k * f.filter + c * f.channel +
-                            (f.is_turned ? kWinogradTaps - 1 - tap : tap);
+        const float* from = f.filters + k * f.filter + c * f.channel + f.taps[tap];
         for (int64_t i = 0; i < count; ++i) {
           values[i] = from[i * f.filter];
         }
@@ -363,36 +386,41 @@ void winograd_filters(const WinogradFilters& f) {
           to[i] = (float)values[i];
         }
       };
-      if (f.is_strided) {
-        transform_strided_filters(g, write);
-      } else {
-        transform_filters(g, write);
+      switch (f.form) {
+        case WinogradForm::kThree:
+          transform_filters(g, write);
+          break;
+        case WinogradForm::kStrided:
+          transform_strided_filters(g, write);
+          break;
+        case WinogradForm::kPair:
+          transform_pair_filters(g, write);
+          break;
       }
     }
   }
 }
 
 void winograd_input(const WinogradInput& in) {
-  transform_inputs<kIn>(in, [](auto vectors, auto load_value, auto store_value) {
-    transform_tile<kIn, kIn, vectors>(transform_input, load_value, [=](int i, int j, float_v v) {
-      store_value(i, 0, j, v);
-    });
-  });
-}
-
-void winograd_strided_input(const WinogradInput& in) {
-  transform_inputs<kStridedInputs>(in, [](auto vectors, auto load_value, auto store_value) {
-    transform_strided_tile<vectors>(load_value, store_value);
-  });
+  switch (in.form) {
+    case WinogradForm::kThree:
+      return transform_inputs<kIn>(in, square_transform<kIn>(transform_input));
+    case WinogradForm::kStrided:
+      return transform_inputs<kStridedInputs>(in, [](auto vectors, auto load_value, auto store) {
+        transform_strided_tile<vectors>(load_value, store);
+      });
+    case WinogradForm::kPair:
+      return transform_inputs<kPairInputs>(in, square_transform<kPairInputs>(pixels_of_two));
+  }
 }
 
 void winograd_output(const WinogradOutput& out) {
   with_activation<float>(out.activation, (float)out.negative_slope, [&](auto activate) {
     const auto run = [&](auto streams) {
-      if (out.is_strided) {
-        output_tiles<streams, kStridedPoints>(out, transform_strided_output, activate);
-      } else {
+      if (out.form == WinogradForm::kThree) {
         output_tiles<streams, kIn>(out, transform_output, activate);
+      } else {
+        output_tiles<streams, kPointsOfTwo>(out, output_of_two, activate);
       }
     };
     if (out.is_streamed) {

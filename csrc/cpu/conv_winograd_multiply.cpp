@@ -8,6 +8,7 @@ namespace fastvision::FASTVISION_ISA {
 namespace {
 
 constexpr int kUnrolled = 4;  // input channels between prefetches
+constexpr int64_t kTerms = 64;
 constexpr int64_t kBlock = kTileVectors * kLanes;
 
 // Factors and products of a register tile.
@@ -19,39 +20,46 @@ struct Part {
   const char* ahead;  // weights of the next block, to be prefetched
 };
 
-// prefetches kAhead cache lines per kUnrolled input channels
+// Sums over kTerms input channels, which are added up afterwards: the rounding errors of a single
+// sum over 256 are twice as large. Prefetches kAhead cache lines per kUnrolled input channels.
 template <int kRows, int kVectors, int kAhead>
 inline void multiply_part(const Part& part) {
-  float_v sums[kRows][kVectors] = {};
   const float *weights = part.weights, *inputs = part.inputs;
+  float* const products = part.products;
   const char* ahead = part.ahead;
-  const int64_t C = part.C, row = part.row;
-  const auto add_channel = [&](int64_t c) {
-    add_outer_product(sums, inputs + c, weights, row);
-    weights += kVectors * kLanes;
-  };
+  const int64_t C = part.C, row = part.row, stride = part.stride;
   int64_t c = 0;
-  for (; c + kUnrolled <= C; c += kUnrolled) {
+  do {
+    const int64_t end = min(c + kTerms, C);
+    float_v sums[kRows][kVectors] = {};
+    const auto add_channel = [&](int64_t c) {
+      add_outer_product(sums, inputs + c, weights, row);
+      weights += kVectors * kLanes;
+    };
+    const bool are_first = c == 0;
+    for (; c + kUnrolled <= end; c += kUnrolled) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kAhead; ++i) {
-      prefetch(ahead + i * kLineBytes);
-    }
-    ahead += kAhead * kLineBytes;
+      for (int i = 0; i < kAhead; ++i) {
+        prefetch(ahead + i * kLineBytes);
+      }
+      ahead += kAhead * kLineBytes;
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnrolled; ++u) {
-      add_channel(c + u);
+      for (int u = 0; u < kUnrolled; ++u) {
+        add_channel(c + u);
+      }
     }
-  }
-  for (; c < C; ++c) {
-    add_channel(c);
-  }
+    for (; c < end; ++c) {
+      add_channel(c);
+    }
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      store(part.products + i * part.stride + j * kLanes, sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) {
+        float* const to = products + i * stride + j * kLanes;
+        store(to, are_first ? sums[i][j] : load(to) + sums[i][j]);
+      }
     }
-  }
+  } while (c < C);
 }
 
 // for `rows` tiles, at most kRows
@@ -91,9 +99,9 @@ void multiply_vectors(const Part& part, int64_t tiles, int64_t row_tiles, int64_
 template <int kAhead>
 void multiply(const WinogradFactors& f, int64_t row_tiles) {
   const float* weights = f.weights;
-  const int64_t row = f.is_strided ? kWinogradKinds * f.C : f.C;
-  for (int position = 0; position < positions_of(f.is_strided); ++position) {
-    const WinogradKinds kinds = kinds_of(f.is_strided, position);
+  const int64_t row = all_kinds(f.form) * f.C;
+  for (int position = 0; position < positions_of(f.form); ++position) {
+    const WinogradKinds kinds = kinds_of(f.form, position);
     const float* inputs = f.inputs + position * f.input_plane + kinds.first * f.C;
     const int64_t C = kinds.count * f.C;
     for (int64_t k = 0; k < f.channels; k += kBlock) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "common/torch.h"
@@ -55,9 +56,23 @@ ConvPacking conv_packing(const ConvPlan& plan, const ConvPhase& phase);
 // Multiply-adds below which waking threads does not pay.
 constexpr int64_t kSerialMultiplyAdds = 1 << 18;
 
-// Packs weights [groups][K][C][taps] and the bias [groups][K], which may be null.
 template <typename T>
-void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed);
+struct ConvFilters {
+  const T* weight;
+  const T* bias;                   // [groups][K], or null
+  int64_t group, filter, channel;  // values from a group, a filter, an input channel to the next
+  std::vector<int64_t> taps;       // values from a filter's first to its taps
+
+  // of a weight [groups][K][C][taps]
+  static ConvFilters contiguous(const ConvPacking& p, const T* weight, const T* bias) {
+    std::vector<int64_t> taps(p.taps);
+    std::iota(taps.begin(), taps.end(), int64_t{0});
+    return {weight, bias, p.K * p.C * p.taps, p.C * p.taps, p.taps, taps};
+  }
+};
+
+template <typename T>
+void pack_conv(const ConvPacking& p, const ConvFilters<T>& f, T* packed);
 
 // Allocates `size` elements and fills them by pack(weight, bias or null, packed), with pointers to
 // float or double. The bias has `channels` elements.
@@ -175,13 +190,13 @@ struct ConvGuard {
   static ConvGuard read(const Tensor& options);
 };
 
-// The ops with packed weights: of a convolution, the same by Winograd, and of a transposed one.
+// The ops with packed weights: of a convolution and a transposed one, and both by Winograd.
 using PackedConv = Tensor(
     const Tensor& input,
     const Tensor& packed,
     const std::optional<Tensor>& residual,
     const Tensor& options
 );
-PackedConv conv_packed, conv_winograd, conv_transpose2d_packed;
+PackedConv conv_packed, conv_transpose2d_packed, conv_winograd, conv_transpose2d_winograd;
 
 }  // namespace fastvision

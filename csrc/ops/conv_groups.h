@@ -85,7 +85,7 @@ class ConvGroups {
 
   struct Worker {
     const ConvGroups& all;
-    Scratch<T> input, output, residual;
+    Scratch<T> input{}, output{}, residual{};
 
     void operator()(int64_t task) {
       const int64_t split = task % all.splits_, chunk = task / all.splits_ % all.chunks_;

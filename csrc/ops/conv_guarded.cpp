@@ -56,6 +56,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastvision, CPU, m) {
   m.impl("conv_packed_guarded", FASTVISION_BOX(&guarded<conv_packed>));
   m.impl("conv_winograd_guarded", FASTVISION_BOX(&guarded<conv_winograd>));
   m.impl("conv_transpose2d_packed_guarded", FASTVISION_BOX(&guarded<conv_transpose2d_packed>));
+  m.impl("conv_transpose2d_winograd_guarded", FASTVISION_BOX(&guarded<conv_transpose2d_winograd>));
   m.impl("conv_transpose2d_alone_guarded", FASTVISION_BOX(&guarded_alone<conv_transpose2d_packed>));
 }
 

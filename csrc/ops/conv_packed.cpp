@@ -3,37 +3,53 @@
 #include <utility>
 
 #include "common/memory_format.h"
+#include "common/parallel.h"
 #include "ops/conv_engine.h"
 
 namespace fastvision {
 
+constexpr int64_t kSerialValues = 1 << 15;  // below which waking threads does not pay
+
 template <typename T>
-void pack_conv(const ConvPacking& p, const T* weight, const T* bias, T* packed) {
-  const int64_t width = p.width(), K = p.outer_K(), padded = p.padded_K();
-  std::memset(packed, 0, p.size() * sizeof(T));
-  T* weights = packed + p.bias_size();
-  for (int64_t group = 0; group < p.outer_groups(); ++group) {
-    for (int64_t k = 0; k < K; ++k) {
-      if (bias != nullptr) {
-        packed[group * padded + k] = bias[group * K + k];
-      }
-      // a block's channels lie side by side; shared vectors are blocks of one vector
-      const int64_t size = width ? p.lanes : p.block;
-      const int64_t first = k / size * size;
-      const int64_t lanes = std::min(size, padded - first);
-      const T* from = weight + (group * K + k) * p.C * p.taps;
-      T* to = weights + (group * padded + first) * p.taps * p.C + (k - first);
-      for (int64_t tap = 0; tap < p.taps; ++tap) {
-        for (int64_t c = 0; c < p.C; ++c) {
-          to[(tap * p.C + c) * lanes] = from[c * p.taps + tap];
+void pack_conv(const ConvPacking& p, const ConvFilters<T>& f, T* packed) {
+  constexpr int64_t kChannels = 16;  // whose values in a block stay in the L1 cache
+  const int64_t K = p.outer_K(), padded = p.padded_K();
+  // a block's channels lie side by side; shared vectors are blocks of one vector
+  const int64_t size = p.width() ? p.lanes : p.block, blocks = ceil_div(padded, size);
+  const int64_t tasks = p.outer_groups() * blocks;
+  parallel_chunks(tasks, p.size() < kSerialValues ? tasks : 1, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t group = task / blocks, first = task % blocks * size;
+        const int64_t lanes = std::min(size, padded - first), used = std::min(lanes, K - first);
+        T* const bias = packed + group * padded + first;
+        T* const weights = packed + p.bias_size() + (group * padded + first) * p.taps * p.C;
+        std::fill_n(bias, lanes, T(0));
+        if (used < lanes) {
+          std::fill_n(weights, lanes * p.taps * p.C, T(0));
+        }
+        for (int64_t c0 = 0; c0 < p.C; c0 += kChannels) {
+          const int64_t c1 = std::min(c0 + kChannels, p.C);
+          for (int64_t i = 0; i < used; ++i) {
+            const int64_t k = group * K + first + i;
+            const T* from = f.weight + k / p.K * f.group + k % p.K * f.filter;
+            for (int64_t tap = 0; tap < p.taps; ++tap) {
+              for (int64_t c = c0; c < c1; ++c) {
+                weights[(tap * p.C + c) * lanes + i] = from[c * f.channel + f.taps[tap]];
+              }
+            }
+          }
+        }
+        if (f.bias != nullptr) {
+          std::copy_n(f.bias + group * K + first, used, bias);
         }
       }
-    }
-  }
+    };
+  });
 }
 
-template void pack_conv(const ConvPacking&, const float*, const float*, float*);
-template void pack_conv(const ConvPacking&, const double*, const double*, double*);
+template void pack_conv(const ConvPacking&, const ConvFilters<float>&, float*);
+template void pack_conv(const ConvPacking&, const ConvFilters<double>&, double*);
 
 void check_residual(const Tensor& residual, const Tensor& output) {
   check_dim(residual, 4, "residual");
@@ -141,11 +157,11 @@ Tensor conv_pack(const Tensor& weight, const std::optional<Tensor>& bias, int64_
   check_dim(weight, 4, "weight");
   const int64_t K = weight.size(0);
   STD_TORCH_CHECK(groups > 0 && K % groups == 0, "groups must divide the output channels");
-  const ConvPacking packing = conv_packing(
-      weight.scalar_type(), groups, weight.size(1), K / groups, weight.size(2) * weight.size(3)
-  );
-  return pack_weight(weight, bias, K, packing.size(), [&](auto... pointers) {
-    pack_conv(packing, pointers...);
+  const int64_t C = weight.size(1), taps = weight.size(2) * weight.size(3);
+  const ConvPacking packing = conv_packing(weight.scalar_type(), groups, C, K / groups, taps);
+  return pack_weight(weight, bias, K, packing.size(), [&](auto* from, auto* shift, auto* packed) {
+    using T = std::remove_pointer_t<decltype(packed)>;
+    pack_conv(packing, ConvFilters<T>::contiguous(packing, from, shift), packed);
   });
 }
 

@@ -1,70 +1,19 @@
-// Transposed convolution on the convolution engine, phase by phase (Dumoulin and Visin 2016,
-// section 4, without the zeros between the pixels).
+// Transposed convolution on the convolution engine, phase by phase.
 #include <algorithm>
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #include "common/memory_format.h"
 #include "common/parallel.h"
 #include "common/torch.h"
-#include "ops/conv_engine.h"
+#include "ops/conv_transposed.h"
 
 namespace fastvision {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
 
-// Along an axis, outputs o with (o + padding) % stride == residue share their taps: the filter
-// positions first_tap + j * tap_step. The last one reads the first input pixel, and each one before
-// it `dilation` pixels further.
-struct PhaseAxis {
-  int64_t taps, first_tap, tap_step;
-  int64_t dilation;
-
-  PhaseAxis(int64_t residue, int64_t size, int64_t stride, int64_t filter_dilation) {
-    const int64_t common = std::gcd(stride, filter_dilation);
-    tap_step = stride / common;
-    dilation = filter_dilation / common;
-    first_tap = 0;
-    while (first_tap < tap_step && first_tap * filter_dilation % stride != residue) {
-      ++first_tap;
-    }
-    taps = first_tap < std::min(tap_step, size) ? (size - first_tap - 1) / tap_step + 1 : 0;
-  }
-};
-
-struct Filter {
-  int64_t groups, C, K;  // channels per group
-  int64_t R, S;
-  int64_t stride[2], dilation[2];
-
-  // calls with each phase: residues and taps of both axes
-  template <typename Call>
-  void for_each_phase(const Call& call) const {
-    for (int64_t y = 0; y < stride[0]; ++y) {
-      const PhaseAxis rows(y, R, stride[0], dilation[0]);
-      for (int64_t x = 0; x < stride[1]; ++x) {
-        const PhaseAxis columns(x, S, stride[1], dilation[1]);
-        call(y, rows, x, columns);
-      }
-    }
-  }
-
-  ConvPacking packing(ScalarType dtype, const PhaseAxis& rows, const PhaseAxis& columns) const {
-    return conv_packing(dtype, groups, C, K, rows.taps * columns.taps);
-  }
-
-  int64_t packed_size(ScalarType dtype) const {
-    int64_t size = 0;
-    for_each_phase([&](int64_t, const PhaseAxis& rows, int64_t, const PhaseAxis& columns) {
-      size += packing(dtype, rows, columns).size();
-    });
-    return size;
-  }
-};
-
-void check_filter(const Filter& f, int64_t C) {
+void check_filter(const TransposedFilter& f, int64_t C) {
   STD_TORCH_CHECK(
       std::min({f.K, f.R, f.S, f.stride[0], f.stride[1], f.dilation[0], f.dilation[1]}) > 0,
       "kernel, stride and dilation must be positive"
@@ -72,35 +21,17 @@ void check_filter(const Filter& f, int64_t C) {
   STD_TORCH_CHECK(f.C * f.groups == C, "groups must divide the input channels");
 }
 
-int64_t per_group(int64_t channels, int64_t groups) {
-  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide the channels");
-  return channels / groups;
-}
-
 template <typename T>
-void pack(const Filter& filter, const T* weight, const T* bias, T* packed) {
+void pack(const TransposedFilter& filter, const T* weight, const T* bias, T* packed) {
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-  const int64_t C = filter.C, K = filter.K;
-  std::vector<T> phase;  // [groups][K][C][taps], as for a convolution
+  const int64_t area = filter.R * filter.S, channel = filter.K * area;
   filter.for_each_phase([&](int64_t, const PhaseAxis& rows, int64_t, const PhaseAxis& columns) {
-    const int64_t taps = rows.taps * columns.taps;
-    phase.resize(filter.groups * K * C * taps);
-    for (int64_t group = 0; group < filter.groups; ++group) {
-      for (int64_t c = 0; c < C; ++c) {
-        for (int64_t k = 0; k < K; ++k) {
-          const T* from = weight + ((group * C + c) * K + k) * filter.R * filter.S;
-          T* to = phase.data() + ((group * K + k) * C + c) * taps;
-          for (int64_t r = rows.taps - 1; r >= 0; --r) {
-            const T* row = from + (rows.first_tap + r * rows.tap_step) * filter.S;
-            for (int64_t s = columns.taps - 1; s >= 0; --s) {
-              *to++ = row[columns.first_tap + s * columns.tap_step];
-            }
-          }
-        }
-      }
-    }
     const ConvPacking packing = filter.packing(dtype, rows, columns);
-    pack_conv(packing, phase.data(), bias, packed);
+    pack_conv(
+        packing,
+        {weight, bias, filter.C * channel, area, channel, filter.taps(rows, columns)},
+        packed
+    );
     packed += packing.size();
   });
 }
@@ -115,9 +46,9 @@ Tensor conv_transpose2d_pack(
     int64_t groups
 ) {
   check_dim(weight, 4, "weight");
-  const Filter filter{
+  const TransposedFilter filter{
       groups,
-      per_group(weight.size(0), groups),
+      channels_per_group(weight.size(0), groups),
       weight.size(1),
       weight.size(2),
       weight.size(3),
@@ -132,12 +63,6 @@ Tensor conv_transpose2d_pack(
       filter.packed_size(weight.scalar_type()),
       [&](auto... pointers) { pack(filter, pointers...); }
   );
-}
-
-int64_t transposed_extent(
-    int64_t size, int64_t before, int64_t after, int64_t taps, int64_t dilation, int64_t stride
-) {
-  return (size - 1) * stride - before - after + dilation * (taps - 1) + 1;
 }
 
 constexpr int64_t kSmallMap = 1 << 13;
@@ -176,11 +101,11 @@ Tensor located(const Tensor& input, ScalarType dtype) {
                                        : in_format(input, true);
 }
 
-constexpr int64_t kFewPixels = 64;
+constexpr int64_t kFewPixels = 64, kFewMultiplyAdds = 1 << 22;
 
 // Windows that neither overlap nor leave gaps: each phase is a product of the input's pixels with
 // one tap's weights.
-bool tiles_output(const Filter& f, const ConvOptions& o) {
+bool tiles_output(const TransposedFilter& f, const ConvOptions& o) {
   return f.R == f.stride[0] && f.S == f.stride[1] && f.dilation[0] == 1 && f.dilation[1] == 1 &&
          f.groups == 1 && o.top == 0 && o.left == 0 && o.bottom == 0 && o.right == 0;
 }
@@ -190,7 +115,7 @@ template <typename T>
 void run_few(
     const ConvImage& input,
     const ConvImage& output,
-    const Filter& filter,
+    const TransposedFilter& filter,
     const ConvPacking& packing,
     const T* packed,
     const ConvOptions& options
@@ -255,22 +180,9 @@ Tensor conv_transpose2d_packed(
     const Tensor& options
 ) {
   const ConvOptions o = ConvOptions::read(options);
-  check_dim(input, 4, "input");
+  const TransposedSize size(input, o);
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const Filter filter{
-      o.groups,
-      per_group(C, o.groups),
-      per_group(o.K, o.groups),
-      o.R,
-      o.S,
-      {o.stride_y, o.stride_x},
-      {o.dilation_y, o.dilation_x}
-  };
-  STD_TORCH_CHECK(H > 0 && W > 0, "input must not be empty in height or width");
-  STD_TORCH_CHECK(std::min(o.top, o.left) >= 0, "padding must not be negative");
-  const int64_t OH = transposed_extent(H, o.top, o.bottom, o.R, o.dilation_y, o.stride_y);
-  const int64_t OW = transposed_extent(W, o.left, o.right, o.S, o.dilation_x, o.stride_x);
-  STD_TORCH_CHECK(OH > 0 && OW > 0, "padding leaves no output");
+  const TransposedFilter filter = TransposedFilter::of(C, o);
   const ScalarType dtype = input.scalar_type();
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(
@@ -281,7 +193,7 @@ Tensor conv_transpose2d_packed(
 
   const bool channels_last = is_channels_last(input);
   const Tensor x = located(input, dtype);
-  Tensor output = empty_in_format(input, N, o.K, OH, OW, channels_last);
+  Tensor output = empty_in_format(input, N, o.K, size.H, size.W, channels_last);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {
     return output;
@@ -289,14 +201,16 @@ Tensor conv_transpose2d_packed(
   ConvPlan plan{
       dtype,
       {const_cast<void*>(x.const_data_ptr()), N, C, H, W, has_channels_last_strides(x)},
-      {output.mutable_data_ptr(), N, o.K, OH, OW, has_channels_last_strides(output)},
+      {output.mutable_data_ptr(), N, o.K, size.H, size.W, has_channels_last_strides(output)},
       addend ? addend->const_data_ptr() : nullptr,
       o.groups,
       {},
       static_cast<Activation>(o.activation),
       o.negative_slope
   };
-  if (N * H * W <= kFewPixels && !addend && dtype == wide && tiles_output(filter, o)) {
+  const bool are_few =
+      N * H * W <= kFewPixels && N * H * W * C * o.K * o.R * o.S <= kFewMultiplyAdds;
+  if (are_few && !addend && dtype == wide && tiles_output(filter, o)) {
     const ConvPacking packing = conv_packing(dtype, 1, C, o.K, 1);
     const auto run = [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -307,37 +221,8 @@ Tensor conv_transpose2d_packed(
     return output;
   }
   const char* weights = static_cast<const char*>(packed.const_data_ptr());
-  // first output of a phase, and the input pixel its last tap reads
-  const auto first_output = [](int64_t residue, int64_t step, int64_t before) {
-    return ((residue - before) % step + step) % step;
-  };
-  const auto first_input = [](const PhaseAxis& axis, int64_t u, int64_t step, int64_t by) {
-    return axis.taps ? (u - axis.first_tap * by) / step - (axis.taps - 1) * axis.dilation : 0;
-  };
   filter.for_each_phase([&](int64_t y, const PhaseAxis& rows, int64_t x, const PhaseAxis& columns) {
-    const bool empty = rows.taps * columns.taps == 0;
-    const int64_t oy = first_output(y, o.stride_y, o.top);
-    const int64_t ox = first_output(x, o.stride_x, o.left);
-    const ConvWindow window{
-        empty ? 0 : rows.taps,
-        empty ? 0 : columns.taps,
-        1,
-        1,
-        first_input(rows, oy + o.top, o.stride_y, o.dilation_y),
-        first_input(columns, ox + o.left, o.stride_x, o.dilation_x),
-        rows.dilation,
-        columns.dilation
-    };
-    plan.phases.push_back(
-        {window,
-         weights,
-         oy < OH ? ceil_div(OH - oy, o.stride_y) : 0,
-         ox < OW ? ceil_div(OW - ox, o.stride_x) : 0,
-         o.stride_y,
-         o.stride_x,
-         oy,
-         ox}
-    );
+    plan.phases.push_back(transposed_phase(o, size, y, rows, x, columns, weights));
     weights += filter.packing(wide, rows, columns).size() * packed.element_size();
   });
   run_conv(plan);

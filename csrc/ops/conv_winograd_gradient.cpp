@@ -77,7 +77,8 @@ void transform(
       plan.lanes,
       room * plan.lanes,
       count,
-      plan.C()
+      plan.C(),
+      WinogradForm::kThree
   };
   FASTVISION_CALL(winograd_input, input);
   const WinogradGradients of_outputs{

@@ -15,13 +15,9 @@ void pack_taps(const ConvPacking& packing, const Tensor& weight, int64_t taps, T
   std::fill(packed, packed + taps * packing.size(), T(0));
   if (packing.width() > 0) {
     const auto values = deform_values<S, T>(weight);
-    std::unique_ptr<T[]> matrix(new T[groups * C * K]);
     for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t i = 0; i < groups * C * K; ++i) {
-        const int64_t k = i % K, c = i / K % C, group = i / (K * C);
-        matrix[i] = values[((group * K + k) * C + c) * taps + tap];
-      }
-      pack_conv<T>(packing, matrix.get(), nullptr, packed + tap * packing.size());
+      const ConvFilters<T> of_tap{values.get(), nullptr, K * C * taps, taps, C * taps, {tap}};
+      pack_conv(packing, of_tap, packed + tap * packing.size());
     }
     return;
   }

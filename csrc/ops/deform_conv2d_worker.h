@@ -249,7 +249,7 @@ std::unique_ptr<T[]> deform_values(const Tensor& x) {
   return values;
 }
 
-// As pack_conv, on all threads and from any type.
+// As pack_conv, from any type.
 template <typename S, typename T>
 void pack_filters(
     const ConvPacking& packing,
@@ -259,7 +259,9 @@ void pack_filters(
 ) {
   const auto shifts = bias ? deform_values<S, T>(*bias) : nullptr;
   if (packing.width() > 0) {
-    return pack_conv(packing, deform_values<S, T>(weight).get(), shifts.get(), packed);
+    const auto values = deform_values<S, T>(weight);
+    const auto filters = ConvFilters<T>::contiguous(packing, values.get(), shifts.get());
+    return pack_conv(packing, filters, packed);
   }
   const Tensor filters = torch::stable::contiguous(weight);
   const S* data = static_cast<const S*>(filters.const_data_ptr());

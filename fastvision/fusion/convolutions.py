@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _extension, ops
 from ..ops._checks import pair
-from ..ops.conv import cpu
+from ..ops.conv.memo import layer_of
 from ..ops.conv.spec import ConvSpec, Weights, paddings
 from ..reference.activations import ACTIVATIONS, activate
 from ..reference.conv_bn_relu import fold_batch_norm
@@ -85,7 +85,7 @@ class _FusedConvolution(FusedLayer):
         """Returns a factory of the function (input, residual, tensors) that runs a chain."""
         tensors, eps = self._weights(norm), 0.0 if norm is None else norm.eps
         if x.dim() == 4 and own_kernels(x):
-            return lambda: cpu.Layer(tensors, x.dtype, self._spec(eps, end))
+            return lambda: layer_of(tensors, x.dtype, self._spec(eps, end))
 
         def make() -> Any:
             folded = self._folded(tensors, eps)

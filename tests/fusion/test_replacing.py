@@ -218,14 +218,14 @@ def test_threads_that_share_a_sum(
         with ThreadPoolExecutor(3) as pool:
             return list(pool.map(lambda function: function(y), (F.silu, torch.relu, net.third)))
 
-    op = cpu._PLAIN_IN_PLACE
+    op, winograd = cpu._RUN_IN_PLACE
 
     def slow(*args: Any) -> None:  # the other threads come meanwhile
         time.sleep(0.02)
         op(*args)
         time.sleep(0.02)
 
-    monkeypatch.setattr(cpu, "_PLAIN_IN_PLACE", slow)
+    monkeypatch.setattr(cpu, "_RUN_IN_PLACE", (slow, winograd))
     model = Code(code).eval()
     fused, x = fastvision.fuse(model), torch.randn(2, 8, 12, 12)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastvision
+from fastvision.fusion import convolutions
 from fastvision.fusion.border import tensor_of
 
 
@@ -371,10 +372,8 @@ def test_packed_once_whatever_normalizes(monkeypatch):
         return F.relu(y)
 
     made = []
-    layer = fastvision.ops.conv.cpu.Layer
-    monkeypatch.setattr(
-        fastvision.ops.conv.cpu, "Layer", lambda *args: made.append(0) or layer(*args)
-    )
+    layer_of = convolutions.layer_of
+    monkeypatch.setattr(convolutions, "layer_of", lambda *args: made.append(0) or layer_of(*args))
     for forward in (functional, lambda self, x: self.act(self.norm(self.conv(x)))):
         made.clear()
         fused = fastvision.fuse(Net(forward))

@@ -223,7 +223,7 @@ def test_windows_of_groups(backend, rows, groups, dtype):
 @pytest.mark.only(lambda backend: backend.name == "cpp")
 def test_winograd(backend, C, K, size, stride, monkeypatch):
     C *= stride
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    monkeypatch.setattr("fastvision.ops.conv.winograd._MIN_STRIDED", 1)
     sample = Sample(C, K, (3, 3), size=size, channels_last=True)
     nchw = Sample(C, K, (3, 3), size=size)
     window = {"padding": (0, 1, 2, 1), "stride": stride}
@@ -241,7 +241,7 @@ def test_winograd(backend, C, K, size, stride, monkeypatch):
             planes = nchw(**{**options, "residual": other})
             assert planes.is_contiguous()
             assert torch.equal(planes, y), "another algorithm in another memory format"
-    monkeypatch.setattr("fastvision.ops.conv.cpu.Tiles.suffice", lambda *_: False)
+    monkeypatch.setattr("fastvision.ops.conv.winograd.Tiles.suffice", lambda *_: False)
     assert not torch.equal(y, sample(**options)), "the plain sum was used"
 
 
@@ -251,7 +251,7 @@ def test_winograd(backend, C, K, size, stride, monkeypatch):
 @pytest.mark.parametrize("level", LEVELS)
 @needs_library
 def test_large_results_of_winograd(level, stride, size, K, cpu_level, monkeypatch):
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    monkeypatch.setattr("fastvision.ops.conv.winograd._MIN_STRIDED", 1)
     _extension.set_cpu_level(level)
     sample = Sample(32 * stride, K, (3, 3), size=size, channels_last=True)
     options = {"padding": 1, "stride": stride, "activation": "silu"}
@@ -277,9 +277,11 @@ def test_tasks_of_winograd(tiles, stride):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(("C", "stride"), [(32, 1), (256, 1), (64, 2), (256, 2)])
-def test_winograd_error_is_about_twice_the_plain_sums(C, stride, relu, monkeypatch):
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+@pytest.mark.parametrize(
+    ("C", "stride", "most"), [(32, 1, 2.5), (256, 1, 1.3), (64, 2, 2.5), (256, 2, 1.3)]
+)
+def test_winograd_error(C, stride, most, relu, monkeypatch):
+    monkeypatch.setattr("fastvision.ops.conv.winograd._MIN_STRIDED", 1)
     size = (20 * stride, 20 * stride)
     sample = Sample(C, 64, (3, 3), size=size, channels_last=True, norm=False)
     sample.bias.zero_()
@@ -293,15 +295,15 @@ def test_winograd_error_is_about_twice_the_plain_sums(C, stride, relu, monkeypat
         return (y.double() - exact).square().mean().sqrt().item()
 
     y = sample(**options)
-    assert error(y) < 2.5 * error(eager)
-    monkeypatch.setattr("fastvision.ops.conv.cpu.Tiles.suffice", lambda *_: False)
+    assert error(y) < most * error(eager)
+    monkeypatch.setattr("fastvision.ops.conv.winograd.Tiles.suffice", lambda *_: False)
     assert not torch.equal(y, sample(**options)), "the plain sum was used"
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_winograd_keeps_hostile_values_within_tiles(value, stride, monkeypatch):
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    monkeypatch.setattr("fastvision.ops.conv.winograd._MIN_STRIDED", 1)
     sample = Sample(64, 32, (3, 3), size=(14 * stride, 14 * stride), channels_last=True)
     options = {"padding": 1, "stride": stride}
     exact = sample.expected(**options)

@@ -156,7 +156,7 @@ def test_winograd(stride, padding, training, monkeypatch):
         )
     g = cases.generator(2)
     C = 32 * stride
-    monkeypatch.setattr("fastvision.ops.conv.cpu._MIN_STRIDED", 1)
+    monkeypatch.setattr("fastvision.ops.conv.winograd._MIN_STRIDED", 1)
     x = torch.randn(2, C, 26 * stride, 25 * stride, generator=g)
     weight = torch.randn(40, C, 3, 3, generator=g) / 9
     bias, bn_weight, bn_bias, mean = torch.randn(4, 40, generator=g)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastvision import ops
-from fastvision.ops.conv.cpu import Layer
+from fastvision.ops.conv.memo import layer_of
 from fastvision.ops.conv.spec import ConvSpec, Weights
 from fastvision.reference import ACTIVATIONS
 from fastvision.testing.deform_conv2d import Problem, leaves
@@ -87,7 +87,7 @@ def _overwritten(x: Tensor, weight: Tensor, residual: Tensor, options: dict[str,
     window = (options.get("stride", (1, 1)), options["padding"], options.get("dilation", (1, 1)))
     activation = ACTIVATIONS.index(options["activation"])
     spec = ConvSpec(*window, options.get("groups", 1), 1e-5, activation, 0.01)
-    return Layer(weights, x.dtype, spec)(x, residual, weights, overwrite=True)
+    return layer_of(weights, x.dtype, spec)(x, residual, weights, overwrite=True)
 
 
 def conv_bn_relu(rng: Source) -> Call:

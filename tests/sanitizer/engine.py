@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvision import _extension
-from fastvision.ops.conv import cpu, gradient, linear, onednn
+from fastvision.ops.conv import linear, onednn, winograd
 from fastvision.testing.backends import LEVELS
 from fastvision.testing.numerics import TOLERANCES, assert_matches
 
@@ -45,9 +45,8 @@ def reach_kernels() -> None:
     """Small problems run in our kernels, where calls take those of others or of torch."""
     onednn.is_available = lambda: False
     linear._MIN_PACKED = 64
-    gradient._MIN_PIXELS = 1
-    cpu._MIN_WINOGRAD_PIXELS = cpu._MIN_STRIDED_PIXELS = cpu._MIN_STRIDED = 1
-    cpu._MIN_PIXELS_OF_TILE = cpu._MIN_PIXELS_OF_STRIDED_TILE = 1
+    winograd._MIN_PIXELS = winograd._MIN_STRIDED_PIXELS = winograd._MIN_PIXELS_ONCE = 1
+    winograd._MIN_PIXELS_OF_TILE = winograd._MIN_PIXELS_OF_SLOW_TILE = winograd._MIN_STRIDED = 1
     warnings.filterwarnings("ignore", message=".*deterministic")
 
 

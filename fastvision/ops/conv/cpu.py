@@ -1,13 +1,13 @@
-"""Convolution of one layer on the CPU with weights packed once: direct, Winograd, separable or by
-oneDNN."""
+"""Convolution of one layer on the CPU with weights packed once: direct, by Winograd's algorithm or
+by oneDNN."""
 
 from __future__ import annotations
 
 import functools
 import math
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from ... import reference
 from .._library import direct
 from . import onednn
 from .packing import Packs, fingerprint
-from .prepared import Prepared, by_torch, prepare
 from .spec import ConvSpec, Weights
+from .winograd import tiles_of
 
 # options: csrc/ops/conv_engine.h, ConvOptions
 _PACKED = "Tensor input, Tensor packed, Tensor? residual, Tensor options"
@@ -32,12 +32,14 @@ for _name, _schema in {
     "conv_packed": _PACKED_SCHEMA,
     "conv_winograd": _PACKED_SCHEMA,
     "conv_transpose2d_packed": _PACKED_SCHEMA,
+    "conv_transpose2d_winograd": _PACKED_SCHEMA,
     # the result takes the residual's memory
     "conv_packed_": _IN_PLACE_SCHEMA,
     "conv_winograd_": _IN_PLACE_SCHEMA,
     "conv_packed_guarded": _GUARDED_SCHEMA,
     "conv_winograd_guarded": _GUARDED_SCHEMA,
     "conv_transpose2d_packed_guarded": _GUARDED_SCHEMA,
+    "conv_transpose2d_winograd_guarded": _GUARDED_SCHEMA,
     # without normalization and residual: five arguments less
     "conv_transpose2d_alone_guarded": (
         "(Tensor input, Tensor packed, Tensor options, Tensor weight, Tensor? bias) -> Tensor"
@@ -52,6 +54,9 @@ for _name, _schema in {
         "(Tensor weight, Tensor? bias, int stride_y, int stride_x, int dilation_y, "
         "int dilation_x, int groups) -> Tensor"
     ),
+    "conv_transpose2d_winograd_pack": (
+        "(Tensor weight, Tensor? bias, int stride_y, int stride_x) -> Tensor"
+    ),
     "conv_transpose2d_separable": (
         "(Tensor input, float[] rows, float[] columns, Tensor scale, Tensor? shift, "
         "Tensor? residual, int stride_y, int stride_x, int padding_y, int padding_x, int OH, "
@@ -61,19 +66,12 @@ for _name, _schema in {
     torch.library.define(f"fastvision::{_name}", _schema)
 
 _OPS = torch.ops.fastvision
-_PLAIN, _WINOGRAD = _OPS.conv_packed.default, _OPS.conv_winograd.default
-_PLAIN_IN_PLACE, _WINOGRAD_IN_PLACE = _OPS.conv_packed_.default, _OPS.conv_winograd_.default
-_PLAIN_GUARDED = direct(_OPS.conv_packed_guarded.default)
-_WINOGRAD_GUARDED = direct(_OPS.conv_winograd_guarded.default)
-_TRANSPOSED_GUARDED = direct(_OPS.conv_transpose2d_packed_guarded.default)
-transposed_alone = direct(_OPS.conv_transpose2d_alone_guarded.default)
-_MIN_WINOGRAD_PIXELS = 96
-_MIN_STRIDED_PIXELS = 256  # of results with stride 2
-# input times output channels with stride 2: enough to pay for the transforms, and so many that the
-# transformed weights, nine times the original ones, take 42 MB
-_MIN_STRIDED, _MAX_STRIDED = 1 << 13, 1 << 17
+# by whether they use Winograd's algorithm
+_RUN = _OPS.conv_packed.default, _OPS.conv_winograd.default
+_RUN_IN_PLACE = _OPS.conv_packed_.default, _OPS.conv_winograd_.default
+_GUARDED = direct(_OPS.conv_packed_guarded.default), direct(_OPS.conv_winograd_guarded.default)
+_FORMS = "plain", "winograd"  # of packs
 _MIN_INSIDE = 0.85  # share of the taps' reads; about where the two were equally fast
-_MIN_PIXELS_OF_TILE, _MIN_PIXELS_OF_STRIDED_TILE = 8, 12  # of 16, averaged over a map's tiles
 # with AVX-512, oneDNN is faster on convolutions with many terms per sum and many multiply-adds;
 # half of the terms are enough with many filters
 _MIN_ONEDNN_TERMS, _MIN_ONEDNN_WORK, _MANY_FILTERS = 512, 100e6, 1024
@@ -101,44 +99,9 @@ def engine_options(shape: Sequence[int], spec: ConvSpec) -> Tensor:
     )
 
 
-class Tiles(NamedTuple):
-    """What Winograd's algorithm needs to pay for its transforms and larger weights."""
-
-    stride: int
-    pixels: int  # of the result, at least
-    pixels_of_tile: int  # of the result in a tile, on average, at least
-
-    def suffice(self, shape: Sequence[int]) -> bool:
-        """Whether an input of this shape has enough of them. The result's size is taken to be the
-        input's, divided by the stride."""
-        N, _, H, W = shape
-        H, W = -(-H // self.stride), -(-W // self.stride)
-        pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
-        return N * pixels >= self.pixels and pixels >= self.pixels_of_tile * tiles
-
-
-def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """Whether Winograd's algorithm is the fastest, packing of weights aside."""
-    tiles = winograd_tiles(weight, input.dtype, spec)
-    return tiles is not None and tiles.suffice(input.shape)
-
-
-def winograd_tiles(weight: Tensor, dtype: torch.dtype, spec: ConvSpec) -> Tiles | None:
-    """When Winograd's algorithm pays; None for never."""
-    K, C, R, S = weight.shape
-    window = (R, S, *spec.dilation, spec.groups)
-    if window != (3, 3, 1, 1, 1) or spec.transposed or dtype != torch.float32 or K < 16:
-        return None
-    if spec.stride == (1, 1) and C >= 32:
-        return Tiles(1, _MIN_WINOGRAD_PIXELS, _MIN_PIXELS_OF_TILE)
-    if spec.stride == (2, 2) and C >= 64 and _MIN_STRIDED <= C * K <= _MAX_STRIDED:
-        return Tiles(2, _MIN_STRIDED_PIXELS, _MIN_PIXELS_OF_STRIDED_TILE)
-    return None
-
-
 def least_onednn_pixels(shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> float:
     """The number of output pixels from which on oneDNN beats the engine, where it is fast."""
-    if spec.transposed or dtype not in onednn.fast_dtypes():
+    if dtype not in onednn.fast_dtypes():
         return math.inf
     if dtype != torch.float32:  # oneDNN uses 16-bit instructions, the engine does not
         return 0
@@ -173,27 +136,19 @@ def _are_channels_last(*maps: Tensor) -> bool:
     return True
 
 
-class Layer:
+class PackedLayer:
     """A convolution with packed weights and options, for inputs of one dtype.
 
     It holds only the packed weights; each call passes the original ones.
     """
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> None:
-        """``dtype``: dtype of the inputs."""
-        weight = weights.weight
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> None:
+        """``shape``: of the weight; ``dtype``: of the inputs."""
         self.packs = Packs()
-        self.spec, self.shape = spec, tuple(weight.shape)
-        self.channels = self.shape[0] if spec.transposed else self.shape[1] * spec.groups
-        self.options = engine_options(self.shape, spec)
+        self.spec, self.shape = spec, tuple(shape)
+        self.channels = shape[0] if spec.transposed else shape[1] * spec.groups
+        self.options = engine_options(shape, spec)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32  # to compute in
-        dense = not spec.transposed
-        self.onednn_pixels = least_onednn_pixels(self.shape, dtype, spec)
-        self.may_skip_padding = (
-            dense and spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
-        )
-        self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
-        self.tiles = winograd_tiles(weight, dtype, spec)
 
     @functools.cached_property  # not before, since most weights may come only once
     def guarded_options(self) -> Tensor:
@@ -204,12 +159,6 @@ class Layer:
             numbers = (self.options.new_full((1,), number) for number in (values, self.channels))
             return torch.cat([self.options, *numbers])
 
-    @property
-    def transposed_packs(self) -> Tensor | None:
-        """The packed weights of a transposed convolution, if it has run with such."""
-        prepared: Prepared | None = self.packs.find("prepared")
-        return None if prepared is None else prepared.packed
-
     def again(
         self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
     ) -> Tensor | None:
@@ -217,29 +166,24 @@ class Layer:
 
         The op says what does not fit in a RuntimeError.
         """
-        if self.spec.transposed:
-            packed, run = self.transposed_packs, _TRANSPOSED_GUARDED
-        else:
-            winograd = self.tiles is not None and self.tiles.suffice(input.shape)
-            if self.may_use_onednn and self._onednn_wins(input.shape, winograd, residual):
-                packed = None
-            elif winograd:
-                packed, run = self.packs.find("winograd"), _WINOGRAD_GUARDED
-            else:
-                packed, run = self.packs.find("plain"), _PLAIN_GUARDED
+        run, packed = self.guarded(input.shape, residual)
         if packed is not None:
-            return run(input, packed, residual, self.guarded_options, *weights)
+            output: Tensor = run(input, packed, residual, self.guarded_options, *weights)
+            return output
         if input.shape[1] != self.channels or fingerprint(weights) != self.packs.fingerprint:
             return None
         return self(input, residual, Weights(*weights))  # type: ignore[arg-type]
 
+    def guarded(
+        self, shape: Sequence[int], residual: Tensor | None
+    ) -> tuple[Callable[..., Any], Tensor | None]:
+        """The op that compares the weights, and the packed ones, or None without such."""
+        raise NotImplementedError
+
     @property
     def checks(self) -> bool:
         """Whether its kernel, chosen in the first call, checks shapes and dtypes itself."""
-        if not self.spec.transposed:
-            return True
-        prepared = self.packs.find("prepared")
-        return prepared is not None and prepared.weight is None
+        return True
 
     def __call__(
         self,
@@ -248,10 +192,41 @@ class Layer:
         weights: Weights,
         overwrite: bool = False,
     ) -> Tensor:
-        """``weights``: the same values as in the constructor; ``overwrite``: whether the result may
-        take the residual's memory."""
-        if self.spec.transposed:
-            return self._transposed(input, residual, weights)
+        """``weights``: those of the fingerprint, if there is one; ``overwrite``: whether the result
+        may take the residual's memory."""
+        raise NotImplementedError
+
+
+class Layer(PackedLayer):
+    """A convolution that is not transposed."""
+
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
+    ) -> None:
+        """``once``: it runs once."""
+        super().__init__(shape, dtype, spec)
+        self.onednn_pixels = least_onednn_pixels(shape, dtype, spec)
+        self.may_skip_padding = (
+            spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
+        )
+        self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
+        self.tiles = tiles_of(shape, dtype, spec, once=once)
+
+    def guarded(
+        self, shape: Sequence[int], residual: Tensor | None
+    ) -> tuple[Callable[..., Any], Tensor | None]:
+        winograd = self.tiles is not None and self.tiles.suffice(shape)
+        if self.may_use_onednn and self._onednn_wins(shape, winograd, residual):
+            return _GUARDED[winograd], None
+        return _GUARDED[winograd], self.packs.find(_FORMS[winograd])
+
+    def __call__(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        weights: Weights,
+        overwrite: bool = False,
+    ) -> Tensor:
         winograd = self.tiles is not None and self.tiles.suffice(input.shape)
         if self._onednn_wins(input.shape, winograd, residual) and onednn.supports(
             input, self.shape, residual, self.spec
@@ -259,17 +234,15 @@ class Layer:
             # oneDNN's weight layout depends on the input's shape
             packed = self.packs.get(input.shape, weights, lambda: self._reordered(input, weights))
             return onednn.convolution(input, packed, self.shape, residual, self.spec)
-        form = "winograd" if winograd else "plain"
+        form = _FORMS[winograd]
         packed = self.packs.find(form)
         if packed is None:
             make = self._transformed if winograd else self._packed
             packed = self.packs.get(form, weights, lambda: make(weights))
         if overwrite and residual is not None and _are_channels_last(input, residual):
-            run_in_place = _WINOGRAD_IN_PLACE if winograd else _PLAIN_IN_PLACE
-            run_in_place(input, packed, residual, self.options)
+            _RUN_IN_PLACE[winograd](input, packed, residual, self.options)
             return residual
-        run = _WINOGRAD if winograd else _PLAIN
-        return run(input, packed, residual, self.options)
+        return _RUN[winograd](input, packed, residual, self.options)
 
     def _onednn_wins(self, shape: Sequence[int], winograd: bool, residual: Tensor | None) -> bool:
         N, _, H, W = shape
@@ -295,22 +268,3 @@ class Layer:
 
     def _reordered(self, input: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
         return onednn.pack(*self._folded(weights), input.shape, input.dtype, self.spec)
-
-    def _transposed(self, input: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
-        spec = self.spec
-        prepared: Prepared = self.packs.get(
-            "prepared", weights, lambda: prepare(weights, "cpp", self.dtype, spec)
-        )
-        if prepared.packed is not None:
-            return _OPS.conv_transpose2d_packed.default(
-                input, prepared.packed, residual, self.options
-            )
-        separable = prepared.separable
-        if separable is None:
-            return by_torch(input, prepared, residual, spec)
-        left, _, top, _ = spec.padding
-        size = spec.output_size(input.shape[2:], self.shape[2:])
-        return _OPS.conv_transpose2d_separable.default(
-            *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
-            *(*spec.stride, top, left, *size, spec.activation, spec.negative_slope),
-        )

@@ -15,14 +15,14 @@ from ...reference.activations import activate
 from ...reference.conv_transpose2d import normalization, scaled_filters
 from .._checks import is_batched, is_eager, is_transformed
 from . import onednn
-from .cpu import engine_options, winograd_wins
+from .cpu import engine_options
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
+from .winograd import winograd_wins
 
 _OPS = torch.ops.fastvision
 
 
-_MIN_PIXELS = 1024  # from which on Winograd pays for transforming weights in every step
 _MOST_WEIGHTS = 9 << 19  # limits the memory of the sums of their gradient to 75 MB
 
 
@@ -45,7 +45,6 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
     return (
         _has_own_kernels(input)
         and input.dtype == weight.dtype
-        and input.shape[0] * input.shape[2] * input.shape[3] >= _MIN_PIXELS * spec.stride[0] ** 2
         and max(spec.padding) <= 2
         and winograd_wins(input, weight, spec)
     )
@@ -79,7 +78,6 @@ def _winograd_gradient_wins(grad: Tensor, input: Tensor, weight: Tensor, spec: C
         and input.dtype == grad.dtype == weight.dtype
         and spec.stride == (1, 1)
         and weight.numel() <= _MOST_WEIGHTS
-        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= _MIN_PIXELS
         and winograd_wins(grad, weight, spec)
         and input.numel() > 0
         and max(spec.padding) <= 2

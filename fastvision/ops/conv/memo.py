@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ... import _extension
 from .._plain import MISFITS, is_plain
-from .cpu import Layer, transposed_alone
+from .cpu import Layer, PackedLayer
 from .packing import can_remember, fingerprint, recall, remember, stored
 from .spec import ConvSpec, Weights
+from .transposed_layer import TransposedLayer, guarded_alone
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
@@ -27,15 +28,23 @@ def may_repeat(input: Any, tensors: Iterable[Any]) -> bool:
     return is_plain(input, tensors) and not torch._C._is_any_autocast_enabled()
 
 
-def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> Layer:
+def layer_of(
+    weights: Weights, dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
+) -> PackedLayer:
+    """A layer for these weights. ``once``: it runs once."""
+    kind = TransposedLayer if spec.transposed else Layer
+    return kind(weights.weight.shape, dtype, spec, once=once)
+
+
+def made_once(weights: Weights, dtype: torch.dtype, spec: ConvSpec) -> PackedLayer:
     """The layer for these weights, cached by their values."""
     if not can_remember(weights):
-        return Layer(weights, dtype, spec)
+        return layer_of(weights, dtype, spec)
     purpose = (dtype, spec, _extension.cpu_level())
-    made: Layer | None = recall(weights, purpose)
+    made: PackedLayer | None = recall(weights, purpose)
     if made is None:
         values = fingerprint(weights)
-        made = Layer(weights, dtype, spec)
+        made = layer_of(weights, dtype, spec)
         made.packs.fingerprint = values
         if values >= 0:
             remember(weights, values, purpose, made)
@@ -58,13 +67,13 @@ def repeated(
     if not _ORDINARY.issuperset(map(type, weights)):
         return None
     try:
-        layer: Layer | None = stored(weights[0], _purpose(input.dtype, call))
+        layer: PackedLayer | None = stored(weights[0], _purpose(input.dtype, call))
         return None if layer is None else layer.again(input, residual, weights)
     except MISFITS:  # the full checks give better messages
         return None
 
 
-def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: Layer) -> None:
+def keep(dtype: torch.dtype, weights: Weights, call: tuple[Any, ...], layer: PackedLayer) -> None:
     """Stores the layer for :func:`repeated`."""
     values = layer.packs.fingerprint
     if values is not None and values >= 0:
@@ -82,18 +91,22 @@ def repeated_alone(input: Tensor, weight: Any, bias: Any, window: tuple[Any, ...
         return None
     try:
         found = stored(weight, (_extension.cpu_level(), input.dtype, window))
-        if found is None or input.dim() != 4:
+        # a single pixel may need another layer
+        if found is None or input.dim() != 4 or input.size(3) == 1:
             return None
-        result: Tensor = transposed_alone(input, *found, weight, bias)
+        result: Tensor = guarded_alone(input, *found, weight, bias)
         return result
     except MISFITS:
         return None
 
 
-def keep_alone(dtype: torch.dtype, weights: Weights, window: tuple[Any, ...], layer: Layer) -> None:
+def keep_alone(
+    dtype: torch.dtype, weights: Weights, window: tuple[Any, ...], layer: PackedLayer
+) -> None:
     """Stores the packed weights of a transposed convolution without normalization and activation
     for :func:`repeated_alone`."""
-    values, packed = layer.packs.fingerprint, layer.transposed_packs
+    assert isinstance(layer, TransposedLayer)
+    values, packed = layer.packs.fingerprint, layer.packed_for_all
     if values is not None and values >= 0 and packed is not None and {*map(type, window)} == {int}:
         found = packed, layer.guarded_options
         remember(weights, values, (_extension.cpu_level(), dtype, window), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,7 @@ from ... import reference
 from ..._memory_format import format_of
 from .._checks import is_eager
 from .._library import by_activation_name, declare
-from .cpu import Layer
-from .memo import made_once
+from .memo import layer_of, made_once
 from .spec import ConvSpec, Weights, spec_of, transposed_spec_of
 
 # activation: index in ACTIVATIONS; padding: left, right, top, bottom, but vertical, horizontal for
@@ -83,7 +83,7 @@ def run(
     """The operator without derivatives. ``once``: do not cache packs, the weights will change."""
     if backend == "cpp" and input.is_cpu and type(input) is Tensor and is_eager():
         # boxing so many arguments for the dispatcher takes longer than a small convolution
-        layer = (Layer if once else made_once)(weights, input.dtype, spec)
-        return layer(input, residual, weights)
+        make = functools.partial(layer_of, once=True) if once else made_once
+        return make(weights, input.dtype, spec)(input, residual, weights)
     operator = TRANSPOSED if spec.transposed else CONV
     return operator.run[backend](input, *weights, residual, *spec.arguments())

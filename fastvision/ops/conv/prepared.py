@@ -67,7 +67,7 @@ class Prepared:
 
 
 def prepare(weights: Weights, kind: str, dtype: torch.dtype, spec: ConvSpec) -> Prepared:
-    """``kind``: "cpp", "triton" or "aten"; ``dtype``: the compute dtype."""
+    """``kind``: "cpp", "winograd", "triton" or "aten"; ``dtype``: the compute dtype."""
     weight, groups = weights.weight.detach(), spec.groups
     wide = torch.promote_types(dtype, torch.float32)
     scale, shift = normalization(*weights[1:], spec.eps)
@@ -92,6 +92,12 @@ def prepare(weights: Weights, kind: str, dtype: torch.dtype, spec: ConvSpec) -> 
         return Prepared(weight=filters.clone(), scale=scale, shift=shift)
     weight = scaled_filters(weight, scale, groups).detach().to(dtype)
     shift = None if shift is None else shift.to(dtype)
+    if kind == "winograd":
+        return Prepared(
+            packed=torch.ops.fastvision.conv_transpose2d_winograd_pack.default(
+                weight, shift, *spec.stride
+            )
+        )
     if kind == "cpp" and spec.stride[0] * spec.stride[1] <= MAX_PHASES:
         return Prepared(
             packed=torch.ops.fastvision.conv_transpose2d_pack.default(

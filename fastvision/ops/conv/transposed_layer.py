@@ -1,0 +1,112 @@
+"""Transposed convolution of one layer on the CPU with weights packed once: phase by phase, by
+Winograd's algorithm, separable or by torch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import direct
+from .cpu import PackedLayer
+from .prepared import MAX_PHASES, Prepared, by_torch, prepare
+from .spec import ConvSpec, Weights
+from .winograd import tiles_of
+
+_OPS = torch.ops.fastvision
+# by whether they use Winograd's algorithm
+_RUN = _OPS.conv_transpose2d_packed.default, _OPS.conv_transpose2d_winograd.default
+_GUARDED = (
+    direct(_OPS.conv_transpose2d_packed_guarded.default),
+    direct(_OPS.conv_transpose2d_winograd_guarded.default),
+)
+_KINDS = "cpp", "winograd"
+guarded_alone = direct(_OPS.conv_transpose2d_alone_guarded.default)
+# from which on packing dense weights for a single call pays: with fewer, torch is as fast
+_MIN_PIXELS_ONCE = 1024
+
+
+class TransposedLayer(PackedLayer):
+    """A transposed convolution."""
+
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
+    ) -> None:
+        """``once``: it runs once."""
+        super().__init__(shape, dtype, spec)
+        self.tiles = tiles_of(shape, dtype, spec, once=once)
+        self.least_pixels = _MIN_PIXELS_ONCE if once and dtype == self.dtype else 0
+        self.input_dtype = dtype
+
+    @functools.cached_property
+    def for_pixel(self) -> TransposedLayer | None:
+        """The layer for inputs of a single pixel, whose stride does not matter: with one as large
+        as the window, each result has a single tap, where most would meet padding."""
+        stride = tuple(d * n for d, n in zip(self.spec.dilation, self.shape[2:], strict=True))
+        if stride == self.spec.stride or math.prod(stride) > MAX_PHASES:
+            return None
+        spec = self.spec._replace(stride=(stride[0], stride[1]))
+        layer = TransposedLayer(self.shape, self.input_dtype, spec)
+        layer.packs.fingerprint = self.packs.fingerprint
+        return layer
+
+    @property
+    def packed_for_all(self) -> Tensor | None:
+        """The packed weights, if it has run with such and inputs of any size but a single pixel
+        do."""
+        prepared: Prepared | None = None if self.tiles else self.packs.find(_KINDS[False])
+        return None if prepared is None else prepared.packed
+
+    def again(
+        self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
+    ) -> Tensor | None:
+        if input.shape[2:] == (1, 1) and self.for_pixel is not None:
+            return self.for_pixel.again(input, residual, weights)
+        return super().again(input, residual, weights)
+
+    def guarded(
+        self, shape: Sequence[int], residual: Tensor | None
+    ) -> tuple[Callable[..., Any], Tensor | None]:
+        winograd = self.tiles is not None and self.tiles.suffice(shape)
+        prepared: Prepared | None = self.packs.find(_KINDS[winograd])
+        return _GUARDED[winograd], None if prepared is None else prepared.packed
+
+    @property
+    def checks(self) -> bool:
+        made = (self.packs.find(kind) for kind in _KINDS)
+        return all(prepared is None or prepared.weight is None for prepared in made)
+
+    def __call__(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        weights: Weights,
+        overwrite: bool = False,
+    ) -> Tensor:
+        N, _, H, W = input.shape
+        if H == W == 1 and self.for_pixel is not None:
+            return self.for_pixel(input, residual, weights)
+        spec = self.spec
+        winograd = self.tiles is not None and self.tiles.suffice(input.shape)
+        kind = _KINDS[winograd]
+        are_few = self.least_pixels > N * H * W
+        if are_few and spec.groups == 1 and not winograd:
+            kind = "aten"
+        prepared: Prepared = self.packs.get(
+            kind, weights, lambda: prepare(weights, kind, self.dtype, spec)
+        )
+        if prepared.packed is not None:
+            return _RUN[winograd](input, prepared.packed, residual, self.options)
+        separable = prepared.separable
+        if separable is None:
+            return by_torch(input, prepared, residual, spec)
+        left, _, top, _ = spec.padding
+        size = spec.output_size(input.shape[2:], self.shape[2:])
+        return _OPS.conv_transpose2d_separable.default(
+            *(input, separable.rows, separable.columns, separable.scale, prepared.shift, residual),
+            *(*spec.stride, top, left, *size, spec.activation, spec.negative_slope),
+        )
