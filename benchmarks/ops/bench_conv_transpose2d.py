@@ -30,9 +30,11 @@ Shape = tuple[int, int, int, int]
 Window = tuple[int, int, int, int]
 LEARNED: dict[str, tuple[Shape, Window]] = {
     "Mask R-CNN, mask head": ((100, 256, 256, 14), (2, 2, 0, 0)),
+    "DCGAN, first layer": ((16, 100, 1024, 1), (4, 1, 0, 0)),
     "DCGAN, second layer": ((16, 512, 256, 8), (4, 2, 1, 0)),
     "DCGAN, fourth layer": ((16, 128, 64, 32), (4, 2, 1, 0)),
     "decoder": ((4, 64, 64, 128), (3, 2, 1, 1)),
+    "decoder, stride 1": ((4, 128, 128, 28), (3, 1, 1, 0)),
     "U-Net, second up-convolution": ((4, 512, 256, 28), (2, 2, 0, 0)),
     "Keypoint R-CNN": ((100, 512, 17, 14), (4, 2, 1, 0)),
     "FCN-8s, learned": ((1, 21, 21, 32), (16, 8, 4, 0)),

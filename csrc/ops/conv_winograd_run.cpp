@@ -147,12 +147,15 @@ class Worker {
         transformed_(scratch),
         products_(scratch + plan.layout.positions() * plan.input_plane()) {}
 
-  // at most kMostTiles tiles [begin, end) of a phase, and a range of passes
+  // at most kMostTiles tiles [begin, end) of a phase, perhaps none, and a range of passes
   void operator()(
       const ConvPhase& phase, int64_t begin, int64_t end, int64_t pass_begin, int64_t pass_end
   ) {
     const WinogradLayout& layout = plan_.layout;
     const int64_t count = end - begin;
+    if (count == 0) {  // a smaller phase than others
+      return;
+    }
     for (int64_t t = 0; t < count; ++t) {
       locate(phase, begin + t, t);
     }

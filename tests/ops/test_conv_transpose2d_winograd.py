@@ -99,6 +99,16 @@ def test_few_filters(cpu_level, K):
     assert_matches(ops.conv_transpose2d(x, weight, bias, 2, 1), exact(x, weight, bias, window))
 
 
+# phases with fewer tiles than others, and without any
+@pytest.mark.parametrize("padding", [12, 13, 14, 15, 16])
+@pytest.mark.parametrize("images", [1, 3])
+def test_unequal_phases(padding, images):
+    window = (6, 3, padding, 0)
+    x, weight, bias = sample(64, 40, window, (10, 10), N=images)
+    y = ops.conv_transpose2d(x, weight, bias, *window[1:])
+    assert_matches(y, exact(x, weight, bias, window), scale=2)
+
+
 # 48 channels fill cache lines, so that results of more than 8 MiB are written past the caches
 @pytest.mark.parametrize("K", [48, 44])
 @pytest.mark.parametrize("window", ["k4s2", "k3s1"])

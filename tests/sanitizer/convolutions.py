@@ -263,6 +263,38 @@ def conv_transpose2d(rng: Source) -> Call:
 
 def conv_transpose2d_bn_relu(rng: Source) -> Call:
     x, weight, options, shape, hostile = _transposed(rng)
+    return _normalized(rng, x, weight, options, shape, hostile)
+
+
+def conv_transpose2d_winograd(rng: Source) -> Call:
+    """Transposed convolutions with as many taps in each phase and channels enough for Winograd's
+    algorithm."""
+    taps, stride = rng.choice((2, 2, 3)), (rng.randint(1, 3), rng.randint(1, 3))
+    C, K = rng.size((32, 33), (40, 64)), rng.size((1, 8, 16, 17), (39, 64, 130))
+    size = [rng.size((1, 4, 5, 7, 8), (9, 12)), rng.size((2, 4, 7, 8), (9, 17))]
+    if rng.chance(0.01):  # weights of more than 8 MiB make larger tasks, and order them by phases
+        C, K, size[1] = 256, 256, 5 * size[1]
+    kernel = [taps * s for s in stride]
+    padding, extra = [rng.randint(0, 3) for _ in range(2)], [rng.randrange(s) for s in stride]
+    options = {"stride": stride, "padding": tuple(padding), "output_padding": tuple(extra)}
+    x = torch.randn(rng.size((1, 1), (2, 3)), C, *size)
+    if rng.chance(0.15):
+        # a huge number's rounding errors would hide the others of its tile
+        spoil(rng, x, 1, HOSTILE[:3])
+    weight = torch.randn(C, K, *kernel) / (taps * taps * C) ** 0.5
+    ends = zip(size, kernel, stride, padding, extra, strict=True)
+    shape = (x.shape[0], K, *((n - 1) * s - 2 * p + r + e for n, r, s, p, e in ends))
+    return _normalized(rng, random_format(rng, x), weight, options, shape, hostile=False)
+
+
+def _normalized(
+    rng: Source,
+    x: Tensor,
+    weight: Tensor,
+    options: dict[str, Any],
+    shape: tuple[int, ...],
+    hostile: bool,
+) -> Call:
     if min(shape[2:]) < 1:
         return Results
     residual = torch.randn(shape).to(x.dtype) if rng.chance(0.5) else None
@@ -341,6 +373,7 @@ FUZZERS = {
         conv_gradients,
         conv_transpose2d,
         conv_transpose2d_bn_relu,
+        conv_transpose2d_winograd,
         conv_weight_gradient,
         conv_winograd,
         conv_winograd_gradient,

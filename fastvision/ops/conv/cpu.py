@@ -6,8 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -166,19 +165,15 @@ class PackedLayer:
 
         The op says what does not fit in a RuntimeError.
         """
-        run, packed = self.guarded(input.shape, residual)
-        if packed is not None:
-            output: Tensor = run(input, packed, residual, self.guarded_options, *weights)
-            return output
+        raise NotImplementedError
+
+    def _unguarded(
+        self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
+    ) -> Tensor | None:
+        """:meth:`again` where no op compares the weights."""
         if input.shape[1] != self.channels or fingerprint(weights) != self.packs.fingerprint:
             return None
         return self(input, residual, Weights(*weights))  # type: ignore[arg-type]
-
-    def guarded(
-        self, shape: Sequence[int], residual: Tensor | None
-    ) -> tuple[Callable[..., Any], Tensor | None]:
-        """The op that compares the weights, and the packed ones, or None without such."""
-        raise NotImplementedError
 
     @property
     def checks(self) -> bool:
@@ -212,13 +207,18 @@ class Layer(PackedLayer):
         self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
         self.tiles = tiles_of(shape, dtype, spec, once=once)
 
-    def guarded(
-        self, shape: Sequence[int], residual: Tensor | None
-    ) -> tuple[Callable[..., Any], Tensor | None]:
+    def again(
+        self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
+    ) -> Tensor | None:
+        shape = input.shape
         winograd = self.tiles is not None and self.tiles.suffice(shape)
-        if self.may_use_onednn and self._onednn_wins(shape, winograd, residual):
-            return _GUARDED[winograd], None
-        return _GUARDED[winograd], self.packs.find(_FORMS[winograd])
+        if not (self.may_use_onednn and self._onednn_wins(shape, winograd, residual)):
+            packed = self.packs.find(_FORMS[winograd])
+            if packed is not None:
+                run = _GUARDED[winograd]
+                output: Tensor = run(input, packed, residual, self.guarded_options, *weights)
+                return output
+        return self._unguarded(input, residual, weights)
 
     def __call__(
         self,

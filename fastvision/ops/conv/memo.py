@@ -91,10 +91,12 @@ def repeated_alone(input: Tensor, weight: Any, bias: Any, window: tuple[Any, ...
         return None
     try:
         found = stored(weight, (_extension.cpu_level(), input.dtype, window))
-        # a single pixel may need another layer
-        if found is None or input.dim() != 4 or input.size(3) == 1:
+        if found is None or input.dim() != 4:
             return None
-        result: Tensor = guarded_alone(input, *found, weight, bias)
+        overlaps, packed, options = found
+        if overlaps and input.size(3) == 1:  # a single pixel may need another layer
+            return None
+        result: Tensor = guarded_alone(input, packed, options, weight, bias)
         return result
     except MISFITS:
         return None
@@ -108,7 +110,7 @@ def keep_alone(
     assert isinstance(layer, TransposedLayer)
     values, packed = layer.packs.fingerprint, layer.packed_for_all
     if values is not None and values >= 0 and packed is not None and {*map(type, window)} == {int}:
-        found = packed, layer.guarded_options
+        found = layer.overlaps, packed, layer.guarded_options
         remember(weights, values, (_extension.cpu_level(), dtype, window), found)
 
 

@@ -181,8 +181,11 @@ def conv_transpose2d(
 
     On the CPU, per-channel separable filters such as bilinear upsampling (Long et al. 2015, section
     3.3) are detected and run as two 1-D passes over each channel. A NaN then stays in its channel.
-    Packed weights are cached by the values of the originals, so any write to those takes effect in
-    the next call.
+    In float32, filters two or three times as large as the stride use Winograd's algorithm from 32
+    input channels and about 96 pixels on, with the errors and the limits to values that are not
+    finite of :func:`conv_bn_relu`; its tiles are of pixels whose positions are equal modulo the
+    stride. Packed weights are cached by the values of the originals, so any write to those takes
+    effect in the next call.
 
     Differentiable in ``input``, ``weight`` and ``bias``, any number of times and in forward mode.
 

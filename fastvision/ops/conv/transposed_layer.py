@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,18 +40,22 @@ class TransposedLayer(PackedLayer):
         self.tiles = tiles_of(shape, dtype, spec, once=once)
         self.least_pixels = _MIN_PIXELS_ONCE if once and dtype == self.dtype else 0
         self.input_dtype = dtype
+        self.overlaps = spec.stride != self._window()
 
     @functools.cached_property
     def for_pixel(self) -> TransposedLayer | None:
         """The layer for inputs of a single pixel, whose stride does not matter: with one as large
         as the window, each result has a single tap, where most would meet padding."""
-        stride = tuple(d * n for d, n in zip(self.spec.dilation, self.shape[2:], strict=True))
-        if stride == self.spec.stride or math.prod(stride) > MAX_PHASES:
+        stride = self._window()
+        if not self.overlaps or math.prod(stride) > MAX_PHASES:
             return None
-        spec = self.spec._replace(stride=(stride[0], stride[1]))
-        layer = TransposedLayer(self.shape, self.input_dtype, spec)
+        layer = TransposedLayer(self.shape, self.input_dtype, self.spec._replace(stride=stride))
         layer.packs.fingerprint = self.packs.fingerprint
         return layer
+
+    def _window(self) -> tuple[int, int]:
+        (down, across), (R, S) = self.spec.dilation, self.shape[2:]
+        return down * R, across * S
 
     @property
     def packed_for_all(self) -> Tensor | None:
@@ -64,16 +67,16 @@ class TransposedLayer(PackedLayer):
     def again(
         self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]
     ) -> Tensor | None:
-        if input.shape[2:] == (1, 1) and self.for_pixel is not None:
+        shape = input.shape
+        if self.overlaps and shape[3] == shape[2] == 1 and self.for_pixel is not None:
             return self.for_pixel.again(input, residual, weights)
-        return super().again(input, residual, weights)
-
-    def guarded(
-        self, shape: Sequence[int], residual: Tensor | None
-    ) -> tuple[Callable[..., Any], Tensor | None]:
         winograd = self.tiles is not None and self.tiles.suffice(shape)
         prepared: Prepared | None = self.packs.find(_KINDS[winograd])
-        return _GUARDED[winograd], None if prepared is None else prepared.packed
+        if prepared is None or prepared.packed is None:
+            return self._unguarded(input, residual, weights)
+        run = _GUARDED[winograd]
+        output: Tensor = run(input, prepared.packed, residual, self.guarded_options, *weights)
+        return output
 
     @property
     def checks(self) -> bool:
@@ -88,7 +91,7 @@ class TransposedLayer(PackedLayer):
         overwrite: bool = False,
     ) -> Tensor:
         N, _, H, W = input.shape
-        if H == W == 1 and self.for_pixel is not None:
+        if self.overlaps and H == W == 1 and self.for_pixel is not None:
             return self.for_pixel(input, residual, weights)
         spec = self.spec
         winograd = self.tiles is not None and self.tiles.suffice(input.shape)
