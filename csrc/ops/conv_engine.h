@@ -61,7 +61,7 @@ struct ConvFilters {
   const T* weight;
   const T* bias;                   // [groups][K], or null
   int64_t group, filter, channel;  // values from a group, a filter, an input channel to the next
-  std::vector<int64_t> taps;       // values from a filter's first to its taps
+  std::vector<int64_t> taps;       // offsets within a filter
 
   // of a weight [groups][K][C][taps]
   static ConvFilters contiguous(const ConvPacking& p, const T* weight, const T* bias) {

@@ -8,7 +8,11 @@
 
 namespace fastvision {
 
+namespace {
+
 constexpr int64_t kSerialValues = 1 << 15;  // below which waking threads does not pay
+
+}  // namespace
 
 template <typename T>
 void pack_conv(const ConvPacking& p, const ConvFilters<T>& f, T* packed) {

@@ -5,14 +5,16 @@
 namespace fastvision {
 namespace {
 
-constexpr int64_t kMostStride = 64;
+constexpr int64_t kMostPhases = 64;
 
 // Checks that all phases have as many taps, 2x2 or 3x3.
 WinogradForm form_of(int64_t R, int64_t S, int64_t stride_y, int64_t stride_x) {
   STD_TORCH_CHECK(
-      std::min(stride_y, stride_x) > 0 && std::max(stride_y, stride_x) <= kMostStride,
-      "the stride must be positive and at most ",
-      kMostStride
+      std::min(stride_y, stride_x) > 0 && std::max(stride_y, stride_x) <= kMostPhases &&
+          stride_y * stride_x <= kMostPhases,
+      "the stride must be positive and have at most ",
+      kMostPhases,
+      " phases"
   );
   if (R == 2 * stride_y && S == 2 * stride_x) {
     return WinogradForm::kPair;

@@ -27,13 +27,28 @@ struct PhaseAxis {
   }
 };
 
+inline int64_t channels_per_group(int64_t channels, int64_t groups) {
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide the channels");
+  return channels / groups;
+}
+
 struct TransposedFilter {
   int64_t groups, C, K;  // channels per group
   int64_t R, S;
   int64_t stride[2], dilation[2];
 
   // of an input of C channels
-  static TransposedFilter of(int64_t C, const ConvOptions& o);
+  static TransposedFilter of(int64_t C, const ConvOptions& o) {
+    return {
+        o.groups,
+        channels_per_group(C, o.groups),
+        channels_per_group(o.K, o.groups),
+        o.R,
+        o.S,
+        {o.stride_y, o.stride_x},
+        {o.dilation_y, o.dilation_x}
+    };
+  }
 
   // calls with each phase: residues and taps of both axes
   template <typename Call>
@@ -47,7 +62,7 @@ struct TransposedFilter {
     }
   }
 
-  // values from a filter's first to the taps of a phase, in the order of the pixels they meet
+  // offsets of the taps of a phase within a filter, in the order of the pixels they meet
   std::vector<int64_t> taps(const PhaseAxis& rows, const PhaseAxis& columns) const {
     std::vector<int64_t> taps;
     for (int64_t r = rows.taps - 1; r >= 0; --r) {
@@ -72,23 +87,6 @@ struct TransposedFilter {
     return size;
   }
 };
-
-inline int64_t channels_per_group(int64_t channels, int64_t groups) {
-  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide the channels");
-  return channels / groups;
-}
-
-inline TransposedFilter TransposedFilter::of(int64_t C, const ConvOptions& o) {
-  return {
-      o.groups,
-      channels_per_group(C, o.groups),
-      channels_per_group(o.K, o.groups),
-      o.R,
-      o.S,
-      {o.stride_y, o.stride_x},
-      {o.dilation_y, o.dilation_x}
-  };
-}
 
 // Height and width of the output.
 struct TransposedSize {

@@ -8,14 +8,16 @@
 // on. In each of 36 positions the transformed inputs of many tiles are multiplied by a [C, K]
 // matrix of transformed weights, which is a 1x1 convolution of conv.h. The polynomials are
 // evaluated at 0, 5/8, -5/8, 3/2, -3/2 and infinity, which limits errors to about twice those of
-// direct convolution; the usual points 0, 1, -1, 2, -2 and infinity more than double them again.
-// Every output of a tile depends on all its inputs, so a NaN makes the whole tile NaN.
+// direct sums; the usual points 0, 1, -1, 2, -2 and infinity more than double them again. Sums over
+// many channels are split, which makes up for it. Every output of a tile depends on all its inputs,
+// so a NaN makes the whole tile NaN.
 //
 // With stride 2, a tile has 9x9 input pixels. Two taps meet every second row, which F(4, 2)
-// transforms, with the points 1/2, -1/2, 3/2, -3/2 and infinity; one tap meets the others, which
-// F(4, 1) transforms, with the same points but infinity: a filter without a linear term is zero
-// there. In both directions this makes four kinds of pixels. They are input channels of their own
-// and share the 25 positions and the transform of the outputs. Positions at infinity lack kinds.
+// transforms, with the points 5/16, -5/16, 21/16, -21/16 and infinity; one tap meets the others,
+// which F(4, 1) transforms, with the same points but infinity: a filter without a linear term is
+// zero there. In both directions this makes four kinds of pixels. They are input channels of their
+// own and share the 25 positions and the transform of the outputs. Positions at infinity lack
+// kinds.
 //
 // With a 2x2 window, a tile has 5x5 input pixels, all of the kind that two taps meet twice.
 #pragma once
@@ -86,7 +88,7 @@ constexpr int kinds_in_all(WinogradForm form) {
 struct WinogradFilters {
   const float* filters;     // of the block's first channel
   int64_t filter, channel;  // values from a filter, and from an input channel, to the next
-  const int64_t* taps;      // [3][3] or [2][2] values from a filter's first to its taps
+  const int64_t* taps;      // [3][3] or [2][2] offsets within a filter
   WinogradForm form;
   float* transformed;   // of the pass
   int64_t pass, begin;  // output channels of the pass, and before this block

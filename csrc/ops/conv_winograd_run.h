@@ -29,7 +29,7 @@ struct WinogradLayout {
 };
 
 // Packs a float32 weight whose filters are `filter` values apart and whose input channels
-// `channel`; of each phase, the values from a filter's first to its taps.
+// `channel`; `taps`: their offsets within a filter, for each phase.
 Tensor pack_winograd(
     const Tensor& weight,
     const std::optional<Tensor>& bias,
@@ -41,8 +41,8 @@ Tensor pack_winograd(
 
 void check_winograd(const Tensor& input, const Tensor& packed, const WinogradLayout& layout);
 
-// Phases that cover the output of OH x OW pixels; their `packed` are their weights. The other
-// arguments have passed the checks.
+// The phases cover the output of OH x OW pixels, and `packed` of each points to its weights.
+// check_winograd has passed.
 Tensor run_winograd(
     const Tensor& input,
     const Tensor& packed,

@@ -18,7 +18,7 @@ from .. import _extension
 from . import _backend
 
 # what an op, or the preparation of its arguments, raises if they do not fit
-MISFITS = (TypeError, ValueError, RuntimeError, AttributeError)
+MISFITS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled

@@ -32,14 +32,15 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """The residuals whose memory was taken; small ones too."""
     monkeypatch.setattr(images, "_LEAST_REPLACED", 0)
     taken: list[Tensor] = []
-    for name in ("_PLAIN_IN_PLACE", "_WINOGRAD_IN_PLACE"):
-        op = getattr(cpu, name)
 
-        def run(input: Tensor, packed: Tensor, residual: Tensor, options: Tensor, op=op) -> None:
+    def noted(op: Any) -> Callable[..., None]:
+        def run(input: Tensor, packed: Tensor, residual: Tensor, options: Tensor) -> None:
             op(input, packed, residual, options)
             taken.append(residual.detach().clone())
 
-        monkeypatch.setattr(cpu, name, run)
+        return run
+
+    monkeypatch.setattr(cpu, "_RUN_IN_PLACE", tuple(map(noted, cpu._RUN_IN_PLACE)))
     yield taken
 
 
@@ -235,8 +236,8 @@ def test_threads_that_share_a_sum(
     assert end is same or replaced
 
 
-@pytest.mark.parametrize("place, name", [(cpu, "_PLAIN_IN_PLACE"), (chains, "is_held_alone")])
-def test_interrupt(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [cpu, chains])
+def test_interrupt(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def code(net: Any, y: Tensor) -> Any:
         y = F.relu(y)
         net.seen.append(y)
@@ -247,7 +248,10 @@ def test_interrupt(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     model = Code(code).eval()
     fused: Any = fastvision.fuse(model)
-    monkeypatch.setattr(place, name, interrupted)
+    if place is cpu:
+        monkeypatch.setattr(cpu, "_RUN_IN_PLACE", (interrupted, interrupted))
+    else:
+        monkeypatch.setattr(chains, "is_held_alone", interrupted)
     with torch.no_grad():
         with pytest.raises(KeyboardInterrupt):
             fused(torch.randn(2, 8, 12, 12))

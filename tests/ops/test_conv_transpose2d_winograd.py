@@ -53,6 +53,24 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Ten
 
 
 @pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ops that pack weights, as they are called."""
+    names: list[str] = []
+    for name in ("conv_transpose2d_winograd_pack", "conv_transpose2d_pack"):
+        op = getattr(OPS, name)
+
+        def call(*args: Any, name: str = name, run: Any = op.default) -> Any:
+            names.append(name)
+            return run(*args)
+
+        monkeypatch.setattr(op, "default", call)
+    return names
+
+
+WINOGRAD, PLAIN = "conv_transpose2d_winograd_pack", "conv_transpose2d_pack"
+
+
+@pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Switches Winograd's algorithm off."""
 
@@ -93,26 +111,28 @@ def test_all_windows(cpu_level, window, size, C, K, plain):
 
 
 @pytest.mark.parametrize("K", [1, 3, 8])
-def test_few_filters(cpu_level, K):
+def test_few_filters(cpu_level, K, packed):
     window = WINDOWS["k4s2"]
     x, weight, bias = sample(64, K, window, (16, 13))
     assert_matches(ops.conv_transpose2d(x, weight, bias, 2, 1), exact(x, weight, bias, window))
+    assert packed == [WINOGRAD]
 
 
 # phases with fewer tiles than others, and without any
 @pytest.mark.parametrize("padding", [12, 13, 14, 15, 16])
 @pytest.mark.parametrize("images", [1, 3])
-def test_unequal_phases(padding, images):
+def test_unequal_phases(padding, images, packed):
     window = (6, 3, padding, 0)
     x, weight, bias = sample(64, 40, window, (10, 10), N=images)
     y = ops.conv_transpose2d(x, weight, bias, *window[1:])
     assert_matches(y, exact(x, weight, bias, window), scale=2)
+    assert packed == [WINOGRAD]
 
 
 # 48 channels fill cache lines, so that results of more than 8 MiB are written past the caches
 @pytest.mark.parametrize("K", [48, 44])
 @pytest.mark.parametrize("window", ["k4s2", "k3s1"])
-def test_large_results(cpu_level, window, K):
+def test_large_results(cpu_level, window, K, packed):
     kernel, stride, *rest = WINDOWS[window]
     size = (150 // stride, 161 // stride)
     x, weight, bias = sample(64, K, WINDOWS[window], size)
@@ -122,17 +142,19 @@ def test_large_results(cpu_level, window, K):
     for n in range(2):
         image = ops.conv_transpose2d(x[n : n + 1], weight, bias, stride, *rest)
         assert torch.equal(image[0], y[n])
+    assert packed == [WINOGRAD]
 
 
 # weights of more than 8 MiB make the largest tasks, and tasks of one phase after the other
 @pytest.mark.parametrize(("C", "K"), [(64, 64), (256, 256)])
 @pytest.mark.parametrize("tiles", [6, 37, 44, 74, 83])
 @pytest.mark.parametrize("window", ["k4s2", "k3s1"])
-def test_tasks(window, tiles, C, K):
+def test_tasks(window, tiles, C, K, packed):
     window = WINDOWS[window]
     x, weight, bias = sample(C, K, window, (4, 4 * tiles), N=1)
     (y,) = same_for_threads(lambda: ops.conv_transpose2d(x, weight, bias, *window[1:]), (1, 2, 5))
     assert_matches(y, exact(x, weight, bias, window), scale=2)
+    assert packed == [WINOGRAD]
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -186,24 +208,63 @@ def test_each_size_has_one_algorithm(plain):
         bias.data.mul_(2)
 
 
-def test_packed_once(monkeypatch):
+def test_packed_once(packed):
     """In whatever order inputs of different sizes come."""
-    calls = []
-    for name in ("conv_transpose2d_winograd_pack", "conv_transpose2d_pack"):
-        op = getattr(OPS, name)
-        monkeypatch.setattr(
-            op, "default", lambda *args, op=op.default: calls.append(0) or op(*args)
-        )
     x, weight, bias = sample(64, 32, WINDOWS["k4s2"], (16, 16))
     for _ in range(3):
         for size in (16, 3, 1):
             ops.conv_transpose2d(x[:, :, :size, :size].contiguous(), weight, bias, 2, 1)
-    assert len(calls) == 3
+    assert packed == [WINOGRAD, PLAIN, PLAIN]
+
+
+@pytest.mark.parametrize("call", [ops.conv_transpose2d, ops.conv_transpose2d_bn_relu])
+def test_repeated_calls_without_batch(call):
+    """By Winograd's algorithm, directly and of a single pixel."""
+    for C, size in ((64, 16), (8, 5), (8, 1)):
+        x, weight, bias = sample(C, 16, WINDOWS["k4s2"], (size, size))
+        batch = call(x, weight, bias, stride=2, padding=1)
+        for _ in range(2):
+            torch.testing.assert_close(call(x[0], weight, bias, stride=2, padding=1), batch[0])
+        for bad in (x[0, 0], x[0, 0, 0], x[None]):
+            with pytest.raises(ValueError, match="input must have"):
+                call(bad, weight, bias, stride=2, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "sizes"),
+    [((3, 3), 9, (1, 2)), ((32, 16), (16, 8), (16, 2))],
+    ids=["single pixel", "winograd"],
+)
+def test_arguments_are_checked_whatever_ran_before(kernel, stride, sizes):
+    """Strides with so many phases that other sizes run by torch, which checks less."""
+    C, K = 64, 4
+    weight = random(C, K, *kernel) / 40
+    for size in sizes:
+        for _ in range(2):
+            y = ops.conv_transpose2d_bn_relu(random(2, C, size, size), weight, stride=stride)
+    for residual in (random(1, 1, 1, 1), random(*y.shape).double(), random(2, *y.shape[1:])[1:]):
+        with pytest.raises((TypeError, ValueError), match="residual"):
+            ops.conv_transpose2d_bn_relu(
+                random(2, C, sizes[1], sizes[1]), weight, stride=stride, residual=residual
+            )
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((32, 16, 200, 2), (100, 1)), ((32, 16, 2, 130), (1, 65)), ((512, 1, 32, 32), 16)],
+    ids=str,
+)
+def test_many_phases(shape, stride, packed):
+    """Their transformed weights would take much more memory, or be refused."""
+    x, weight = random(1, shape[0], 16, 16), random(*shape) / 40
+    y = ops.conv_transpose2d(x, weight, None, stride)
+    assert_matches(y, F.conv_transpose2d(x.double(), weight.double(), None, stride), scale=4)
+    assert WINOGRAD not in packed
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("window", ["k4s2", "k3s1"])
-def test_training(window, channels_last):
+def test_training(window, channels_last, packed):
     window = WINDOWS[window]
     x, weight, bias = sample(64, 32, window, (24, 24))
     x = in_format(x, channels_last)
@@ -218,6 +279,7 @@ def test_training(window, channels_last):
         expected.backward(grad.double())
         for ours, theirs in zip(args, doubles, strict=True):
             assert_matches(ours.grad, theirs.grad, scale=8)
+    assert packed == [WINOGRAD]
 
 
 # of a single pixel, each result has one tap
@@ -302,7 +364,7 @@ def test_the_op_refuses_what_does_not_fit(change):
         OPS.conv_transpose2d_winograd(**(good | change))
 
 
-@pytest.mark.parametrize("stride", [0, 1, 3, 65])
+@pytest.mark.parametrize("stride", [0, 1, 3, 33])
 def test_packing_refuses_other_windows(stride):
     with pytest.raises(RuntimeError, match="stride"):
         OPS.conv_transpose2d_winograd_pack(torch.zeros(8, 8, 4, 4), None, stride, 2)

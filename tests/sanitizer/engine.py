@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvision import _extension
-from fastvision.ops.conv import linear, onednn, winograd
+from fastvision.ops.conv import linear, onednn, transposed_layer, winograd
 from fastvision.testing.backends import LEVELS
 from fastvision.testing.numerics import TOLERANCES, assert_matches
 
@@ -46,6 +46,7 @@ def reach_kernels() -> None:
     onednn.is_available = lambda: False
     linear._MIN_PACKED = 64
     winograd._MIN_PIXELS = winograd._MIN_STRIDED_PIXELS = winograd._MIN_PIXELS_ONCE = 1
+    transposed_layer._MIN_PACKED_PIXELS = 1
     winograd._MIN_PIXELS_OF_TILE = winograd._MIN_PIXELS_OF_SLOW_TILE = winograd._MIN_STRIDED = 1
     warnings.filterwarnings("ignore", message=".*deterministic")
 

@@ -93,8 +93,9 @@ def conv_bn_relu(
     Its root mean square error is about twice that of direct convolution with 32 channels, and about
     the same from 256 on. All pixels of a tile share their inputs: NaN makes the whole tile NaN,
     infinities make it undefined, and small values lose precision next to huge ones, up to three
-    pixels of the result away. From 1,024 pixels on, gradients use it with stride 1, too; the error
-    of weight gradients is three to five times that of direct sums.
+    pixels of the result away. With weights that require a gradient, which are packed in each call,
+    1,024 pixels are needed; from as many on, gradients use it with stride 1, too, and the error of
+    weight gradients is three to five times that of direct sums.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

@@ -175,11 +175,6 @@ class PackedLayer:
             return None
         return self(input, residual, Weights(*weights))  # type: ignore[arg-type]
 
-    @property
-    def checks(self) -> bool:
-        """Whether its kernel, chosen in the first call, checks shapes and dtypes itself."""
-        return True
-
     def __call__(
         self,
         input: Tensor,

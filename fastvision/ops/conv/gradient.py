@@ -18,7 +18,7 @@ from . import onednn
 from .cpu import engine_options
 from .operators import CONV, run
 from .spec import ConvSpec, Weights, symmetric_padding
-from .winograd import winograd_wins
+from .winograd import wins_once
 
 _OPS = torch.ops.fastvision
 
@@ -46,7 +46,7 @@ def winograd_wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
         _has_own_kernels(input)
         and input.dtype == weight.dtype
         and max(spec.padding) <= 2
-        and winograd_wins(input, weight, spec)
+        and wins_once(input, weight, spec)
     )
 
 
@@ -78,7 +78,7 @@ def _winograd_gradient_wins(grad: Tensor, input: Tensor, weight: Tensor, spec: C
         and input.dtype == grad.dtype == weight.dtype
         and spec.stride == (1, 1)
         and weight.numel() <= _MOST_WEIGHTS
-        and winograd_wins(grad, weight, spec)
+        and wins_once(grad, weight, spec)
         and input.numel() > 0
         and max(spec.padding) <= 2
         and is_channels_last(input)

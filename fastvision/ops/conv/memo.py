@@ -93,8 +93,8 @@ def repeated_alone(input: Tensor, weight: Any, bias: Any, window: tuple[Any, ...
         found = stored(weight, (_extension.cpu_level(), input.dtype, window))
         if found is None or input.dim() != 4:
             return None
-        overlaps, packed, options = found
-        if overlaps and input.size(3) == 1:  # a single pixel may need another layer
+        pixel_differs, packed, options = found
+        if pixel_differs and input.size(3) == 1:
             return None
         result: Tensor = guarded_alone(input, packed, options, weight, bias)
         return result
@@ -110,7 +110,7 @@ def keep_alone(
     assert isinstance(layer, TransposedLayer)
     values, packed = layer.packs.fingerprint, layer.packed_for_all
     if values is not None and values >= 0 and packed is not None and {*map(type, window)} == {int}:
-        found = layer.overlaps, packed, layer.guarded_options
+        found = layer.pixel_differs, packed, layer.guarded_options
         remember(weights, values, (_extension.cpu_level(), dtype, window), found)
 
 

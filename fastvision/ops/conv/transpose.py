@@ -96,11 +96,10 @@ def _conv_transpose2d(
     if plain:
         layer = made_once(weights, input.dtype, spec)
         output = layer(input, residual, weights)
-        if layer.checks:
-            keep(input.dtype, weights, call, layer)
-            if activation == "none" and residual is None and all(t is None for t in weights[2:]):
-                window = (stride, padding, output_padding, groups, dilation)
-                keep_alone(input.dtype, weights, window, layer)
+        keep(input.dtype, weights, call, layer)
+        if activation == "none" and residual is None and all(t is None for t in weights[2:]):
+            window = (stride, padding, output_padding, groups, dilation)
+            keep_alone(input.dtype, weights, window, layer)
         return output
     chosen = _choose(input, backend)
     if training:
@@ -181,11 +180,14 @@ def conv_transpose2d(
 
     On the CPU, per-channel separable filters such as bilinear upsampling (Long et al. 2015, section
     3.3) are detected and run as two 1-D passes over each channel. A NaN then stays in its channel.
-    In float32, filters two or three times as large as the stride use Winograd's algorithm from 32
-    input channels and about 96 pixels on, with the errors and the limits to values that are not
-    finite of :func:`conv_bn_relu`; its tiles are of pixels whose positions are equal modulo the
-    stride. Packed weights are cached by the values of the originals, so any write to those takes
-    effect in the next call.
+    Packed weights are cached by the values of the originals, so any write to those takes effect in
+    the next call.
+
+    In float32, dense filters two or three times as large as the stride, without dilation, use
+    Winograd's algorithm from 32 input channels (and 16 output channels for three times) and about
+    96 pixels on, or 1,024 if the weight requires a gradient, unless the transformed weights take
+    more than 52 to 75 MB. Errors and limits to values that are not finite are those of
+    :func:`conv_bn_relu`; tiles are of pixels whose positions are equal modulo the stride.
 
     Differentiable in ``input``, ``weight`` and ``bias``, any number of times and in forward mode.
 

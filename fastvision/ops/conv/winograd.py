@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .prepared import MAX_PHASES
 from .spec import ConvSpec
 
 _MIN_PIXELS = 96
@@ -17,24 +17,24 @@ _MIN_PIXELS_ONCE = 1024  # from which on packing the weights for a single call p
 # input times output channels with stride 2: enough to pay for the transforms, and so many that the
 # transformed weights, nine times the original ones, take 42 MB
 _MIN_STRIDED, _MAX_STRIDED = 1 << 13, 1 << 17
-# input times output channels times phases of a transposed convolution, of whose transformed weights
-# 52 to 75 MB remain
-_MAX_TRANSPOSED = 1 << 19
+# input times output channels, in whole vectors, times phases of a transposed convolution: at most,
+# so that the transformed weights take 52 to 75 MB
+_MAX_TRANSPOSED, _LANES = 1 << 19, 16
 _MIN_PIXELS_OF_TILE, _MIN_PIXELS_OF_SLOW_TILE = 8, 12  # of 16, averaged over a map's tiles
 
 
 class Tiles(NamedTuple):
     """What Winograd's algorithm needs to pay for its transforms and larger weights."""
 
-    stride: int
-    pixels: int  # of the result, or of a phase, at least
-    pixels_of_tile: int  # in a tile, on average, at least
+    step: int  # of the windows, in pixels of the input
+    pixels: int  # the least number of the result, or of a phase
+    pixels_of_tile: int  # the least number in a tile, on average
 
     def suffice(self, shape: Sequence[int]) -> bool:
-        """Whether an input of this shape has enough of them. Its size, divided by the stride, is
+        """Whether an input of this shape has enough of them. Its size, divided by the step, is
         taken to be the size of the result or of a phase."""
         N, _, H, W = shape
-        H, W = -(-H // self.stride), -(-W // self.stride)
+        H, W = -(-H // self.step), -(-W // self.step)
         pixels, tiles = H * W, -(-H // 4) * -(-W // 4)
         return N * pixels >= self.pixels and pixels >= self.pixels_of_tile * tiles
 
@@ -69,7 +69,8 @@ def _dense_tiles(shape: Sequence[int], stride: tuple[int, int]) -> Tiles | None:
 def _transposed_tiles(shape: Sequence[int], stride: tuple[int, int]) -> Tiles | None:
     C, K, *window = shape
     down, across = stride
-    if C < 32 or C * K * math.prod(stride) > _MAX_TRANSPOSED:
+    phases = down * across
+    if C < 32 or phases > MAX_PHASES or C * (-(-K // _LANES) * _LANES) * phases > _MAX_TRANSPOSED:
         return None
     if window == [3 * down, 3 * across] and K >= 16:  # each phase has 3x3 taps
         return Tiles(1, _MIN_PIXELS, _MIN_PIXELS_OF_TILE)
@@ -78,7 +79,7 @@ def _transposed_tiles(shape: Sequence[int], stride: tuple[int, int]) -> Tiles | 
     return None
 
 
-def winograd_wins(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
-    """Whether Winograd's algorithm is the fastest, including the packing of weights."""
+def wins_once(input: Tensor, weight: Tensor, spec: ConvSpec) -> bool:
+    """Whether Winograd's algorithm is the fastest with weights that it packs for this call."""
     tiles = tiles_of(weight.shape, input.dtype, spec, once=True)
     return tiles is not None and tiles.suffice(input.shape)
