@@ -166,6 +166,59 @@ void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
   }
 }
 
+// Whether all windows are 2x2 pixels side by side, inside of the plane.
+inline bool are_quads(const MaxPoolArgs& p) {
+  const int64_t sizes[2] = {p.H, p.W}, outputs[2] = {p.OH, p.OW};
+  for (int axis = 0; axis < 2; ++axis) {
+    if (p.kernel[axis] != 2 || p.padding[axis] != 0 || p.dilation[axis] != 1 ||
+        2 * outputs[axis] > sizes[axis] || (p.stride[axis] != 2 && outputs[axis] > 1)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// A vector of such windows side by side, or `count` of them.
+template <bool kPartial, typename T, typename A>
+inline void pool_vector(
+    const T* upper, int64_t W, int count, T* output, int64_t* indices, int64_t corner
+) {
+  constexpr int lanes = lanes_v<A>;
+  const int first = 2 * count < lanes ? 2 * count : lanes, rest = 2 * count - first;
+  const T* lower = upper + W;
+  const vector_t<A> a = load_lanes<kPartial>(upper, first);
+  const vector_t<A> b = load_lanes<kPartial>(upper + first, rest);
+  const vector_t<A> c = load_lanes<kPartial>(lower, first);
+  const vector_t<A> d = load_lanes<kPartial>(lower + first, rest);
+  const places_t<A> left = places_from<A>(0, 2);
+  Best<A> best{even_lanes(a, b), left};
+  best.take(odd_lanes(a, b), left + 1);
+  best.take(even_lanes(c, d), left + static_cast<lane_t<A>>(W));
+  best.take(odd_lanes(c, d), left + static_cast<lane_t<A>>(W + 1));
+  store_lanes<kPartial>(output, best.value, count);
+  store_indices<kPartial>(indices, best.place, corner, count);
+}
+
+template <typename T, typename A>
+void pool_quads(const MaxPoolArgs& p, int64_t begin, int64_t end) {
+  constexpr int lanes = lanes_v<A>;
+  const int64_t W = p.W, OW = p.OW;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t corner = item % p.OH * 2 * W;
+    const T* upper = static_cast<const T*>(p.input) + item / p.OH * p.H * W + corner;
+    T* output = static_cast<T*>(p.output) + item * OW;
+    int64_t* indices = p.indices + item * OW;
+    int64_t i = 0;
+    for (; i + lanes <= OW; i += lanes) {
+      pool_vector<false, T, A>(upper + 2 * i, W, lanes, output + i, indices + i, corner + 2 * i);
+    }
+    if (i < OW) {
+      const int count = static_cast<int>(OW - i);
+      pool_vector<true, T, A>(upper + 2 * i, W, count, output + i, indices + i, corner + 2 * i);
+    }
+  }
+}
+
 // One window for kVectors vectors of channels, or for the first `count` channels of one vector.
 template <int kVectors, bool kPartial, typename T, typename A>
 inline void pool_channels(
@@ -314,6 +367,8 @@ void pool_pixels(const MaxPoolArgs& p, int64_t begin, int64_t end) {
   void max_pool2d(const T*, const MaxPoolArgs& args, int64_t begin, int64_t end, A* scratch) { \
     if (args.channels_last) {                                                                  \
       pool_pixels<T, A>(args, begin, end);                                                     \
+    } else if (are_quads(args)) {                                                              \
+      pool_quads<T, A>(args, begin, end);                                                      \
     } else {                                                                                   \
       pool_planes<T, A>(args, begin, end, scratch);                                            \
     }                                                                                          \
