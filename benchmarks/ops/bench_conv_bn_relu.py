@@ -92,6 +92,15 @@ MODELS: dict[str, tuple[str, list[Shape]]] = {
             (1024, 1024, 7, 3, 1, 32),
         ],
     ),
+    "convnext_tiny": (
+        "none",
+        [
+            (96, 96, 56, 7, 1, 96),
+            (192, 192, 28, 7, 1, 192),
+            (384, 384, 14, 7, 1, 384),
+            (768, 768, 7, 7, 1, 768),
+        ],
+    ),
     "vgg16": (
         "relu",
         [
@@ -110,7 +119,7 @@ MODELS: dict[str, tuple[str, list[Shape]]] = {
 BATCHES = (1, 8)
 # the shapes that stand for the others in a quick run
 QUICK = {(64, 64, 56, 3, 1, 1), (256, 64, 56, 1, 1, 1), (144, 144, 56, 3, 1, 144)}
-ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6}
+ACTIVATIONS = {"none": lambda x, inplace: x, "relu": F.relu, "relu6": F.relu6}
 
 
 def parameters(shape: Shape, device: torch.device) -> list[Tensor]:

@@ -1,5 +1,6 @@
 // Rows of depthwise convolution: tiles of adjacent pixels, one vector of channels at a time. From
 // the contract down to the registers:
+//   by_dilation     pixels whose taps are the same, if taps are not side by side
 //   with_taps       number of taps and step between pixels, as constants if they are common
 //   split_pixels    number of pixels per tile
 //   with_borders    whether taps of the tile are outside the map
@@ -64,18 +65,18 @@ inline void add_any_taps(
 // kTaps 0 stands for any number of taps, step and dilation
 template <int kRows, int kTaps, int kStep, bool kBorders, typename T>
 inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
-  const int64_t C = row.packing->outer_K(), S = row.S;
+  const int64_t C = row.packing->outer_K(), pitch = row.pitch, S = row.S;
   const Bounds<T> bounds(row.activation);
   const vector_t<T> low = broadcast(bounds.low), high = broadcast(bounds.high);
-  const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * C;
-  T* output = row.output + pixel * C;
-  const int64_t step = row.step * C, first = row.first + pixel * row.step;
+  const T* residual = row.residual == nullptr ? nullptr : row.residual + pixel * pitch;
+  T* output = row.output + pixel * pitch;
+  const int64_t step = row.step * pitch, first = row.first + pixel * row.step;
   // each vector of channels prefetches its share of a later tile
   constexpr int kAhead = (kRows * kStep * kVectorBytes + kLineBytes - 1) / kLineBytes;
   const int64_t ahead = (1 + 128 / C) * kRows;
   const int64_t later = pixel + ahead - row.pixels;  // in the next row if not negative
   const int64_t behind = (later < 0 ? (pixel + ahead) * step : row.next_row + later * step) - step +
-                         (row.first + S) * C;
+                         (row.first + S) * pitch;
   for (int64_t k = 0; k < C; k += lanes_v<T>) {
     for (int64_t r = row.R - row.fresh; kTaps > 0 && r < row.R; ++r) {
       if (row.inputs[r] == nullptr) {
@@ -83,12 +84,15 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
       }
 #pragma GCC unroll 16
       for (int line = 0; line < kAhead; ++line) {
-        prefetch((const char*)(row.inputs[r] + behind + k * kRows * kStep) + line * kLineBytes);
+        prefetch(
+            (const char*)(row.inputs[r] + row.offset + behind + k * kRows * kStep) +
+            line * kLineBytes
+        );
       }
     }
 #pragma GCC unroll 16
     for (int line = 0; line < kRows * kVectorBytes / kLineBytes; ++line) {
-      __builtin_prefetch((char*)(output + ahead * C + k * kRows) + line * kLineBytes, 1, 3);
+      __builtin_prefetch((char*)(output + ahead * pitch + k * kRows) + line * kLineBytes, 1, 3);
     }
     const int count = (int)min<int64_t>(C - k, lanes_v<T>);
     const bool full = count == lanes_v<T>;
@@ -101,17 +105,17 @@ inline void depthwise_tile(const ConvDepthwiseRow<T>& row, int64_t pixel) {
       if (row.inputs[r] == nullptr) {
         continue;
       }
-      const T* x = row.inputs[r] + k;
+      const T* x = row.inputs[r] + row.offset + k;
       if (!full) {
-        add_any_taps<kRows, kBorders, true>(sums, row, x, first, C, weights, count);
+        add_any_taps<kRows, kBorders, true>(sums, row, x, first, pitch, weights, count);
       } else if constexpr (kTaps > 0) {
-        add_taps<kRows, kTaps, kStep, kBorders>(sums, x, first, row.width, C, weights);
+        add_taps<kRows, kTaps, kStep, kBorders>(sums, x, first, row.width, pitch, weights);
       } else {
-        add_any_taps<kRows, kBorders, false>(sums, row, x, first, C, weights, count);
+        add_any_taps<kRows, kBorders, false>(sums, row, x, first, pitch, weights, count);
       }
     }
     const T* added = residual == nullptr ? nullptr : residual + k;
-    finish_row(sums, output + k, added, C, kRows, count, low, high);
+    finish_row(sums, output + k, added, pitch, kRows, count, low, high);
   }
 }
 
@@ -142,10 +146,6 @@ void split_pixels(const ConvDepthwiseRow<T>& row) {
   if (p < row.pixels) {
     with_borders<1, kTaps, kStep>(row, p);
   }
-  if (!is_clamp(row.activation)) {
-    const int64_t count = row.pixels * row.packing->outer_K();
-    activate(row.output, count, row.activation, (T)row.negative_slope);
-  }
 }
 
 template <typename T>
@@ -161,14 +161,49 @@ void with_taps(const ConvDepthwiseRow<T>& row) {
     split_pixels<5, 1>(row);
   } else if (is(5, 2)) {
     split_pixels<5, 2>(row);
+  } else if (is(7, 1)) {
+    split_pixels<7, 1>(row);
+  } else if (is(7, 2)) {
+    split_pixels<7, 2>(row);
   } else {
     split_pixels<0, 0>(row);
   }
 }
 
+// With step 1, the pixels that are equal modulo the dilation share their taps, and are a row whose
+// taps are side by side.
+template <typename T>
+void by_dilation(const ConvDepthwiseRow<T>& row) {
+  const int64_t d = row.dilation;
+  if (d == 1 || row.step != 1) {
+    return with_taps(row);
+  }
+  for (int64_t p = 0; p < min(d, row.pixels); ++p) {
+    const int64_t first = row.first + p, pixel = (first % d + d) % d;
+    ConvDepthwiseRow<T> part = row;
+    part.pixels = (row.pixels - p + d - 1) / d;
+    part.width = pixel < row.width ? (row.width - pixel + d - 1) / d : 0;
+    part.first = (first - pixel) / d;
+    part.dilation = 1;
+    part.pitch = d * row.pitch;
+    part.offset = pixel * row.pitch;
+    part.output += p * row.pitch;
+    part.residual = row.residual == nullptr ? nullptr : row.residual + p * row.pitch;
+    with_taps(part);
+  }
+}
+
+template <typename T>
+void run_row(const ConvDepthwiseRow<T>& row) {
+  by_dilation(row);
+  if (!is_clamp(row.activation)) {
+    activate(row.output, row.pixels * row.pitch, row.activation, (T)row.negative_slope);
+  }
+}
+
 }  // namespace
 
-void conv_depthwise_row(const ConvDepthwiseRow<float>& row) { with_taps(row); }
-void conv_depthwise_row(const ConvDepthwiseRow<double>& row) { with_taps(row); }
+void conv_depthwise_row(const ConvDepthwiseRow<float>& row) { run_row(row); }
+void conv_depthwise_row(const ConvDepthwiseRow<double>& row) { run_row(row); }
 
 }  // namespace fastvision::FASTVISION_ISA

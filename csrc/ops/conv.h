@@ -71,6 +71,8 @@ struct ConvDepthwiseRow {
   int64_t fresh;           // how many of the R rows, at the end, no previous row has read
   int64_t step, dilation;  // between pixels and between taps, in input pixels
   int64_t next_row;        // values from the inputs to those of the next row of pixels
+  int64_t pitch;           // values from a pixel to the next, in all maps
+  int64_t offset;          // values from the inputs to pixel 0 of their rows
   const T* packed;
   const ConvPacking* packing;
   Activation activation;

@@ -5,12 +5,16 @@
 #include "common/memory_format.h"
 #include "common/parallel.h"
 #include "ops/conv_engine.h"
+#include "ops/conv_format.h"
 
 namespace fastvision {
 
 namespace {
 
 constexpr int64_t kSerialValues = 1 << 15;  // below which waking threads does not pay
+// of the rows above a task's that its taps read: with more, depthwise tasks would convert each row
+// several times
+constexpr int64_t kReachBytes = 256 << 10;
 
 }  // namespace
 
@@ -197,7 +201,11 @@ Tensor convolve(
   );
 
   const bool channels_last = in_place || is_channels_last(input);
-  const Tensor x = has_channels_last_strides(input) ? input : in_format(input, false);
+  const int64_t reach = (o.R - 1) * o.dilation_y * W * C * static_cast<int64_t>(sizeof(float));
+  const bool rereads = o.groups == C && reach > kReachBytes && dtype == ScalarType::Float;
+  const Tensor x = has_channels_last_strides(input) ? input
+                   : rereads                        ? in_channels_last(input)
+                                                    : in_format(input, false);
   Tensor output = conv_result(input, residual, o.K, OH, OW, channels_last, in_place);
   const std::optional<Tensor> addend = residual_of(residual, output, channels_last);
   if (output.numel() == 0) {

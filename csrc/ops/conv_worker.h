@@ -308,6 +308,8 @@ class ConvWorker {
           phase.step_x,
           phase.dilation_x,
           std::min(phase.step_y, input.H) * row_values(),
+          input.C,
+          0,
           static_cast<const T*>(phase.packed),
           &run_->packing,
           run_->plan.activation,

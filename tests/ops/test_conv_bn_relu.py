@@ -178,6 +178,27 @@ def test_empty_batch_and_strided_input(backend):
     assert y.shape == sample.expected().shape and y.dtype == torch.float32
 
 
+# windows with and without a kernel of their own; rows shorter than the dilation, and as far from
+# each other as makes contiguous maps convert at once
+@pytest.mark.parametrize("columns", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("size", [(5, 1), (4, 13), (9, 40)])
+@LAYOUTS
+@pytest.mark.only(lambda backend: backend.name == "cpp")
+def test_windows_of_depthwise(backend, columns, size, channels_last):
+    sample = Sample(37, 37, (3, columns), groups=37, size=size, channels_last=channels_last)
+    half = columns // 2
+    for stride, dilation in ((1, 1), (2, 1), (1, 2), (1, (60, 3)), (2, 2), (1, (1, 50)), (3, 1)):
+        down, across = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+        padding = (half * across, half * across + 1, down, down)
+        options = {"stride": stride, "dilation": dilation, "padding": padding}
+        shape = sample(**options).shape
+        residual = in_format(cases.feature_map(*shape, seed=25), channels_last)
+        for activation, added in (("relu", None), ("silu", residual)):
+            options |= {"activation": activation, "residual": added}
+            (y,) = same_for_threads(functools.partial(sample, **options, backend="cpp"), (1, 3))
+            assert_matches(y, sample.expected(**options), scale=2)
+
+
 # groups that fill a vector in part, share it and take several; each has its channels and filters
 _GROUPS = [(2, 2, 19), (4, 4, 9), (8, 8, 7), (16, 16, 5), (24, 24, 9), (48, 40, 3), (5, 31, 2)]
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastvision import ops
+from fastvision import _extension, ops
 from fastvision.ops.conv import winograd
 from fastvision.ops.conv.cpu import conv_options
 from fastvision.testing import cases
+from fastvision.testing.backends import LEVELS
 from fastvision.testing.conv_transpose2d import random
 from fastvision.testing.marks import needs_library
 from fastvision.testing.numerics import assert_matches
@@ -84,7 +85,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(("C", "K"), [(64, 17), (69, 33), (130, 72)])
 @pytest.mark.parametrize("size", [(12, 12), (11, 18)])
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-def test_all_windows(cpu_level, window, size, C, K, plain):
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_windows(level, cpu_level, window, size, C, K, plain):
+    _extension.set_cpu_level(level)
     x, weight, bias = sample(C, K, window, size)
     last = in_format(x, True)
     expected = exact(x, weight, bias, window)
@@ -111,7 +114,9 @@ def test_all_windows(cpu_level, window, size, C, K, plain):
 
 
 @pytest.mark.parametrize("K", [1, 3, 8])
-def test_few_filters(cpu_level, K, packed):
+@pytest.mark.parametrize("level", LEVELS)
+def test_few_filters(level, cpu_level, K, packed):
+    _extension.set_cpu_level(level)
     window = WINDOWS["k4s2"]
     x, weight, bias = sample(64, K, window, (16, 13))
     assert_matches(ops.conv_transpose2d(x, weight, bias, 2, 1), exact(x, weight, bias, window))
@@ -132,7 +137,9 @@ def test_unequal_phases(padding, images, packed):
 # 48 channels fill cache lines, so that results of more than 8 MiB are written past the caches
 @pytest.mark.parametrize("K", [48, 44])
 @pytest.mark.parametrize("window", ["k4s2", "k3s1"])
-def test_large_results(cpu_level, window, K, packed):
+@pytest.mark.parametrize("level", LEVELS)
+def test_large_results(level, cpu_level, window, K, packed):
+    _extension.set_cpu_level(level)
     kernel, stride, *rest = WINDOWS[window]
     size = (150 // stride, 161 // stride)
     x, weight, bias = sample(64, K, WINDOWS[window], size)
