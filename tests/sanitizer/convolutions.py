@@ -98,7 +98,7 @@ def conv_bn_relu(rng: Source) -> Call:
         if groups < 8
         else rng.choice(few)
     )
-    window = rng.choice(((1, 1), (3, 3), (3, 3), (1, 4), (5, 5), (7, 2)))
+    window = rng.choice(((1, 1), (3, 3), (3, 3), (1, 4), (5, 5), (7, 2), (2, 7)))
     shape = (
         rng.choice((0, 1, 1, 1, 2, 3)),
         C * groups,
