@@ -175,10 +175,10 @@ void with_taps(const ConvDepthwiseRow<T>& row) {
 template <typename T>
 void by_dilation(const ConvDepthwiseRow<T>& row) {
   const int64_t d = row.dilation;
-  if (d == 1 || row.step != 1) {
+  if (d == 1 || row.step != 1 || d >= row.pixels) {
     return with_taps(row);
   }
-  for (int64_t p = 0; p < min(d, row.pixels); ++p) {
+  for (int64_t p = 0; p < d; ++p) {
     const int64_t first = row.first + p, pixel = (first % d + d) % d;
     ConvDepthwiseRow<T> part = row;
     part.pixels = (row.pixels - p + d - 1) / d;

@@ -201,7 +201,8 @@ Tensor convolve(
   );
 
   const bool channels_last = in_place || is_channels_last(input);
-  const int64_t reach = (o.R - 1) * o.dilation_y * W * C * static_cast<int64_t>(sizeof(float));
+  const int64_t rows = std::min((o.R - 1) * o.dilation_y, H);
+  const int64_t reach = rows * W * C * static_cast<int64_t>(sizeof(float));
   const bool rereads = o.groups == C && reach > kReachBytes && dtype == ScalarType::Float;
   const Tensor x = has_channels_last_strides(input) ? input
                    : rereads                        ? in_channels_last(input)
