@@ -1,7 +1,12 @@
 // Integers as wide as a vector's lanes, shuffles of neighbouring lanes, and partial vectors.
 #pragma once
 
+#include <type_traits>
+
 #include "common/simd.h"
+
+// for what keeps vectors in registers only if it is inlined, lambdas included
+#define FASTVISION_INLINED __attribute__((always_inline))
 
 namespace fastvision::FASTVISION_ISA {
 namespace {
@@ -157,6 +162,18 @@ inline void store_lanes(T* p, V v, int count) {
     store_partial(p, v, count);
   } else {
     store(p, v);
+  }
+}
+
+// Calls work(first, partial, lanes) for vectors of `count` elements; the last one may be partial.
+template <typename A, typename Work>
+inline void for_vectors(int64_t count, const Work& work) {
+  int64_t i = 0;
+  for (; i + lanes_v<A> <= count; i += lanes_v<A>) {
+    work(i, std::false_type{}, lanes_v<A>);
+  }
+  if (i < count) {
+    work(i, std::true_type{}, static_cast<int>(count - i));
   }
 }
 

@@ -11,7 +11,7 @@ namespace {
 
 // G g of a column g of filters: their polynomials at each point, divided by the product of the
 // point's distances from the others
-inline void transform_filter(const double_v (&g)[3], double_v (&u)[kIn]) {
+constexpr auto filter_of_three = [](const double_v* g, double_v* u) {
   constexpr double a2 = kNear * kNear, b2 = kFar * kFar, apart = 2 * (a2 - b2);
   const double_v even_a = g[0] / (a2 * apart) + g[2] / apart, odd_a = g[1] / (kNear * apart);
   const double_v even_b = g[0] / (-b2 * apart) - g[2] / apart, odd_b = g[1] / (-kFar * apart);
@@ -21,7 +21,7 @@ inline void transform_filter(const double_v (&g)[3], double_v (&u)[kIn]) {
   u[3] = even_b + odd_b;
   u[4] = even_b - odd_b;
   u[5] = g[2];
-}
+};
 
 // B^T d of a column d: for each point the product of (x - the others), with x^i read as d[i]
 constexpr auto transform_input = [](const float_v (&d)[kIn], float_v (&v)[kIn]) {
@@ -51,7 +51,7 @@ constexpr float kP = kInner, kQ = kOuter, kP2 = kInner * kInner, kQ2 = kOuter * 
 constexpr float kP3 = kInner * kInner * kInner, kQ3 = kOuter * kOuter * kOuter;
 constexpr float kPairSum = kP2 + kQ2, kPairProduct = kP2 * kQ2;
 
-inline void filter_of_one(double_v g, double_v (&u)[kPointsOfOne]) {
+inline void filter_of_one(double_v g, double_v* u) {
   constexpr double apart = 2 * (kInner * kInner - kOuter * kOuter);
   constexpr double inner = 1 / (kInner * apart), outer = 1 / (-kOuter * apart);
   u[0] = g * inner;
@@ -60,7 +60,7 @@ inline void filter_of_one(double_v g, double_v (&u)[kPointsOfOne]) {
   u[3] = -u[2];
 }
 
-inline void filter_of_two(double_v first, double_v second, double_v (&u)[kPointsOfTwo]) {
+inline void filter_of_two(double_v first, double_v second, double_v* u) {
   double_v even[kPointsOfOne], odd[kPointsOfOne];
   filter_of_one(first, even);
   filter_of_one(second, odd);
@@ -286,21 +286,24 @@ inline void output_tiles(
   }
 }
 
-// Calls write(position, kind, u) with the transformed filters g.
-template <typename Write>
-void transform_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
-  double_v rows[kIn][3], column[kIn];
-  for (int s = 0; s < 3; ++s) {
-    transform_filter({g[s], g[3 + s], g[6 + s]}, column);
-    for (int y = 0; y < kIn; ++y) {
-      rows[y][s] = column[y];
+// Calls write(position, kind, u) with the transformed filters g, of kTaps x kTaps.
+template <int kTaps, int kPoints, typename Transform, typename Write>
+void transform_square_filters(const double_v* g, Transform transform, const Write& write) {
+  double_v rows[kPoints][kTaps], u[kPoints];
+  for (int s = 0; s < kTaps; ++s) {
+    double_v column[kTaps];
+    for (int r = 0; r < kTaps; ++r) {
+      column[r] = g[r * kTaps + s];
+    }
+    transform(column, u);
+    for (int y = 0; y < kPoints; ++y) {
+      rows[y][s] = u[y];
     }
   }
-  for (int y = 0; y < kIn; ++y) {
-    double_v u[kIn];
-    transform_filter(rows[y], u);
-    for (int x = 0; x < kIn; ++x) {
-      write(y * kIn + x, 0, u[x]);
+  for (int y = 0; y < kPoints; ++y) {
+    transform(rows[y], u);
+    for (int x = 0; x < kPoints; ++x) {
+      write(y * kPoints + x, 0, u[x]);
     }
   }
 }
@@ -335,20 +338,6 @@ void transform_strided_filters(const double_v (&g)[kWinogradTaps], const Write& 
     write_row(y, twos[y], kTwoTwo, kTwoOne);
     if (y < finite) {
       write_row(y, ones[y], kOneTwo, kOneOne);
-    }
-  }
-}
-
-template <typename Write>
-void transform_pair_filters(const double_v (&g)[kWinogradTaps], const Write& write) {
-  double_v columns[2][kPointsOfTwo];
-  filter_of_two(g[0], g[2], columns[0]);
-  filter_of_two(g[1], g[3], columns[1]);
-  for (int y = 0; y < kPointsOfTwo; ++y) {
-    double_v u[kPointsOfTwo];
-    filter_of_two(columns[0][y], columns[1][y], u);
-    for (int x = 0; x < kPointsOfTwo; ++x) {
-      write(y * kPointsOfTwo + x, 0, u[x]);
     }
   }
 }
@@ -388,13 +377,17 @@ void winograd_filters(const WinogradFilters& f) {
       };
       switch (f.form) {
         case WinogradForm::kThree:
-          transform_filters(g, write);
+          transform_square_filters<3, kIn>(g, filter_of_three, write);
           break;
         case WinogradForm::kStrided:
           transform_strided_filters(g, write);
           break;
         case WinogradForm::kPair:
-          transform_pair_filters(g, write);
+          transform_square_filters<2, kPointsOfTwo>(
+              g,
+              [](const double_v* pair, double_v* u) { filter_of_two(pair[0], pair[1], u); },
+              write
+          );
           break;
       }
     }

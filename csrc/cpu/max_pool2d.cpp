@@ -166,19 +166,7 @@ void pool_planes(const MaxPoolArgs& p, int64_t begin, int64_t end, A* scratch) {
   }
 }
 
-// Whether all windows are 2x2 pixels side by side, inside of the plane.
-inline bool are_quads(const MaxPoolArgs& p) {
-  const int64_t sizes[2] = {p.H, p.W}, outputs[2] = {p.OH, p.OW};
-  for (int axis = 0; axis < 2; ++axis) {
-    if (p.kernel[axis] != 2 || p.padding[axis] != 0 || p.dilation[axis] != 1 ||
-        2 * outputs[axis] > sizes[axis] || (p.stride[axis] != 2 && outputs[axis] > 1)) {
-      return false;
-    }
-  }
-  return true;
-}
-
-// A vector of such windows side by side, or `count` of them.
+// A vector of windows of 2x2 pixels side by side, or `count` of them.
 template <bool kPartial, typename T, typename A>
 inline void pool_vector(
     const T* upper, int64_t W, int count, T* output, int64_t* indices, int64_t corner
@@ -201,21 +189,17 @@ inline void pool_vector(
 
 template <typename T, typename A>
 void pool_quads(const MaxPoolArgs& p, int64_t begin, int64_t end) {
-  constexpr int lanes = lanes_v<A>;
   const int64_t W = p.W, OW = p.OW;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t corner = item % p.OH * 2 * W;
     const T* upper = static_cast<const T*>(p.input) + item / p.OH * p.H * W + corner;
     T* output = static_cast<T*>(p.output) + item * OW;
     int64_t* indices = p.indices + item * OW;
-    int64_t i = 0;
-    for (; i + lanes <= OW; i += lanes) {
-      pool_vector<false, T, A>(upper + 2 * i, W, lanes, output + i, indices + i, corner + 2 * i);
-    }
-    if (i < OW) {
-      const int count = static_cast<int>(OW - i);
-      pool_vector<true, T, A>(upper + 2 * i, W, count, output + i, indices + i, corner + 2 * i);
-    }
+    for_vectors<A>(OW, [&](int64_t i, auto partial, int count) FASTVISION_INLINED {
+      pool_vector<decltype(partial)::value, T, A>(
+          upper + 2 * i, W, count, output + i, indices + i, corner + 2 * i
+      );
+    });
   }
 }
 
@@ -367,7 +351,7 @@ void pool_pixels(const MaxPoolArgs& p, int64_t begin, int64_t end) {
   void max_pool2d(const T*, const MaxPoolArgs& args, int64_t begin, int64_t end, A* scratch) { \
     if (args.channels_last) {                                                                  \
       pool_pixels<T, A>(args, begin, end);                                                     \
-    } else if (are_quads(args)) {                                                              \
+    } else if (max_pool2d_in_quads(args)) {                                                    \
       pool_quads<T, A>(args, begin, end);                                                      \
     } else {                                                                                   \
       pool_planes<T, A>(args, begin, end, scratch);                                            \

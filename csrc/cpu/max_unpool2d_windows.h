@@ -7,9 +7,6 @@
 #include "common/simd_lanes.h"
 #include "ops/max_unpool2d.h"
 
-// for what keeps vectors in registers only if it is inlined, lambdas included
-#define FASTVISION_INLINED __attribute__((always_inline))
-
 namespace fastvision::FASTVISION_ISA {
 namespace {
 
@@ -175,18 +172,6 @@ class Quads {
   uint64_v high_{};  // all offsets: the upper 33 bits are zero
   Lanes outside_{};  // all columns: only the lowest bit may be set
 };
-
-// Calls work(first, partial, lanes) for vectors of `count` elements; the last one may be partial.
-template <typename A, typename Work>
-inline void for_vectors(int64_t count, const Work& work) {
-  int64_t i = 0;
-  for (; i + lanes_v<A> <= count; i += lanes_v<A>) {
-    work(i, std::false_type{}, lanes_v<A>);
-  }
-  if (i < count) {
-    work(i, std::true_type{}, static_cast<int>(count - i));
-  }
-}
 
 // Calls work(first, partial, lanes) for vectors of a row; the last one begins early instead of
 // being partial, if the row is long enough.

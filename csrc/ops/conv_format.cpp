@@ -28,6 +28,20 @@ void for_pixels(const Tensor& x, const Copy& copy) {
   });
 }
 
+template <typename T>
+Tensor transposed(const Tensor& x) {
+  const Tensor from = torch::stable::contiguous(x);
+  const int64_t C = x.size(1), HW = x.size(2) * x.size(3);
+  Tensor to = empty_in_format(x, x.size(0), C, x.size(2), x.size(3), true);
+  const T* source = static_cast<const T*>(from.const_data_ptr());
+  T* target = static_cast<T*>(to.mutable_data_ptr());
+  for_pixels(x, [&](int64_t pixel, int64_t offset, int64_t count) {
+    const ConvMaps<const T> maps{source + offset, C, count, HW, 1};
+    FASTVISION_CALL(conv_gather, maps, target + pixel * C, C);
+  });
+  return to;
+}
+
 }  // namespace
 
 Tensor in_channels_last(const Tensor& x) {
@@ -37,16 +51,7 @@ Tensor in_channels_last(const Tensor& x) {
   if (!x.is_contiguous() && x.stride(1) == 1) {  // torch reads its channels side by side
     return torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   }
-  const Tensor from = torch::stable::contiguous(x);
-  const int64_t C = x.size(1), HW = x.size(2) * x.size(3);
-  Tensor to = empty_in_format(x, x.size(0), C, x.size(2), x.size(3), true);
-  const float* source = static_cast<const float*>(from.const_data_ptr());
-  float* target = static_cast<float*>(to.mutable_data_ptr());
-  for_pixels(x, [&](int64_t pixel, int64_t offset, int64_t count) {
-    const ConvMaps<const float> maps{source + offset, C, count, HW, 1};
-    FASTVISION_CALL(conv_gather, maps, target + pixel * C, C);
-  });
-  return to;
+  return x.scalar_type() == ScalarType::Double ? transposed<double>(x) : transposed<float>(x);
 }
 
 void copy_to_contiguous(const Tensor& from, Tensor& to) {

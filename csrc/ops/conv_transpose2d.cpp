@@ -4,14 +4,12 @@
 #include <vector>
 
 #include "common/memory_format.h"
-#include "common/parallel.h"
 #include "common/torch.h"
+#include "ops/conv_format.h"
 #include "ops/conv_transposed.h"
 
 namespace fastvision {
 namespace {
-
-constexpr int64_t kSerialWork = 1 << 16;  // values below which waking threads does not pay
 
 void check_filter(const TransposedFilter& f, int64_t C) {
   STD_TORCH_CHECK(
@@ -67,38 +65,14 @@ Tensor conv_transpose2d_pack(
 
 constexpr int64_t kSmallMap = 1 << 13;
 
-// torch's own copy takes several times as long
-template <typename T>
-Tensor to_channels_last(const Tensor& input) {
-  constexpr int64_t kStep = 256;  // pixels
-  const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3);
-  const Tensor x = torch::stable::contiguous(input);
-  Tensor output = empty_in_format(x, N, C, H, W, true);
-  const T* from = static_cast<const T*>(x.const_data_ptr());
-  T* to = static_cast<T*>(output.mutable_data_ptr());
-  const int64_t pixels = H * W, steps = ceil_div(pixels, kStep);
-  parallel_chunks(N * steps, input.numel() < kSerialWork ? N * steps : 1, [&] {
-    return [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i / steps * pixels * C, pixel = i % steps * kStep;
-        const int64_t count = std::min(kStep, pixels - pixel);
-        const ConvMaps<const T> maps{from + first + pixel, C, count, pixels, 1};
-        FASTVISION_CALL(conv_gather, maps, to + first + pixel * C, C);
-      }
-    };
-  });
-  return output;
-}
-
 // Converts the input to the format that the engine reads fastest.
 Tensor located(const Tensor& input, ScalarType dtype) {
   // converting a small map at once takes longer than in each phase
   if (has_channels_last_strides(input) || input.numel() <= kSmallMap) {
     return in_format(input, has_channels_last_strides(input));
   }
-  return dtype == ScalarType::Float    ? to_channels_last<float>(input)
-         : dtype == ScalarType::Double ? to_channels_last<double>(input)
-                                       : in_format(input, true);
+  const bool wide = dtype == ScalarType::Float || dtype == ScalarType::Double;
+  return wide ? in_channels_last(input) : in_format(input, true);
 }
 
 constexpr int64_t kFewPixels = 64, kFewMultiplyAdds = 1 << 22;

@@ -8,6 +8,7 @@
 
 #include "common/isa.h"
 #include "common/scalar.h"
+#include "ops/max_quads.h"
 
 namespace fastvision {
 
@@ -20,6 +21,11 @@ struct MaxPoolArgs {
   // vertical and horizontal; a window spans less than 2^31 pixels of a plane
   int64_t kernel[2], stride[2], padding[2], dilation[2];
 };
+
+static inline bool max_pool2d_in_quads(const MaxPoolArgs& args) {
+  return args.dilation[0] == 1 && args.dilation[1] == 1 &&
+         are_quads({args.H, args.W}, {args.OH, args.OW}, args.kernel, args.stride, args.padding);
+}
 
 // Columns of an output row, rounded up to whole vectors of any level.
 static inline int64_t max_pool2d_columns(const MaxPoolArgs& args) {

@@ -10,6 +10,7 @@
 
 #include "common/isa.h"
 #include "common/scalar.h"
+#include "ops/max_quads.h"
 
 namespace fastvision {
 
@@ -25,16 +26,8 @@ struct MaxUnpoolArgs {
   int64_t window[2], stride[2], padding[2];
 };
 
-// Whether the windows are 2x2 pixels side by side, all inside of the plane.
 static inline bool max_unpool2d_in_quads(const MaxUnpoolArgs& args) {
-  const int64_t sizes[2] = {args.PH, args.PW}, counts[2] = {args.H, args.W};
-  for (int axis = 0; axis < 2; ++axis) {
-    if (args.window[axis] != 2 || args.padding[axis] != 0 || counts[axis] > sizes[axis] / 2 ||
-        (args.stride[axis] != 2 && counts[axis] > 1)) {
-      return false;
-    }
-  }
-  return true;
+  return are_quads({args.PH, args.PW}, {args.H, args.W}, args.window, args.stride, args.padding);
 }
 
 // The kernels return false, and leave the rest undone, if an index is not where it has to be.

@@ -141,9 +141,12 @@ class PackedLayer:
     It holds only the packed weights; each call passes the original ones.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec) -> None:
-        """``shape``: of the weight; ``dtype``: of the inputs."""
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
+    ) -> None:
+        """``shape``: of the weight; ``dtype``: of the inputs; ``once``: it runs once."""
         self.packs = Packs()
+        self.tiles = tiles_of(shape, dtype, spec, once=once)
         self.spec, self.shape = spec, tuple(shape)
         self.channels = shape[0] if spec.transposed else shape[1] * spec.groups
         self.options = engine_options(shape, spec)
@@ -193,14 +196,12 @@ class Layer(PackedLayer):
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
     ) -> None:
-        """``once``: it runs once."""
-        super().__init__(shape, dtype, spec)
+        super().__init__(shape, dtype, spec, once=once)
         self.onednn_pixels = least_onednn_pixels(shape, dtype, spec)
         self.may_skip_padding = (
             spec.dilation != (1, 1) and dtype == torch.float32 and onednn.is_available()
         )
         self.may_use_onednn = self.may_skip_padding or self.onednn_pixels < math.inf
-        self.tiles = tiles_of(shape, dtype, spec, once=once)
 
     def again(
         self, input: Tensor, residual: Tensor | None, weights: tuple[Tensor | None, ...]

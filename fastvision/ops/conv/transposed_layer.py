@@ -14,7 +14,6 @@ from .._library import direct
 from .cpu import PackedLayer
 from .prepared import MAX_PHASES, Prepared, by_torch, prepare
 from .spec import ConvSpec, Weights
-from .winograd import tiles_of
 
 _OPS = torch.ops.fastvision
 # by whether they use Winograd's algorithm
@@ -35,9 +34,7 @@ class TransposedLayer(PackedLayer):
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, spec: ConvSpec, *, once: bool = False
     ) -> None:
-        """``once``: it runs once."""
-        super().__init__(shape, dtype, spec)
-        self.tiles = tiles_of(shape, dtype, spec, once=once)
+        super().__init__(shape, dtype, spec, once=once)
         self.least_pixels = _MIN_PACKED_PIXELS if once and dtype == self.dtype else 0
         self.input_dtype = dtype
         self.pixel_differs = spec.stride != self._window()  # whether it has a layer of its own
